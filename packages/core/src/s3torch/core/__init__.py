@@ -1,0 +1,97 @@
+"""The core of s3torch: client, readers, writer, checkpoints, transports and plugins.
+
+Importing it loads neither torch nor awscrt nor boto3.
+"""
+
+from s3torch.core._version import __version__
+from s3torch.core.checkpoint import S3Checkpoint
+from s3torch.core.client import S3Client
+from s3torch.core.config import S3ClientConfig
+from s3torch.core.errors import (
+    AccessDeniedError,
+    ChecksumMismatchError,
+    ConfigurationError,
+    ConflictError,
+    ForkedProcessError,
+    NoCredentialsError,
+    NotFoundError,
+    ObjectChangedError,
+    PreconditionFailedError,
+    RangeNotSatisfiableError,
+    S3ConnectionError,
+    S3Error,
+    S3TimeoutError,
+    ServerError,
+    ThrottledError,
+    TransferCancelledError,
+    TransportError,
+    TruncatedError,
+    WrongRegionError,
+)
+from s3torch.core.listing import ListObjectStream
+from s3torch.core.models import (
+    Credentials,
+    DeleteFailure,
+    HeadObjectResult,
+    ListObjectResult,
+    ObjectInfo,
+    PutOptions,
+    RestoreStatus,
+    S3BucketKeyData,
+)
+from s3torch.core.readers.base import S3Reader
+from s3torch.core.readers.constructor import S3ReaderConstructor
+from s3torch.core.readers.protocols import GetStreamCallable, S3ReaderConstructorProtocol
+from s3torch.core.readers.ranged import RangedS3Reader
+from s3torch.core.readers.sequential import SequentialS3Reader
+from s3torch.core.transfer.source import GetObjectStream
+from s3torch.core.uri import S3Uri, parse_s3_uri
+from s3torch.core.user_agent import UserAgent
+from s3torch.core.writers import PutObjectStream, S3Writer
+
+__all__ = [
+    "AccessDeniedError",
+    "ChecksumMismatchError",
+    "ConfigurationError",
+    "ConflictError",
+    "Credentials",
+    "DeleteFailure",
+    "ForkedProcessError",
+    "GetObjectStream",
+    "GetStreamCallable",
+    "HeadObjectResult",
+    "ListObjectResult",
+    "ListObjectStream",
+    "NoCredentialsError",
+    "NotFoundError",
+    "ObjectChangedError",
+    "ObjectInfo",
+    "PreconditionFailedError",
+    "PutObjectStream",
+    "PutOptions",
+    "RangeNotSatisfiableError",
+    "RangedS3Reader",
+    "RestoreStatus",
+    "S3BucketKeyData",
+    "S3Checkpoint",
+    "S3Client",
+    "S3ClientConfig",
+    "S3ConnectionError",
+    "S3Error",
+    "S3Reader",
+    "S3ReaderConstructor",
+    "S3ReaderConstructorProtocol",
+    "S3TimeoutError",
+    "S3Uri",
+    "S3Writer",
+    "SequentialS3Reader",
+    "ServerError",
+    "ThrottledError",
+    "TransferCancelledError",
+    "TransportError",
+    "TruncatedError",
+    "UserAgent",
+    "WrongRegionError",
+    "__version__",
+    "parse_s3_uri",
+]

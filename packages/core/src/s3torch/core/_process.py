@@ -1,0 +1,109 @@
+"""How s3torch lives through ``fork``: the one module that knows.
+
+Native clients, their threads and their locks do not survive a fork: a client of the parent that is used in
+the child hangs, and one that is destroyed there may hang as well. So whatever is bound to a process is held
+by a ``PerProcess``, which makes a new one in the child and never touches the inherited one again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from s3torch.core.errors import ForkedProcessError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+def abandon(value: object) -> None:
+    """Keeps an inherited native object for ever, so that no destructor of it runs in this process."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
+
+
+class PerProcess(Generic[T]):
+    """A value that every process makes for itself at its first use.
+
+    Threads of one process share the value. It is left out of pickles.
+    """
+
+    def __init__(self, factory: Callable[[], T]) -> None:
+        self._factory = factory
+        self._reset()
+        _holders.add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._value: T | None = None
+
+    def get(self) -> T:
+        """Returns the value of this process and makes it first if there is none."""
+        value = self._value
+        if value is None:
+            with self._lock:
+                value = self._value
+                if value is None:
+                    value = self._value = self._factory()
+        return value
+
+    def peek(self) -> T | None:
+        """Returns the value of this process if there is one."""
+        return self._value
+
+    def take(self) -> T | None:
+        """Returns the value of this process if there is one, and forgets it."""
+        with self._lock:
+            value, self._value = self._value, None
+        return value
+
+    def after_fork_in_child(self) -> None:
+        """Forgets the parent's value without touching it, and a lock that a thread of the parent may hold."""
+        if self._value is not None:
+            abandon(self._value)
+        self._reset()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (PerProcess, (self._factory,))
+
+
+class Birthplace:
+    """Remembers the process in which a reader or writer was opened."""
+
+    __slots__ = ("_pid",)
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+
+    @property
+    def is_here(self) -> bool:
+        """Tells whether this is still the process in which it was opened."""
+        return self._pid == os.getpid()
+
+    def check(self, what: str) -> None:
+        """Refuses use in another process.
+
+        Raises:
+            ForkedProcessError: This is a forked child.
+        """
+        if not self.is_here:
+            raise ForkedProcessError(
+                f"{what} was opened in process {self._pid} and cannot be used in its forked child "
+                f"{os.getpid()}; open another one here"
+            )
+
+
+_holders: weakref.WeakSet[PerProcess[Any]] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for holder in list(_holders):
+        holder.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,129 @@
+"""The settings of a client."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from s3torch.core.errors import ConfigurationError
+from s3torch.core.ranges import GIB, MAX_PART_SIZE, MIB, MIN_PART_SIZE
+from s3torch.core.uri import check_endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from s3torch.core.models import Credentials
+
+__all__ = ["CHECKSUM_ALGORITHMS", "DEFAULT_TRANSPORT", "TRANSPORT_VARIABLE", "S3ClientConfig"]
+
+DEFAULT_TRANSPORT = "crt"
+TRANSPORT_VARIABLE = "S3TORCH_TRANSPORT"
+CHECKSUM_ALGORITHMS = ("CRC64NVME", "CRC32C", "CRC32")
+_CHECKSUM_OFF = "off"
+
+
+@dataclass(frozen=True)
+class S3ClientConfig:
+    """How a client reaches S3 and how much it may use; immutable, hashable, and safe to pickle.
+
+    It holds no secrets: keys come from the usual AWS places or from ``credentials``.
+
+    Attributes:
+        throughput_target_gbps: What the client tries to reach, in gigabits per second; it sets the number
+            of connections.
+        part_size: Bytes of a part of a download or upload, from 5 MiB to 5 GiB.
+        unsigned: Sends anonymous requests.
+        force_path_style: Puts the bucket into the path, ``host/bucket/key``. Endpoints outside AWS and
+            bucket names with dots get this anyway.
+        max_attempts: How often one request is tried in all. ``AWS_MAX_ATTEMPTS`` comes before it.
+        profile: A named profile of the AWS configuration files.
+        requester_pays: Agrees to pay for requests to buckets that ask for it.
+        endpoint: The URL of a store that speaks S3; ``None`` takes ``AWS_ENDPOINT_URL_S3``,
+            ``AWS_ENDPOINT_URL``, the profile, and at last AWS itself.
+        transport: The name of the transport plugin; ``None`` takes ``S3TORCH_TRANSPORT``, then ``"crt"``.
+        memory_limit: Bytes that may be in flight in this process; ``None`` derives it from the memory that
+            this process may use.
+        connect_timeout: Seconds to wait for a connection.
+        read_timeout: Seconds to wait for the next bytes of an answer.
+        checksum_algorithm: What uploads carry: ``"CRC64NVME"``, ``"CRC32C"``, ``"CRC32"``, or ``"off"`` for
+            stores that do not know checksums.
+        credentials: A function that returns the keys to sign with. Asked again when ``expires_at`` of the
+            last ones is near. It has to be picklable where the client is.
+    """
+
+    throughput_target_gbps: float = 10.0
+    part_size: int = 8 * MIB
+    unsigned: bool = False
+    force_path_style: bool = False
+    max_attempts: int = 10
+    profile: str | None = None
+    requester_pays: bool = False
+    endpoint: str | None = None
+    transport: str | None = None
+    memory_limit: int | None = None
+    connect_timeout: float = 10.0
+    read_timeout: float = 60.0
+    checksum_algorithm: str = CHECKSUM_ALGORITHMS[0]
+    credentials: Callable[[], Credentials] | None = None
+
+    def __post_init__(self) -> None:
+        self._check_number("throughput_target_gbps", 0, math.inf)
+        self._check_part_size()
+        self._check_integer("max_attempts", 1, 100)
+        if self.memory_limit is not None:
+            self._check_integer("memory_limit", MIN_PART_SIZE, 1024 * GIB)
+        self._check_number("connect_timeout", 0.001, 3600)
+        self._check_number("read_timeout", 0.001, 3600)
+        for name in ("unsigned", "force_path_style", "requester_pays"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigurationError(f"{name} must be a bool, got {getattr(self, name)!r}")
+        for name in ("profile", "endpoint", "transport"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value):
+                raise ConfigurationError(f"{name} must be None or a non-empty string, got {value!r}")
+        if self.unsigned and self.requester_pays:
+            raise ConfigurationError("requester_pays needs signed requests, but unsigned is True")
+        if self.endpoint is not None:
+            check_endpoint(self.endpoint)
+        if self.checksum_algorithm not in (*CHECKSUM_ALGORITHMS, _CHECKSUM_OFF):
+            allowed = ", ".join((*CHECKSUM_ALGORITHMS, _CHECKSUM_OFF))
+            raise ConfigurationError(
+                f"checksum_algorithm must be one of {allowed}, got {self.checksum_algorithm!r}"
+            )
+        if self.credentials is not None and not callable(self.credentials):
+            raise ConfigurationError("credentials must be a function that returns Credentials")
+
+    @property
+    def upload_checksum(self) -> str | None:
+        """The algorithm of the checksums that uploads carry, ``None`` when they are off."""
+        return None if self.checksum_algorithm == _CHECKSUM_OFF else self.checksum_algorithm
+
+    @property
+    def attempts(self) -> int:
+        """How often one request is tried in all, with ``AWS_MAX_ATTEMPTS`` taken into account."""
+        value = os.environ.get("AWS_MAX_ATTEMPTS", "")
+        return int(value) if value.isdecimal() and int(value) > 0 else self.max_attempts
+
+    @property
+    def transport_name(self) -> str:
+        """The name of the transport, with ``S3TORCH_TRANSPORT`` taken into account."""
+        return self.transport or os.environ.get(TRANSPORT_VARIABLE) or DEFAULT_TRANSPORT
+
+    def _check_part_size(self) -> None:
+        # A method of its own, because the drop-in package checks it at the first use.
+        self._check_integer("part_size", MIN_PART_SIZE, MAX_PART_SIZE)
+
+    def _check_integer(self, name: str, low: int, high: int) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ConfigurationError(f"{name} must be an int, got {value!r}")
+        self._check_number(name, low, high)
+
+    def _check_number(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ConfigurationError(f"{name} must be a number, got {value!r}")
+        if not low <= value <= high:
+            raise ConfigurationError(f"{name} must be from {low} to {high}, got {value!r}")

@@ -1,0 +1,104 @@
+"""What a client holds in one process: session, transport, control plane and memory."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from s3torch.core._process import PerProcess
+from s3torch.core.memory import Memory
+from s3torch.core.plugins.manager import create_transport
+from s3torch.core.protocols import SupportsControl, TransportContext
+from s3torch.core.session import AwsSession
+
+if TYPE_CHECKING:
+    from s3torch.core.config import S3ClientConfig
+    from s3torch.core.models import BucketEndpoint
+    from s3torch.core.protocols import ControlPlane, Transport
+    from s3torch.core.user_agent import UserAgent
+
+__all__ = ["Connection", "Connector"]
+
+
+class Connection:
+    """Everything of one client that lives in one process."""
+
+    def __init__(self, settings: Connector) -> None:
+        agent = settings.user_agent.prefix
+        self._session = AwsSession(
+            region=settings.region,
+            endpoint=settings.endpoint,
+            config=settings.config,
+            user_agent=agent,
+            endpoints=settings.endpoints,
+        )
+        context = TransportContext(settings.config, self._session, agent)
+        self.memory = Memory.of_this_process(settings.config.memory_limit)
+        self.transport: Transport = create_transport(settings.config.transport_name, context)
+        self._control: ControlPlane | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def control(self) -> ControlPlane:
+        """The control plane: the transport's own if it has one, else boto3's; made at the first use."""
+        with self._lock:
+            if self._control is None:
+                if isinstance(self.transport, SupportsControl):
+                    self._control = self.transport.control()
+                else:
+                    from s3torch.core.control import BotoControl
+
+                    self._control = BotoControl(self._session)
+            return self._control
+
+    def close(self) -> None:
+        """Cancels what is in flight and frees connections."""
+        self.transport.close()
+        if self._control is not None:
+            self._control.close()
+        self._session.close()
+
+
+@dataclass(eq=False)
+class Connector:
+    """Makes the connection of a client, once per process, at the first use.
+
+    It is the part of a client that readers, writers and listings keep, and that travels to other processes:
+    settings and addresses go along, connections and secrets stay behind.
+    """
+
+    region: str | None
+    endpoint: str | None
+    config: S3ClientConfig
+    user_agent: UserAgent
+    endpoints: dict[str, BucketEndpoint] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._connection: PerProcess[Connection] = PerProcess(self._connect)
+
+    def get(self) -> Connection:
+        """Returns the connection of this process.
+
+        Raises:
+            TransportError: The transport is unknown or cannot be used here.
+        """
+        return self._connection.get()
+
+    def close(self) -> None:
+        """Closes the connection of this process; the next use makes another."""
+        connection = self._connection.take()
+        if connection is not None:
+            connection.close()
+
+    def _connect(self) -> Connection:
+        return Connection(self)
+
+    def __getstate__(self) -> dict[str, object]:
+        state = dict(self.__dict__)
+        del state["_connection"]
+        return state
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()

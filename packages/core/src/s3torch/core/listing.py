@@ -1,0 +1,72 @@
+"""A listing in progress."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from s3torch.core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from s3torch.core.connection import Connector
+    from s3torch.core.models import ListObjectResult
+
+__all__ = ["ListObjectStream"]
+
+
+class ListObjectStream:
+    """Iterates over the pages of a listing, one request each, at the time each is asked for.
+
+    It can be pickled at any time and goes on from the same place in another process. After an error the next
+    step asks for the same page again.
+
+    Args:
+        connector: The client's.
+        bucket: The bucket.
+        prefix: What keys have to start with.
+        delimiter: Keys that have it behind the prefix are folded into ``common_prefixes``.
+        max_keys: Keys of a page, up to 1,000.
+        start_after: Lists only keys that come after this one.
+    """
+
+    def __init__(
+        self,
+        connector: Connector,
+        bucket: str,
+        *,
+        prefix: str = "",
+        delimiter: str = "",
+        max_keys: int = 1000,
+        start_after: str | None = None,
+    ) -> None:
+        if not bucket:
+            raise ConfigurationError("Bucket should be specified")
+        if max_keys < 1:
+            raise ConfigurationError(f"max_keys must be from 1 to 1000, got {max_keys}")
+        self.bucket = bucket
+        self.prefix = prefix
+        self.delimiter = delimiter
+        self.max_keys = max_keys
+        self.start_after = start_after
+        self.continuation_token: str | None = None
+        self.complete = False
+        self._connector = connector
+
+    def __iter__(self) -> Iterator[ListObjectResult]:
+        return self
+
+    def __next__(self) -> ListObjectResult:
+        if self.complete:
+            raise StopIteration
+        page = self._connector.get().control.list_objects(
+            self.bucket,
+            prefix=self.prefix,
+            delimiter=self.delimiter,
+            max_keys=self.max_keys,
+            continuation_token=self.continuation_token,
+            start_after=self.start_after if self.continuation_token is None else None,
+        )
+        self.continuation_token = page.continuation_token
+        self.complete = page.continuation_token is None
+        return page

@@ -1,0 +1,165 @@
+"""The bytes that a process may have in flight, and the buffers that hold them.
+
+The rule that keeps this free of deadlocks: a reader or writer may always hold the one part that its caller is
+waiting for; only what goes beyond it, read-ahead and parts that upload meanwhile, is asked for here, and a
+refusal means "not now", never "wait".
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+from collections import deque
+from pathlib import Path
+
+from s3torch.core._process import PerProcess
+from s3torch.core.ranges import GIB, MIB
+
+__all__ = ["BufferPool", "Memory", "MemoryBudget", "available_memory", "default_memory_limit", "new_bytes"]
+
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_SHARE_OF_MEMORY = 8
+_LOWEST_LIMIT = 64 * MIB
+_HIGHEST_LIMIT = 2 * GIB
+_POOLED_BYTES = 128 * MIB
+_HUGE_PAGE = 2 * MIB
+
+
+def available_memory() -> int:
+    """Tells how many bytes this process may use: the limit of its cgroup, or the machine's memory."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in _CGROUP_LIMITS:
+        try:
+            text = Path(name).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdecimal():
+            total = min(total, int(text))
+    return total
+
+
+def default_memory_limit() -> int:
+    """Derives the limit for this process: an eighth of the memory, shared between the ranks of this node."""
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    share = available_memory() // _SHARE_OF_MEMORY // max(1, int(ranks) if ranks.isdecimal() else 1)
+    return max(_LOWEST_LIMIT, min(share, _HIGHEST_LIMIT))
+
+
+class Memory:
+    """The budget and the pool of buffers that clients of one process share."""
+
+    def __init__(self, limit: int) -> None:
+        self.budget = MemoryBudget(limit)
+        self.pool = BufferPool()
+
+    @staticmethod
+    def of_this_process(limit: int | None) -> Memory:
+        """Returns what all clients of this process with the same limit share."""
+        shared = _shared.get()
+        wanted = default_memory_limit() if limit is None else limit
+        return shared.setdefault(wanted, Memory(wanted))
+
+
+class MemoryBudget:
+    """Counts the bytes in flight against a limit. Methods may be called from any thread."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._used = 0
+        self._lock = threading.Lock()
+
+    @property
+    def used(self) -> int:
+        """Bytes in flight now."""
+        return self._used
+
+    def try_acquire(self, count: int) -> bool:
+        """Takes bytes out of the budget if they are there."""
+        with self._lock:
+            if self._used + count > self.limit:
+                return False
+            self._used += count
+            return True
+
+    def acquire_anyway(self, count: int) -> None:
+        """Takes the bytes that a caller is waiting for, even beyond the limit."""
+        with self._lock:
+            self._used += count
+
+    def release(self, count: int) -> None:
+        """Gives bytes back."""
+        with self._lock:
+            self._used -= count
+
+
+class BufferPool:
+    """Keeps buffers for reuse: memory that was touched before is many times faster than fresh memory."""
+
+    def __init__(self, limit: int = _POOLED_BYTES) -> None:
+        self._limit = limit
+        self._free: dict[int, deque[memoryview]] = {}
+        self._kept = 0
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> memoryview:
+        """Returns a writable buffer of exactly this size, with whatever bytes are in it."""
+        with self._lock:
+            free = self._free.get(size)
+            if free:
+                self._kept -= size
+                return free.pop()
+        return _new_buffer(size)
+
+    def give(self, buffer: memoryview) -> None:
+        """Takes a buffer back; nobody may use it any more."""
+        size = len(buffer)
+        with self._lock:
+            if self._kept + size <= self._limit:
+                self._kept += size
+                self._free.setdefault(size, deque()).append(buffer)
+
+    def clear(self) -> None:
+        """Frees all buffers that are not in use."""
+        with self._lock:
+            self._free.clear()
+            self._kept = 0
+
+
+def new_bytes(size: int) -> tuple[bytes, memoryview]:
+    """Makes a ``bytes`` object whose content is not set yet, and the view that sets it.
+
+    ``read()`` has to return ``bytes``, and filling them in place spares a copy of the whole object. Nobody
+    else may see the object before the view has been filled and released.
+    """
+    make = ctypes.pythonapi.PyBytes_FromStringAndSize
+    make.restype = ctypes.py_object
+    make.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t)
+    data: bytes = make(None, size)
+    address = id(data) + bytes.__basicsize__ - 1
+    _advise_huge_pages(address, size)
+    window = (ctypes.c_ubyte * size).from_address(address)
+    window.owner = data  # type: ignore[attr-defined] # The view keeps the window alive, and the window the bytes.
+    return data, memoryview(window).cast("B")
+
+
+def _new_buffer(size: int) -> memoryview:
+    if size < _HUGE_PAGE:
+        return memoryview(bytearray(size))
+    pages = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(pages)
+
+
+def _advise_huge_pages(address: int, size: int) -> None:
+    begin = -(-address // _HUGE_PAGE) * _HUGE_PAGE
+    length = (address + size - begin) // _HUGE_PAGE * _HUGE_PAGE
+    if length <= 0 or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return
+    libc = ctypes.CDLL(None)
+    libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), ctypes.c_int(mmap.MADV_HUGEPAGE))
+
+
+_shared: PerProcess[dict[int, Memory]] = PerProcess(dict)

@@ -1,0 +1,221 @@
+"""Values that S3 tells or is told: what is in a listing, in the head of an object, in a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+__all__ = [
+    "BucketEndpoint",
+    "CompletedPart",
+    "Credentials",
+    "DeleteFailure",
+    "GetResult",
+    "HeadObjectResult",
+    "ListObjectResult",
+    "MultipartUpload",
+    "ObjectInfo",
+    "PutOptions",
+    "PutResult",
+    "RestoreStatus",
+    "S3BucketKeyData",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreStatus:
+    """How far the restoration of an archived object is.
+
+    Attributes:
+        in_progress: True until the restored copy can be read.
+        expiry: When the restored copy goes away, in seconds since 1970; ``None`` while in progress.
+    """
+
+    in_progress: bool
+    expiry: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One entry of a listing.
+
+    Attributes:
+        key: The key.
+        etag: The ETag with its quotes.
+        size: Bytes.
+        last_modified: Seconds since 1970.
+        storage_class: As in ``"STANDARD"``.
+        restore_status: Only for objects that are archived.
+    """
+
+    key: str
+    etag: str
+    size: int
+    last_modified: int
+    storage_class: str | None = None
+    restore_status: RestoreStatus | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HeadObjectResult:
+    """What S3 tells of an object besides its bytes.
+
+    Attributes:
+        etag: The ETag with its quotes.
+        size: Bytes of the whole object.
+        last_modified: Seconds since 1970.
+        storage_class: ``None`` for STANDARD, for which S3 leaves the header out.
+        restore_status: Only for objects that are archived.
+        version_id: The version, in a bucket that keeps versions.
+        content_type: The media type that was stored.
+        metadata: The user's own metadata (``x-amz-meta-…``), with lower-case names.
+        checksums: Checksums of the whole object by algorithm, in base64, where the response has them.
+    """
+
+    etag: str
+    size: int
+    last_modified: int
+    storage_class: str | None = None
+    restore_status: RestoreStatus | None = None
+    version_id: str | None = None
+    content_type: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
+    checksums: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ListObjectResult:
+    """One page of a listing.
+
+    Attributes:
+        object_info: The objects of this page.
+        common_prefixes: What stands in for all keys that share it up to the delimiter.
+        continuation_token: Where the next page begins; ``None`` after the last one.
+    """
+
+    object_info: list[ObjectInfo]
+    common_prefixes: list[str]
+    continuation_token: str | None = None
+
+
+class S3BucketKeyData(NamedTuple):
+    """Where an object is, and what a listing told of it, if there was one."""
+
+    bucket: str
+    key: str
+    object_info: ObjectInfo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """The keys that requests are signed with; never shown by ``repr``.
+
+    Attributes:
+        access_key: The access key id.
+        secret_key: The secret access key.
+        session_token: Only for temporary credentials.
+        expires_at: When they end; ``None`` for keys that do not.
+    """
+
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BucketEndpoint:
+    """Where the requests for one bucket go and for whom they are signed.
+
+    Attributes:
+        scheme: ``"https"`` or ``"http"``.
+        host: The value of the ``Host`` header, with the port unless it is the scheme's own.
+        base_path: What stands before the key in the path: ``"/"``, or ``"/bucket/"`` with path style.
+        signing_region: The region of the signature.
+        signing_name: The service of the signature: ``"s3"``, ``"s3express"``, ``"s3-outposts"`` ….
+    """
+
+    scheme: str
+    host: str
+    base_path: str
+    signing_region: str
+    signing_name: str = "s3"
+
+
+@dataclass(frozen=True, slots=True)
+class GetResult:
+    """The answer to a GET.
+
+    Attributes:
+        head: What the response tells of the object; ``size`` is that of the whole object.
+        length: How many bytes the response had.
+        data: The bytes, where the request gave no buffer for them.
+    """
+
+    head: HeadObjectResult
+    length: int
+    data: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PutOptions:
+    """How a new object is stored; ``None`` is S3's default.
+
+    Attributes:
+        storage_class: As in ``"STANDARD_IA"`` or ``"INTELLIGENT_TIERING"``.
+        content_type: The media type.
+        metadata: The user's own metadata.
+        if_none_match: ``"*"`` stores the object only if there is none with this key.
+        if_match: Stores the object only if the present one has this ETag.
+    """
+
+    storage_class: str | None = None
+    content_type: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
+    if_none_match: str | None = None
+    if_match: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    """What S3 tells of an object that was just stored."""
+
+    etag: str
+    version_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MultipartUpload:
+    """A multipart upload in progress."""
+
+    bucket: str
+    key: str
+    upload_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompletedPart:
+    """A part that S3 has.
+
+    Attributes:
+        number: From 1.
+        etag: What CompleteMultipartUpload has to name.
+        checksum: The part's checksum in base64, if one was sent.
+    """
+
+    number: int
+    etag: str
+    checksum: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteFailure:
+    """A key that a batch delete could not delete, and why."""
+
+    key: str
+    code: str
+    message: str

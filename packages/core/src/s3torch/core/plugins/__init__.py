@@ -1,0 +1,1 @@
+"""The plugin system: hooks, and how plugins are found."""

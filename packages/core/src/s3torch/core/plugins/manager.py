@@ -1,0 +1,152 @@
+"""Finds plugins and calls their hooks.
+
+Nothing is loaded before it is asked for. A transport is loaded by its name alone, so a broken transport
+hurts only who asks for it. A broken plugin of the group ``s3torch.plugins`` is logged as a warning and left
+out, because it may have nothing to do with what the program does; ``failures`` tells which and why.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from s3torch.core.errors import ConfigurationError, S3Error, TransportError
+from s3torch.core.plugins import hookspecs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from importlib.metadata import EntryPoint
+
+    from s3torch.core.protocols import Transport, TransportContext
+
+__all__ = [
+    "PLUGIN_GROUP",
+    "TRANSPORT_GROUP",
+    "create_transport",
+    "failures",
+    "prefix_strategy",
+    "reader_kind",
+    "transport_names",
+    "user_agent_tokens",
+]
+
+TRANSPORT_GROUP = "s3torch.transports"
+PLUGIN_GROUP = "s3torch.plugins"
+
+_log = logging.getLogger(__name__)
+_lock = threading.RLock()
+_plugins: pluggy.PluginManager | None = None
+_failures: dict[str, Exception] = {}
+
+
+def transport_names() -> list[str]:
+    """Lists the names of all transports that are installed."""
+    return sorted({entry.name for entry in entry_points(group=TRANSPORT_GROUP)})
+
+
+def create_transport(name: str, context: TransportContext) -> Transport:
+    """Creates the transport that is registered under this name; no other is imported.
+
+    Raises:
+        TransportError: There is none of this name, it cannot be imported, or something that it needs is
+            missing. The text says which.
+    """
+    entry = _find_transport(name)
+    where = f"transport {name!r} ({entry.value})"
+    try:
+        plugin = entry.load()
+    except Exception as exc:
+        raise TransportError(f"{where} cannot be imported: {exc!r}") from exc
+    manager = _new_manager()
+    try:
+        manager.register(plugin, name=name)
+        manager.check_pending()
+        transport: Transport | None = manager.hook.s3torch_create_transport(context=context)
+    except S3Error:
+        raise
+    except Exception as exc:
+        raise TransportError(f"{where} cannot be created: {exc!r}") from exc
+    if transport is None:
+        raise TransportError(f"{where} does not implement s3torch_create_transport")
+    return transport
+
+
+def reader_kind(kind: str) -> Callable[..., Any]:
+    """Returns what makes constructors of a kind of reader that a plugin has registered.
+
+    Raises:
+        ConfigurationError: No installed plugin has this kind.
+    """
+    return _named("kind of reader", kind, _loaded().hook.s3torch_reader_kinds())
+
+
+def prefix_strategy(name: str) -> Callable[..., Any]:
+    """Returns what makes prefix strategies of this name.
+
+    Raises:
+        ConfigurationError: No installed plugin has this strategy.
+    """
+    return _named("prefix strategy", name, _loaded().hook.s3torch_prefix_strategies())
+
+
+def user_agent_tokens() -> list[str]:
+    """Lists the tokens that plugins add to the ``User-Agent`` header."""
+    return sorted({token for token in _loaded().hook.s3torch_user_agent() if token})
+
+
+def failures() -> Mapping[str, Exception]:
+    """Tells which plugins could not be loaded, and why."""
+    _loaded()
+    return dict(_failures)
+
+
+def _find_transport(name: str) -> EntryPoint:
+    found = entry_points(group=TRANSPORT_GROUP, name=name)
+    for entry in found:
+        return entry
+    installed = ", ".join(transport_names()) or "none"
+    raise TransportError(f"unknown transport {name!r}; installed are: {installed}")
+
+
+def _named(what: str, name: str, found: list[Mapping[str, Callable[..., Any]]]) -> Callable[..., Any]:
+    merged: dict[str, Callable[..., Any]] = {
+        key: value for mapping in reversed(found) for key, value in mapping.items()
+    }
+    if name not in merged:
+        installed = ", ".join(sorted(merged)) or "none"
+        raise ConfigurationError(f"unknown {what} {name!r}; installed are: {installed}")
+    return merged[name]
+
+
+def _new_manager() -> pluggy.PluginManager:
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    return manager
+
+
+def _loaded() -> pluggy.PluginManager:
+    global _plugins  # noqa: PLW0603 - Plugins are found once per process.
+    with _lock:
+        if _plugins is None:
+            manager = _new_manager()
+            for entry in entry_points(group=PLUGIN_GROUP):
+                _load(manager, entry)
+            _plugins = manager
+        return _plugins
+
+
+def _load(manager: pluggy.PluginManager, entry: EntryPoint) -> None:
+    if manager.has_plugin(entry.name):
+        return
+    try:
+        manager.register(entry.load(), name=entry.name)
+        manager.check_pending()
+    except Exception as exc:  # noqa: BLE001 - Whatever a third party does, others go on.
+        if manager.has_plugin(entry.name):
+            manager.unregister(name=entry.name)
+        _failures[entry.name] = exc
+        _log.warning("plugin %r (%s) is left out: %r", entry.name, entry.value, exc)

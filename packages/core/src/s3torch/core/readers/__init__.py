@@ -1,0 +1,1 @@
+"""Readers: S3 objects as binary files."""

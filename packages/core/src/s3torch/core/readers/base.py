@@ -1,0 +1,55 @@
+"""What all readers share: the contract that user code and torch rely on."""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from typing import Any
+
+__all__ = ["S3Reader"]
+
+
+class S3Reader(io.BufferedIOBase, ABC):
+    """A binary file that is read from S3.
+
+    Nothing is sent before the first read or question for the size. A reader belongs to one thread at a time
+    and to the process that began to read; before the first read it can be pickled.
+    """
+
+    @property
+    @abstractmethod
+    def bucket(self) -> str:
+        """The bucket."""
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """The key."""
+
+    @abstractmethod
+    def read(self, size: int | None = None, /) -> bytes:
+        """Reads ``size`` bytes, fewer only at the end; ``None`` and ``-1`` read to the end."""
+
+    @abstractmethod
+    def readinto(self, buffer: Any, /) -> int:
+        """Fills a writable buffer as far as there is data and returns the number of bytes."""
+
+    @abstractmethod
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Moves the position and returns it."""
+
+    @abstractmethod
+    def tell(self) -> int:
+        """Returns the position."""
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True; torch would copy every item otherwise."""
+        return True
+
+    def writable(self) -> bool:
+        """False."""
+        return False

@@ -1,0 +1,110 @@
+"""The reader for sparse reads of large objects: each read is a ranged request of its own."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from s3torch.core.errors import ConfigurationError
+from s3torch.core.memory import new_bytes
+from s3torch.core.ranges import MIB, split_range
+from s3torch.core.readers._positioned import PositionedReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from s3torch.core.transfer.source import PendingRange
+
+__all__ = ["RangedS3Reader"]
+
+_DEFAULT_BUFFER = 8 * MIB
+_WINDOW = 128 * MIB
+
+
+class RangedS3Reader(PositionedReader):
+    """Reads just the ranges that are asked for.
+
+    Reads of at least ``buffer_size`` bytes go straight into the caller's memory, in parallel parts. Smaller
+    ones are served from a buffer that is filled from the position on.
+
+    Args:
+        bucket: The bucket.
+        key: The key.
+        get_object_info: Returns something with the ``size`` of the object.
+        get_stream: Returns an iterator over the bytes from ``start`` to ``end``.
+        buffer_size: Bytes of the buffer; ``None`` for 8 MiB, 0 for none.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        key: str,
+        get_object_info: Callable[[], Any],
+        get_stream: Callable[..., Iterator[bytes]],
+        buffer_size: int | None = None,
+    ) -> None:
+        if buffer_size is not None and buffer_size < 0:
+            raise ConfigurationError(f"buffer_size must be 0 or more, got {buffer_size}")
+        super().__init__(bucket, key, get_object_info, get_stream)
+        self._buffer_size = _DEFAULT_BUFFER if buffer_size is None else buffer_size
+        self._buffer = memoryview(b"")
+        self._buffer_start = 0
+
+    def _begin(self, start: int, count: int) -> memoryview:
+        wanted = max(count, min(self._buffer_size, self._source.part_size))
+        data = self._source.start(start, start + wanted).wait()
+        if count < self._buffer_size:
+            self._buffer, self._buffer_start = data, start
+        return data[:count]
+
+    def _fill(self, start: int, view: memoryview) -> None:
+        ready = self._from_buffer(start, view)
+        start, view = start + ready, view[ready:]
+        if not view:
+            return
+        if len(view) >= self._buffer_size:
+            self._direct(start, view)
+            return
+        self._refill(start)
+        self._from_buffer(start, view)
+
+    def _from_buffer(self, start: int, view: memoryview) -> int:
+        offset = start - self._buffer_start
+        if not 0 <= offset < len(self._buffer):
+            return 0
+        ready = self._buffer[offset : offset + len(view)]
+        view[: len(ready)] = ready
+        return len(ready)
+
+    def _refill(self, start: int) -> None:
+        # A buffer whose refill fails must not serve the bytes of another place.
+        self._buffer = memoryview(b"")
+        stop = min(start + self._buffer_size, self._source.known_size or 0)
+        if stop - start <= self._source.part_size:
+            self._buffer = self._source.start(start, stop).wait()
+        else:
+            _, view = new_bytes(stop - start)
+            self._direct(start, view)
+            self._buffer = view
+        self._buffer_start = start
+
+    def _direct(self, start: int, view: memoryview) -> None:
+        """Fills a view by requests of at most a part, all in flight within a window."""
+        pending: deque[PendingRange] = deque()
+        size = self._source.part_size
+        limit = max(1, _WINDOW // size)
+        try:
+            for part in split_range(start, start + len(view), size):
+                if len(pending) == limit:
+                    pending.popleft().wait()
+                target = view[part.start - start : part.stop - start]
+                pending.append(self._source.start(part.start, part.stop, target))
+            while pending:
+                pending.popleft().wait()
+        finally:
+            for rest in pending:
+                rest.cancel()
+
+    def _drop(self) -> list[Any]:
+        self._buffer = memoryview(b"")
+        return []

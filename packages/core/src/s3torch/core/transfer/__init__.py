@@ -1,0 +1,1 @@
+"""The transfer engine: parts, order, windows and checks."""

@@ -1,0 +1,265 @@
+"""One object as a source of ranges: pinned to one version, every length checked.
+
+The first answer is also the stat: size and ETag come from its head, and every later request carries that ETag
+as ``If-Match``. A range that did not arrive whole raises; it never turns into a short one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from s3torch.core.errors import (
+    ObjectChangedError,
+    PreconditionFailedError,
+    RangeNotSatisfiableError,
+    TruncatedError,
+)
+from s3torch.core.ranges import MIB, ByteRange
+from s3torch.core.transfer.checksums import verify
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from s3torch.core.connection import Connector
+    from s3torch.core.memory import MemoryBudget
+    from s3torch.core.models import GetResult, HeadObjectResult
+    from s3torch.core.protocols import Transfer
+
+__all__ = ["GetObjectStream", "ObjectSource", "PendingRange", "RangeSource"]
+
+_WINDOW = 128 * MIB
+
+
+class PendingRange(Protocol):
+    """A range on its way."""
+
+    def wait(self) -> memoryview:
+        """Waits for the bytes and returns them; at the end of the object fewer than were asked for."""
+        ...
+
+    def cancel(self) -> None:
+        """Stops the transfer; the buffer is not touched any more."""
+        ...
+
+
+@runtime_checkable
+class RangeSource(Protocol):
+    """What readers read from."""
+
+    bucket: str
+    key: str
+    part_size: int
+
+    @property
+    def known_size(self) -> int | None:
+        """The size of the object in bytes, if it is known already."""
+        ...
+
+    def head(self) -> Any:
+        """Tells size and ETag, with a request only if nothing is known yet."""
+        ...
+
+    def start(self, start: int, stop: int, into: memoryview | None = None) -> PendingRange:
+        """Starts one request for the bytes from ``start`` to ``stop``, at most a part."""
+        ...
+
+    def budget(self) -> MemoryBudget | None:
+        """The budget for read-ahead; ``None`` where there is nothing to gain from it."""
+        ...
+
+
+class ObjectSource:
+    """One version of one object in S3.
+
+    Args:
+        connector: The client's.
+        bucket: The bucket.
+        key: The key.
+        object_info: What a listing or a HEAD told; anything with ``size``, and with ``etag`` if it is known.
+        version_id: The version to read; ``None`` for the latest.
+    """
+
+    def __init__(
+        self,
+        connector: Connector,
+        bucket: str,
+        key: str,
+        *,
+        object_info: Any = None,
+        version_id: str | None = None,
+    ) -> None:
+        self.bucket = bucket
+        self.key = key
+        self.part_size = connector.config.part_size
+        self._connector = connector
+        self._version_id = version_id
+        self._info = object_info
+        self._size: int | None = None if object_info is None else object_info.size
+        self._etag: str | None = getattr(object_info, "etag", None) or None
+
+    def __call__(self, start: int | None = None, end: int | None = None) -> GetObjectStream:
+        """Streams the bytes from ``start`` to ``end`` (exclusive), a chunk per part."""
+        return GetObjectStream(self, start or 0, end)
+
+    @property
+    def known_size(self) -> int | None:
+        """The size of the object in bytes, if it is known already."""
+        return self._size
+
+    def head(self) -> Any:
+        """Tells what is known of the object; one HEAD request if that is nothing."""
+        if self._info is None:
+            self._learn(
+                self._connector.get().control.head_object(self.bucket, self.key, version_id=self._version_id)
+            )
+        return self._info
+
+    def budget(self) -> MemoryBudget:
+        """The budget of this process."""
+        return self._connector.get().memory.budget
+
+    def start(self, start: int, stop: int, into: memoryview | None = None) -> PendingRange:
+        """Starts one GetObject request."""
+        if self._size is not None and start >= min(stop, self._size):
+            return _NoBytes()
+        whole = start == 0 and self._size is not None and stop >= self._size
+        if into is not None and self._size is not None:
+            into = into[: self._size - start]
+        transfer = self._connector.get().transport.get(
+            self.bucket,
+            self.key,
+            # Only the answer to a request without a range has the checksum of the object.
+            byte_range=None if whole else ByteRange(start, stop),
+            into=into,
+            if_match=self._etag,
+            version_id=self._version_id,
+        )
+        return _Pending(self, transfer, start, stop, into)
+
+    def settle(self, result: GetResult, start: int, stop: int, data: memoryview) -> None:
+        """Checks an answer against all that is known of the object, and learns from it."""
+        self._learn(result.head)
+        size = self._size or 0
+        expected = max(0, min(stop, size) - start)
+        if result.length != expected:
+            raise TruncatedError(
+                f"got {result.length} of {expected} bytes from {start}",
+                operation="GetObject",
+                bucket=self.bucket,
+                key=self.key,
+            )
+        if result.length == size:
+            verify(data, result.head.checksums, bucket=self.bucket, key=self.key)
+
+    def changed(self, why: str) -> ObjectChangedError:
+        """Makes the error for an object that is not the one that was begun."""
+        return ObjectChangedError(
+            f"the object was replaced while it was being read ({why}); open it again",
+            operation="GetObject",
+            bucket=self.bucket,
+            key=self.key,
+            code="PreconditionFailed",
+            status=412,
+        )
+
+    def _learn(self, head: HeadObjectResult) -> None:
+        if self._etag is not None and head.etag and head.etag != self._etag:
+            raise self.changed(f"ETag {head.etag} instead of {self._etag}")
+        if self._size is not None and head.size != self._size:
+            raise self.changed(f"{head.size} bytes instead of {self._size}")
+        self._size = head.size
+        self._etag = self._etag or head.etag or None
+        if self._info is None:
+            self._info = head
+
+
+class GetObjectStream:
+    """The bytes of an object, one ``bytes`` per part, with the next parts on their way."""
+
+    def __init__(self, source: ObjectSource, start: int, stop: int | None) -> None:
+        self.bucket = source.bucket
+        self.key = source.key
+        self._source = source
+        self._position = start
+        self._next = start
+        self._stop = stop
+        self._pending: deque[PendingRange] = deque()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        self._fill()
+        if not self._pending:
+            raise StopIteration
+        data = self._pending.popleft().wait()
+        if not data:
+            raise StopIteration
+        self._position += len(data)
+        return data.obj if isinstance(data.obj, bytes) else bytes(data)
+
+    def tell(self) -> int:
+        """Returns the offset in the object of the next byte."""
+        return self._position
+
+    def close(self) -> None:
+        """Cancels what is on its way."""
+        while self._pending:
+            self._pending.popleft().cancel()
+
+    def _fill(self) -> None:
+        size = self._source.known_size
+        limit = 1 if size is None else max(1, _WINDOW // self._source.part_size // 4)
+        while len(self._pending) < limit:
+            stop = self._next + self._source.part_size
+            if self._stop is not None:
+                stop = min(stop, self._stop)
+            if size is not None:
+                stop = min(stop, size)
+            if stop <= self._next:
+                return
+            self._pending.append(self._source.start(self._next, stop))
+            self._next = stop
+
+
+class _Pending:
+    def __init__(
+        self,
+        source: ObjectSource,
+        transfer: Transfer[GetResult],
+        start: int,
+        stop: int,
+        into: memoryview | None,
+    ) -> None:
+        self._source = source
+        self._transfer = transfer
+        self._start = start
+        self._stop = stop
+        self._into = into
+
+    def wait(self) -> memoryview:
+        try:
+            result = self._transfer.result()
+        except PreconditionFailedError as exc:
+            raise self._source.changed("If-Match failed") from exc
+        except RangeNotSatisfiableError as exc:
+            if self._source.known_size is None:
+                raise
+            raise self._source.changed("it became shorter") from exc
+        data = memoryview(result.data or b"") if self._into is None else self._into[: result.length]
+        self._source.settle(result, self._start, self._stop, data)
+        return data
+
+    def cancel(self) -> None:
+        self._transfer.cancel()
+
+
+class _NoBytes:
+    """A range that is known to have no bytes."""
+
+    def wait(self) -> memoryview:
+        return memoryview(b"")
+
+    def cancel(self) -> None:
+        """Does nothing."""

@@ -1,0 +1,234 @@
+"""One upload: a single PUT for what fits into a part, else a multipart upload with parts in flight.
+
+Nothing is sent before there is a reason, nothing appears before ``complete()``, and what was begun and not
+completed is aborted.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from s3torch.core._process import Birthplace
+from s3torch.core.errors import ConfigurationError, S3Error, TransferCancelledError
+from s3torch.core.ranges import MAX_PARTS, MIB, upload_part_size
+from s3torch.core.transfer.checksums import RunningChecksum, checksum
+
+if TYPE_CHECKING:
+    from s3torch.core.connection import Connection, Connector
+    from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions, PutResult
+    from s3torch.core.protocols import Transfer
+
+__all__ = ["Upload"]
+
+_IN_FLIGHT = 64 * MIB
+_ABORT_SECONDS = 30.0
+
+
+class Upload:
+    """The bytes of a new object on their way to S3.
+
+    ``write`` copies into part buffers of its own and returns; full parts are sent meanwhile. How many are in
+    flight is bounded by the memory budget of the process, beyond one part that every upload may have. One
+    thread writes; ``complete`` and ``abort`` may come from any.
+
+    Args:
+        connector: The client's.
+        bucket: The bucket.
+        key: The key.
+        options: How the object is stored.
+    """
+
+    def __init__(self, connector: Connector, bucket: str, key: str, options: PutOptions) -> None:
+        if not bucket:
+            raise ConfigurationError("Bucket should be specified")
+        self.bucket = bucket
+        self.key = key
+        self.birthplace = Birthplace()
+        self._connector = connector
+        self._options = options
+        self._algorithm = connector.config.upload_checksum
+        self._whole = RunningChecksum(self._algorithm) if self._algorithm else None
+        self._buffer: memoryview | None = None
+        self._filled = 0
+        self._number = 0
+        self._multipart: Transfer[MultipartUpload] | None = None
+        self._in_flight: deque[tuple[memoryview, Transfer[CompletedPart]]] = deque()
+        self._parts: list[CompletedPart] = []
+        self._result: PutResult | None = None
+        self._error: BaseException | None = None
+        self._lock = threading.RLock()
+
+    def write(self, data: memoryview) -> int:
+        """Takes bytes; returns how many, all of them.
+
+        Raises:
+            S3Error: A part could not be sent. The upload is aborted, and every later call raises this, too.
+        """
+        with self._lock:
+            self._check()
+            try:
+                rest = data
+                while rest:
+                    rest = rest[self._append(rest) :]
+            except BaseException as exc:
+                self._fail(exc)
+                raise
+            return len(data)
+
+    def complete(self) -> PutResult:
+        """Makes the object appear, whole, and returns its ETag; may be called again."""
+        with self._lock:
+            if self._result is None:
+                self._check()
+                try:
+                    self._result = self._publish()
+                except BaseException as exc:
+                    self._fail(exc)
+                    raise
+                self._release()
+            return self._result
+
+    def abort(self) -> None:
+        """Makes sure that the object does not appear; may be called again."""
+        with self._lock:
+            if self._result is None and self._error is None:
+                self._fail(TransferCancelledError("the upload was aborted", **self._about))
+
+    @property
+    def is_open(self) -> bool:
+        """Tells whether the upload was neither completed nor aborted."""
+        return self._result is None and self._error is None
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        return {"operation": "PutObject", "bucket": self.bucket, "key": self.key}
+
+    @property
+    def _connection(self) -> Connection:
+        return self._connector.get()
+
+    def _check(self) -> None:
+        self.birthplace.check(f"the writer of s3://{self.bucket}/{self.key}")
+        if self._error is not None:
+            raise self._error
+
+    def _append(self, data: memoryview) -> int:
+        if self._buffer is not None and self._filled == len(self._buffer):
+            self._send_part()
+        if self._buffer is None:
+            self._buffer = self._take_buffer()
+        count = min(len(data), len(self._buffer) - self._filled)
+        self._buffer[self._filled : self._filled + count] = data[:count]
+        self._filled += count
+        return count
+
+    def _take_buffer(self) -> memoryview:
+        size = upload_part_size(self._number + 1, self._connector.config.part_size)
+        memory = self._connection.memory
+        while self._in_flight and self._in_flight[0][1].done():
+            self._finish_part()
+        while not memory.budget.try_acquire(size):
+            if not self._in_flight:
+                memory.budget.acquire_anyway(size)
+                break
+            self._finish_part()
+        return memory.pool.take(size)
+
+    def _send_part(self) -> None:
+        buffer = self._buffer
+        if buffer is None:
+            return
+        if self._number == MAX_PARTS:
+            raise ConfigurationError(
+                f"an upload has at most {MAX_PARTS} parts; use a larger part_size", **self._about
+            )
+        transport = self._connection.transport
+        if self._multipart is None:
+            self._multipart = transport.create_multipart_upload(
+                self.bucket,
+                self.key,
+                options=self._options,
+                checksum_algorithm=self._algorithm,
+            )
+        body = buffer[: self._filled]
+        part_checksum = None
+        if self._whole is not None:
+            part = RunningChecksum(self._whole.algorithm)
+            part.update(body)
+            self._whole.extend(part, len(body))
+            part_checksum = part.value
+        while sum(len(held) for held, _ in self._in_flight) + len(buffer) > _IN_FLIGHT:
+            if not self._in_flight:
+                break
+            self._finish_part()
+        self._number += 1
+        transfer = transport.upload_part(self._multipart.result(), self._number, body, checksum=part_checksum)
+        self._in_flight.append((buffer, transfer))
+        self._buffer, self._filled = None, 0
+
+    def _finish_part(self) -> None:
+        buffer, transfer = self._in_flight[0]
+        self._parts.append(transfer.result())
+        self._in_flight.popleft()
+        self._give_back(buffer)
+
+    def _publish(self) -> PutResult:
+        transport = self._connection.transport
+        if self._multipart is None:
+            body = self._buffer[: self._filled] if self._buffer is not None else memoryview(b"")
+            return transport.put(
+                self.bucket,
+                self.key,
+                body,
+                options=self._options,
+                checksum=checksum(self._algorithm, body),
+            ).result()
+        if self._filled:
+            self._send_part()
+        while self._in_flight:
+            self._finish_part()
+        return transport.complete_multipart_upload(
+            self._multipart.result(),
+            self._parts,
+            options=self._options,
+            checksum=self._whole.value if self._whole is not None else None,
+        ).result()
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = error
+        for _, transfer in self._in_flight:
+            transfer.cancel()
+        if self._multipart is not None:
+            self._abort_multipart(self._multipart)
+        self._release()
+
+    def _abort_multipart(self, multipart: Transfer[MultipartUpload]) -> None:
+        """Removes the parts that S3 has; an error of this must not hide the one that led here."""
+        try:
+            upload = multipart.result(_ABORT_SECONDS)
+            self._connection.transport.abort_multipart_upload(upload).result(_ABORT_SECONDS)
+        except (S3Error, TimeoutError, ValueError) as exc:
+            if self._error is not None:
+                self._error.add_note(
+                    f"The multipart upload of s3://{self.bucket}/{self.key} could not be aborted "
+                    f"({exc}); its parts stay until a lifecycle rule or a clean-up removes them."
+                )
+
+    def _release(self) -> None:
+        for buffer, transfer in self._in_flight:
+            # The transport may still be reading the buffer of a transfer that was cancelled.
+            if transfer.done():
+                self._give_back(buffer)
+            else:
+                self._connection.memory.budget.release(len(buffer))
+        self._in_flight.clear()
+        if self._buffer is not None:
+            self._give_back(self._buffer)
+            self._buffer = None
+
+    def _give_back(self, buffer: memoryview) -> None:
+        memory = self._connection.memory
+        memory.pool.give(buffer)
+        memory.budget.release(len(buffer))

@@ -1,0 +1,1 @@
+"""The transports that s3torch ships, each a plugin."""

@@ -1,0 +1,142 @@
+"""The native side of the ``crt`` transport: event loops, one native client per host, signing."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from s3torch.core.errors import TransportError
+
+if TYPE_CHECKING:
+    from awscrt.auth import AwsSigningConfig
+    from awscrt.s3 import S3Client
+
+    from s3torch.core.models import BucketEndpoint, Credentials
+    from s3torch.core.protocols import TransportContext
+
+# The smallest that the CRT takes. What is in flight is bounded by s3torch; this only must not be in its way.
+_CRT_MEMORY_LIMIT = 1 << 30
+_RETRY_SCALE_MS = 100
+_RETRY_MAX_SECONDS = 20
+_MAX_EVENT_LOOPS = 8
+
+
+class CrtRuntime:
+    """Native clients of one transport in one process, made as hosts are asked for."""
+
+    def __init__(self, context: TransportContext) -> None:
+        try:
+            from awscrt.io import ClientBootstrap, DefaultHostResolver, EventLoopGroup
+        except ImportError as exc:
+            raise TransportError(
+                f"transport 'crt' needs awscrt, which cannot be imported here ({exc}); "
+                "install it with pip install awscrt, or use transport='boto'"
+            ) from exc
+        self._context = context
+        self._lock = threading.Lock()
+        self._clients: dict[tuple[str, str], S3Client] = {}
+        self._signing: tuple[Credentials, dict[tuple[str, str], AwsSigningConfig]] | None = None
+        # The static default of the CRT does not survive a fork, so every runtime has its own.
+        loops = EventLoopGroup(max(1, min((os.cpu_count() or 2) // 2 + 1, _MAX_EVENT_LOOPS)))
+        self._bootstrap = ClientBootstrap(loops, DefaultHostResolver(loops))
+
+    def client(self, endpoint: BucketEndpoint) -> S3Client:
+        """Returns the native client of a host; a native client knows just one host and port."""
+        where = (endpoint.scheme, endpoint.host)
+        client = self._clients.get(where)
+        if client is None:
+            with self._lock:
+                client = self._clients.get(where)
+                if client is None:
+                    client = self._clients[where] = self._make_client(endpoint)
+        return client
+
+    def signing_config(self, endpoint: BucketEndpoint) -> AwsSigningConfig | None:
+        """Returns how requests to this endpoint are signed now; ``None`` for anonymous ones."""
+        credentials = self._context.session.credentials()
+        if credentials is None:
+            return None
+        with self._lock:
+            if self._signing is None or self._signing[0] != credentials:
+                self._signing = (credentials, {})
+            scope = (endpoint.signing_region, endpoint.signing_name)
+            config = self._signing[1].get(scope)
+            if config is None:
+                config = self._signing[1][scope] = _signing_config(credentials, *scope)
+            return config
+
+    def close(self) -> None:
+        """Lets go of the native clients; they end when their last request has."""
+        with self._lock:
+            self._clients.clear()
+            self._signing = None
+
+    def _make_client(self, endpoint: BucketEndpoint) -> S3Client:
+        from awscrt.s3 import S3Client, S3RequestTlsMode, S3RetryConfig, S3RetryMode
+
+        config = self._context.config
+        attempts = config.attempts
+        tls = endpoint.scheme == "https"
+        if attempts == 1:
+            retry = S3RetryConfig(retry_mode=S3RetryMode.NONE)
+        else:
+            retry = S3RetryConfig(
+                max_retries=attempts - 1,
+                backoff_scale_factor_ms=_RETRY_SCALE_MS,
+                max_backoff_secs=_RETRY_MAX_SECONDS,
+                retry_mode=S3RetryMode.EXPONENTIAL_BACKOFF,
+            )
+        return S3Client(
+            bootstrap=self._bootstrap,
+            region=endpoint.signing_region,
+            tls_mode=S3RequestTlsMode.ENABLED if tls else S3RequestTlsMode.DISABLED,
+            tls_connection_options=_tls_options(endpoint.host) if tls else None,
+            part_size=config.part_size,
+            throughput_target_gbps=float(config.throughput_target_gbps) or None,
+            memory_limit=_CRT_MEMORY_LIMIT,
+            retry_config=retry,
+            connect_timeout_ms=math.ceil(config.connect_timeout * 1000),
+        )
+
+
+def _tls_options(host: str) -> Any:
+    from awscrt.io import ClientTlsContext, TlsContextOptions
+
+    bundle = os.environ.get("AWS_CA_BUNDLE")
+    if not bundle:
+        return None
+    options = TlsContextOptions()
+    try:
+        options.override_default_trust_store_from_path(None, bundle)
+        connection = ClientTlsContext(options).new_connection_options()
+    except Exception as exc:
+        raise TransportError(f"AWS_CA_BUNDLE={bundle} cannot be used: {exc}") from exc
+    connection.set_server_name(host.rpartition(":")[0] or host)
+    return connection
+
+
+def _signing_config(credentials: Credentials, region: str, service: str) -> AwsSigningConfig:
+    from awscrt.auth import (
+        AwsCredentialsProvider,
+        AwsSignatureType,
+        AwsSignedBodyHeaderType,
+        AwsSignedBodyValue,
+        AwsSigningAlgorithm,
+        AwsSigningConfig,
+    )
+
+    return AwsSigningConfig(
+        algorithm=AwsSigningAlgorithm.V4,
+        signature_type=AwsSignatureType.HTTP_REQUEST_HEADERS,
+        service=service,
+        signed_body_header_type=AwsSignedBodyHeaderType.X_AMZ_CONTENT_SHA_256,
+        signed_body_value=AwsSignedBodyValue.UNSIGNED_PAYLOAD,
+        region=region,
+        credentials_provider=AwsCredentialsProvider.new_static(
+            credentials.access_key, credentials.secret_key, credentials.session_token
+        ),
+        use_double_uri_encode=False,
+        should_normalize_uri_path=False,
+    )

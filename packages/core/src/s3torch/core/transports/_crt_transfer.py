@@ -1,0 +1,282 @@
+"""One request of the ``crt`` transport while it runs: what came back, and what that means."""
+
+from __future__ import annotations
+
+import io
+import threading
+from concurrent.futures import Future, InvalidStateError
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from s3torch.core.errors import (
+    RangeNotSatisfiableError,
+    S3ConnectionError,
+    S3Error,
+    S3TimeoutError,
+    TransferCancelledError,
+    TruncatedError,
+    error_from_response,
+)
+from s3torch.core.models import GetResult, HeadObjectResult
+from s3torch.core.transports._http import head_from_headers, xml_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from awscrt.s3 import S3Request
+
+    from s3torch.core.ranges import ByteRange
+
+T = TypeVar("T")
+
+# Errors that come without a response after the last attempt, by the name that the CRT gives them.
+_STATUS_BY_NAME = {
+    "AWS_ERROR_S3_SLOW_DOWN": (503, "SlowDown"),
+    "AWS_ERROR_S3_INTERNAL_ERROR": (500, "InternalError"),
+    "AWS_ERROR_S3_REQUEST_TIMEOUT": (400, "RequestTimeout"),
+    "AWS_ERROR_S3_REQUEST_TIME_TOO_SKEWED": (403, "RequestTimeTooSkewed"),
+}
+_CANCELLED = {"AWS_ERROR_S3_CANCELED", "AWS_ERROR_S3_PAUSED"}
+_TIMEOUTS = {
+    "AWS_IO_SOCKET_TIMEOUT",
+    "AWS_ERROR_HTTP_CHANNEL_THROUGHPUT_FAILURE",
+    "AWS_ERROR_HTTP_RESPONSE_FIRST_BYTE_TIMEOUT",
+}
+
+
+class Exchange(Generic[T]):
+    """What comes back for a request, and how it becomes a result."""
+
+    # The length of the range that is asked for, where there is one.
+    part_size: int | None = None
+
+    def __init__(
+        self,
+        finish: Callable[[dict[str, str], bytes], T],
+        *,
+        ignored: type[S3Error] | None = None,
+    ) -> None:
+        self._finish = finish
+        self._ignored = ignored
+        self._headers: dict[str, str] = {}
+        self._chunks: list[bytes] = []
+
+    def on_headers(self, headers: list[tuple[str, str]], **_: Any) -> None:
+        """Takes the head of the response; called on a thread of the CRT."""
+        self._headers = {name.lower(): value for name, value in headers}
+
+    def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:  # noqa: ARG002
+        """Takes a piece of the body; called on a thread of the CRT."""
+        self._chunks.append(chunk)
+
+    def result(self) -> T:
+        """Makes the result of a request that succeeded."""
+        return self._finish(self._headers, self._body())
+
+    def recover(self, error: S3Error) -> T:
+        """Makes a result of an error that means success, or raises it."""
+        if self._ignored is not None and isinstance(error, self._ignored):
+            return self._finish({}, b"")
+        raise error
+
+    def release(self) -> None:
+        """Lets go of buffers."""
+        self._chunks = []
+
+    def _body(self) -> bytes:
+        return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+
+
+class GetExchange(Exchange[GetResult]):
+    """A GET, whose body goes to the caller's buffer if there is one."""
+
+    def __init__(self, byte_range: ByteRange | None, into: memoryview | None) -> None:
+        super().__init__(lambda _headers, _body: self._get_result())
+        self.part_size = len(byte_range) if byte_range is not None else None
+        self._start = byte_range.start if byte_range is not None else 0
+        self._into = into
+        self._has_buffer = into is not None
+        self._room = len(into) if into is not None else 0
+        self._received = 0
+        # Once a transfer was cancelled its buffer is not touched any more.
+        self._lock = threading.Lock()
+
+    def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
+        """Puts a piece of the body where it belongs."""
+        self._received += len(chunk)
+        if not self._has_buffer:
+            self._chunks.append(chunk)
+            return
+        begin = offset - self._start
+        if begin < 0 or begin + len(chunk) > self._room:
+            raise TruncatedError(f"the body has more than the {self._room} bytes asked for")
+        with self._lock:
+            if self._into is not None:
+                self._into[begin : begin + len(chunk)] = chunk
+
+    def recover(self, error: S3Error) -> GetResult:
+        """An empty object has no byte 0, so a range that begins there cannot be satisfied."""
+        if isinstance(error, RangeNotSatisfiableError) and self._start == 0:
+            head = HeadObjectResult(etag="", size=0, last_modified=0)
+            return GetResult(head, 0, None if self._has_buffer else b"")
+        raise error
+
+    def release(self) -> None:
+        """Lets go of the caller's buffer, too."""
+        super().release()
+        with self._lock:
+            self._into = None
+
+    def _get_result(self) -> GetResult:
+        announced = int(self._headers.get("content-length", self._received))
+        if announced != self._received:
+            raise TruncatedError(f"got {self._received} of {announced} bytes")
+        data = None if self._has_buffer else self._body()
+        return GetResult(head_from_headers(self._headers), self._received, data)
+
+
+class CrtTransfer(Future[T]):
+    """The future of one native request."""
+
+    def __init__(
+        self,
+        operation: str,
+        bucket: str,
+        key: str,
+        exchange: Exchange[T],
+        live: set[CrtTransfer[Any]],
+    ) -> None:
+        super().__init__()
+        self.operation = operation
+        self.bucket = bucket
+        self.key = key
+        self.exchange = exchange
+        # A native request must be kept until it is done.
+        self._live = live
+        self._request: S3Request | None = None
+        self._cancelled = False
+        live.add(self)
+
+    def started(self, request: S3Request) -> None:
+        """Remembers the native request, which may be done already."""
+        self._request = request
+        if self._cancelled:
+            request.cancel()
+        if self.done():
+            self._request = None
+
+    def cancel(self) -> bool:
+        """Asks the CRT to stop; the transfer then fails with ``TransferCancelledError``."""
+        if self.done():
+            return False
+        self._cancelled = True
+        self.exchange.release()
+        request = self._request
+        if request is not None:
+            request.cancel()
+        return True
+
+    def on_done(
+        self,
+        error: Exception | None,
+        error_headers: list[tuple[str, str]] | None = None,
+        error_body: bytes | None = None,
+        status_code: int | None = None,
+        **_: Any,
+    ) -> None:
+        """Ends the transfer; called on a thread of the CRT."""
+        try:
+            if error is None and not self._cancelled:
+                result = self.exchange.result()
+            elif error is None:
+                self.fail(TransferCancelledError("the transfer was cancelled"))
+                return
+            else:
+                translated = self._translate(error, error_headers, error_body, status_code)
+                translated.__cause__ = error
+                result = self.exchange.recover(translated)
+        except BaseException as exc:  # noqa: BLE001 - It is raised where it is waited for.
+            self.fail(exc)
+        else:
+            self._end()
+            self.set_result(result)
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the transfer with an error that names what it was about."""
+        if isinstance(error, S3Error) and error.bucket is None:
+            error.operation, error.bucket, error.key = self.operation, self.bucket, self.key
+        self._end()
+        try:
+            self.set_exception(error)
+        except InvalidStateError:  # The native request failed and ended before it was started.
+            return
+
+    def _end(self) -> None:
+        self.exchange.release()
+        self._live.discard(self)
+        self._request = None
+
+    def _translate(
+        self,
+        error: Exception,
+        headers: list[tuple[str, str]] | None,
+        body: bytes | None,
+        status: int | None,
+    ) -> S3Error:
+        if isinstance(error, S3Error):
+            return error
+        name = getattr(error, "name", type(error).__name__)
+        about: dict[str, Any] = {"operation": self.operation, "bucket": self.bucket, "key": self.key}
+        if status is not None:
+            fields = xml_fields(body)
+            known = {key.lower(): value for key, value in headers or ()}
+            return error_from_response(
+                **about,
+                status=status,
+                code=fields.get("Code"),
+                message=fields.get("Message"),
+                request_id=known.get("x-amz-request-id"),
+                host_id=known.get("x-amz-id-2"),
+                region=known.get("x-amz-bucket-region") or fields.get("Region"),
+            )
+        if name in _STATUS_BY_NAME:
+            known_status, code = _STATUS_BY_NAME[name]
+            return error_from_response(**about, status=known_status, code=code)
+        if name in _CANCELLED:
+            return TransferCancelledError("the transfer was cancelled", **about)
+        text = f"{getattr(error, 'message', None) or str(error)} ({name})"
+        kind = S3TimeoutError if name in _TIMEOUTS else S3ConnectionError
+        return kind(text, **about)
+
+
+class BodyStream(io.RawIOBase):
+    """Lets the CRT read a buffer without a copy on this side."""
+
+    def __init__(self, body: memoryview) -> None:
+        super().__init__()
+        self._body = body
+        self._position = 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True: the CRT begins again at each attempt."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Copies the next bytes into the CRT's own buffer."""
+        count = min(len(buffer), len(self._body) - self._position)
+        buffer[:count] = self._body[self._position : self._position + count]
+        self._position += count
+        return count
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves the position."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._body)}
+        self._position = max(0, origin[whence] + offset)
+        return self._position
+
+    def tell(self) -> int:
+        """Returns the position."""
+        return self._position

@@ -1,0 +1,227 @@
+"""The file that users write an object through."""
+
+from __future__ import annotations
+
+import atexit
+import io
+import threading
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from s3torch.core._process import Birthplace
+from s3torch.core.errors import TransferCancelledError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from s3torch.core.transfer.upload import Upload
+
+__all__ = ["PutObjectStream", "PutStream", "S3Writer"]
+
+
+class PutStream(Protocol):
+    """What a writer writes to; an ``abort()`` is called if there is one."""
+
+    def write(self, data: Any, /) -> object:
+        """Takes bytes."""
+        ...
+
+    def close(self) -> object:
+        """Makes the object appear."""
+        ...
+
+
+class PutObjectStream:
+    """The bytes of one object on their way; what ``S3Writer`` writes to.
+
+    Args:
+        upload: The upload behind it.
+    """
+
+    def __init__(self, upload: Upload) -> None:
+        self._upload = upload
+
+    @property
+    def bucket(self) -> str:
+        """The bucket."""
+        return self._upload.bucket
+
+    @property
+    def key(self) -> str:
+        """The key."""
+        return self._upload.key
+
+    def write(self, data: Any, /) -> int:
+        """Takes the bytes of any contiguous buffer and returns how many."""
+        return self._upload.write(_readable(data))
+
+    def close(self) -> None:
+        """Makes the object appear."""
+        self._upload.complete()
+
+    def abort(self) -> None:
+        """Makes sure that it does not appear."""
+        self._upload.abort()
+
+
+class S3Writer(io.BufferedIOBase):
+    """A binary file that is written to S3.
+
+    The object appears when the ``with`` block ends without an exception or when ``close()`` is called, whole,
+    and replaces an older one only then. After an exception in the block, when the writer is dropped, and when
+    the interpreter exits, the upload is aborted and the older object stays.
+
+    Args:
+        stream: Where the bytes go; ``S3Client.put_object`` gives it.
+    """
+
+    def __init__(self, stream: PutStream) -> None:
+        super().__init__()
+        self.stream = stream
+        self._position = 0
+        self._state = "open"
+        self._failure: BaseException | None = None
+        self._birthplace = Birthplace()
+        self._lock = threading.RLock()
+        _open_writers.add(self)
+
+    @property
+    def bucket(self) -> str:
+        """The bucket."""
+        return str(getattr(self.stream, "bucket", ""))
+
+    @property
+    def key(self) -> str:
+        """The key."""
+        return str(getattr(self.stream, "key", ""))
+
+    def write(self, data: Any, /) -> int:
+        """Takes a copy of the bytes of any contiguous buffer and returns how many bytes.
+
+        Raises:
+            S3Error: The bytes could not be sent; the upload is aborted.
+            ValueError: The writer is closed.
+        """
+        with self._lock:
+            self._check_open()
+            view = _readable(data)
+            try:
+                self.stream.write(view)
+            except BaseException as exc:
+                self._give_up(exc)
+                raise
+            self._position += len(view)
+            return len(view)
+
+    def close(self) -> None:
+        """Makes the object appear; calling it again does nothing.
+
+        Raises:
+            S3Error: The object did not appear; every further call raises this again.
+        """
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            if self._state == "open":
+                self._birthplace.check(f"the writer of s3://{self.bucket}/{self.key}")
+                try:
+                    self.stream.close()
+                except BaseException as exc:
+                    self._give_up(exc)
+                    raise
+                self._end("closed")
+
+    def abort(self) -> None:
+        """Makes sure that the object does not appear; does nothing after ``close()``."""
+        with self._lock:
+            if self._state == "open":
+                error = TransferCancelledError(
+                    "the upload was aborted", operation="PutObject", bucket=self.bucket, key=self.key
+                )
+                self._give_up(error)
+
+    @property
+    def closed(self) -> bool:
+        """True once the writer was closed or aborted, or has failed."""
+        return self._state != "open"
+
+    def tell(self) -> int:
+        """Returns the number of bytes written so far."""
+        return self._position
+
+    def flush(self) -> None:
+        """Does nothing; bytes are sent when a part is full."""
+
+    def readable(self) -> bool:
+        """False."""
+        return False
+
+    def seekable(self) -> bool:
+        """False."""
+        return False
+
+    def writable(self) -> bool:
+        """True until the writer is closed."""
+        return not self.closed
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def __del__(self) -> None:
+        if getattr(self, "_state", "closed") != "open" or not self._birthplace.is_here:
+            return
+        warnings.warn(
+            f"the writer of s3://{self.bucket}/{self.key} was dropped without close(); the upload is aborted",
+            ResourceWarning,
+            stacklevel=2,
+            source=self,
+        )
+        self.abort()
+
+    def _check_open(self) -> None:
+        self._birthplace.check(f"the writer of s3://{self.bucket}/{self.key}")
+        if self._failure is not None:
+            raise self._failure
+        if self.closed:
+            raise ValueError("I/O operation on closed file.")
+
+    def _give_up(self, error: BaseException) -> None:
+        self._failure = error
+        self._end("failed")
+        abort = getattr(self.stream, "abort", None)
+        if abort is not None:
+            abort()
+
+    def _end(self, state: str) -> None:
+        self._state = state
+        _open_writers.discard(self)
+
+
+_open_writers: weakref.WeakSet[S3Writer] = weakref.WeakSet()
+
+
+def _readable(data: Any) -> memoryview:
+    view = memoryview(data)
+    if not view.c_contiguous:
+        raise TypeError("a contiguous buffer is needed")
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+@atexit.register
+def _abort_open_writers() -> None:
+    for writer in list(_open_writers):
+        if writer._birthplace.is_here:
+            writer.abort()

@@ -38,7 +38,8 @@ class PerProcess(Generic[T]):
         _holders.add(self)
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
+        # The collector may drop what needs the value while this thread is making it.
+        self._lock = threading.RLock()
         self._value: T | None = None
 
     def get(self) -> T:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from s3torch.core.errors import ConfigurationError
@@ -22,6 +21,8 @@ DEFAULT_TRANSPORT = "crt"
 TRANSPORT_VARIABLE = "S3TORCH_TRANSPORT"
 CHECKSUM_ALGORITHMS = ("CRC64NVME", "CRC32C", "CRC32")
 _CHECKSUM_OFF = "off"
+_MAX_GBPS = 10_000
+_MAX_ATTEMPTS = 100
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,13 @@ class S3ClientConfig:
     connect_timeout: float = 10.0
     read_timeout: float = 60.0
     checksum_algorithm: str = CHECKSUM_ALGORITHMS[0]
-    credentials: Callable[[], Credentials] | None = None
+    # Not shown, because a function may hold the keys that it returns.
+    credentials: Callable[[], Credentials] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self._check_number("throughput_target_gbps", 0, math.inf)
-        self._check_part_size()
-        self._check_integer("max_attempts", 1, 100)
+        self._check_number("throughput_target_gbps", 0, _MAX_GBPS)
+        self.check_part_size()
+        self._check_integer("max_attempts", 1, _MAX_ATTEMPTS)
         if self.memory_limit is not None:
             self._check_integer("memory_limit", MIN_PART_SIZE, 1024 * GIB)
         self._check_number("connect_timeout", 0.001, 3600)
@@ -104,15 +106,20 @@ class S3ClientConfig:
     def attempts(self) -> int:
         """How often one request is tried in all, with ``AWS_MAX_ATTEMPTS`` taken into account."""
         value = os.environ.get("AWS_MAX_ATTEMPTS", "")
-        return int(value) if value.isdecimal() and int(value) > 0 else self.max_attempts
+        valid = value.isdecimal() and int(value) > 0
+        return min(int(value), _MAX_ATTEMPTS) if valid else self.max_attempts
 
     @property
     def transport_name(self) -> str:
         """The name of the transport, with ``S3TORCH_TRANSPORT`` taken into account."""
         return self.transport or os.environ.get(TRANSPORT_VARIABLE) or DEFAULT_TRANSPORT
 
-    def _check_part_size(self) -> None:
-        # A method of its own, because the drop-in package checks it at the first use.
+    def check_part_size(self) -> None:
+        """Checks ``part_size``; a subclass may override it to check later, at the first use of a client.
+
+        Raises:
+            ConfigurationError: It is out of range.
+        """
         self._check_integer("part_size", MIN_PART_SIZE, MAX_PART_SIZE)
 
     def _check_integer(self, name: str, low: int, high: int) -> None:

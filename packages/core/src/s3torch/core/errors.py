@@ -260,10 +260,11 @@ def error_from_response(
         cls, text = (
             (ServerError, "S3 failed") if (status or 0) >= 500 else (S3Error, "S3 refused the request")
         )
-    wrong_region = cls is WrongRegionError or (region is not None and status == 400)
+    # S3 names the region in many answers; beside a 400 without a code (a HEAD) it is what was wrong.
+    wrong_region = cls is WrongRegionError or (status == 400 and code is None)
     if wrong_region and region:
         cls, text = WrongRegionError, f"the bucket is in region {region}; give that region"
-    elif message and code not in _BY_CODE:
+    elif message and cls is not NotFoundError:
         text = f"{text}: {message}"
     error = cls(
         text,

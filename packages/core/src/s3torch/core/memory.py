@@ -17,7 +17,15 @@ from pathlib import Path
 from s3torch.core._process import PerProcess
 from s3torch.core.ranges import GIB, MIB
 
-__all__ = ["BufferPool", "Memory", "MemoryBudget", "available_memory", "default_memory_limit", "new_bytes"]
+__all__ = [
+    "BufferPool",
+    "Memory",
+    "MemoryBudget",
+    "Reservation",
+    "available_memory",
+    "default_memory_limit",
+    "new_bytes",
+]
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _SHARE_OF_MEMORY = 8
@@ -68,30 +76,50 @@ class MemoryBudget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._used = 0
-        self._lock = threading.Lock()
+        # The collector may drop a reader or writer, which gives back, in the middle of a call.
+        self._lock = threading.RLock()
 
     @property
     def used(self) -> int:
         """Bytes in flight now."""
         return self._used
 
-    def try_acquire(self, count: int) -> bool:
+    def try_reserve(self, count: int) -> Reservation | None:
         """Takes bytes out of the budget if they are there."""
         with self._lock:
             if self._used + count > self.limit:
-                return False
-            self._used += count
-            return True
+                return None
+            return self.reserve(count)
 
-    def acquire_anyway(self, count: int) -> None:
+    def reserve(self, count: int) -> Reservation:
         """Takes the bytes that a caller is waiting for, even beyond the limit."""
         with self._lock:
             self._used += count
+            return Reservation(self, count)
 
-    def release(self, count: int) -> None:
-        """Gives bytes back."""
+    def give_back(self, count: int) -> None:
+        """Counts bytes that are not in flight any more."""
         with self._lock:
             self._used -= count
+
+
+class Reservation:
+    """Bytes taken out of a budget; given back once, at the latest when it is dropped."""
+
+    __slots__ = ("_budget", "_count")
+
+    def __init__(self, budget: MemoryBudget, count: int) -> None:
+        self._budget = budget
+        self._count = count
+
+    def release(self) -> None:
+        """Gives the bytes back; may be called again."""
+        count, self._count = self._count, 0
+        if count:
+            self._budget.give_back(count)
+
+    def __del__(self) -> None:
+        self.release()
 
 
 class BufferPool:
@@ -101,7 +129,8 @@ class BufferPool:
         self._limit = limit
         self._free: dict[int, deque[memoryview]] = {}
         self._kept = 0
-        self._lock = threading.Lock()
+        # The collector may drop a reader or writer, which gives back, in the middle of a call.
+        self._lock = threading.RLock()
 
     def take(self, size: int) -> memoryview:
         """Returns a writable buffer of exactly this size, with whatever bytes are in it."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from s3torch.core.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
@@ -118,13 +120,17 @@ class Credentials:
         access_key: The access key id.
         secret_key: The secret access key.
         session_token: Only for temporary credentials.
-        expires_at: When they end; ``None`` for keys that do not.
+        expires_at: When they end, with a time zone; ``None`` for keys that do not.
     """
 
     access_key: str = field(repr=False)
     secret_key: str = field(repr=False)
     session_token: str | None = field(default=None, repr=False)
     expires_at: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if self.expires_at is not None and self.expires_at.utcoffset() is None:
+            raise ConfigurationError(f"expires_at needs a time zone, got {self.expires_at!r}")
 
 
 @dataclass(frozen=True, slots=True)

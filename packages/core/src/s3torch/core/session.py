@@ -61,6 +61,7 @@ class AwsSession:
         self._endpoint = endpoint or config.endpoint or _endpoint_variable()
         if self._endpoint is not None:
             self._endpoint = check_endpoint(self._endpoint)
+        self._asked_profile = self._endpoint is not None
         self._lock = threading.RLock()
         self._botocore: BotocoreSession | None = None
         self._boto_session: Boto3Session | None = None
@@ -85,7 +86,8 @@ class AwsSession:
         try:
             found = self._session().get_credentials()
             frozen: ReadOnlyCredentials | None = found.get_frozen_credentials() if found else None
-        except BotoCoreError as exc:
+        except (BotoCoreError, RuntimeError) as exc:
+            # botocore raises a RuntimeError for keys that have expired when they come.
             raise NoCredentialsError(f"credentials could not be loaded: {exc}") from exc
         if frozen is None or not frozen.access_key or not frozen.secret_key:
             raise NoCredentialsError(
@@ -127,6 +129,7 @@ class AwsSession:
 
     @property
     def _has_own_store(self) -> bool:
+        self._ask_profile()
         if self._endpoint is None:
             return False
         host = urlsplit(self._endpoint).hostname or ""
@@ -135,6 +138,14 @@ class AwsSession:
     @property
     def _path_style(self) -> bool:
         return self._config.force_path_style or self._has_own_store
+
+    def _ask_profile(self) -> None:
+        """Takes the endpoint from the profile, where nothing else tells one."""
+        with self._lock:
+            if not self._asked_profile:
+                endpoint = _profile_endpoint(self._session())
+                self._endpoint = None if endpoint is None else check_endpoint(endpoint)
+                self._asked_profile = True
 
     def _session(self) -> BotocoreSession:
         with self._lock:
@@ -217,10 +228,22 @@ class AwsSession:
         return client
 
 
+def _ignores_endpoints() -> bool:
+    return os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
+
+
 def _endpoint_variable() -> str | None:
-    if os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
+    if _ignores_endpoints():
         return None
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+def _profile_endpoint(session: BotocoreSession) -> str | None:
+    profile = session.get_scoped_config()
+    if _ignores_endpoints() or profile.get("ignore_configured_endpoint_urls", "").lower() == "true":
+        return None
+    services = session.full_config.get("services", {}).get(profile.get("services"), {})
+    return services.get("s3", {}).get("endpoint_url") or profile.get("endpoint_url")
 
 
 def _agree_to_pay(params: dict[str, Any], **_: Any) -> None:
@@ -238,11 +261,15 @@ def _use_provider(session: BotocoreSession, provider: Callable[[], Credentials])
 
     def ask() -> Credentials:
         try:
-            return provider()
+            keys = provider()
         except S3Error:
             raise
         except Exception as exc:
             raise NoCredentialsError(f"the credentials function failed: {exc!r}") from exc
+        if not isinstance(keys, Credentials):
+            kind = type(keys).__name__
+            raise NoCredentialsError(f"the credentials function must return Credentials, not {kind}")
+        return keys
 
     def metadata(keys: Credentials) -> dict[str, Any]:
         expiry = keys.expires_at.isoformat() if keys.expires_at else None

@@ -57,11 +57,16 @@ def check_endpoint(url: str) -> str:
         ConfigurationError: It is no ``http://`` or ``https://`` URL of a host and an optional port.
     """
     expected = "expected http://host[:port] or https://host[:port]"
+    if not isinstance(url, str):
+        raise ConfigurationError(f"invalid S3 endpoint {url!r}: {expected}")
+    if "@" in url:
+        # Not shown, because there may be a password in it.
+        raise ConfigurationError(f"invalid S3 endpoint: {expected}, without a user")
     try:
         parts = urlsplit(url)
         valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError as exc:
         raise ConfigurationError(f"invalid S3 endpoint {url!r}: {exc}; {expected}") from exc
-    if not valid or parts.query or parts.fragment or parts.username or set(url) & set(" \t\r\n"):
+    if not valid or parts.query or parts.fragment or set(url) & set(" \t\r\n"):
         raise ConfigurationError(f"invalid S3 endpoint {url!r}: {expected}")
     return url.rstrip("/")

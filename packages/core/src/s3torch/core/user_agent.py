@@ -21,7 +21,9 @@ class UserAgent:
     """
 
     def __init__(self, comments: list[str] | None = None) -> None:
-        if comments is not None and not isinstance(comments, list):
+        if comments is not None and not (
+            isinstance(comments, list) and all(isinstance(comment, str) for comment in comments)
+        ):
             raise ConfigurationError("Argument comments must be a List[str]")
         self._comments = tuple(comments or ())
 

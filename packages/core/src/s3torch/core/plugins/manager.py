@@ -8,12 +8,12 @@ out, because it may have nothing to do with what the program does; ``failures`` 
 from __future__ import annotations
 
 import logging
-import threading
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+from s3torch.core._process import PerProcess
 from s3torch.core.errors import ConfigurationError, S3Error, TransportError
 from s3torch.core.plugins import hookspecs
 
@@ -38,9 +38,6 @@ TRANSPORT_GROUP = "s3torch.transports"
 PLUGIN_GROUP = "s3torch.plugins"
 
 _log = logging.getLogger(__name__)
-_lock = threading.RLock()
-_plugins: pluggy.PluginManager | None = None
-_failures: dict[str, Exception] = {}
 
 
 def transport_names() -> list[str]:
@@ -81,7 +78,7 @@ def reader_kind(kind: str) -> Callable[..., Any]:
     Raises:
         ConfigurationError: No installed plugin has this kind.
     """
-    return _named("kind of reader", kind, _loaded().hook.s3torch_reader_kinds())
+    return _named("kind of reader", kind, _plugins.get().manager.hook.s3torch_reader_kinds())
 
 
 def prefix_strategy(name: str) -> Callable[..., Any]:
@@ -90,18 +87,17 @@ def prefix_strategy(name: str) -> Callable[..., Any]:
     Raises:
         ConfigurationError: No installed plugin has this strategy.
     """
-    return _named("prefix strategy", name, _loaded().hook.s3torch_prefix_strategies())
+    return _named("prefix strategy", name, _plugins.get().manager.hook.s3torch_prefix_strategies())
 
 
 def user_agent_tokens() -> list[str]:
     """Lists the tokens that plugins add to the ``User-Agent`` header."""
-    return sorted({token for token in _loaded().hook.s3torch_user_agent() if token})
+    return sorted({token for token in _plugins.get().manager.hook.s3torch_user_agent() if token})
 
 
 def failures() -> Mapping[str, Exception]:
     """Tells which plugins could not be loaded, and why."""
-    _loaded()
-    return dict(_failures)
+    return dict(_plugins.get().failures)
 
 
 def _find_transport(name: str) -> EntryPoint:
@@ -128,25 +124,26 @@ def _new_manager() -> pluggy.PluginManager:
     return manager
 
 
-def _loaded() -> pluggy.PluginManager:
-    global _plugins  # noqa: PLW0603 - Plugins are found once per process.
-    with _lock:
-        if _plugins is None:
-            manager = _new_manager()
-            for entry in entry_points(group=PLUGIN_GROUP):
-                _load(manager, entry)
-            _plugins = manager
-        return _plugins
+class _Plugins:
+    """The plugins of the group ``s3torch.plugins``, those that could be loaded and those that could not."""
+
+    def __init__(self) -> None:
+        self.manager = _new_manager()
+        self.failures: dict[str, Exception] = {}
+        for entry in entry_points(group=PLUGIN_GROUP):
+            self._load(entry)
+
+    def _load(self, entry: EntryPoint) -> None:
+        if self.manager.has_plugin(entry.name):
+            return
+        try:
+            self.manager.register(entry.load(), name=entry.name)
+            self.manager.check_pending()
+        except Exception as exc:  # noqa: BLE001 - Whatever a third party does, others go on.
+            if self.manager.has_plugin(entry.name):
+                self.manager.unregister(name=entry.name)
+            self.failures[entry.name] = exc
+            _log.warning("plugin %r (%s) is left out: %r", entry.name, entry.value, exc)
 
 
-def _load(manager: pluggy.PluginManager, entry: EntryPoint) -> None:
-    if manager.has_plugin(entry.name):
-        return
-    try:
-        manager.register(entry.load(), name=entry.name)
-        manager.check_pending()
-    except Exception as exc:  # noqa: BLE001 - Whatever a third party does, others go on.
-        if manager.has_plugin(entry.name):
-            manager.unregister(name=entry.name)
-        _failures[entry.name] = exc
-        _log.warning("plugin %r (%s) is left out: %r", entry.name, entry.value, exc)
+_plugins = PerProcess(_Plugins)

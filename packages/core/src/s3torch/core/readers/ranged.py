@@ -35,6 +35,9 @@ class RangedS3Reader(PositionedReader):
         buffer_size: Bytes of the buffer; ``None`` for 8 MiB, 0 for none.
     """
 
+    # Of the class, because a view cannot be pickled, but an unread reader can.
+    _buffer = memoryview(b"")
+
     def __init__(
         self,
         bucket: str,
@@ -47,7 +50,6 @@ class RangedS3Reader(PositionedReader):
             raise ConfigurationError(f"buffer_size must be 0 or more, got {buffer_size}")
         super().__init__(bucket, key, get_object_info, get_stream)
         self._buffer_size = _DEFAULT_BUFFER if buffer_size is None else buffer_size
-        self._buffer = memoryview(b"")
         self._buffer_start = 0
 
     def _begin(self, start: int, count: int) -> memoryview:

@@ -11,6 +11,7 @@ from s3torch.core.readers._positioned import PositionedReader
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from s3torch.core.memory import Reservation
     from s3torch.core.transfer.source import PendingRange
 
 __all__ = ["SequentialS3Reader"]
@@ -49,15 +50,20 @@ class SequentialS3Reader(PositionedReader):
         self._last_part = -1
 
     def prefetch(self) -> None:
-        """Starts the download of what comes next and returns at once."""
+        """Starts the download of what comes next and returns at once.
+
+        Does nothing while the memory budget of this process is used up.
+        """
         self._start_reading()
-        if self._remaining > 0 or self._source.known_size is None:
-            self._part(self._position // self._source.part_size)
+        size = self._source.known_size
+        if size is None or self._position < size:
+            self._try_part(self._position // self._source.part_size)
 
     def _first_bytes(self, count: int) -> memoryview:
         first = super()._first_bytes(count)
         size = self._source.known_size
-        if not first and count != 0 and size is not None and 0 < size <= self._source.part_size:
+        small = size is not None and self._position < size <= self._source.part_size
+        if small and count != 0 and not first:
             # The bytes of a small object are handed over as they came.
             first = self._data(0)[self._position :]
         return first if count < 0 else first[:count]
@@ -114,28 +120,46 @@ class SequentialS3Reader(PositionedReader):
             self._last_part = last
 
     def _read_ahead(self, index: int) -> None:
-        budget = self._source.budget()
-        size = self._source.part_size
-        if budget is None or self._window == 1:
+        if self._window == 1 or self._source.budget() is None:
             return
         for ahead in range(index, index + self._window):
-            if ahead * size >= (self._source.known_size or 0):
+            if ahead * self._source.part_size >= (self._source.known_size or 0):
                 return
-            if ahead not in self._parts:
-                if not budget.try_acquire(size):
-                    return
-                self._parts[ahead] = _Part(self._source.start(ahead * size, (ahead + 1) * size))
+            if not self._try_part(ahead):
+                return
 
     def _part(self, index: int) -> _Part:
-        part = self._parts.get(index)
+        """Returns a part that is needed now, and starts it first if it is not on its way."""
+        part = self._parts.pop(index, None)
         if part is None:
-            size = self._source.part_size
-            pending = self._source.start(index * size, (index + 1) * size)
             budget = self._source.budget()
-            if budget is not None:
-                budget.acquire_anyway(size)
-            part = self._parts[index] = _Part(pending)
+            reservation = None if budget is None else budget.reserve(self._length(index))
+            part = self._start(index, reservation)
+        # The order of the parts is the order in which they were used last.
+        self._parts[index] = part
         return part
+
+    def _try_part(self, index: int) -> bool:
+        """Starts a part ahead of its use, if the budget allows it."""
+        if index in self._parts:
+            return True
+        budget = self._source.budget()
+        if budget is None:
+            return False
+        reservation = budget.try_reserve(self._length(index))
+        if reservation is None:
+            return False
+        self._parts[index] = self._start(index, reservation)
+        return True
+
+    def _start(self, index: int, reservation: Reservation | None) -> _Part:
+        size = self._source.part_size
+        return _Part(self._source.start(index * size, (index + 1) * size), reservation)
+
+    def _length(self, index: int) -> int:
+        """How many bytes a part has, or may have while the size of the object is unknown."""
+        size, known = self._source.part_size, self._source.known_size
+        return size if known is None else max(0, min(size, known - index * size))
 
     def _data(self, index: int) -> memoryview:
         part = self._part(index)
@@ -143,39 +167,30 @@ class SequentialS3Reader(PositionedReader):
             return part.wait()
         except BaseException:
             # The next read of these bytes asks for them again.
-            self._forget(index)
+            self._parts.pop(index).cancel()
             raise
 
     def _evict(self, current: int) -> None:
-        """Lets go of parts behind the position, the furthest first, beyond what is kept."""
+        """Lets go of the parts behind the position, and beyond the window, that were not used for longest."""
         kept = max(1, _KEPT_BEHIND // self._source.part_size)
-        behind = sorted(index for index in self._parts if index < current)
-        for index in behind[: max(0, len(behind) - kept)]:
-            self._forget(index)
-
-    def _forget(self, index: int) -> None:
-        self._parts.pop(index).cancel()
-        budget = self._source.budget()
-        if budget is not None:
-            budget.release(self._source.part_size)
+        behind = [index for index in self._parts if index < current]
+        beyond = [index for index in self._parts if index > current + self._window]
+        for index in behind[:-kept] + beyond[:-kept]:
+            self._parts.pop(index).cancel()
 
     def _drop(self) -> list[Any]:
-        transfers = list(self._parts.values())
-        if transfers and self._birthplace is not None and self._birthplace.is_here:
-            budget = self._source.budget()
-            if budget is not None:
-                budget.release(self._source.part_size * len(transfers))
-        self._parts = {}
-        return transfers
+        parts, self._parts = list(self._parts.values()), {}
+        return parts
 
 
 class _Part:
     """A part on its way or here."""
 
-    __slots__ = ("_data", "_pending")
+    __slots__ = ("_data", "_pending", "_reservation")
 
-    def __init__(self, pending: PendingRange) -> None:
+    def __init__(self, pending: PendingRange, reservation: Reservation | None) -> None:
         self._pending: PendingRange | None = pending
+        self._reservation = reservation
         self._data = memoryview(b"")
 
     def wait(self) -> memoryview:
@@ -188,3 +203,5 @@ class _Part:
         if self._pending is not None:
             self._pending.cancel()
             self._pending = None
+        if self._reservation is not None:
+            self._reservation.release()

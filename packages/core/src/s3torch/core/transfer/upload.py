@@ -17,6 +17,7 @@ from s3torch.core.transfer.checksums import RunningChecksum, checksum
 
 if TYPE_CHECKING:
     from s3torch.core.connection import Connection, Connector
+    from s3torch.core.memory import BufferPool, Reservation
     from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions, PutResult
     from s3torch.core.protocols import Transfer
 
@@ -50,11 +51,10 @@ class Upload:
         self._options = options
         self._algorithm = connector.config.upload_checksum
         self._whole = RunningChecksum(self._algorithm) if self._algorithm else None
-        self._buffer: memoryview | None = None
-        self._filled = 0
+        self._buffer: _PartBuffer | None = None
         self._number = 0
         self._multipart: Transfer[MultipartUpload] | None = None
-        self._in_flight: deque[tuple[memoryview, Transfer[CompletedPart]]] = deque()
+        self._in_flight: deque[tuple[_PartBuffer, Transfer[CompletedPart]]] = deque()
         self._parts: list[CompletedPart] = []
         self._result: PutResult | None = None
         self._error: BaseException | None = None
@@ -115,31 +115,27 @@ class Upload:
             raise self._error
 
     def _append(self, data: memoryview) -> int:
-        if self._buffer is not None and self._filled == len(self._buffer):
-            self._send_part()
+        if self._buffer is not None and self._buffer.is_full:
+            self._send_part(self._buffer)
         if self._buffer is None:
             self._buffer = self._take_buffer()
-        count = min(len(data), len(self._buffer) - self._filled)
-        self._buffer[self._filled : self._filled + count] = data[:count]
-        self._filled += count
-        return count
+        return self._buffer.append(data)
 
-    def _take_buffer(self) -> memoryview:
+    def _take_buffer(self) -> _PartBuffer:
         size = upload_part_size(self._number + 1, self._connector.config.part_size)
         memory = self._connection.memory
         while self._in_flight and self._in_flight[0][1].done():
             self._finish_part()
-        while not memory.budget.try_acquire(size):
+        reservation = memory.budget.try_reserve(size)
+        while reservation is None:
             if not self._in_flight:
-                memory.budget.acquire_anyway(size)
+                reservation = memory.budget.reserve(size)
                 break
             self._finish_part()
-        return memory.pool.take(size)
+            reservation = memory.budget.try_reserve(size)
+        return _PartBuffer(size, memory.pool, reservation)
 
-    def _send_part(self) -> None:
-        buffer = self._buffer
-        if buffer is None:
-            return
+    def _send_part(self, buffer: _PartBuffer) -> None:
         if self._number == MAX_PARTS:
             raise ConfigurationError(
                 f"an upload has at most {MAX_PARTS} parts; use a larger part_size", **self._about
@@ -152,32 +148,30 @@ class Upload:
                 options=self._options,
                 checksum_algorithm=self._algorithm,
             )
-        body = buffer[: self._filled]
+        body = buffer.body
         part_checksum = None
         if self._whole is not None:
             part = RunningChecksum(self._whole.algorithm)
             part.update(body)
             self._whole.extend(part, len(body))
             part_checksum = part.value
-        while sum(len(held) for held, _ in self._in_flight) + len(buffer) > _IN_FLIGHT:
-            if not self._in_flight:
-                break
+        while self._in_flight and (len(self._in_flight) + 1) * len(body) > _IN_FLIGHT:
             self._finish_part()
         self._number += 1
         transfer = transport.upload_part(self._multipart.result(), self._number, body, checksum=part_checksum)
         self._in_flight.append((buffer, transfer))
-        self._buffer, self._filled = None, 0
+        self._buffer = None
 
     def _finish_part(self) -> None:
         buffer, transfer = self._in_flight[0]
         self._parts.append(transfer.result())
         self._in_flight.popleft()
-        self._give_back(buffer)
+        buffer.give_back()
 
     def _publish(self) -> PutResult:
         transport = self._connection.transport
         if self._multipart is None:
-            body = self._buffer[: self._filled] if self._buffer is not None else memoryview(b"")
+            body = self._buffer.body if self._buffer is not None else memoryview(b"")
             return transport.put(
                 self.bucket,
                 self.key,
@@ -185,8 +179,8 @@ class Upload:
                 options=self._options,
                 checksum=checksum(self._algorithm, body),
             ).result()
-        if self._filled:
-            self._send_part()
+        if self._buffer is not None:
+            self._send_part(self._buffer)
         while self._in_flight:
             self._finish_part()
         return transport.complete_multipart_upload(
@@ -219,16 +213,42 @@ class Upload:
     def _release(self) -> None:
         for buffer, transfer in self._in_flight:
             # The transport may still be reading the buffer of a transfer that was cancelled.
-            if transfer.done():
-                self._give_back(buffer)
-            else:
-                self._connection.memory.budget.release(len(buffer))
+            buffer.give_back(reusable=transfer.done())
         self._in_flight.clear()
         if self._buffer is not None:
-            self._give_back(self._buffer)
+            self._buffer.give_back()
             self._buffer = None
 
-    def _give_back(self, buffer: memoryview) -> None:
-        memory = self._connection.memory
-        memory.pool.give(buffer)
-        memory.budget.release(len(buffer))
+
+class _PartBuffer:
+    """The bytes of one part, in memory of the pool."""
+
+    def __init__(self, size: int, pool: BufferPool, reservation: Reservation) -> None:
+        self._memory = pool.take(size)
+        self._pool = pool
+        self._reservation = reservation
+        self._filled = 0
+
+    @property
+    def body(self) -> memoryview:
+        """The bytes so far."""
+        return self._memory[: self._filled]
+
+    @property
+    def is_full(self) -> bool:
+        """Tells whether nothing more fits in."""
+        return self._filled == len(self._memory)
+
+    def append(self, data: memoryview) -> int:
+        """Copies as much as fits in and returns how much."""
+        count = min(len(data), len(self._memory) - self._filled)
+        self._memory[self._filled : self._filled + count] = data[:count]
+        self._filled += count
+        return count
+
+    def give_back(self, *, reusable: bool = True) -> None:
+        """Returns the memory, to the pool if nobody else can still be reading it."""
+        if reusable:
+            self._pool.give(self._memory)
+        self._memory = memoryview(b"")
+        self._reservation.release()

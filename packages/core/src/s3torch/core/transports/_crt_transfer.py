@@ -17,7 +17,7 @@ from s3torch.core.errors import (
     error_from_response,
 )
 from s3torch.core.models import GetResult, HeadObjectResult
-from s3torch.core.transports._http import head_from_headers, xml_fields
+from s3torch.core.transports._http import announced_length, head_from_headers, xml_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,6 +92,7 @@ class GetExchange(Exchange[GetResult]):
     def __init__(self, byte_range: ByteRange | None, into: memoryview | None) -> None:
         super().__init__(lambda _headers, _body: self._get_result())
         self.part_size = len(byte_range) if byte_range is not None else None
+        self._range = byte_range
         self._start = byte_range.start if byte_range is not None else 0
         self._into = into
         self._has_buffer = into is not None
@@ -127,8 +128,8 @@ class GetExchange(Exchange[GetResult]):
             self._into = None
 
     def _get_result(self) -> GetResult:
-        announced = int(self._headers.get("content-length", self._received))
-        if announced != self._received:
+        announced = announced_length(self._headers, self._range)
+        if announced is not None and announced != self._received:
             raise TruncatedError(f"got {self._received} of {announced} bytes")
         data = None if self._has_buffer else self._body()
         return GetResult(head_from_headers(self._headers), self._received, data)
@@ -150,6 +151,7 @@ class CrtTransfer(Future[T]):
         self.bucket = bucket
         self.key = key
         self.exchange = exchange
+        self.body: BodyStream | None = None
         # A native request must be kept until it is done.
         self._live = live
         self._request: S3Request | None = None
@@ -212,6 +214,8 @@ class CrtTransfer(Future[T]):
 
     def _end(self) -> None:
         self.exchange.release()
+        if self.body is not None:
+            self.body.release()
         self._live.discard(self)
         self._request = None
 
@@ -255,6 +259,10 @@ class BodyStream(io.RawIOBase):
         super().__init__()
         self._body = body
         self._position = 0
+
+    def release(self) -> None:
+        """Lets go of the buffer; the CRT keeps the stream for longer than its request."""
+        self._body = memoryview(b"")
 
     def readable(self) -> bool:
         """True."""

@@ -226,6 +226,8 @@ class CrtTransport:
             lines.append(("x-amz-request-payer", "requester"))
         if method in {"PUT", "POST"}:
             lines.append(("Content-Length", str(len(body) if body is not None else 0)))
+        if body:
+            transfer.body = BodyStream(body)
         ranged = transfer.exchange.part_size is not None
         request: S3Request = self._runtime.client(endpoint).make_request(
             type=S3RequestType.GET_OBJECT if ranged else S3RequestType.DEFAULT,
@@ -234,7 +236,7 @@ class CrtTransport:
                 method,
                 f"{path}?{query}" if query else path,
                 HttpHeaders(lines),
-                BodyStream(body) if body else None,
+                transfer.body,
             ),
             signing_config=self._runtime.signing_config(endpoint),
             # One request for this range, whatever the part size of the client is.

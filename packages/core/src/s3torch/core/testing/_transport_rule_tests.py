@@ -1,0 +1,288 @@
+"""Conformance of transports: transfers, buffers, errors, threads, the end."""
+
+# ruff: noqa: S101 - In tests, assert is how they tell.
+
+from __future__ import annotations
+
+import gc
+import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from s3torch.core.errors import NotFoundError, S3Error, TransferCancelledError
+from s3torch.core.models import MultipartUpload, PutOptions
+from s3torch.core.ranges import MIB, ByteRange
+from s3torch.core.testing._transport_case import PATIENCE, TransportCase, checksum_of, get, put
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from s3torch.core.protocols import Transfer, Transport, TransportContext
+
+_PROMPT = 5
+_MANY = 24
+
+
+class TransferTests(TransportCase):
+    """What every transfer owes."""
+
+    def test_starting_never_raises(self, transport: Transport, key: str) -> None:
+        """What is wrong is told by the transfer."""
+        nowhere = "s3torch-no-such-bucket"
+        upload = MultipartUpload(nowhere, key, "no-such-upload")
+        body, options = memoryview(b"x"), PutOptions()
+        transfers: list[Transfer[Any]] = [
+            transport.get(nowhere, key),
+            transport.put(nowhere, key, body, options=options),
+            transport.create_multipart_upload(nowhere, key, options=options),
+            transport.upload_part(upload, 1, body),
+        ]
+        for transfer in transfers:
+            with pytest.raises(NotFoundError):
+                transfer.result(PATIENCE)
+            assert transfer.done()
+        transport.abort_multipart_upload(upload).result(PATIENCE)
+
+    def test_callback_before_and_after_the_end(self, transport: Transport, bucket: str, key: str) -> None:
+        """A callback gets the transfer, once, also when it comes late."""
+        put(transport, bucket, key)
+        transfer = transport.get(bucket, key)
+        called: list[Any] = []
+        ended = threading.Event()
+        transfer.add_done_callback(called.append)
+        transfer.add_done_callback(lambda _: ended.set())
+        assert ended.wait(PATIENCE)
+        assert called == [transfer]
+        transfer.add_done_callback(called.append)
+        assert called == [transfer, transfer]
+        assert transfer.result(0).data == b"data"
+        assert called == [transfer, transfer]
+
+    def test_callback_of_failure(self, transport: Transport, bucket: str, key: str) -> None:
+        """A transfer that fails calls back as well, and fails whenever it is asked."""
+        transfer = transport.get(bucket, key)
+        ended = threading.Event()
+        transfer.add_done_callback(lambda _: ended.set())
+        assert ended.wait(PATIENCE)
+        for _ in range(2):
+            with pytest.raises(NotFoundError):
+                transfer.result(0)
+
+    def test_callback_may_start_the_next(self, transport: Transport, bucket: str, key: str) -> None:
+        """A chain of transfers needs no thread that waits."""
+        put(transport, bucket, key)
+        results: list[bytes | None] = []
+        ended = threading.Event()
+
+        def next_one(done: Transfer[Any]) -> None:
+            results.append(done.result(0).data)
+            if len(results) == _MANY:
+                ended.set()
+            else:
+                transport.get(bucket, key).add_done_callback(next_one)
+
+        transport.get(bucket, key).add_done_callback(next_one)
+        assert ended.wait(PATIENCE)
+        assert results == [b"data"] * _MANY
+
+    def test_many_at_a_time(self, transport: Transport, bucket: str, prefix: str) -> None:
+        """Transfers do not get mixed up."""
+        bodies = {f"{prefix}{n}": bytes([n]) * (1000 * n + 1) for n in range(_MANY)}
+        puts = [
+            transport.put(bucket, key, memoryview(body), options=PutOptions()) for key, body in bodies.items()
+        ]
+        for stored in puts:
+            stored.result(PATIENCE)
+        gets = {key: transport.get(bucket, key) for key in bodies}
+        assert {key: got.result(PATIENCE).data for key, got in gets.items()} == bodies
+
+    def test_many_threads(self, transport: Transport, bucket: str, key: str) -> None:
+        """Every method may be called from any thread."""
+        data = bytes(range(256)) * 100
+        put(transport, bucket, key, data)
+
+        def read(number: int) -> bool:
+            byte_range = ByteRange(number * 100, number * 100 + 50)
+            buffer = bytearray(50)
+            get(transport, bucket, key, byte_range=byte_range, into=memoryview(buffer))
+            return buffer == data[byte_range.start : byte_range.stop]
+
+        with ThreadPoolExecutor(8) as threads:
+            assert all(threads.map(read, range(64)))
+
+    def test_result_may_be_asked_too_early(self, transport: Transport, bucket: str, key: str) -> None:
+        """Waiting for too short a time ends nothing."""
+        put(transport, bucket, key, bytes(2 * MIB))
+        transfer = transport.get(bucket, key)
+        try:
+            result = transfer.result(0)
+        except TimeoutError:
+            result = transfer.result(PATIENCE)
+        assert result.length == 2 * MIB
+
+    def test_errors_can_be_pickled(self, transport: Transport, bucket: str, key: str) -> None:
+        """An error crosses processes with all of its facts."""
+        put(transport, bucket, key)
+        failing: list[Transfer[Any]] = [
+            transport.get(bucket, f"{key}-missing"),
+            transport.get(bucket, key, if_match='"00000000000000000000000000000000"'),
+            transport.get(bucket, key, byte_range=ByteRange(100, 200)),
+            transport.put("s3torch-no-such-bucket", key, memoryview(b"x"), options=PutOptions()),
+        ]
+        for transfer in failing:
+            with pytest.raises(S3Error) as caught:
+                transfer.result(PATIENCE)
+            error = caught.value
+            again = pickle.loads(pickle.dumps(error))  # noqa: S301 - It was pickled here.
+            assert type(again) is type(error)
+            assert str(again) == str(error)
+            assert vars(again) == vars(error)
+
+
+class BufferTests(TransportCase):
+    """When a transport lets go of its caller's buffers."""
+
+    def test_get_releases_buffer(self, transport: Transport, bucket: str, key: str) -> None:
+        """After the end of a GET, good or bad, nothing of it holds the buffer."""
+        put(transport, bucket, key)
+        for asked in (key, f"{key}-missing"):
+            buffer = bytearray(4)
+            transfer = transport.get(bucket, asked, into=memoryview(buffer))
+            _wait(transfer)
+            _expect_released(buffer)
+
+    @pytest.mark.parametrize("size", [10, 3 * MIB])
+    def test_put_releases_body(self, transport: Transport, bucket: str, key: str, size: int) -> None:
+        """After the end of a PUT, good or bad, nothing of it holds the body."""
+        for where in (bucket, "s3torch-no-such-bucket"):
+            body = bytearray(size)
+            transfer = transport.put(where, key, memoryview(body), options=PutOptions())
+            _wait(transfer)
+            _expect_released(body)
+
+
+class CancelTests(TransportCase):
+    """What cancelling owes."""
+
+    def test_cancelled_gets_end_promptly(self, transport: Transport, bucket: str, key: str) -> None:
+        """Each ends at once, by the error of a cancelled transfer if it was in time."""
+        put(transport, bucket, key, bytes(4 * MIB))
+        buffers = [bytearray(4 * MIB) for _ in range(_MANY)]
+        transfers = [transport.get(bucket, key, into=memoryview(buffer)) for buffer in buffers]
+        begin = time.monotonic()
+        asked = [transfer.cancel() for transfer in transfers]
+        cancelled = [_is_cancelled(transfer) for transfer in transfers]
+        assert time.monotonic() - begin < _PROMPT
+        assert any(asked)
+        assert any(cancelled)
+        for buffer in buffers:
+            _expect_released(buffer)
+        assert get(transport, bucket, key).length == 4 * MIB
+
+    def test_cancelled_put_stores_all_or_nothing(
+        self, transport: Transport, bucket: str, prefix: str
+    ) -> None:
+        """Nothing that was changed after the end of a cancelled PUT is ever stored."""
+        size = 2 * MIB
+        bodies = {f"{prefix}{number}": bytearray(b"a" * size) for number in range(6)}
+        transfers = [
+            transport.put(
+                bucket, key, memoryview(body), options=PutOptions(), checksum=checksum_of(bytes(body))
+            )
+            for key, body in bodies.items()
+        ]
+        for transfer in transfers:
+            transfer.cancel()
+        for transfer, body in zip(transfers, bodies.values(), strict=True):
+            _is_cancelled(transfer)
+            body[:] = b"b" * size
+        for key in bodies:
+            try:
+                assert get(transport, bucket, key).data == b"a" * size
+            except NotFoundError:
+                continue
+
+    def test_cancel_after_the_end(self, transport: Transport, bucket: str, key: str) -> None:
+        """What has ended stays as it ended."""
+        put(transport, bucket, key)
+        transfer = transport.get(bucket, key)
+        transfer.result(PATIENCE)
+        assert not transfer.cancel()
+        assert transfer.result(0).data == b"data"
+
+
+class CloseTests(TransportCase):
+    """What closing owes."""
+
+    def test_close_may_be_called_again(self, transport_context: TransportContext) -> None:
+        """Closing is idempotent, also when nothing was ever sent."""
+        transport = self.create_transport(transport_context)
+        transport.close()
+        transport.close()
+
+    def test_close_cancels(
+        self, transport: Transport, transport_context: TransportContext, bucket: str, key: str
+    ) -> None:
+        """What is in flight ends at once, and its buffers are free."""
+        put(transport, bucket, key, bytes(4 * MIB))
+        other = self.create_transport(transport_context)
+        buffers = [bytearray(4 * MIB) for _ in range(_MANY)]
+        transfers = [other.get(bucket, key, into=memoryview(buffer)) for buffer in buffers]
+        begin = time.monotonic()
+        other.close()
+        for transfer in transfers:
+            _is_cancelled(transfer)
+        assert time.monotonic() - begin < _PROMPT
+        for buffer in buffers:
+            _expect_released(buffer)
+
+    def test_use_after_close(self, transport_context: TransportContext) -> None:
+        """A closed transport starts nothing."""
+        transport = self.create_transport(transport_context)
+        transport.close()
+        upload, body, options = MultipartUpload("b", "k", "u"), memoryview(b""), PutOptions()
+        uses: list[Callable[[], object]] = [
+            lambda: transport.get("b", "k"),
+            lambda: transport.put("b", "k", body, options=options),
+            lambda: transport.create_multipart_upload("b", "k", options=options),
+            lambda: transport.upload_part(upload, 1, body),
+            lambda: transport.complete_multipart_upload(upload, [], options=options),
+            lambda: transport.abort_multipart_upload(upload),
+        ]
+        for use in uses:
+            with pytest.raises(ValueError, match="closed"):
+                use()
+
+
+def _wait(transfer: Transfer[Any]) -> None:
+    try:
+        transfer.result(PATIENCE)
+    except S3Error:
+        return
+
+
+def _is_cancelled(transfer: Transfer[Any]) -> bool:
+    """Waits for the end of a transfer that was asked to stop; any other error is a failure of the test."""
+    try:
+        transfer.result(PATIENCE)
+    except TransferCancelledError:
+        return True
+    return False
+
+
+def _expect_released(buffer: bytearray) -> None:
+    """Resizes the buffer, which Python refuses as long as there is a view of it."""
+    for seconds in (0.01, 0.1, 0.5, 1):
+        try:
+            buffer.append(0)
+        except BufferError:
+            # Not before it is needed: the end of a native request may be a moment later than its result.
+            time.sleep(seconds)
+            gc.collect()
+        else:
+            return
+    pytest.fail("the transport still holds the buffer")

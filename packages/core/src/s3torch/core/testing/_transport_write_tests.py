@@ -1,0 +1,242 @@
+"""Conformance of transports: writing."""
+
+# ruff: noqa: S101 - In tests, assert is how they tell.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from s3torch.core.errors import ChecksumMismatchError, NotFoundError, PreconditionFailedError
+from s3torch.core.models import PutOptions
+from s3torch.core.ranges import MIN_PART_SIZE
+from s3torch.core.testing._transport_case import (
+    PATIENCE,
+    TransportCase,
+    begin_upload,
+    checksum_of,
+    get,
+    put,
+    refused,
+)
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from s3torch.core.models import MultipartUpload
+    from s3torch.core.protocols import ControlPlane, Transport
+
+_NEW = PutOptions(if_none_match="*")
+
+
+class PutTests(TransportCase):
+    """What ``Transport.put`` owes."""
+
+    @pytest.mark.parametrize("size", [0, 1, 100_000, 3_000_000])
+    def test_put_stores_all_bytes(self, transport: Transport, bucket: str, key: str, size: int) -> None:
+        """What was put is what is got."""
+        data = bytes(range(251)) * (size // 251 + 1)
+        put(transport, bucket, key, data[:size])
+        assert get(transport, bucket, key).data == data[:size]
+
+    def test_put_takes_any_view(self, transport: Transport, bucket: str, key: str) -> None:
+        """The body may be a writable buffer, or a piece of one."""
+        data = bytearray(b"0123456789" * 200_000)
+        body = memoryview(data)[5:-5]
+        transport.put(bucket, key, body, options=PutOptions()).result(PATIENCE)
+        assert get(transport, bucket, key).data == bytes(body)
+
+    def test_put_replaces(self, transport: Transport, bucket: str, key: str) -> None:
+        """The last one wins."""
+        first = put(transport, bucket, key, b"first")
+        second = put(transport, bucket, key, b"second")
+        result = get(transport, bucket, key)
+        assert (result.data, result.head.etag) == (b"second", second.etag)
+        assert first.etag != second.etag
+
+    def test_put_stores_as_options_say(
+        self, transport: Transport, control: ControlPlane, bucket: str, key: str
+    ) -> None:
+        """Storage class, media type and metadata are kept."""
+        options = PutOptions("STANDARD_IA", "image/x-test", {"one": "1", "two": "2 = 2"})
+        put(transport, bucket, key, options=options)
+        head = control.head_object(bucket, key)
+        assert head.storage_class == "STANDARD_IA"
+        assert head.content_type == "image/x-test"
+        assert head.metadata == {"one": "1", "two": "2 = 2"}
+
+    @pytest.mark.parametrize("algorithm", ["CRC64NVME", "CRC32C", "CRC32"])
+    @pytest.mark.parametrize("size", [0, 100, 2_000_000])
+    def test_put_with_checksum(
+        self, transport: Transport, bucket: str, key: str, algorithm: str, size: int
+    ) -> None:
+        """The right checksum is accepted and a wrong one is not."""
+        data = bytes(size)
+        put(transport, bucket, key, data, checksum=checksum_of(data, algorithm))
+        assert get(transport, bucket, key).data == data
+        if not self.verifies_checksums:
+            return
+        wrong = checksum_of(data + b"x", algorithm)
+        with pytest.raises(ChecksumMismatchError) as caught:
+            put(transport, bucket, key, data, checksum=wrong)
+        assert (caught.value.status, caught.value.key) == (400, key)
+
+    def test_put_with_wrong_checksum_leaves_old_object(
+        self, transport: Transport, bucket: str, key: str
+    ) -> None:
+        """What is refused does not replace what is there."""
+        if not self.verifies_checksums:
+            pytest.skip("the store does not verify checksums")
+        put(transport, bucket, key, b"old")
+        with pytest.raises(ChecksumMismatchError):
+            put(transport, bucket, key, b"new", checksum=checksum_of(b"other"))
+        assert get(transport, bucket, key).data == b"old"
+
+    def test_put_if_none_match(self, transport: Transport, bucket: str, key: str) -> None:
+        """An object can be stored only if there is none."""
+        put(transport, bucket, key, b"first", options=_NEW)
+        with refused(
+            PreconditionFailedError,
+            operation="PutObject",
+            bucket=bucket,
+            key=key,
+            code="PreconditionFailed",
+            status=412,
+        ):
+            put(transport, bucket, key, b"second", options=_NEW)
+        assert get(transport, bucket, key).data == b"first"
+
+    def test_put_if_match(self, transport: Transport, bucket: str, key: str) -> None:
+        """An object can be replaced only if it is still the one that is known."""
+        known = put(transport, bucket, key, b"first").etag
+        put(transport, bucket, key, b"second", options=PutOptions(if_match=known))
+        with pytest.raises(PreconditionFailedError):
+            put(transport, bucket, key, b"third", options=PutOptions(if_match=known))
+        assert get(transport, bucket, key).data == b"second"
+
+    def test_put_into_missing_bucket(self, transport: Transport, key: str) -> None:
+        """A bucket is never made by the way."""
+        with refused(
+            NotFoundError,
+            operation="PutObject",
+            bucket="s3torch-no-such-bucket",
+            key=key,
+            code="NoSuchBucket",
+            status=404,
+        ):
+            put(transport, "s3torch-no-such-bucket", key)
+
+
+class MultipartTests(TransportCase):
+    """What the methods of multipart uploads owe."""
+
+    def test_multipart_parts_in_any_order_at_the_same_time(
+        self, transport: Transport, bucket: str, key: str
+    ) -> None:
+        """The object is its parts in the order of their numbers, with the options of the start."""
+        bodies = [bytes([number]) * MIN_PART_SIZE for number in (1, 2)] + [b"end"]
+        options = PutOptions(content_type="text/x-test", metadata={"a": "b"})
+        upload = begin_upload(transport, bucket, key, options=options)
+        transfers = {
+            number: transport.upload_part(upload, number, memoryview(body), checksum=checksum_of(body))
+            for number, body in reversed([*enumerate(bodies, 1)])
+        }
+        parts = [transfers[number].result(PATIENCE) for number in sorted(transfers)]
+        assert [part.number for part in parts] == [1, 2, 3]
+        assert [part.checksum for part in parts] == [checksum_of(body)[1] for body in bodies]
+        whole = b"".join(bodies)
+        done = transport.complete_multipart_upload(
+            upload, parts, options=options, checksum=checksum_of(whole)
+        ).result(PATIENCE)
+        result = get(transport, bucket, key)
+        assert result.data == whole
+        assert result.head.etag == done.etag
+        assert result.head.content_type == "text/x-test"
+        assert result.head.metadata == {"a": "b"}
+
+    def test_multipart_without_checksums(self, transport: Transport, bucket: str, key: str) -> None:
+        """Checksums may be left out, for stores that know none."""
+        upload = transport.create_multipart_upload(bucket, key, options=PutOptions()).result(PATIENCE)
+        part = transport.upload_part(upload, 1, memoryview(b"only")).result(PATIENCE)
+        assert part.checksum is None
+        transport.complete_multipart_upload(upload, [part], options=PutOptions()).result(PATIENCE)
+        assert get(transport, bucket, key).data == b"only"
+
+    def test_multipart_nothing_is_visible_before_completion(
+        self, transport: Transport, bucket: str, key: str
+    ) -> None:
+        """The old object stays until the new one is whole."""
+        put(transport, bucket, key, b"old")
+        upload = begin_upload(transport, bucket, key)
+        part = transport.upload_part(upload, 1, memoryview(b"new"), checksum=checksum_of(b"new")).result(
+            PATIENCE
+        )
+        assert get(transport, bucket, key).data == b"old"
+        transport.complete_multipart_upload(
+            upload, [part], options=PutOptions(), checksum=checksum_of(b"new")
+        ).result(PATIENCE)
+        assert get(transport, bucket, key).data == b"new"
+
+    def test_multipart_wrong_checksum_of_part(self, transport: Transport, bucket: str, key: str) -> None:
+        """A part whose checksum is wrong is refused."""
+        if not self.verifies_checksums:
+            pytest.skip("the store does not verify checksums")
+        upload = begin_upload(transport, bucket, key)
+        transfer = transport.upload_part(upload, 1, memoryview(b"part"), checksum=checksum_of(b"other"))
+        with pytest.raises(ChecksumMismatchError):
+            transfer.result(PATIENCE)
+        transport.abort_multipart_upload(upload).result(PATIENCE)
+
+    def test_multipart_condition_goes_with_completion(
+        self, transport: Transport, bucket: str, key: str
+    ) -> None:
+        """An object that appeared meanwhile is not replaced."""
+        upload = begin_upload(transport, bucket, key, options=_NEW)
+        body = b"mine"
+        part = transport.upload_part(upload, 1, memoryview(body), checksum=checksum_of(body)).result(PATIENCE)
+        put(transport, bucket, key, b"theirs")
+        completion = transport.complete_multipart_upload(
+            upload, [part], options=_NEW, checksum=checksum_of(body)
+        )
+        with refused(
+            PreconditionFailedError,
+            operation="CompleteMultipartUpload",
+            bucket=bucket,
+            key=key,
+            code="PreconditionFailed",
+            status=412,
+        ):
+            completion.result(PATIENCE)
+        assert get(transport, bucket, key).data == b"theirs"
+        transport.abort_multipart_upload(upload).result(PATIENCE)
+
+    def test_multipart_abort_leaves_nothing(self, transport: Transport, bucket: str, key: str) -> None:
+        """After an abort there is neither an object nor an upload; a second abort is no error."""
+        upload = begin_upload(transport, bucket, key)
+        body = memoryview(b"part")
+        checksum = checksum_of(b"part")
+        part = transport.upload_part(upload, 1, body, checksum=checksum).result(PATIENCE)
+        for _ in range(2):
+            assert transport.abort_multipart_upload(upload).result(PATIENCE) is None
+        with pytest.raises(NotFoundError):
+            get(transport, bucket, key)
+        if not self.forgets_aborted_uploads:
+            return
+        with _no_such_upload("UploadPart", upload):
+            transport.upload_part(upload, 2, body, checksum=checksum).result(PATIENCE)
+        with _no_such_upload("CompleteMultipartUpload", upload):
+            transport.complete_multipart_upload(
+                upload, [part], options=PutOptions(), checksum=checksum
+            ).result(PATIENCE)
+
+
+def _no_such_upload(operation: str, upload: MultipartUpload) -> AbstractContextManager[None]:
+    return refused(
+        NotFoundError,
+        operation=operation,
+        bucket=upload.bucket,
+        key=upload.key,
+        code="NoSuchUpload",
+        status=404,
+    )

@@ -1,0 +1,174 @@
+"""How the ``boto`` transport sends: tries that are counted over botocore's own, and parameters."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from s3torch.core.errors import (
+    S3ConnectionError,
+    S3Error,
+    S3TimeoutError,
+    ServerError,
+    ThrottledError,
+    TruncatedError,
+)
+from s3torch.core.transports._boto_body import BodyStream
+from s3torch.core.transports._boto_errors import error_from_boto
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from s3torch.core.models import CompletedPart, PutOptions
+    from s3torch.core.protocols import TransportContext
+    from s3torch.core.transports._pool import PooledTransfer
+
+T = TypeVar("T")
+
+_BACKOFF_SECONDS = 0.1
+_MAX_BACKOFF_SECONDS = 20.0
+_RETRIED_STATUS = {500, 502, 504}
+_RETRIED_ERRORS = (S3ConnectionError, S3TimeoutError, ThrottledError, TruncatedError)
+
+
+class _Spent(BaseException):
+    """All tries are used up; the error of the last one stands."""
+
+
+class _Current(threading.local):
+    """What the thread is sending, for the events of the boto3 client."""
+
+    transfer: PooledTransfer[Any] | None = None
+    sent: int = 0
+    failed: bool = False
+
+
+class BotoSender:
+    """Sends requests for transfers, ``config.attempts`` times in all.
+
+    botocore tries again by itself until a response begins. Its events tell this class of each try, and let
+    it end a cancelled transfer between two.
+    """
+
+    def __init__(self, context: TransportContext) -> None:
+        self._context = context
+        self._current = _Current()
+        self._lock = threading.Lock()
+        self._client: Any = None
+
+    def send(self, transfer: PooledTransfer[T], once: Callable[[Any], T]) -> T:
+        """Calls ``once`` with the boto3 client until it succeeds.
+
+        Args:
+            transfer: Whose thread this is.
+            once: Makes one call of the client and deals with its response.
+
+        Raises:
+            S3Error: It failed for good.
+            Stop: The transfer was cancelled.
+        """
+        current = self._current
+        current.transfer, current.sent, current.failed = transfer, 0, False
+        failure: S3Error | None = None
+        try:
+            while True:
+                transfer.check()
+                try:
+                    return once(self._boto_client())
+                except Exception as exc:  # noqa: BLE001 - Each becomes an error of ours.
+                    failure = error_from_boto(
+                        exc,
+                        operation=transfer.operation,
+                        bucket=transfer.bucket,
+                        key=transfer.key,
+                    )
+                if current.sent >= self._context.config.attempts or not _may_succeed_now(failure):
+                    raise failure
+                current.failed = True
+                transfer.pause(_backoff(current.sent))
+        except _Spent:
+            if failure is None:
+                raise
+            raise failure from failure.__cause__
+        finally:
+            current.transfer = None
+            failure = None
+
+    def close(self) -> None:
+        """Takes back the event handlers."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.meta.events.unregister("before-call.s3", self._before_call)
+            client.meta.events.unregister("before-send.s3", self._before_send)
+            client.meta.events.unregister("needs-retry.s3", self._before_retry)
+
+    def _boto_client(self) -> Any:
+        with self._lock:
+            if self._client is None:
+                client = self._context.session.boto_client()
+                client.meta.events.register_last("before-call.s3", self._before_call)
+                client.meta.events.register("before-send.s3", self._before_send)
+                client.meta.events.register_first("needs-retry.s3", self._before_retry)
+                self._client = client
+            return self._client
+
+    def _before_call(self, params: dict[str, Any], **_: Any) -> None:
+        # botocore asks before it sends any body (Expect: 100-continue), which costs a round trip.
+        if self._current.transfer is not None and not isinstance(params.get("body"), BodyStream):
+            params["headers"].pop("Expect", None)
+
+    def _before_send(self, **_: Any) -> None:
+        current = self._current
+        if current.transfer is None:
+            return
+        current.transfer.check()
+        if current.failed and current.sent >= self._context.config.attempts:
+            raise _Spent
+        current.sent += 1
+
+    def _before_retry(self, **_: Any) -> None:
+        if self._current.transfer is not None:
+            self._current.transfer.check()
+
+
+def storage_params(options: PutOptions) -> dict[str, Any]:
+    """Gives the parameters that store an object as the options say, without the conditions."""
+    return given_params(
+        StorageClass=options.storage_class,
+        ContentType=options.content_type,
+        Metadata=dict(options.metadata) or None,
+    )
+
+
+def condition_params(options: PutOptions) -> dict[str, Any]:
+    """Gives the parameters of the conditions under which an object may appear."""
+    return given_params(IfNoneMatch=options.if_none_match, IfMatch=options.if_match)
+
+
+def checksum_params(checksum: tuple[str, str] | None) -> dict[str, Any]:
+    """Gives the parameter that carries a checksum."""
+    return {} if checksum is None else {f"Checksum{checksum[0]}": checksum[1]}
+
+
+def part_params(part: CompletedPart, algorithm: str | None) -> dict[str, Any]:
+    """Gives how CompleteMultipartUpload names a part."""
+    checksum = checksum_params((algorithm, part.checksum) if algorithm and part.checksum else None)
+    return {"PartNumber": part.number, "ETag": part.etag, **checksum}
+
+
+def given_params(**params: Any) -> dict[str, Any]:
+    """Leaves out what is ``None``."""
+    return {name: value for name, value in params.items() if value is not None}
+
+
+def _may_succeed_now(error: S3Error) -> bool:
+    if isinstance(error, ServerError):
+        return error.status in _RETRIED_STATUS
+    return isinstance(error, _RETRIED_ERRORS)
+
+
+def _backoff(tries: int) -> float:
+    longest = min(_BACKOFF_SECONDS * 2.0**tries, _MAX_BACKOFF_SECONDS)
+    return random.uniform(0.5, 1) * longest  # noqa: S311 - This is jitter.

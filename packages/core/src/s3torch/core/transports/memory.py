@@ -1,0 +1,241 @@
+"""A transport to objects in the memory of this process: for tests, examples and trying things out.
+
+It behaves as S3 does, with conditions, checksums, multipart uploads and listings, and has a control plane of
+its own. Its buckets are made by hand::
+
+    MemoryStore.at("http://mine").create_bucket("bucket")
+    client = S3Client(s3client_config=S3ClientConfig(transport="memory", endpoint="http://mine"))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from s3torch.core.errors import ConfigurationError, NotFoundError, TruncatedError
+from s3torch.core.models import DeleteFailure, GetResult
+from s3torch.core.plugins.hookspecs import hookimpl
+from s3torch.core.transports._memory_rules import refusal, same_etag
+from s3torch.core.transports._memory_store import MemoryStore
+from s3torch.core.transports._pool import PooledTransfer, TransferPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
+    from typing import TypeVar
+
+    from s3torch.core.models import (
+        CompletedPart,
+        HeadObjectResult,
+        ListObjectResult,
+        MultipartUpload,
+        PutOptions,
+        PutResult,
+    )
+    from s3torch.core.protocols import TransportContext
+    from s3torch.core.ranges import ByteRange
+
+    T = TypeVar("T")
+
+__all__ = ["MemoryControl", "MemoryStore", "MemoryTransport", "s3torch_create_transport"]
+
+_THREADS = 4
+_MAX_DELETED = 1000
+
+
+@hookimpl
+def s3torch_create_transport(context: TransportContext) -> MemoryTransport:
+    """Creates a transport to the store of the configured endpoint."""
+    return MemoryTransport(MemoryStore.at(context.config.endpoint))
+
+
+class MemoryTransport:
+    """Moves bytes within this process. The rules are those of ``s3torch.core.protocols``.
+
+    Args:
+        store: Where the objects are.
+    """
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self._pool = TransferPool(_THREADS, name="s3torch-memory")
+
+    def control(self) -> MemoryControl:
+        """Returns the control plane of the store."""
+        return MemoryControl(self._store)
+
+    def get(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        byte_range: ByteRange | None = None,
+        into: memoryview | None = None,
+        if_match: str | None = None,
+        version_id: str | None = None,
+    ) -> Future[GetResult]:
+        """Starts one GetObject request."""
+        room = len(into) if into is not None else None
+
+        def work(transfer: PooledTransfer[GetResult]) -> GetResult:
+            stored = self._store.get(bucket, key)
+            _check_version("GetObject", bucket, key, version_id)
+            if if_match is not None and not same_etag(if_match, stored.etag):
+                raise refusal("GetObject", bucket, key, 412, "PreconditionFailed")
+            data = stored.data
+            if byte_range is not None:
+                if byte_range.start >= len(data) and byte_range.start > 0:
+                    raise refusal("GetObject", bucket, key, 416, "InvalidRange")
+                data = data[byte_range.start : byte_range.stop]
+            if room is None:
+                return GetResult(stored.head, len(data), data)
+            if len(data) > room:
+                raise TruncatedError(f"the body has {len(data)} bytes, more than the {room} asked for")
+            transfer.fill(0, data)
+            return GetResult(stored.head, len(data))
+
+        return self._start("GetObject", bucket, key, work, into)
+
+    def put(
+        self,
+        bucket: str,
+        key: str,
+        body: memoryview,
+        *,
+        options: PutOptions,
+        checksum: tuple[str, str] | None = None,
+    ) -> Future[PutResult]:
+        """Starts one PutObject request."""
+
+        def work(transfer: PooledTransfer[PutResult]) -> PutResult:
+            return self._store.put(bucket, key, transfer.copy(), options=options, checksum=checksum)
+
+        return self._start("PutObject", bucket, key, work, body)
+
+    def create_multipart_upload(
+        self, bucket: str, key: str, *, options: PutOptions, checksum_algorithm: str | None = None
+    ) -> Future[MultipartUpload]:
+        """Starts a CreateMultipartUpload request; the algorithm of the checksums is told with each part."""
+        del checksum_algorithm
+        return self._start(
+            "CreateMultipartUpload",
+            bucket,
+            key,
+            lambda _: self._store.create_upload(bucket, key, options=options),
+        )
+
+    def upload_part(
+        self,
+        upload: MultipartUpload,
+        number: int,
+        body: memoryview,
+        *,
+        checksum: tuple[str, str] | None = None,
+    ) -> Future[CompletedPart]:
+        """Starts one UploadPart request."""
+
+        def work(transfer: PooledTransfer[CompletedPart]) -> CompletedPart:
+            return self._store.put_part(upload, number, transfer.copy(), checksum=checksum)
+
+        return self._start("UploadPart", upload.bucket, upload.key, work, body)
+
+    def complete_multipart_upload(
+        self,
+        upload: MultipartUpload,
+        parts: Sequence[CompletedPart],
+        *,
+        options: PutOptions,
+        checksum: tuple[str, str] | None = None,
+    ) -> Future[PutResult]:
+        """Starts a CompleteMultipartUpload request."""
+        return self._start(
+            "CompleteMultipartUpload",
+            upload.bucket,
+            upload.key,
+            lambda _: self._store.complete_upload(upload, parts, options=options, checksum=checksum),
+        )
+
+    def abort_multipart_upload(self, upload: MultipartUpload) -> Future[None]:
+        """Starts an AbortMultipartUpload request."""
+
+        def work(_: PooledTransfer[None]) -> None:
+            try:
+                self._store.abort_upload(upload)
+            except NotFoundError:
+                return
+
+        return self._start("AbortMultipartUpload", upload.bucket, upload.key, work)
+
+    def close(self) -> None:
+        """Cancels what is in flight and ends the threads; the objects stay."""
+        self._pool.close()
+
+    def _start(
+        self,
+        operation: str,
+        bucket: str,
+        key: str,
+        work: Callable[[PooledTransfer[T]], T],
+        buffer: memoryview | None = None,
+    ) -> PooledTransfer[T]:
+        return self._pool.start(
+            PooledTransfer(work, operation=operation, bucket=bucket, key=key, buffer=buffer)
+        )
+
+
+class MemoryControl:
+    """The control plane of a store in memory."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    def head_object(self, bucket: str, key: str, *, version_id: str | None = None) -> HeadObjectResult:
+        """Tells the facts of one object."""
+        head = self._store.get(bucket, key, operation="HeadObject").head
+        _check_version("HeadObject", bucket, key, version_id)
+        return head
+
+    def list_objects(
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        delimiter: str = "",
+        max_keys: int = 1000,
+        continuation_token: str | None = None,
+        start_after: str | None = None,
+    ) -> ListObjectResult:
+        """Tells one page of a listing."""
+        return self._store.list_objects(
+            bucket,
+            prefix=prefix,
+            delimiter=delimiter,
+            max_keys=max_keys,
+            after=continuation_token or start_after or "",
+        )
+
+    def delete_object(self, bucket: str, key: str) -> None:
+        """Deletes one object; a missing one is no error."""
+        self._store.delete(bucket, key)
+
+    def delete_objects(self, bucket: str, keys: Sequence[str]) -> list[DeleteFailure]:
+        """Deletes up to 1,000 objects."""
+        if len(keys) > _MAX_DELETED:
+            raise ConfigurationError(
+                f"one request deletes up to {_MAX_DELETED} objects, got {len(keys)}", bucket=bucket
+            )
+        for key in keys:
+            self._store.delete(bucket, key, operation="DeleteObjects")
+        return []
+
+    def copy_object(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
+        """Copies one object with its metadata."""
+        self._store.copy(src_bucket, src_key, dst_bucket, dst_key)
+
+    def close(self) -> None:
+        """Does nothing: there is nothing to free."""
+
+
+def _check_version(operation: str, bucket: str, key: str, version_id: str | None) -> None:
+    # There are no versions here; S3 calls the objects of such a bucket version "null".
+    if version_id not in {None, "null"}:
+        raise refusal(operation, bucket, key, 404, "NoSuchVersion")

@@ -1,0 +1,37 @@
+"""PyTorch datasets on Amazon S3.
+
+``S3MapDataset`` has a length and reads any sample by its index, ``S3IterableDataset`` streams the samples in
+order and shares them out between ranks and ``DataLoader`` workers. Importing this package does not import
+torch; the first use of a dataset class does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from s3torch.datasets._version import __version__
+
+if TYPE_CHECKING:
+    from s3torch.datasets.iterable import S3IterableDataset
+    from s3torch.datasets.map_style import S3MapDataset
+
+__all__ = ["S3IterableDataset", "S3MapDataset", "__version__"]
+
+_MODULES = {
+    "S3IterableDataset": "s3torch.datasets.iterable",
+    "S3MapDataset": "s3torch.datasets.map_style",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Every client asks the plugin of this package for its token; that must not cost the import of torch.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

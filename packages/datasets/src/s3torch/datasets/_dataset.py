@@ -1,0 +1,139 @@
+"""What both kinds of datasets share: a client, readers, and the transform that makes the samples."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from s3torch.core import S3Client, S3ReaderConstructor, UserAgent
+from s3torch.core.errors import ConfigurationError
+from s3torch.datasets.prefetch import check_prefetch, look_ahead
+from s3torch.datasets.transforms import identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from s3torch.core import (
+        S3BucketKeyData,
+        S3ClientConfig,
+        S3Reader,
+        S3ReaderConstructorProtocol,
+    )
+    from s3torch.datasets.sources import ObjectSource
+
+_log = logging.getLogger(__name__)
+
+
+class S3Dataset:
+    """Base of the datasets; not for direct use."""
+
+    _kind: str
+
+    def __init__(
+        self,
+        region: str | None,
+        get_dataset_objects: ObjectSource,
+        *,
+        endpoint: str | None,
+        transform: Callable[[S3Reader], Any],
+        s3client_config: S3ClientConfig | None,
+        reader_constructor: S3ReaderConstructorProtocol | None,
+        prefetch: int | None,
+    ) -> None:
+        for name, value in (("get_dataset_objects", get_dataset_objects), ("transform", transform)):
+            if not callable(value):
+                raise ConfigurationError(f"{name} must be callable, got {value!r}")
+        self._get_dataset_objects = get_dataset_objects
+        self._transform = transform
+        self._reader_constructor = reader_constructor
+        self._prefetch = check_prefetch(prefetch)
+        reader_type = S3ReaderConstructor.get_reader_type_string(reader_constructor)
+        comment = f"md/dataset#{self._kind} md/reader_type#{reader_type}"
+        # It connects when it is first used, travels with pickles and forks, and may be replaced.
+        self._client = S3Client(
+            region,
+            endpoint=endpoint,
+            user_agent=UserAgent([comment]),
+            s3client_config=s3client_config,
+        )
+        self._region = region
+        self._endpoint = endpoint
+
+    @property
+    def region(self) -> str | None:
+        """The region that was given."""
+        return self._region
+
+    @property
+    def endpoint(self) -> str | None:
+        """The endpoint that was given."""
+        return self._endpoint
+
+    def close(self) -> None:
+        """Closes the client of this process; may be called again."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _list(self) -> Iterable[S3BucketKeyData]:
+        return self._get_dataset_objects(self._client)
+
+    def _open(self, item: S3BucketKeyData) -> S3Reader:
+        return self._client.get_object(
+            item.bucket,
+            item.key,
+            object_info=item.object_info,
+            reader_constructor=self._reader_constructor,
+        )
+
+    def _sample(self, reader: S3Reader) -> Any:
+        try:
+            return self._transform(reader)
+        except StopIteration as exc:
+            # A loader would take it for the end of the data and drop the rest in silence.
+            raise RuntimeError(f"the transform raised StopIteration for {_uri(reader)}") from exc
+        except Exception as exc:
+            exc.add_note(f"while transforming {_uri(reader)}")
+            raise
+
+    def _samples(self, items: Iterable[S3BucketKeyData]) -> Iterator[Any]:
+        """Yields the samples of the items in their order, with the downloads of the next ones under way."""
+        # A reader that is handed out stays unread, so that it can be pickled and holds no memory.
+        depth = 0 if self._transform is identity else self._prefetch
+        with closing(look_ahead(map(self._open, items), depth=depth)) as readers:
+            for reader in readers:
+                yield self._sample(reader)
+
+
+def log_prefix(cls: type, s3_uri: object) -> None:
+    """Tells that a dataset of a prefix is built."""
+    _log.info("Building %s from_prefix s3_uri=%r", cls.__name__, s3_uri)
+
+
+def log_objects(cls: type) -> None:
+    """Tells that a dataset of given objects is built."""
+    _log.info("Building %s from_objects", cls.__name__)
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Returns the options that are not ``None``.
+
+    Class methods pass on only these, so that subclasses with an older constructor go on working.
+    """
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _uri(reader: S3Reader) -> str:
+    return f"s3://{reader.bucket}/{reader.key}"

@@ -1,0 +1,178 @@
+"""A dataset with a length, whose samples are read by index in any order."""
+
+from __future__ import annotations
+
+import operator
+from multiprocessing.context import get_spawning_popen
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import Dataset
+
+from s3torch.datasets._dataset import S3Dataset, given, log_objects, log_prefix
+from s3torch.datasets.sources import ObjectsSource, PrefixSource
+from s3torch.datasets.transforms import identity
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Self, SupportsIndex
+
+    from s3torch.core import (
+        S3BucketKeyData,
+        S3ClientConfig,
+        S3Reader,
+        S3ReaderConstructorProtocol,
+    )
+    from s3torch.datasets.sources import ObjectSource
+
+__all__ = ["S3MapDataset"]
+
+
+class S3MapDataset(S3Dataset, Dataset[Any]):
+    """Objects of S3 by their number: ``len(dataset)``, ``dataset[3]``, ``dataset[-1]``.
+
+    The first question for a length or a sample lists all objects; the list is kept and pickled with the
+    dataset. A dataset that is sent to a spawned or forkserver process is listed before, so that all workers
+    share one listing. Forked workers share it when the parent had it before they started: a shuffling
+    ``DataLoader`` and ``len(loader)`` see to that, otherwise call ``len(dataset)`` once; else every
+    forked worker lists for itself.
+
+    ``DataLoader`` asks for whole batches (``__getitems__``), whose downloads run side by side, except
+    with the default transform, whose readers are handed out unread.
+
+    The dataset can be pickled, survives ``fork`` and may be used by several threads.
+
+    Args:
+        region: The region; ``None`` takes it from the usual AWS places.
+        get_dataset_objects: Takes the client and returns the objects.
+        endpoint: The URL of a store other than AWS.
+        transform: Makes a sample of an unread reader; the default returns the reader itself.
+        s3client_config: The settings of the client.
+        reader_constructor: How objects are read; the default is sequential.
+        prefetch: How many objects of a batch are fetched ahead, of each at most the first part until its
+            turn comes; 0 fetches one after the other.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
+    """
+
+    _kind = "map"
+
+    def __init__(
+        self,
+        region: str | None,
+        get_dataset_objects: ObjectSource,
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], Any] = identity,
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+        *,
+        prefetch: int | None = None,
+    ) -> None:
+        super().__init__(
+            region,
+            get_dataset_objects,
+            endpoint=endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            reader_constructor=reader_constructor,
+            prefetch=prefetch,
+        )
+        self._objects: list[S3BucketKeyData] | None = None
+
+    @classmethod
+    def from_prefix(
+        cls,
+        s3_uri: str | os.PathLike[str],
+        *,
+        region: str | None = None,
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], Any] = identity,
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+        prefetch: int | None = None,
+    ) -> Self:
+        """Makes a dataset of all objects whose key begins with the key of the URI, in listing order.
+
+        The arguments are those of the class.
+
+        Raises:
+            ConfigurationError: The URI or another argument is wrong.
+        """
+        log_prefix(cls, s3_uri)
+        return cls(
+            region,
+            PrefixSource.from_uri(s3_uri),
+            endpoint=endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            reader_constructor=reader_constructor,
+            **given(prefetch=prefetch),
+        )
+
+    @classmethod
+    def from_objects(
+        cls,
+        object_uris: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        region: str | None = None,
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], Any] = identity,
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+        prefetch: int | None = None,
+    ) -> Self:
+        """Makes a dataset of one URI or of several in their order; an iterator is gone through once, now.
+
+        The arguments are those of the class.
+
+        Raises:
+            ConfigurationError: A URI or another argument is wrong.
+        """
+        log_objects(cls)
+        return cls(
+            region,
+            ObjectsSource.from_uris(object_uris),
+            endpoint=endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            reader_constructor=reader_constructor,
+            **given(prefetch=prefetch),
+        )
+
+    def __len__(self) -> int:
+        return len(self._listing())
+
+    def __getitem__(self, index: SupportsIndex) -> Any:
+        return self._sample(self._open(self._item(index)))
+
+    def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[Any]:
+        """Returns the samples of a batch in the order of the indices, with several downloads in flight."""
+        if type(self).__getitem__ is not S3MapDataset.__getitem__:
+            # A subclass makes its own samples, and its method has to be the one that counts.
+            return [self[index] for index in indices]
+        return list(self._samples([self._item(index) for index in indices]))
+
+    def __iter__(self) -> Iterator[Any]:
+        # Without this, an IndexError of a transform would end a loop over the dataset in silence.
+        for index in range(len(self)):
+            yield self[index]
+
+    def __getstate__(self) -> dict[str, Any]:
+        if get_spawning_popen() is not None:
+            self._listing()
+        return self.__dict__.copy()
+
+    def _listing(self) -> list[S3BucketKeyData]:
+        if self._objects is None:
+            self._objects = list(self._list())
+        return self._objects
+
+    def _item(self, index: SupportsIndex) -> S3BucketKeyData:
+        if isinstance(index, slice):
+            raise TypeError("slices are not supported; torch.utils.data.Subset selects samples")
+        objects = self._listing()
+        number = operator.index(index)
+        if not -len(objects) <= number < len(objects):
+            raise IndexError(f"index {number} is out of range for {len(objects)} objects")
+        return objects[number]

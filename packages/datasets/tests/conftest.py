@@ -1,0 +1,69 @@
+"""A bucket in memory for what needs no server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from s3torch.core import S3Client, S3ClientConfig
+from s3torch.core.transports.memory import MemoryStore
+
+
+@pytest.fixture
+def memory(request):
+    """The settings of a client to a store in memory that has the empty bucket ``data``."""
+    endpoint = f"http://{abs(hash(request.node.nodeid))}.memory"
+    MemoryStore.at(endpoint).create_bucket("data")
+    return S3ClientConfig(transport="memory", endpoint=endpoint)
+
+
+@pytest.fixture
+def fill(memory):
+    """Puts objects into the bucket in memory; each has its own key as content."""
+    with S3Client(s3client_config=memory) as client:
+
+        def put(*keys):
+            for key in keys:
+                with client.put_object("data", key) as writer:
+                    writer.write(key.encode())
+
+        yield put
+
+
+@pytest.fixture
+def listings(caplog):
+    """Counts the listings that clients of this process have begun."""
+    caplog.set_level("DEBUG", logger="s3torch")
+    return lambda: sum(record.getMessage().startswith("ListObjects") for record in caplog.records)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A bucket on a real server with the objects ``train/00`` to ``train/10``, and how to reach it."""
+
+    bucket: str
+    options: dict[str, str]
+
+    def uri(self, key: str) -> str:
+        """Returns the URI of a key."""
+        return f"s3://{self.bucket}/{key}"
+
+
+@pytest.fixture(scope="session")
+def filled_bucket(seaweedfs):
+    bucket = seaweedfs.create_bucket()
+    client = seaweedfs.client()
+    for number in range(11):
+        key = f"train/{number:02}"
+        client.put_object(Bucket=bucket, Key=key, Body=key.encode())
+    client.close()
+    return bucket
+
+
+@pytest.fixture
+def server(seaweedfs, filled_bucket, monkeypatch):
+    """The bucket on the server; who may use it is in the environment, also in that of spawned workers."""
+    for name, value in seaweedfs.environment().items():
+        monkeypatch.setenv(name, value)
+    return Server(filled_bucket, {"region": seaweedfs.region, "endpoint": seaweedfs.endpoint})

@@ -1,0 +1,88 @@
+"""The look-ahead keeps the order, is bounded, and cleans up what nobody took."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s3torch.core.errors import ConfigurationError
+from s3torch.datasets.prefetch import DEFAULT_PREFETCH, check_prefetch, look_ahead
+
+
+class Started:
+    """Records what happens to a reader; readers of users may be of any class."""
+
+    def __init__(self, number, log):
+        self.number = number
+        self.log = log
+        self.closed = False
+
+    def prefetch(self):
+        self.log.append(self.number)
+
+    def close(self):
+        self.closed = True
+
+
+class NeverStarted:
+    """A reader that cannot start on its own."""
+
+    def close(self):
+        pass
+
+
+def readers_of(count):
+    log = []
+    return [Started(number, log) for number in range(count)], log
+
+
+@given(st.integers(0, 40), st.integers(0, 10))
+def test_readers_come_in_order_and_at_most_depth_are_ahead(count, depth):
+    readers, log = readers_of(count)
+    for position, reader in enumerate(look_ahead(readers, depth=depth)):
+        assert reader is readers[position]
+        ahead = min(position + depth + 1, count)
+        assert log == ([] if depth == 0 else list(range(ahead)))
+    assert not any(reader.closed for reader in readers)
+
+
+@given(st.integers(1, 40), st.integers(1, 10), st.data())
+def test_dropping_the_iterator_closes_what_was_started_and_not_taken(count, depth, data):
+    readers, log = readers_of(count)
+    taken = data.draw(st.integers(1, count))
+    iterator = look_ahead(readers, depth=depth)
+    for _ in range(taken):
+        next(iterator)
+    del iterator
+    assert [reader.closed for reader in readers] == [
+        reader.number >= taken and reader.number in log for reader in readers
+    ]
+
+
+def test_an_error_of_the_listing_closes_what_was_started():
+    readers, _ = readers_of(3)
+
+    def listing():
+        yield from readers
+        raise OSError("the listing broke")
+
+    with pytest.raises(OSError, match="the listing broke"):
+        list(look_ahead(listing(), depth=5))
+    assert all(reader.closed for reader in readers)
+
+
+def test_readers_without_prefetch_wait_for_their_first_read():
+    readers = [NeverStarted(), NeverStarted()]
+    assert list(look_ahead(readers, depth=2)) == readers
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "4", True])
+def test_a_wrong_depth_is_refused(value):
+    with pytest.raises(ConfigurationError, match="prefetch must be an integer from 0 on"):
+        check_prefetch(value)
+
+
+def test_none_is_the_default():
+    assert check_prefetch(None) == DEFAULT_PREFETCH
+    assert check_prefetch(0) == 0

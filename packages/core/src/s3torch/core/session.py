@@ -212,7 +212,9 @@ class AwsSession:
             config=Config(
                 signature_version=UNSIGNED if config.unsigned and not keys else "s3v4",
                 retries={"total_max_attempts": config.attempts, "mode": "standard"},
-                s3={"addressing_style": addressing_style},
+                # Parts carry checksums; hashing every upload for the signature as well would cost more than
+                # sending it.
+                s3={"addressing_style": addressing_style, "payload_signing_enabled": False},
                 connect_timeout=config.connect_timeout,
                 read_timeout=config.read_timeout,
                 max_pool_connections=_POOL_CONNECTIONS,

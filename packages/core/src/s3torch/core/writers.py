@@ -103,6 +103,7 @@ class S3Writer(io.BufferedIOBase):
             S3Error: The bytes could not be sent; the upload is aborted.
             ValueError: The writer is closed.
         """
+        self._check_process()
         with self._lock:
             self._check_open()
             view = _readable(data)
@@ -120,11 +121,11 @@ class S3Writer(io.BufferedIOBase):
         Raises:
             S3Error: The object did not appear; every further call raises this again.
         """
+        self._check_process()
         with self._lock:
             if self._failure is not None:
                 raise self._failure
             if self._state == "open":
-                self._birthplace.check(f"the writer of s3://{self.bucket}/{self.key}")
                 try:
                     self.stream.close()
                 except BaseException as exc:
@@ -134,6 +135,7 @@ class S3Writer(io.BufferedIOBase):
 
     def abort(self) -> None:
         """Makes sure that the object does not appear; does nothing after ``close()``."""
+        self._check_process()
         with self._lock:
             if self._state == "open":
                 error = TransferCancelledError(
@@ -166,6 +168,7 @@ class S3Writer(io.BufferedIOBase):
         return not self.closed
 
     def __enter__(self) -> Self:
+        self._check_process()
         self._check_open()
         return self
 
@@ -177,22 +180,30 @@ class S3Writer(io.BufferedIOBase):
     ) -> None:
         if kind is None:
             self.close()
-        else:
+        elif self._birthplace.is_here:
             self.abort()
 
     def __del__(self) -> None:
         if getattr(self, "_state", "closed") != "open" or not self._birthplace.is_here:
             return
-        warnings.warn(
-            f"the writer of s3://{self.bucket}/{self.key} was dropped without close(); the upload is aborted",
-            ResourceWarning,
-            stacklevel=2,
-            source=self,
-        )
-        self.abort()
+        try:
+            warnings.warn(
+                f"the writer of s3://{self.bucket}/{self.key} was dropped without close(); "
+                "the upload is aborted",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+        finally:
+            # Also where warnings are errors.
+            self.abort()
+
+    def _check_process(self) -> None:
+        # Before the lock is taken, which a thread of the parent may have held when it forked.
+        if self._state == "open":
+            self._birthplace.check(f"the writer of s3://{self.bucket}/{self.key}")
 
     def _check_open(self) -> None:
-        self._birthplace.check(f"the writer of s3://{self.bucket}/{self.key}")
         if self._failure is not None:
             raise self._failure
         if self.closed:
@@ -202,8 +213,12 @@ class S3Writer(io.BufferedIOBase):
         self._failure = error
         self._end("failed")
         abort = getattr(self.stream, "abort", None)
-        if abort is not None:
+        if abort is None:
+            return
+        try:
             abort()
+        except Exception as exc:  # noqa: BLE001 - It must not hide the error that led here.
+            error.add_note(f"The upload could not be aborted: {exc}")
 
     def _end(self, state: str) -> None:
         self._state = state

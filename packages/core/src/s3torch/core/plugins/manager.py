@@ -78,7 +78,7 @@ def reader_kind(kind: str) -> Callable[..., Any]:
     Raises:
         ConfigurationError: No installed plugin has this kind.
     """
-    return _named("kind of reader", kind, _plugins.get().manager.hook.s3torch_reader_kinds())
+    return _named("kind of reader", kind, _plugins.get().ask("s3torch_reader_kinds"))
 
 
 def prefix_strategy(name: str) -> Callable[..., Any]:
@@ -87,12 +87,12 @@ def prefix_strategy(name: str) -> Callable[..., Any]:
     Raises:
         ConfigurationError: No installed plugin has this strategy.
     """
-    return _named("prefix strategy", name, _plugins.get().manager.hook.s3torch_prefix_strategies())
+    return _named("prefix strategy", name, _plugins.get().ask("s3torch_prefix_strategies"))
 
 
 def user_agent_tokens() -> list[str]:
     """Lists the tokens that plugins add to the ``User-Agent`` header."""
-    return sorted({token for token in _plugins.get().manager.hook.s3torch_user_agent() if token})
+    return sorted({token for token in _plugins.get().ask("s3torch_user_agent") if token})
 
 
 def failures() -> Mapping[str, Exception]:
@@ -133,6 +133,18 @@ class _Plugins:
         for entry in entry_points(group=PLUGIN_GROUP):
             self._load(entry)
 
+    def ask(self, hook: str) -> list[Any]:
+        """Calls a hook of every plugin, the last one first; a plugin that fails is left out from then on."""
+        answers: list[Any] = []
+        plugins = self.manager.list_name_plugin()
+        for name, plugin in reversed(plugins):
+            others = [other for _, other in plugins if other is not plugin]
+            try:
+                answers += self.manager.subset_hook_caller(hook, others)()
+            except Exception as exc:  # noqa: BLE001 - Whatever a third party does, others go on.
+                self._leave_out(name, hook, exc)
+        return answers
+
     def _load(self, entry: EntryPoint) -> None:
         if self.manager.has_plugin(entry.name):
             return
@@ -140,10 +152,13 @@ class _Plugins:
             self.manager.register(entry.load(), name=entry.name)
             self.manager.check_pending()
         except Exception as exc:  # noqa: BLE001 - Whatever a third party does, others go on.
-            if self.manager.has_plugin(entry.name):
-                self.manager.unregister(name=entry.name)
-            self.failures[entry.name] = exc
-            _log.warning("plugin %r (%s) is left out: %r", entry.name, entry.value, exc)
+            self._leave_out(entry.name, entry.value, exc)
+
+    def _leave_out(self, name: str, where: str, exc: Exception) -> None:
+        if self.manager.has_plugin(name):
+            self.manager.unregister(name=name)
+        self.failures[name] = exc
+        _log.warning("plugin %r (%s) is left out: %r", name, where, exc)
 
 
 _plugins = PerProcess(_Plugins)

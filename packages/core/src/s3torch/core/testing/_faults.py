@@ -113,7 +113,7 @@ class Fault:
 
     @classmethod
     def truncate(cls, after: int, *, side: Side = "response") -> Fault:
-        """Closes the connection in an orderly way within a body; for the arguments see ``reset``."""
+        """Closes the connection in an orderly way within a body; arguments as in ``reset``."""
         return cls(interruption=Break("close", side, after))
 
     @classmethod

@@ -66,6 +66,7 @@ class Upload:
         Raises:
             S3Error: A part could not be sent. The upload is aborted, and every later call raises this, too.
         """
+        self._check_process()
         with self._lock:
             self._check()
             try:
@@ -79,6 +80,7 @@ class Upload:
 
     def complete(self) -> PutResult:
         """Makes the object appear, whole, and returns its ETag; may be called again."""
+        self._check_process()
         with self._lock:
             if self._result is None:
                 self._check()
@@ -92,6 +94,7 @@ class Upload:
 
     def abort(self) -> None:
         """Makes sure that the object does not appear; may be called again."""
+        self._check_process()
         with self._lock:
             if self._result is None and self._error is None:
                 self._fail(TransferCancelledError("the upload was aborted", **self._about))
@@ -109,8 +112,12 @@ class Upload:
     def _connection(self) -> Connection:
         return self._connector.get()
 
+    def _check_process(self) -> None:
+        # Before the lock is taken, which a thread of the parent may have held when it forked.
+        if self.is_open:
+            self.birthplace.check(f"the writer of s3://{self.bucket}/{self.key}")
+
     def _check(self) -> None:
-        self.birthplace.check(f"the writer of s3://{self.bucket}/{self.key}")
         if self._error is not None:
             raise self._error
 

@@ -182,11 +182,15 @@ class TransferPool:
         except RuntimeError:  # The pool or the interpreter is ending at this moment.
             transfer.end_cancelled()
 
-    def close(self) -> None:
-        """Cancels all transfers and ends the threads."""
+    def close(self) -> bool:
+        """Cancels all transfers and ends the threads.
+
+        Returns:
+            Whether all of them have ended; one that waits for the network may take longer.
+        """
         with self._lock:
             if self._closed:
-                return
+                return not self._live
             self._closed = True
             live = dict(self._live)
         for transfer in live:
@@ -196,6 +200,7 @@ class TransferPool:
         if outside:
             wait(live.values(), _CLOSE_GRACE_SECONDS)
         self._workers.shutdown(wait=False)
+        return all(future.done() for future in live.values())
 
     def _enter(self) -> None:
         self._threads.add(threading.get_ident())

@@ -187,8 +187,9 @@ class BotoTransport:
 
     def close(self) -> None:
         """Cancels what is in flight and ends the threads."""
-        self._pool.close()
-        self._sender.close()
+        if self._pool.close():
+            # Otherwise the events still have to stop a thread that would try again.
+            self._sender.close()
 
     def _start(
         self,

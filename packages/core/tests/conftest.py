@@ -1,0 +1,153 @@
+"""What the tests of core share: other processes, and stores in memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import textwrap
+import uuid
+import warnings
+
+import pytest
+
+from s3torch.core import S3Client, S3ClientConfig
+from s3torch.core.transports.memory import MemoryStore
+
+PATIENCE = 20
+
+
+def _report(connection, function):
+    try:
+        connection.send((True, function()))
+    except BaseException as exc:  # noqa: BLE001 - It is raised in the parent.
+        connection.send((False, exc))
+
+
+@pytest.fixture
+def in_child():
+    """Calls a function in a forked child and returns or raises what it does; a child that hangs is an error."""
+
+    def run(function):
+        context = multiprocessing.get_context("fork")
+        mine, theirs = context.Pipe()
+        child = context.Process(target=_report, args=(theirs, function))
+        with warnings.catch_warnings():
+            # Python warns of forks in programs with threads, which is what these tests are about.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child.start()
+        theirs.close()
+        try:
+            assert mine.poll(PATIENCE), "the child hangs"
+            succeeded, value = mine.recv()
+            child.join(PATIENCE)
+            assert child.exitcode == 0
+        finally:
+            if child.is_alive():
+                child.kill()
+                child.join()
+            child.close()
+            mine.close()
+        if not succeeded:
+            raise value
+        return value
+
+    return run
+
+
+@pytest.fixture
+def python():
+    """Starts a Python of its own on some code."""
+
+    def run(code, *arguments, environment=None, check=True):
+        command = [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(code), *map(str, arguments)]
+        done = subprocess.run(
+            command,
+            env={**os.environ, **(environment or {})},
+            capture_output=True,
+            text=True,
+            timeout=4 * PATIENCE,
+        )
+        if check:
+            assert done.returncode == 0, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def store():
+    """A store in memory with an empty ``bucket``, at ``store.endpoint``."""
+    endpoint = f"http://{uuid.uuid4().hex}.invalid"
+    store = MemoryStore.at(endpoint)
+    store.endpoint = endpoint
+    store.create_bucket("bucket")
+    yield store
+    MemoryStore.forget(endpoint)
+
+
+@pytest.fixture
+def client(store):
+    """A client of the store."""
+    config = S3ClientConfig(transport="memory", endpoint=store.endpoint, part_size=5 * 2**20)
+    with S3Client("us-east-1", s3client_config=config) as client:
+        yield client
+
+
+class Wire:
+    """A real server behind a proxy that counts, and clients of one transport."""
+
+    def __init__(self, server, proxy, transport):
+        self.server = server
+        self.proxy = proxy
+        self.transport = transport
+        self.bucket = server.create_bucket()
+        self.direct = server.client()
+        self._clients = []
+
+    def client(self, **settings):
+        """A client that reaches the server through the proxy."""
+        settings = {"transport": self.transport, "part_size": 5 * 2**20, "max_attempts": 3, **settings}
+        client = S3Client(
+            self.server.region, endpoint=self.proxy.endpoint, s3client_config=S3ClientConfig(**settings)
+        )
+        self._clients.append(client)
+        return client
+
+    def put(self, key, data=b"data", **how):
+        """Stores an object past the proxy."""
+        return self.direct.put_object(Bucket=self.bucket, Key=key, Body=data, **how)
+
+    def get(self, key):
+        """Reads an object past the proxy; ``None`` if there is none."""
+        try:
+            return self.direct.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+        except self.direct.exceptions.NoSuchKey:
+            return None
+
+    def uploads(self):
+        """The multipart uploads in progress."""
+        return self.direct.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])
+
+    @property
+    def methods(self):
+        """The methods of the requests so far, and forgets them."""
+        methods = [request.method for request in self.proxy.requests()]
+        self.proxy.clear()
+        return methods
+
+    def close(self):
+        for client in self._clients:
+            client.close()
+        self.direct.close()
+
+
+@pytest.fixture(params=["crt", "boto"])
+def wire(request, seaweedfs, fault_proxy, monkeypatch):
+    """Both transports to a real server, each behind a proxy of its own."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", seaweedfs.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", seaweedfs.secret_key)
+    wire = Wire(seaweedfs, fault_proxy(seaweedfs), request.param)
+    yield wire
+    wire.close()

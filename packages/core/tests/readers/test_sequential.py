@@ -1,0 +1,85 @@
+"""The sequential reader: conformance."""
+
+from __future__ import annotations
+
+import pytest
+
+from s3torch.core import S3Client, S3ClientConfig, SequentialS3Reader, UserAgent
+from s3torch.core.connection import Connector
+from s3torch.core.testing.reader_tests import ReaderTests
+from s3torch.core.transfer.source import ObjectSource
+from s3torch.core.transports.memory import MemoryStore
+
+STORE = "http://sequential.invalid"
+CONFIG = S3ClientConfig(transport="memory", endpoint=STORE)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def store():
+    store = MemoryStore.at(STORE)
+    store.create_bucket("bucket")
+    yield store
+    MemoryStore.forget(STORE)
+
+
+def put(data):
+    MemoryStore.at(STORE).put("bucket", "key", data)
+
+
+class _Base(ReaderTests):
+    part_size = 0
+    knows_size = False
+
+    connector = Connector(region="us-east-1", endpoint=None, config=CONFIG, user_agent=UserAgent())
+
+    def open_reader(self, data):
+        put(data)
+        info = MemoryStore.at(STORE).get("bucket", "key").info("key") if self.knows_size else None
+        source = ObjectSource(self.connector, "bucket", "key", object_info=info)
+        source.part_size = self.part_size
+        return SequentialS3Reader("bucket", "key", source.head, source)
+
+
+class TestPartsOfThreeBytes(_Base):
+    part_size = 3
+
+
+class TestPartsOf50Bytes(_Base):
+    part_size = 50
+
+
+class TestPartsOf64BytesWithKnownSize(_Base):
+    part_size = 64
+    knows_size = True
+
+
+class TestThroughTheClient(ReaderTests):
+    client = S3Client("us-east-1", s3client_config=CONFIG)
+
+    def open_reader(self, data):
+        put(data)
+        return self.client.get_object("bucket", "key")
+
+
+class Streams:
+    """Functions of a user in place of a client."""
+
+    def __init__(self, data, piece):
+        self.data = data
+        self.piece = piece
+        self.size = len(data)
+
+    def info(self):
+        return self
+
+    def stream(self, start=None, end=None):
+        wanted = self.data[start:end]
+        yield b""
+        for begin in range(0, len(wanted), self.piece):
+            yield wanted[begin : begin + self.piece]
+
+
+class TestFunctionsOfAUser(ReaderTests):
+    def open_reader(self, data):
+        streams = Streams(data, 5)
+        return SequentialS3Reader("bucket", "key", streams.info, streams.stream)

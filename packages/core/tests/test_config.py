@@ -1,0 +1,175 @@
+"""The settings of a client."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pickle
+from functools import partial
+
+import pytest
+
+from s3torch.core import Credentials, S3ClientConfig
+from s3torch.core.errors import ConfigurationError
+from s3torch.core.ranges import GIB, MIB
+
+ORDER = [
+    "throughput_target_gbps",
+    "part_size",
+    "unsigned",
+    "force_path_style",
+    "max_attempts",
+    "profile",
+    "requester_pays",
+]
+
+
+def keys(secret="secret"):
+    return Credentials("access", secret)
+
+
+GOOD = {
+    "throughput_target_gbps": [0, 0.5, 10, 400.0],
+    "part_size": [5 * MIB, 8 * MIB + 1, 5 * GIB],
+    "unsigned": [True, False],
+    "force_path_style": [True, False],
+    "max_attempts": [1, 100],
+    "profile": [None, "training"],
+    "requester_pays": [True, False],
+    "endpoint": [None, "http://localhost:9000"],
+    "transport": [None, "boto", "third-party"],
+    "memory_limit": [None, 5 * MIB, 64 * GIB],
+    "connect_timeout": [0.001, 1, 3600],
+    "read_timeout": [0.001, 1, 3600],
+    "checksum_algorithm": ["CRC64NVME", "CRC32C", "CRC32", "off"],
+    "credentials": [None, keys],
+}
+BAD = {
+    "throughput_target_gbps": [-1, -0.001, math.nan, math.inf, "10", None, True, 1j],
+    "part_size": [0, -1, 5 * MIB - 1, 5 * GIB + 1, 8.0 * MIB, "8", None, True],
+    "unsigned": [0, 1, None, "yes"],
+    "force_path_style": [0, 1, None, "yes"],
+    "max_attempts": [0, -1, 101, 2.0, "3", None, True],
+    "profile": ["", 5, b"training"],
+    "requester_pays": [0, 1, None, "yes"],
+    "endpoint": ["", "localhost:9000", 5, b"http://x"],
+    "transport": ["", 5],
+    "memory_limit": [0, -1, 5 * MIB - 1, 1e9, "1", True],
+    "connect_timeout": [0, -1, 3601, math.nan, math.inf, None, "1", True],
+    "read_timeout": [0, -1, 3601, math.nan, math.inf, None, "1", True],
+    "checksum_algorithm": ["", None, "crc32", "MD5", 5, ["CRC32"]],
+    "credentials": [keys(), "access:secret", 5],
+}
+
+
+def pairs(table):
+    return [pytest.param(name, value, id=f"{name}={value!r}".split(" at ")[0]) for name in table for value in table[name]]
+
+
+def test_every_field_is_tested():
+    assert [field.name for field in dataclasses.fields(S3ClientConfig)] == list(GOOD) == list(BAD)
+
+
+def test_the_order_of_the_first_fields_is_kept():
+    assert list(GOOD)[: len(ORDER)] == ORDER
+    config = S3ClientConfig(5.0, 16 * MIB, False, True, 3, "p", True)
+    assert (config.part_size, config.max_attempts, config.profile) == (16 * MIB, 3, "p")
+
+
+def test_the_defaults():
+    config = S3ClientConfig()
+    assert (config.throughput_target_gbps, config.part_size, config.max_attempts) == (10.0, 8 * MIB, 10)
+    assert (config.unsigned, config.force_path_style, config.requester_pays) == (False, False, False)
+    assert (config.profile, config.endpoint, config.memory_limit) == (None, None, None)
+    assert config.upload_checksum == "CRC64NVME"
+
+
+@pytest.mark.parametrize(("name", "value"), pairs(GOOD))
+def test_good_values(name, value):
+    assert getattr(S3ClientConfig(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize(("name", "value"), pairs(BAD))
+def test_bad_values_are_refused_by_name(name, value):
+    with pytest.raises(ConfigurationError, match=name) as caught:
+        S3ClientConfig(**{name: value})
+    assert isinstance(caught.value, ValueError)
+
+
+def test_the_error_names_the_value_and_the_range():
+    with pytest.raises(ConfigurationError, match=f"part_size must be from {5 * MIB} to {5 * GIB}, got 7"):
+        S3ClientConfig(part_size=7)
+
+
+def test_anonymous_requests_cannot_agree_to_pay():
+    with pytest.raises(ConfigurationError, match="requester_pays"):
+        S3ClientConfig(unsigned=True, requester_pays=True)
+
+
+def test_it_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        S3ClientConfig().part_size = 5 * MIB
+
+
+def test_it_is_a_value():
+    one, two = S3ClientConfig(part_size=16 * MIB), S3ClientConfig(part_size=16 * MIB)
+    assert one == two
+    assert hash(one) == hash(two)
+    assert {one: 1}[two] == 1
+    assert one != S3ClientConfig()
+
+
+@pytest.mark.parametrize(("name", "value"), pairs(GOOD))
+def test_it_can_be_pickled(name, value):
+    config = S3ClientConfig(**{name: value})
+    again = pickle.loads(pickle.dumps(config))
+    assert again == config
+    assert hash(again) == hash(config)
+
+
+def test_its_repr_can_be_read():
+    assert "part_size=16777216" in repr(S3ClientConfig(part_size=16 * MIB))
+
+
+def test_its_repr_shows_no_secret():
+    config = S3ClientConfig(credentials=partial(keys, secret="pa55word"))
+    assert "pa55word" not in repr(config)
+    assert "pa55word" not in str(config)
+
+
+def test_credentials_show_nothing():
+    held = Credentials("AKIA123", "pa55word", "t0ken")
+    assert not {"AKIA123", "pa55word", "t0ken"} & set(repr(held).replace("'", " ").split())
+    assert "pa55word" not in repr(held)
+    assert "t0ken" not in repr(held)
+
+
+@pytest.mark.parametrize(
+    ("variable", "attempts"),
+    [("3", 3), ("1", 1), ("", 4), ("0", 4), ("-1", 4), ("many", 4), ("2.5", 4), ("999999999999", 100)],
+)
+def test_the_environment_sets_the_attempts(monkeypatch, variable, attempts):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", variable)
+    config = S3ClientConfig(max_attempts=4)
+    assert config.attempts == attempts
+    assert config.max_attempts == 4
+
+
+def test_without_the_environment_the_field_counts(monkeypatch):
+    monkeypatch.delenv("AWS_MAX_ATTEMPTS", raising=False)
+    assert S3ClientConfig(max_attempts=7).attempts == 7
+
+
+def test_the_transport_is_the_field_then_the_environment_then_crt(monkeypatch):
+    monkeypatch.delenv("S3TORCH_TRANSPORT", raising=False)
+    assert S3ClientConfig().transport_name == "crt"
+    monkeypatch.setenv("S3TORCH_TRANSPORT", "boto")
+    assert S3ClientConfig().transport_name == "boto"
+    assert S3ClientConfig(transport="memory").transport_name == "memory"
+    monkeypatch.setenv("S3TORCH_TRANSPORT", "")
+    assert S3ClientConfig().transport_name == "crt"
+
+
+def test_checksums_can_be_off():
+    assert S3ClientConfig(checksum_algorithm="off").upload_checksum is None
+    assert S3ClientConfig(checksum_algorithm="CRC32C").upload_checksum == "CRC32C"

@@ -1,0 +1,188 @@
+"""The bytes in flight, and the buffers that hold them."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s3torch.core.memory import (
+    BufferPool,
+    Memory,
+    MemoryBudget,
+    available_memory,
+    default_memory_limit,
+    new_bytes,
+)
+from s3torch.core.ranges import GIB, MIB
+
+
+@given(st.lists(st.integers(0, 50)))
+def test_the_budget_is_never_exceeded_by_asking(counts):
+    budget = MemoryBudget(100)
+    held = []
+    for count in counts:
+        used = budget.used
+        reservation = budget.try_reserve(count)
+        assert (reservation is not None) is (used + count <= 100)
+        if reservation is not None:
+            held.append(reservation)
+            assert budget.used == used + count
+    for reservation in held:
+        reservation.release()
+        reservation.release()
+    assert budget.used == 0
+
+
+def test_who_waits_gets_more_than_there_is():
+    budget = MemoryBudget(10)
+    reservation = budget.reserve(25)
+    assert (budget.used, budget.try_reserve(1)) == (25, None)
+    reservation.release()
+    assert budget.try_reserve(10) is not None
+
+
+def test_a_dropped_reservation_gives_back():
+    budget = MemoryBudget(10)
+    reservation = budget.reserve(7)
+    assert budget.used == 7
+    del reservation
+    gc.collect()
+    assert budget.used == 0
+
+
+def test_the_budget_counts_right_under_threads():
+    budget = MemoryBudget(1000)
+
+    def work():
+        for _ in range(2000):
+            reservation = budget.try_reserve(7)
+            if reservation is not None:
+                reservation.release()
+            budget.reserve(3).release()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert budget.used == 0
+
+
+@pytest.mark.parametrize("size", [1, 1000, 2 * MIB - 1, 2 * MIB, 5 * MIB + 3])
+def test_a_buffer_is_writable_and_of_the_size(size):
+    pool = BufferPool()
+    buffer = pool.take(size)
+    assert (len(buffer), buffer.readonly, buffer.format, buffer.c_contiguous) == (size, False, "B", True)
+    buffer[0], buffer[-1] = 1, 2
+    pool.give(buffer)
+    assert pool.take(size) is buffer
+    assert pool.take(size) is not buffer
+
+
+def test_the_pool_keeps_no_more_than_its_limit():
+    pool = BufferPool(limit=100)
+    first, second = pool.take(60), pool.take(60)
+    pool.give(first)
+    pool.give(second)
+    assert pool.take(60) is first
+    assert pool.take(60) is not second
+
+
+def test_a_cleared_pool_is_empty_and_takes_again():
+    pool = BufferPool(limit=100)
+    buffer = pool.take(60)
+    pool.give(buffer)
+    pool.clear()
+    assert pool.take(60) is not buffer
+    pool.give(buffer)
+    assert pool.take(60) is buffer
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 4095, 3 * MIB])
+def test_new_bytes_are_filled_through_the_view(size):
+    data, view = new_bytes(size)
+    view[:] = bytes(size)
+    if size:
+        view[-1] = 7
+    view.release()
+    expected = bytes(max(0, size - 1)) + b"\7" * bool(size)
+    assert type(data) is bytes
+    assert data == expected
+    assert hash(data) == hash(expected)
+
+
+def test_new_bytes_live_as_long_as_the_view():
+    _, view = new_bytes(100)
+    gc.collect()
+    view[:] = b"x" * 100
+    assert bytes(view) == b"x" * 100
+
+
+def test_no_bytes_object_is_shared():
+    first, one = new_bytes(1)
+    second, two = new_bytes(1)
+    one[0], two[0] = 1, 2
+    assert (first, second, b"\1", b"\2") == (b"\1", b"\2", b"\1", b"\2")
+
+
+def test_clients_with_the_same_limit_share_one_budget():
+    assert Memory.of_this_process(64 * MIB) is Memory.of_this_process(64 * MIB)
+    assert Memory.of_this_process(64 * MIB) is not Memory.of_this_process(65 * MIB)
+    assert Memory.of_this_process(None).budget.limit == default_memory_limit()
+
+
+def test_a_forked_child_has_a_budget_of_its_own(in_child):
+    budget = Memory.of_this_process(64 * MIB).budget
+    held = budget.reserve(5)
+    assert in_child(lambda: Memory.of_this_process(64 * MIB).budget.used) == 0
+    held.release()
+
+
+@pytest.mark.parametrize("ranks", ["", "many", "0", "1", "2", "8", "100000"])
+def test_the_default_limit_is_shared_between_ranks(monkeypatch, ranks):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    alone = default_memory_limit()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    limit = default_memory_limit()
+    assert 64 * MIB <= limit <= alone <= 2 * GIB
+    assert alone <= max(64 * MIB, available_memory() // 8)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("what", ["budget", "pool"])
+def test_the_garbage_collector_may_give_back_at_any_moment(what):
+    # Readers and writers give back in __del__, which runs wherever the collector does, also inside these calls.
+    budget, pool = MemoryBudget(10**9), BufferPool()
+
+    class Dropped:
+        def __init__(self):
+            self.cycle = self
+            self.held = budget.reserve(1)
+
+        def __del__(self):
+            self.held.release()
+            pool.give(memoryview(bytearray(3)))
+
+    old = gc.get_threshold()
+    try:
+        # Each turn lets the collector run a little later, so that it hits every allocation of the call.
+        for later in range(10):
+            gc.disable()
+            gc.collect(0)
+            Dropped()
+            buffer = memoryview(bytearray(100 + later))
+            gc.set_threshold(gc.get_count()[0] + later)
+            gc.enable()
+            if what == "pool":
+                pool.give(buffer)
+            else:
+                budget.try_reserve(1).release()
+    finally:
+        gc.enable()
+        gc.set_threshold(*old)
+    gc.collect(1)
+    assert budget.used == 0

@@ -1,0 +1,179 @@
+"""S3 as the file system of ``torch.distributed.checkpoint``."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemBase
+
+from s3torch.core import S3Client, S3ReaderConstructor, UserAgent, parse_s3_uri
+from s3torch.core.errors import ConfigurationError, NotFoundError, S3Error
+from s3torch.dcp.paths import join_path
+
+if TYPE_CHECKING:
+    import io
+    import os
+    from collections.abc import Generator
+
+    from s3torch.core import PutOptions, S3ClientConfig, S3ReaderConstructorProtocol
+
+__all__ = ["S3FileSystem"]
+
+_log = logging.getLogger(__name__)
+
+_DELETE_ATTEMPTS = 3
+_LONGEST_WAIT = 5.0
+
+
+class S3FileSystem(FileSystemBase):
+    """What torch's storage readers and writers need of a file system, on S3.
+
+    Paths are ``s3://bucket/key`` URIs. It can be pickled, and be used by many threads.
+
+    Args:
+        region: The region of the bucket; ``None`` takes it from the environment.
+        s3_client: Serves all requests in place of a client of its own.
+        s3client_config: The settings of the client.
+        reader_constructor: The kind of readers; ``None`` for sequential ones.
+        endpoint: The URL of a store that speaks S3.
+        put_options: How new objects are stored.
+    """
+
+    def __init__(
+        self,
+        region: str | None,
+        s3_client: S3Client | None = None,
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+        *,
+        endpoint: str | None = None,
+        put_options: PutOptions | None = None,
+    ) -> None:
+        self._path: str | os.PathLike[str] = ""
+        self._reader_constructor = reader_constructor or S3ReaderConstructor.default()
+        self._put_options = put_options
+        if s3_client is None:
+            kind = S3ReaderConstructor.get_reader_type_string(self._reader_constructor)
+            agent = UserAgent(["dcp", torch.__version__, f"md/reader_type#{kind}"])
+            s3_client = S3Client(region, endpoint=endpoint, user_agent=agent, s3client_config=s3client_config)
+        self._client = s3_client
+
+    @contextmanager
+    def create_stream(
+        self,
+        path: str | os.PathLike[str],
+        mode: str,
+        *,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+        put_options: PutOptions | None = None,
+    ) -> Generator[io.IOBase, None, None]:
+        """Opens an object as a context manager.
+
+        A new object appears when the block ends; if the block raises, nothing appears and an older object
+        stays.
+
+        Args:
+            path: The URI of the object.
+            mode: ``"rb"`` or ``"wb"``.
+            reader_constructor: Another kind of reader for this object.
+            put_options: How this object is stored, in place of what holds for all.
+
+        Raises:
+            ConfigurationError: The path or the mode is wrong. It is a ``ValueError``, too.
+        """
+        bucket, key = parse_s3_uri(path)
+        if mode == "wb":
+            options = put_options if put_options is not None else self._put_options
+            with self._client.put_object(bucket, key, options=options) as writer:
+                yield writer
+        elif mode == "rb":
+            make = reader_constructor or self._reader_constructor
+            with self._client.get_object(bucket, key, reader_constructor=make) as reader:
+                yield reader
+        else:
+            raise ConfigurationError(
+                f"Invalid {mode=} mode argument: create_stream only supports rb (read mode) & wb (write mode)"
+            )
+
+    def concat_path(self, path: str | os.PathLike[str], suffix: str) -> str:
+        """Joins a folder and a relative path with exactly one slash."""
+        return join_path(path, suffix)
+
+    def init_path(self, path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+        """Remembers the path and returns it as it is."""
+        self._path = path
+        return path
+
+    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        """Copies an object within its bucket and then deletes the old one; one of the two is always there.
+
+        Raises:
+            ConfigurationError: The buckets differ. It is a ``ValueError``, too.
+            S3Error: The copy failed, or the deletion failed three times.
+        """
+        old, new = parse_s3_uri(path), parse_s3_uri(new_path)
+        if old.bucket != new.bucket:
+            raise ConfigurationError(
+                "Source and destination buckets cannot be different (rename works within one bucket), "
+                f"got {old} and {new}"
+            )
+        if old == new:
+            return
+        self._client.copy_object(old.bucket, old.key, new.bucket, new.key)
+        self._delete_with_retry(old.bucket, old.key)
+
+    def mkdir(self, path: str | os.PathLike[str]) -> None:
+        """Does nothing; S3 has no folders."""
+
+    def exists(self, path: str | os.PathLike[str]) -> bool:
+        """Tells whether there is an object with this URI; every error but "not found" is raised."""
+        bucket, key = parse_s3_uri(path)
+        try:
+            self._client.head_object(bucket, key)
+        except NotFoundError:
+            return False
+        return True
+
+    def rm_file(self, path: str | os.PathLike[str]) -> None:
+        """Deletes an object; a missing one is no error."""
+        bucket, key = parse_s3_uri(path)
+        self._client.delete_object(bucket, key)
+
+    def ls(self, path: str | os.PathLike[str]) -> list[str]:
+        """Lists the URIs of what is directly in a folder: its objects and, without a slash, its folders."""
+        bucket, key = parse_s3_uri(path)
+        prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
+        names: list[str] = []
+        for page in self._client.list_objects(bucket, prefix, "/"):
+            names += (info.key for info in page.object_info if info.key != prefix)
+            names += (folder.rstrip("/") for folder in page.common_prefixes)
+        return [f"s3://{bucket}/{name}" for name in sorted(names)]
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Tells whether this can be the place of a checkpoint: an S3 URI, or a ``pathlib.Path`` of one."""
+        if isinstance(checkpoint_id, Path):
+            return True
+        try:
+            parse_s3_uri(checkpoint_id)
+        except ConfigurationError:
+            return False
+        return True
+
+    def _delete_with_retry(self, bucket: str, key: str) -> None:
+        for attempt in range(1, _DELETE_ATTEMPTS + 1):
+            try:
+                self._client.delete_object(bucket, key)
+            except S3Error as exc:
+                if attempt == _DELETE_ATTEMPTS:
+                    raise
+                _log.warning("cannot delete s3://%s/%s yet: %s", bucket, key, exc)
+                time.sleep(random.uniform(0, min(2**attempt, _LONGEST_WAIT)))  # noqa: S311
+            else:
+                return

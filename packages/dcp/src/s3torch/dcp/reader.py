@@ -1,0 +1,217 @@
+"""The storage reader of ``torch.distributed.checkpoint`` for S3."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from contextlib import closing
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import StorageMeta
+from torch.distributed.checkpoint.planner import LoadItemType
+from torch.futures import Future
+
+from s3torch.core import S3ReaderConstructor
+from s3torch.core.errors import ConfigurationError, NotFoundError
+from s3torch.core.ranges import MIB
+from s3torch.dcp.errors import CheckpointError
+from s3torch.dcp.filesystem import S3FileSystem
+from s3torch.dcp.loading import FileSlice, Window, load_chunks
+from s3torch.dcp.paths import checked_uri, join_path
+from s3torch.dcp.plan import chunks_by_file, group_ranges, merge_chunks, stored_at
+from s3torch.dcp.planned import DCPOptimizedConstructor, DCPS3ReaderConstructorProtocol
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+    from torch.distributed.checkpoint._extension import ExtensionRegistry
+    from torch.distributed.checkpoint.metadata import Metadata
+    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+
+    from s3torch.core import S3Client, S3ClientConfig, S3Reader, S3ReaderConstructorProtocol
+    from s3torch.dcp.plan import Span, StoredChunk
+
+__all__ = ["S3StorageReader"]
+
+_WINDOW = 256 * MIB
+
+
+class S3StorageReader(FileSystemReader):
+    """Reads checkpoints from S3, for ``torch.distributed.checkpoint.load``.
+
+    Reads what ``S3StorageWriter``, torch's ``FileSystemWriter`` and ``FsspecWriter`` have written. Only the
+    ranges that the plan needs are fetched, neighbours with one request, several files at a time. It can be
+    pickled, and used for one load after another.
+
+    Args:
+        region: The region of the bucket; ``None`` takes it from the environment.
+        path: The ``s3://bucket/prefix`` of the checkpoint.
+        s3client_config: The settings of the client.
+        reader_constructor: The kind of readers; ``None`` for ``S3ReaderConstructor.dcp_optimized()``.
+        endpoint: The URL of a store that speaks S3.
+        s3_client: Serves all requests in place of a client of its own.
+        thread_count: How many files, or distant ranges of files, are read and decoded at a time.
+        _extension_registry: Knows the stream extensions with which the checkpoint was written.
+
+    Attributes:
+        fs: The file system.
+        path: The URI of the checkpoint.
+
+    Raises:
+        ConfigurationError: An argument is wrong. It is a ``ValueError``, too.
+    """
+
+    def __init__(
+        self,
+        region: str | None,
+        path: str | os.PathLike[str],
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+        *,
+        endpoint: str | None = None,
+        s3_client: S3Client | None = None,
+        thread_count: int = 8,
+        _extension_registry: ExtensionRegistry | None = None,
+    ) -> None:
+        if not isinstance(thread_count, int) or thread_count < 1:
+            raise ConfigurationError(f"thread_count must be at least 1, got {thread_count!r}")
+        super().__init__(path, _extension_registry)
+        self._reader_constructor = reader_constructor or DCPOptimizedConstructor()
+        self.fs: S3FileSystem = S3FileSystem(  # type: ignore[assignment]
+            region, s3_client, s3client_config, self._reader_constructor, endpoint=endpoint
+        )
+        self.path: str = checked_uri(path)
+        self.fs.init_path(self.path)
+        self.thread_count = thread_count
+        self.sync_files = False
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Tells whether this can be the place of a checkpoint."""
+        return S3FileSystem.validate_checkpoint_id(checkpoint_id)
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Prepares another load, of another checkpoint if one is given."""
+        super().reset(None if checkpoint_id is None else checked_uri(checkpoint_id))
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - As torch has it.
+        """Reads the metadata of the checkpoint, or with ``rank=`` that of a rank that saved on its own.
+
+        Raises:
+            NotFoundError: There is no checkpoint; the text names the URI.
+        """
+        rank = kwargs.get("rank")
+        uri = join_path(self.path, ".metadata" if rank is None else f"__{rank}.metadata")
+        try:
+            with self.fs.create_stream(uri, "rb") as stream:
+                metadata: Metadata = pickle.loads(stream.read())  # noqa: S301
+        except NotFoundError as exc:
+            raise _no_checkpoint(uri, exc) from exc
+        if getattr(metadata, "storage_meta", None) is None:
+            metadata.storage_meta = StorageMeta()
+        if metadata.storage_meta is not None:
+            metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Sorts the items by their place, and tells the ranges to a constructor that wants them."""
+        plan.items.sort(key=lambda item: stored_at(item, self.storage_data).offset)
+        if isinstance(self._reader_constructor, DCPS3ReaderConstructorProtocol):
+            self._reader_constructor.set_item_ranges_by_file(plan.items, self.storage_data, self.path)
+        return plan
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Reads all items of the plan and hands them to the planner, in any order, on this thread.
+
+        Raises:
+            CheckpointError: The checkpoint does not have what the plan asks for.
+            S3Error: A file is missing, damaged, or cannot be read.
+        """
+        files = [
+            (self._open(uri, spans), [chunk for span in spans for chunk in span.chunks])
+            for uri, spans in self._reads(plan.items)
+        ]
+        window = Window(_WINDOW)
+        loaded = load_chunks(files, self._decode, threads=self.thread_count, window=window)
+        with closing(loaded):  # type: ignore[type-var]
+            for chunk, value in loaded:
+                for request in chunk.requests:
+                    _hand_over(request, value, planner)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def _reads(self, items: list[ReadItem]) -> Iterator[tuple[str, list[Span]]]:
+        """Yields what is read by one reader each: the URI of the file and the spans."""
+        for path, chunks in chunks_by_file(items, self.storage_data).items():
+            uri = join_path(self.path, path)
+            spans = merge_chunks(chunks)
+            if not isinstance(self._reader_constructor, DCPOptimizedConstructor):
+                yield uri, spans
+                continue
+            if empty := [span for span in spans if span.start == span.stop]:
+                yield uri, empty
+            filled = (span for span in spans if span.start < span.stop)
+            gap = self._reader_constructor.max_gap_size
+            for group in group_ranges((span.item_range for span in spans), gap):
+                yield uri, list(islice(filled, len(group.item_ranges)))
+
+    def _open(self, uri: str, spans: list[Span]) -> AbstractContextManager[S3Reader]:
+        make: Any = self._reader_constructor
+        if isinstance(make, DCPOptimizedConstructor):
+            ranges = [span.item_range for span in spans if span.start < span.stop]
+            make = make.for_ranges(ranges) if ranges else S3ReaderConstructor.sequential()
+        return self.fs.create_stream(uri, "rb", reader_constructor=make)  # type: ignore[return-value]
+
+    def _decode(self, reader: S3Reader, chunk: StoredChunk) -> Any:
+        stored = FileSlice(reader, chunk.start, chunk.stop)
+        try:
+            return self._value(stored, chunk)
+        except Exception as exc:
+            if stored.error is None or stored.error is exc:
+                raise
+            raise stored.error from exc
+
+    def _value(self, stored: FileSlice, chunk: StoredChunk) -> Any:
+        request = chunk.requests[0]
+        raw: Any = stored
+        stream = self.transforms.transform_load_stream(request, chunk.descriptors, raw)
+        if request.type == LoadItemType.BYTE_IO:
+            return stream.read(-1)
+        if not stream.seekable():
+            stream = io.BytesIO(stream.read(-1))
+        return torch.load(stream, map_location="cpu", weights_only=True)
+
+
+def _hand_over(request: ReadItem, value: Any, planner: LoadPlanner) -> None:
+    if request.type == LoadItemType.BYTE_IO:
+        planner.load_bytes(request, io.BytesIO(value))
+        return
+    index = [slice(at, at + n) for at, n in zip(request.storage_offsets, request.lengths, strict=True)]
+    tensor = value[tuple(index)]
+    target = planner.resolve_tensor(request).detach()
+    if target.size() != tensor.size():
+        raise CheckpointError(
+            f"{request.storage_index} has the shape {tuple(tensor.size())} in the checkpoint, but "
+            f"{tuple(target.size())} is wanted"
+        )
+    target.copy_(tensor)
+    planner.commit_tensor(request, target)
+
+
+def _no_checkpoint(uri: str, error: NotFoundError) -> NotFoundError:
+    return NotFoundError(
+        f"there is no checkpoint: {uri} does not exist (a save writes it last, when all else is complete)",
+        operation=error.operation,
+        bucket=error.bucket,
+        key=error.key,
+        code=error.code,
+        status=error.status,
+        request_id=error.request_id,
+        host_id=error.host_id,
+    )

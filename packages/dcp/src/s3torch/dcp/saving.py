@@ -1,0 +1,149 @@
+"""Writes the files of a rank, several at a time: all of them, or none that a checkpoint would name."""
+
+from __future__ import annotations
+
+import io
+import threading
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.storage import WriteResult
+
+from s3torch.core.errors import TransferCancelledError
+from s3torch.dcp.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch.distributed.checkpoint.planner import SavePlanner, WriteItem
+
+    from s3torch.dcp.plan import FilePlan
+
+__all__ = ["write_file", "write_files"]
+
+
+def write_files(
+    files: Sequence[FilePlan],
+    write: Callable[[FilePlan, Callable[[], None]], list[WriteResult]],
+    *,
+    threads: int,
+) -> list[WriteResult]:
+    """Writes files in threads and returns the results of all.
+
+    The first error stops the others, whose uploads are aborted, and is raised. (The threads of torch's own
+    writer end in silence when they fail, and leave holes in the checkpoint.)
+
+    Args:
+        files: What to write.
+        write: Writes one file; it calls its second argument between the items, to be stopped there.
+        threads: How many files are written at a time.
+    """
+    stopped = threading.Event()
+
+    def check() -> None:
+        if stopped.is_set():
+            raise TransferCancelledError("another file of this checkpoint could not be written")
+
+    if threads == 1 or len(files) < 2:
+        return [result for file in files for result in write(file, check)]
+    pool = ThreadPoolExecutor(min(threads, len(files)), thread_name_prefix="s3torch-save")
+    try:
+        futures = [pool.submit(write, file, check) for file in files]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        for error in filter(None, (future.exception() for future in done)):
+            raise error
+        return [result for future in futures for result in future.result()]
+    finally:
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def write_file(
+    stream: io.IOBase,
+    file: FilePlan,
+    planner: SavePlanner,
+    transforms: Any,
+    check: Callable[[], None],
+) -> list[WriteResult]:
+    """Writes the items of one file, one after the other, each a whole archive of ``torch.save``.
+
+    Args:
+        stream: The file.
+        file: What goes into it.
+        planner: Gives the data, asked as late as possible.
+        transforms: The extensions of torch's writer.
+        check: Called before each item.
+    """
+    target = _Target(stream)
+    try:
+        return [_write_item(target, file.name, item, planner, transforms, check) for item in file.items]
+    except Exception as exc:
+        if target.error is None or target.error is exc:
+            raise
+        raise target.error from exc
+
+
+class _Target(io.IOBase):
+    """What ``torch.save`` writes to. It keeps the first error: torch puts others in its place.
+
+    The C++ code of torch calls ``write``; when that fails, it fails again while it cleans up, with an
+    error about an unexpected position.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.error: BaseException | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        try:
+            return int(self._stream.write(data))
+        except BaseException as exc:
+            self.error = self.error or exc
+            raise
+
+    def tell(self) -> int:
+        return int(self._stream.tell())
+
+
+def _write_item(
+    target: _Target,
+    name: str,
+    item: WriteItem,
+    planner: SavePlanner,
+    transforms: Any,
+    check: Callable[[], None],
+) -> WriteResult:
+    check()
+    offset = target.tell()
+    descriptors = _write_value(target, item, planner.resolve_data(item), transforms)
+    length = target.tell() - offset
+    place = _StorageInfo(name, offset, length, transform_descriptors=descriptors or None)
+    return WriteResult(index=item.index, size_in_bytes=length, storage_data=place)
+
+
+def _write_value(target: _Target, item: WriteItem, data: Any, transforms: Any) -> list[str]:
+    stream: Any = target
+    descriptors: list[str] = []
+    if transforms.extensions:
+        stream, descriptors = transforms.transform_save_stream(item, target)
+    if isinstance(data, io.BytesIO):
+        stream.write(data.getbuffer())
+    elif isinstance(data, torch.Tensor):
+        torch.save(_on_cpu(data), stream)
+    else:
+        raise CheckpointError(f"{item.index} is a {type(data).__name__}, not a tensor or a BytesIO")
+    if descriptors:
+        # The end of the transformed item; torch keeps it from the file itself.
+        stream.close()
+    return descriptors
+
+
+def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach().cpu()
+    # Of a view, torch would save the whole storage.
+    return tensor.clone() if tensor.untyped_storage().size() != tensor.nbytes else tensor

@@ -1,0 +1,228 @@
+"""The storage writer of ``torch.distributed.checkpoint`` for S3."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch.distributed.checkpoint.filesystem import FileSystemWriter, SerializationFormat
+from torch.futures import Future
+
+from s3torch.core import PutOptions
+from s3torch.core.errors import ConfigurationError, PreconditionFailedError, S3Error
+from s3torch.dcp.errors import CheckpointError
+from s3torch.dcp.filesystem import S3FileSystem
+from s3torch.dcp.paths import checked_uri, join_path
+from s3torch.dcp.plan import plan_files, unstored
+from s3torch.dcp.prefixes import DefaultPrefixStrategy
+from s3torch.dcp.saving import write_file, write_files
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from torch.distributed.checkpoint.metadata import Metadata
+    from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+    from torch.distributed.checkpoint.storage import WriteResult
+
+    from s3torch.core import S3Client, S3ClientConfig
+    from s3torch.dcp.plan import FilePlan
+
+__all__ = ["S3StorageWriter", "StorageMetadata"]
+
+# The version of the layout, as torch writes it into the metadata.
+_LAYOUT_VERSION = "1.0.0"
+_EXISTS = "Checkpoint already exists and self.overwrite=False."
+_SHOWN_NAMES = 5
+
+
+@dataclass
+class StorageMetadata:
+    """What the writer notes in the plan of a rank.
+
+    Attributes:
+        prefix: What stands in front of the names of the rank's files.
+    """
+
+    prefix: str
+
+
+class S3StorageWriter(FileSystemWriter):
+    """Writes checkpoints to S3, for ``torch.distributed.checkpoint.save`` and ``async_save``.
+
+    The files are ``{path}/{prefix}{n}.distcp``, in torch's own format. ``{path}/.metadata`` is written
+    last, by one atomic PUT: without it there is no checkpoint, and it is only written when the files of
+    all ranks are complete. An error in any thread of any rank fails the save. The writer can be pickled,
+    and can write one checkpoint after another.
+
+    Args:
+        region: The region of the bucket; ``None`` takes it from the environment.
+        path: The ``s3://bucket/prefix`` of the checkpoint.
+        s3client_config: The settings of the client.
+        prefix_strategy: Names the files of each rank, asked at every save; ``None`` for
+            ``DefaultPrefixStrategy``.
+        thread_count: How many files a rank writes, and how many at a time.
+        endpoint: The URL of a store that speaks S3.
+        s3_client: Serves all requests in place of a client of its own.
+        put_options: How all objects of the checkpoint are stored.
+        sync_files: Has no effect; what S3 has confirmed is durable.
+        kwargs: What torch's ``FileSystemWriter`` takes: ``single_file_per_rank``, ``per_thread_copy_ahead``,
+            ``cache_staged_state_dict``, ``overwrite``, ``_extensions``, ``serialization_format``.
+
+    Attributes:
+        fs: The file system.
+        path: The URI of the checkpoint.
+        prefix_strategy: Names the files of each rank.
+
+    Raises:
+        ConfigurationError: An argument is wrong. It is a ``ValueError``, too.
+        TypeError: A keyword is not known.
+    """
+
+    def __init__(
+        self,
+        region: str | None,
+        path: str | os.PathLike[str],
+        s3client_config: S3ClientConfig | None = None,
+        prefix_strategy: Callable[[int], str] | None = None,
+        thread_count: int = 1,
+        *,
+        endpoint: str | None = None,
+        s3_client: S3Client | None = None,
+        put_options: PutOptions | None = None,
+        sync_files: bool = False,  # noqa: ARG002 - Accepted, because torch's writer has it.
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(thread_count, int) or thread_count < 1:
+            raise ConfigurationError(f"thread_count must be at least 1, got {thread_count!r}")
+        super().__init__(path=path, sync_files=False, thread_count=thread_count, **kwargs)
+        if self.serialization_format is not SerializationFormat.TORCH_SAVE:
+            raise ConfigurationError(
+                f"only SerializationFormat.TORCH_SAVE can be written, got {self.serialization_format}"
+            )
+        self.fs: S3FileSystem = S3FileSystem(  # type: ignore[assignment]
+            region, s3_client, s3client_config, endpoint=endpoint, put_options=put_options
+        )
+        self.path: str = checked_uri(path)
+        self.fs.init_path(self.path)
+        self.prefix_strategy = prefix_strategy or DefaultPrefixStrategy()
+        self._put_options = put_options or PutOptions()
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Tells whether this can be the place of a checkpoint."""
+        return S3FileSystem.validate_checkpoint_id(checkpoint_id)
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Prepares another save, to another place if one is given."""
+        super().reset(None if checkpoint_id is None else checked_uri(checkpoint_id))
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Returns the plan as it is; only one rank asks whether there is a checkpoint already."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Notes the prefix of each rank, and looks for a checkpoint that is there already.
+
+        Raises:
+            RuntimeError: There is one, and ``overwrite`` is false.
+            ConfigurationError: Two ranks would write files of the same name.
+        """
+        self._check_overwrite()
+        if not self.use_collectives and self.rank is not None:
+            # Each rank plans for itself, in a list of one.
+            prefixes = [self._prefix(self.rank) for _ in plans]
+        else:
+            prefixes = [self._prefix(rank) for rank in range(len(plans))]
+            if len(set(prefixes)) < len(prefixes):
+                raise ConfigurationError(
+                    f"the prefix strategy gives several ranks the same prefix: {prefixes[:16]}"
+                )
+        return [
+            replace(plan, storage_data=StorageMetadata(prefix))
+            for plan, prefix in zip(plans, prefixes, strict=True)
+        ]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Writes the files of this rank and returns when all are complete.
+
+        Raises:
+            S3Error: A file could not be written; those that were not complete do not appear.
+        """
+        # A plan that torch has cached carries the prefix of an older save; the rank, where torch tells
+        # it, is that of this one.
+        prefix = plan.storage_data.prefix if self.rank is None else self._prefix(self.rank)
+        files = plan_files(
+            plan.items,
+            prefix,
+            files=self.thread_count,
+            single_file_per_rank=self.single_file_per_rank,
+        )
+
+        def write(file: FilePlan, check: Callable[[], None]) -> list[WriteResult]:
+            with self.fs.create_stream(join_path(self.path, file.name), "wb") as stream:
+                return write_file(stream, file, planner, self.transforms, check)
+
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(write_files(files, write, threads=self.thread_count))
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Commits the checkpoint: one atomic PUT of its metadata.
+
+        Raises:
+            CheckpointError: Something that was planned was not written; nothing is committed.
+            RuntimeError: Another job has committed a checkpoint here meanwhile, and ``overwrite`` is false.
+        """
+        stored = {result.index: result.storage_data for rank in results for result in rank}
+        if holes := unstored(metadata.state_dict_metadata, stored):
+            raise CheckpointError(
+                f"{len(holes)} entries of the checkpoint were not written, so it is not committed: "
+                f"{', '.join(holes[:_SHOWN_NAMES])}"
+            )
+        metadata.version = _LAYOUT_VERSION
+        metadata.storage_data = stored
+        metadata.storage_meta = self.storage_meta()
+        body = pickle.dumps(metadata)
+        if self.overwrite:
+            self._commit(body, self._put_options)
+            return
+        try:
+            self._commit(body, replace(self._put_options, if_none_match="*"))
+        except PreconditionFailedError as exc:
+            if not self._is_committed(body):
+                raise RuntimeError(_EXISTS) from exc
+
+    def _prefix(self, rank: int) -> str:
+        prefix = self.prefix_strategy(rank)
+        if not isinstance(prefix, str):
+            raise ConfigurationError(f"a prefix strategy must return a string, got {prefix!r}")
+        return prefix
+
+    def _metadata_uri(self) -> str:
+        alone = not self.use_collectives and self.rank is not None
+        return join_path(self.path, f"__{self.rank}.metadata" if alone else ".metadata")
+
+    def _check_overwrite(self) -> None:
+        if not self.fs.exists(self._metadata_uri()):
+            return
+        if not self.overwrite:
+            raise RuntimeError(_EXISTS)
+        warnings.warn(
+            f"Detected an existing checkpoint in {self.path}, overwriting since self.overwrite=True. "
+            "Give each save a path of its own, or set overwrite=False to be refused.",
+            stacklevel=2,
+        )
+
+    def _commit(self, body: bytes, options: PutOptions) -> None:
+        with self.fs.create_stream(self._metadata_uri(), "wb", put_options=options) as stream:
+            stream.write(body)
+
+    def _is_committed(self, body: bytes) -> bool:
+        """Tells whether the PUT did succeed, and only its answer was lost and the PUT repeated."""
+        with suppress(S3Error), self.fs.create_stream(self._metadata_uri(), "rb") as stream:
+            return bool(stream.read() == body)
+        return False

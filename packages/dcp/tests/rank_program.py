@@ -1,0 +1,137 @@
+"""What one rank of a job does; run as a program: rank, world size, folder of the rendezvous.
+
+Each line of the standard input has a task and a bucket; the answer to each is one line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+from s3torch.core import S3ClientConfig
+from s3torch.dcp import HexPrefixStrategy, S3StorageReader, S3StorageWriter
+
+ROWS = 11
+
+
+def whole(factor=1.0):
+    return torch.arange(ROWS * 3, dtype=torch.float64).reshape(ROWS, 3) * factor
+
+
+def sharded(tensor):
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    return distribute_tensor(tensor, mesh, [Shard(0)])
+
+
+def state_of(rank, factor=1.0):
+    return {
+        "model": {"sharded": sharded(whole(factor)), "same": torch.ones(7) * factor},
+        "objects": {"step": 17 * factor},
+    }
+
+
+def writer_of(bucket, path, **options):
+    config = S3ClientConfig(max_attempts=2)
+    return S3StorageWriter("us-east-1", f"s3://{bucket}/{path}", config, **options)
+
+
+def reader_of(bucket, path):
+    return S3StorageReader("us-east-1", f"s3://{bucket}/{path}")
+
+
+def check(loaded, factor=1.0):
+    assert torch.equal(loaded["model"]["sharded"].full_tensor(), whole(factor))
+    assert torch.equal(loaded["model"]["same"], torch.ones(7) * factor)
+    assert loaded["objects"]["step"] == 17 * factor
+
+
+def save(rank, bucket):
+    """Saves with one file per rank, and with several threads and prefixes."""
+    dcp.save(state_of(rank), storage_writer=writer_of(bucket, "plain"))
+    writer = writer_of(bucket, "hex", prefix_strategy=HexPrefixStrategy(), thread_count=4)
+    dcp.save(state_of(rank), storage_writer=writer)
+    assert writer.prefix_strategy.prefix_count == dist.get_world_size()
+
+
+def load(rank, bucket):
+    """Loads what a job of any size has saved."""
+    for path in ("plain", "hex"):
+        loaded = state_of(rank, 0.0)
+        dcp.load(loaded, storage_reader=reader_of(bucket, path))
+        check(loaded)
+
+
+def alone(rank, bucket):
+    """Saves and loads without collectives: each rank has what it has saved."""
+    dcp.save(
+        {"mine": torch.full((5,), rank)},
+        storage_writer=writer_of(bucket, "alone"),
+        use_collectives=False,
+    )
+    loaded = {"mine": torch.zeros(5, dtype=torch.int64)}
+    dcp.load(loaded, storage_reader=reader_of(bucket, "alone"))
+    assert torch.equal(loaded["mine"], torch.full((5,), rank))
+
+
+def asynchronous(rank, bucket):
+    """Saves from another process, twice with the same writer."""
+    writer = writer_of(bucket, "first", prefix_strategy=HexPrefixStrategy())
+    for factor, path in enumerate(("first", "second"), start=1):
+        saving = dcp.async_save(
+            state_of(rank, factor),
+            checkpoint_id=f"s3://{bucket}/{path}",
+            storage_writer=writer,
+            async_checkpointer_type=dcp.state_dict_saver.AsyncCheckpointerType.PROCESS,
+        )
+        saving.result()
+        loaded = state_of(rank, 0.0)
+        dcp.load(loaded, storage_reader=reader_of(bucket, path))
+        check(loaded, factor)
+
+
+def failing(rank, bucket):
+    """The last rank cannot write its files: the save fails on all."""
+    last = dist.get_world_size() - 1
+    writer = writer_of(
+        bucket, "failing", prefix_strategy=lambda rank: "x" * 2000 if rank == last else f"__{rank}_"
+    )
+    with pytest.raises(CheckpointException) as caught:
+        dcp.save(state_of(rank), storage_writer=writer)
+    assert list(caught.value.failures) == [last]
+    assert "KeyTooLong" in str(caught.value.failures[last][0])
+
+
+def answer(task, rank, bucket):
+    try:
+        globals()[task](rank, bucket)
+        dist.barrier()
+    except BaseException:  # noqa: BLE001 - The test that asked gets it, CheckpointException too.
+        return {"error": traceback.format_exc()}
+    return {"error": None}
+
+
+def main():
+    rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    warnings.simplefilter("ignore")
+    rendezvous = Path(folder, "rendezvous").as_uri()
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=size)
+    for line in sys.stdin:
+        task, bucket = line.split()
+        sys.stdout.write(json.dumps(answer(task, rank, bucket)) + "\n")
+        sys.stdout.flush()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

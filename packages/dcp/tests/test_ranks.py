@@ -1,0 +1,108 @@
+"""Jobs of two processes, with torch's own collectives."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+PROGRAM = Path(__file__).with_name("rank_program.py")
+RANKS = 2
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
+
+
+@pytest.fixture(scope="module")
+def ranks(seaweedfs, tmp_path_factory):
+    """The processes of a job, which wait for tasks."""
+    folder = tmp_path_factory.mktemp("job")
+    job = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, PROGRAM, str(rank), str(RANKS), str(folder)],
+            env=dict(os.environ) | seaweedfs.environment() | job,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(RANKS)
+    ]
+    yield processes
+    for process in processes:
+        process.stdin.close()
+    for process in processes:
+        process.stdout.close()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def run(ranks, seaweed_place):
+    """Runs a task on all ranks."""
+
+    def run(task):
+        for process in ranks:
+            process.stdin.write(f"{task} {seaweed_place.bucket}\n")
+            process.stdin.flush()
+        for process in ranks:
+            line = process.stdout.readline()
+            assert line, "a rank has ended"
+            assert (error := json.loads(line)["error"]) is None, error
+
+    return run
+
+
+def whole_state(factor):
+    return {
+        "model": {
+            "sharded": torch.arange(33).double().reshape(11, 3) * factor,
+            "same": torch.ones(7) * factor,
+        },
+        "objects": {"step": 17 * factor},
+    }
+
+
+def test_save_with_two_ranks_and_load_with_two_and_with_one(run, seaweed_place, are_same):
+    run("save")
+    folders = {key.rpartition("_")[0] for key in seaweed_place.listed()}
+    assert folders == {"", "hex/0000000000/__0", "hex/1000000000/__1", "plain/__0", "plain/__1"}
+    run("load")
+    for path in ("plain", "hex"):
+        loaded = whole_state(0)
+        dcp.load(loaded, storage_reader=seaweed_place.reader(path))
+        assert are_same(loaded, whole_state(1))
+
+
+def test_save_with_one_rank_and_load_with_two(run, seaweed_place):
+    for path, threads in (("plain", 1), ("hex", 3)):
+        writer = seaweed_place.writer(path, thread_count=threads)
+        dcp.save(whole_state(1), storage_writer=writer)
+    run("load")
+
+
+def test_each_rank_for_itself(run, seaweed_place):
+    run("alone")
+    assert seaweed_place.listed() == [
+        "alone/__0.metadata",
+        "alone/__0_0.distcp",
+        "alone/__1.metadata",
+        "alone/__1_0.distcp",
+    ]
+
+
+def test_a_failure_of_one_rank_fails_all(run, seaweed_place):
+    run("failing")
+    assert "failing/.metadata" not in seaweed_place.listed()
+
+
+def test_saves_from_another_process(run):
+    run("asynchronous")

@@ -95,6 +95,9 @@ def client(store):
         yield client
 
 
+_buckets = {}
+
+
 class Wire:
     """A real server behind a proxy that counts, and clients of one transport."""
 
@@ -102,7 +105,10 @@ class Wire:
         self.server = server
         self.proxy = proxy
         self.transport = transport
-        self.bucket = server.create_bucket()
+        # One for all tests, because SeaweedFS gives every bucket volumes of its own and runs out of them.
+        self.bucket = _buckets.get(server.endpoint) or _buckets.setdefault(
+            server.endpoint, server.create_bucket()
+        )
         self.direct = server.client()
         self._clients = []
 
@@ -140,6 +146,12 @@ class Wire:
     def close(self):
         for client in self._clients:
             client.close()
+        for entry in self.direct.list_objects_v2(Bucket=self.bucket).get("Contents", []):
+            self.direct.delete_object(Bucket=self.bucket, Key=entry["Key"])
+        for upload in self.uploads():
+            self.direct.abort_multipart_upload(
+                Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+            )
         self.direct.close()
 
 

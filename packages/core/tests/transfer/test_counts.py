@@ -10,11 +10,24 @@ from s3torch.core import S3Checkpoint, S3ClientConfig, S3ReaderConstructor
 from s3torch.core.ranges import MIB
 
 PART = 5 * MIB
-SIZES = [0, 1, PART, PART + 1, 3 * PART]
+SIZES = [0, 1, PART, 2 * PART + 1]
 
 
 def content(size):
     return (bytes(range(251)) * (size // 251 + 1))[:size]
+
+
+def stock(wire, size):
+    """An object of this size that is stored once for all tests."""
+    kept = _stock.setdefault(wire.server.endpoint, {})
+    if size not in kept:
+        bucket = next(iter(kept.values()))[0] if kept else wire.server.create_bucket()
+        kept[size] = bucket, f"of-{size}-bytes"
+        wire.direct.put_object(Bucket=bucket, Key=kept[size][1], Body=content(size))
+    return kept[size]
+
+
+_stock = {}
 
 
 @pytest.fixture(params=["sequential", "ranged"])
@@ -97,8 +110,7 @@ def test_checksums_can_be_off(wire):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_whole_read_is_a_request_for_each_part(wire, size, constructor):
-    wire.put("k", content(size))
-    reader = wire.client().get_object(wire.bucket, "k", reader_constructor=constructor)
+    reader = wire.client().get_object(*stock(wire, size), reader_constructor=constructor)
     assert reader.read() == content(size)
     assert wire.methods == ["GET"] * max(1, -(-size // PART))
     assert (reader.size, reader.seek(0, io.SEEK_END), reader.read()) == (size, size, b"")
@@ -107,21 +119,20 @@ def test_a_whole_read_is_a_request_for_each_part(wire, size, constructor):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_size_from_a_listing_is_not_asked_for_again(wire, size, constructor):
-    wire.put("k", content(size))
+    bucket, key = stock(wire, size)
     client = wire.client()
-    (page,) = client.list_objects(wire.bucket)
+    (page,) = client.list_objects(bucket, key)
     (info,) = page.object_info
     assert wire.methods == ["GET"]
-    reader = client.get_object(wire.bucket, "k", object_info=info, reader_constructor=constructor)
+    reader = client.get_object(bucket, key, object_info=info, reader_constructor=constructor)
     assert (reader.size, reader.etag) == (size, info.etag)
     assert reader.read() == content(size)
     assert wire.methods == ["GET"] * -(-size // PART)
 
 
-@pytest.mark.parametrize("size", [0, 5, 2 * PART])
+@pytest.mark.parametrize("size", [0, 1, PART])
 def test_the_end_of_an_untouched_reader_is_one_head(wire, size, constructor):
-    wire.put("k", content(size))
-    reader = wire.client().get_object(wire.bucket, "k", reader_constructor=constructor)
+    reader = wire.client().get_object(*stock(wire, size), reader_constructor=constructor)
     assert reader.seek(0, io.SEEK_END) == size
     assert wire.methods == ["HEAD"]
     reader.seek(0)
@@ -136,16 +147,15 @@ def test_the_facts_of_an_object_cost_no_request_after_a_read(wire, constructor):
         reader.read()
         assert (reader.etag, reader.size) == (etag, size)
         assert reader.last_modified > 1_700_000_000
-        if size:
-            assert wire.methods == ["GET"]
+        assert wire.methods == (["GET"] if size else ["GET", "HEAD"])
 
 
 def test_sparse_reads(wire):
     data = content(3 * PART)
-    wire.put("k", data)
+    bucket, key = stock(wire, len(data))
     client = wire.client()
     reader = client.get_object(
-        wire.bucket, "k", reader_constructor=S3ReaderConstructor.range_based(buffer_size=1000)
+        bucket, key, reader_constructor=S3ReaderConstructor.range_based(buffer_size=1000)
     )
     reader.seek(2 * PART)
     assert reader.read(10) == data[2 * PART : 2 * PART + 10]
@@ -155,7 +165,7 @@ def test_sparse_reads(wire):
     reader.seek(PART)
     assert reader.read(10) == data[PART : PART + 10]
     assert wire.methods == ["GET"]
-    unbuffered = client.get_object(wire.bucket, "k", reader_constructor=S3ReaderConstructor.range_based(0))
+    unbuffered = client.get_object(bucket, key, reader_constructor=S3ReaderConstructor.range_based(0))
     unbuffered.seek(5)
     assert unbuffered.read(PART) == data[5 : PART + 5]
     assert wire.methods == ["GET"]
@@ -190,8 +200,7 @@ def test_many_keys_are_deleted_in_batches(wire):
 
 
 def test_all_ranges_of_a_reader_are_of_one_version(wire, constructor):
-    wire.put("k", content(3 * PART))
-    reader = wire.client().get_object(wire.bucket, "k", reader_constructor=constructor)
+    reader = wire.client().get_object(*stock(wire, 3 * PART), reader_constructor=constructor)
     reader.read()
     first, *others = wire.proxy.requests("GET")
     assert "if-match" not in first.headers

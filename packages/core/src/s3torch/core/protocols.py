@@ -7,7 +7,8 @@ is created.
 Rules for every method of a transport:
 
 * **Start and return.** A method of ``Transport`` starts the work and returns a ``Transfer`` at once. It
-  waits neither for memory nor for the network, save where credentials have expired and are refreshed first. Whoever calls decides how much is in flight.
+  waits neither for memory nor for the network, save where credentials have expired and are refreshed
+  first. Whoever calls decides how much is in flight.
 * **Threads.** Every method may be called from any thread, many at a time. Callbacks of a transfer run on
   a thread of the transport; they must not block.
 * **Processes.** A transport belongs to the process that created it. It is never used in a forked child,

@@ -104,9 +104,10 @@ class Fault:
         """Resets the connection (RST).
 
         Args:
-            after: Bytes of the body that are passed on first; a body that is not longer passes whole. ``None``
-                breaks before anything is passed on: of a response, the server has done the work, and only
-                its answer is lost; of a request, the server sees nothing.
+            after: Bytes of the body that are passed on first; a body that is not longer passes whole.
+                ``None`` breaks before anything is passed on: of a response, the server has done the work,
+                and only its answer is lost; of a request, the server sees nothing. A peer that reads more
+                slowly than the bytes come may lose some of them with the connection, as in any reset.
             side: Whose bytes these are. Where an upload breaks, its connection to the server does, too.
         """
         return cls(interruption=Break("reset", side, after))

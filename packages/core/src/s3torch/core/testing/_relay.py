@@ -73,11 +73,12 @@ class Relay:
             reusable = await self._answer(request, entry, fault, server)
             # A server may answer before it has read everything, and then never read the rest.
             await asyncio.wait({upload}, timeout=_EARLY_ANSWER)
-            complete = upload.done()
+            complete = upload.done() and upload.result()
             upload.cancel()
         return reusable and complete
 
-    async def _upload(self, request: Head, entry: Entry, fault: Fault, server: Wire) -> None:
+    async def _upload(self, request: Head, entry: Entry, fault: Fault, server: Wire) -> bool:
+        """Passes the body of a request; tells whether the server took all of it."""
         passage = Passage(
             self._client, server, side="request", fault=fault, entry=entry, interrupt=self._break
         )
@@ -86,7 +87,8 @@ class Relay:
         except WireError:
             raise
         except OSError:
-            pass  # The server has stopped reading; its answer says why.
+            return False  # The server has stopped reading; its answer says why.
+        return True
 
     async def _answer(self, request: Head, entry: Entry, fault: Fault, server: Wire) -> bool:
         while True:

@@ -102,7 +102,8 @@ class FaultProxy:
             raise ConfigurationError(f"upstream must be like http://127.0.0.1:8333, got {upstream!r}")
         self.upstream = upstream
         self._address = (parts.hostname, parts.port)
-        self._lock = threading.Lock()
+        # Reentrant, as a match function may ask for the requests so far.
+        self._lock = threading.RLock()
         self._entries: list[Entry] = []
         self._rules: list[FaultRule] = []
         self._errors: list[BaseException] = []

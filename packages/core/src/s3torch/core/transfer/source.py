@@ -110,9 +110,11 @@ class ObjectSource:
     def head(self) -> Any:
         """Tells what is known of the object; one HEAD request if that is nothing."""
         if self._info is None:
-            self._learn(
-                self._connector.get().control.head_object(self.bucket, self.key, version_id=self._version_id)
+            head = self._connector.get().control.head_object(
+                self.bucket, self.key, version_id=self._version_id
             )
+            self._learn(head)
+            self._info = head
         return self._info
 
     def budget(self) -> MemoryBudget:
@@ -170,7 +172,8 @@ class ObjectSource:
             raise self.changed(f"{head.size} bytes instead of {self._size}")
         self._size = head.size
         self._etag = self._etag or head.etag or None
-        if self._info is None:
+        # The refusal of a range of an empty object tells nothing but the size.
+        if self._info is None and head.etag:
             self._info = head
 
 

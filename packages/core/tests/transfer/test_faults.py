@@ -1,0 +1,297 @@
+"""What happens when the wire or the server misbehaves: never a short or a wrong read, never a partial object."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from s3torch.core import S3ReaderConstructor
+from s3torch.core.errors import (
+    AccessDeniedError,
+    ChecksumMismatchError,
+    NotFoundError,
+    ObjectChangedError,
+    PreconditionFailedError,
+    S3ConnectionError,
+    S3Error,
+    S3TimeoutError,
+    ServerError,
+    ThrottledError,
+    TruncatedError,
+    WrongRegionError,
+)
+from s3torch.core.ranges import MIB
+from s3torch.core.testing.faults import Fault
+
+PART = 5 * MIB
+DATA = (bytes(range(251)) * (3 * PART // 251 + 1))[: 3 * PART]
+
+CUT = {
+    "truncated": Fault.truncate(1000),
+    "reset": Fault.reset(1000),
+    "reset-at-once": Fault.reset(),
+    "dropped": Fault.drop(),
+}
+
+
+@pytest.fixture(params=["sequential", "ranged"])
+def constructor(request):
+    return None if request.param == "sequential" else S3ReaderConstructor.range_based()
+
+
+def read_small(wire, **settings):
+    return wire.client(**settings).get_object(wire.bucket, "k").read()
+
+
+@pytest.mark.parametrize("cut", CUT)
+def test_a_broken_answer_is_asked_for_again(wire, cut):
+    wire.put("k", DATA[:100_000])
+    rule = wire.proxy.add(CUT[cut], method="GET", times=1)
+    assert read_small(wire) == DATA[:100_000]
+    assert rule.hits == 1
+    assert len(wire.methods) == 2
+
+
+@pytest.mark.parametrize("cut", CUT)
+def test_an_answer_that_is_always_broken_is_an_error_and_never_short(wire, cut, constructor):
+    wire.put("k", DATA[:100_000])
+    wire.proxy.add(CUT[cut], method="GET")
+    reader = wire.client(max_attempts=2).get_object(wire.bucket, "k", reader_constructor=constructor)
+    for call in (reader.read, lambda: reader.read(50_000), lambda: reader.readinto(bytearray(70_000))):
+        with pytest.raises((TruncatedError, S3ConnectionError)) as caught:
+            call()
+        assert reader.tell() == 0
+        error = caught.value
+        assert (error.operation, error.bucket, error.key) == ("GetObject", wire.bucket, "k")
+    wire.proxy.heal()
+    assert reader.read() == DATA[:100_000]
+
+
+def test_a_part_that_breaks_in_a_large_object_is_asked_for_again(wire, constructor):
+    wire.put("k", DATA)
+    rule = wire.proxy.add(Fault.truncate(3_000_000), method="GET", skip=1, times=1)
+    assert wire.client().get_object(wire.bucket, "k", reader_constructor=constructor).read() == DATA
+    assert rule.hits == 1
+
+
+def test_a_part_that_fails_in_the_middle_does_not_end_the_object(wire, constructor):
+    wire.put("k", DATA)
+    wire.proxy.add(
+        Fault.error(403, "AccessDenied"),
+        match=lambda request: request.headers.get("range", "").startswith(f"bytes={PART}-"),
+    )
+    reader = wire.client(max_attempts=1).get_object(wire.bucket, "k", reader_constructor=constructor)
+    for _ in range(2):
+        with pytest.raises(AccessDeniedError):
+            reader.read()
+    assert reader.read(PART) == DATA[:PART]
+    with pytest.raises(AccessDeniedError):
+        reader.read(10)
+    wire.proxy.heal()
+    assert reader.read() == DATA[PART:]
+
+
+@pytest.mark.parametrize("fault", [Fault.slow_down(), Fault.internal_error()], ids=["503", "500"])
+def test_a_server_that_is_busy_is_asked_again(wire, fault):
+    wire.put("k", DATA[:1000])
+    rule = wire.proxy.add(fault, method="GET", times=2)
+    assert read_small(wire, max_attempts=3) == DATA[:1000]
+    assert rule.hits == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "cls", "code", "status"),
+    [
+        (Fault.slow_down(), ThrottledError, "SlowDown", 503),
+        (Fault.internal_error(), ServerError, "InternalError", 500),
+    ],
+    ids=["503", "500"],
+)
+def test_a_server_that_stays_busy_is_an_error_after_all_attempts(wire, fault, cls, code, status):
+    rule = wire.proxy.add(fault, method="GET")
+    with pytest.raises(cls) as caught:
+        read_small(wire, max_attempts=2)
+    assert (caught.value.code, caught.value.status) == (code, status)
+    assert rule.hits == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "cls"),
+    [
+        (400, "ExpiredToken", AccessDeniedError),
+        (403, "AccessDenied", AccessDeniedError),
+        (403, "InvalidObjectState", AccessDeniedError),
+        (404, "NoSuchKey", NotFoundError),
+        (412, "PreconditionFailed", PreconditionFailedError),
+        (400, "FromTheFuture", S3Error),
+    ],
+)
+def test_other_errors_are_not_tried_again(wire, status, code, cls):
+    rule = wire.proxy.add(Fault.error(status, code), method="GET")
+    with pytest.raises(cls) as caught:
+        read_small(wire)
+    error = caught.value
+    assert (error.code, error.status, error.operation) == (code, status, "GetObject")
+    assert f"s3://{wire.bucket}/k" in str(error)
+    assert rule.hits == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(301, "PermanentRedirect"), (400, "AuthorizationHeaderMalformed")]
+)
+def test_the_wrong_region_names_the_right_one(wire, status, code):
+    fault = Fault.error(status, code) | Fault.header("x-amz-bucket-region", "eu-west-3")
+    wire.proxy.add(fault)
+    client = wire.client()
+    calls = {
+        "GetObject": client.get_object(wire.bucket, "k").read,
+        "PutObject": client.put_object(wire.bucket, "k").close,
+        "ListObjectsV2": lambda: list(client.list_objects(wire.bucket)),
+        "HeadObject": lambda: client.head_object(wire.bucket, "k"),
+    }
+    for operation, call in calls.items():
+        with pytest.raises(WrongRegionError, match="eu-west-3") as caught:
+            call()
+        assert caught.value.expected_region == "eu-west-3"
+        assert caught.value.operation == operation
+
+
+def test_an_object_that_is_replaced_between_two_ranges_is_an_error(wire, constructor):
+    wire.put("k", DATA)
+    reader = wire.client().get_object(wire.bucket, "k", reader_constructor=constructor)
+    assert reader.read(10) == DATA[:10]
+    wire.put("k", b"!" * len(DATA))
+    reader.seek(2 * PART)
+    for _ in range(2):
+        with pytest.raises(ObjectChangedError, match="open it again"):
+            reader.read()
+    assert wire.client().get_object(wire.bucket, "k").read(5) == b"!!!!!"
+
+
+@pytest.mark.parametrize("new", [b"", b"short", DATA[1:] + b"x", DATA + b"longer"], ids=len)
+def test_an_object_that_is_replaced_after_the_listing_is_an_error(wire, constructor, new):
+    wire.put("k", DATA)
+    client = wire.client()
+    ((info,),) = (page.object_info for page in client.list_objects(wire.bucket))
+    wire.put("k", new)
+    reader = client.get_object(wire.bucket, "k", object_info=info, reader_constructor=constructor)
+    for call in (reader.read, lambda: reader.read(10)):
+        with pytest.raises(ObjectChangedError):
+            call()
+
+
+def test_a_server_that_ignores_conditions_is_caught_by_the_etag(wire, constructor):
+    wire.put("k", DATA)
+    wire.proxy.add(Fault.header("ETag", '"other"'), method="GET", skip=1)
+    reader = wire.client().get_object(wire.bucket, "k", reader_constructor=constructor)
+    with pytest.raises(ObjectChangedError, match="other"):
+        reader.read()
+
+
+def test_an_answer_for_another_range_is_an_error(wire, constructor):
+    wire.put("k", DATA)
+    wrong = Fault.header("Content-Range", f"bytes 0-{PART - 1}/{len(DATA)}")
+    reader = wire.client(max_attempts=1).get_object(wire.bucket, "k", reader_constructor=constructor)
+    assert reader.read(PART) == DATA[:PART]
+    wire.proxy.add(wrong, method="GET")
+    with pytest.raises(S3Error):
+        reader.read()
+    assert reader.tell() == PART
+
+
+@pytest.mark.parametrize("size", [1, 1000, PART])
+def test_a_flipped_bit_of_a_whole_object_is_an_error(wire, constructor, size):
+    wire.put("k", DATA[:size], ChecksumAlgorithm="CRC32C")
+    client = wire.client()
+    ((info,),) = (page.object_info for page in client.list_objects(wire.bucket))
+    rule = wire.proxy.add(Fault.flip(size // 2), method="GET")
+    reader = client.get_object(wire.bucket, "k", object_info=info, reader_constructor=constructor)
+    with pytest.raises(ChecksumMismatchError) as caught:
+        reader.read()
+    assert (caught.value.bucket, caught.value.key) == (wire.bucket, "k")
+    assert rule.hits >= 1
+    wire.proxy.heal()
+    assert reader.read() == DATA[:size]
+
+
+@pytest.mark.parametrize("size", [1000, 2 * PART])
+def test_a_flipped_bit_of_an_upload_is_refused(wire, size):
+    wire.put("k", b"old")
+    wire.proxy.add(Fault.flip(size // 4, side="request"), method="PUT")
+    with pytest.raises(ChecksumMismatchError), wire.client().put_object(wire.bucket, "k") as writer:
+        writer.write(DATA[:size])
+    wire.proxy.heal()
+    assert wire.get("k") == b"old"
+    assert wire.uploads() == []
+
+
+@pytest.mark.parametrize("size", [1000, 2 * PART])
+def test_an_upload_that_breaks_is_sent_again(wire, size):
+    rules = [
+        wire.proxy.add(Fault.reset(100, side="request"), method="PUT", times=1),
+        wire.proxy.add(Fault.slow_down(), method="PUT", skip=1, times=1),
+    ]
+    with wire.client().put_object(wire.bucket, "k") as writer:
+        writer.write(DATA[:size])
+    assert [rule.hits for rule in rules] == [1, 1]
+    assert wire.get("k") == DATA[:size]
+    assert wire.uploads() == []
+
+
+@pytest.mark.parametrize("size", [1000, 2 * PART])
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_upload_that_fails_leaves_the_old_object(wire, size, number):
+    wire.put("k", b"old")
+    struck = {"PUT": lambda request: request.query.get("partNumber", str(number)) == str(number)}
+    wire.proxy.add(Fault.error(403, "AccessDenied"), method="PUT", match=struck["PUT"])
+    with pytest.raises(AccessDeniedError) as caught, wire.client().put_object(wire.bucket, "k") as writer:
+        writer.write(DATA[:size])
+    with pytest.raises(AccessDeniedError) as again:
+        writer.close()
+    assert again.value is caught.value
+    wire.proxy.heal()
+    assert wire.get("k") == b"old"
+    assert wire.uploads() == []
+
+
+def test_an_upload_that_cannot_be_completed_leaves_the_old_object(wire):
+    wire.put("k", b"old")
+    fault = Fault.error(403, "AccessDenied")
+    wire.proxy.add(fault, method="POST", match=lambda request: "uploadId" in request.query)
+    with pytest.raises(AccessDeniedError) as caught, wire.client().put_object(wire.bucket, "k") as writer:
+        writer.write(DATA)
+    assert caught.value.operation == "CompleteMultipartUpload"
+    assert wire.get("k") == b"old"
+    assert wire.uploads() == []
+
+
+def test_an_upload_that_cannot_even_be_aborted_raises_the_first_error(wire):
+    wire.proxy.add(Fault.error(403, "AccessDenied"), method="PUT")
+    wire.proxy.add(Fault.error(500, "InternalError"), method="DELETE")
+    client = wire.client(max_attempts=1)
+    with pytest.raises(AccessDeniedError) as caught, client.put_object(wire.bucket, "k") as writer:
+        writer.write(DATA)
+    assert "could not be aborted" in "".join(caught.value.__notes__)
+    wire.proxy.heal()
+
+
+@pytest.mark.parametrize("after", [None, 1000], ids=["before-the-answer", "in-the-body"])
+def test_a_server_that_hangs_is_a_timeout(wire, after):
+    wire.put("k", DATA[:100_000])
+    wire.proxy.add(Fault.stall(30, after), method="GET")
+    began = time.monotonic()
+    with pytest.raises((S3TimeoutError, S3ConnectionError)):
+        read_small(wire, max_attempts=1, read_timeout=1)
+    assert time.monotonic() - began < 10
+
+
+def test_closing_a_reader_does_not_wait_for_the_server(wire):
+    wire.put("k", DATA)
+    wire.proxy.add(Fault.stall(20, 1000), method="GET", skip=1)
+    reader = wire.client().get_object(wire.bucket, "k")
+    for _ in range(4):
+        reader.read(1000)
+    began = time.monotonic()
+    reader.close()
+    assert time.monotonic() - began < 2

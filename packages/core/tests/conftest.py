@@ -96,6 +96,7 @@ def client(store):
 
 
 _buckets = {}
+_stock = {}
 
 
 class Wire:
@@ -120,6 +121,20 @@ class Wire:
         )
         self._clients.append(client)
         return client
+
+    def stock(self, size):
+        """Bucket and key of an object with ``content(size)`` that is stored once for all tests."""
+        kept = _stock.setdefault(self.server.endpoint, {})
+        if size not in kept:
+            bucket = next(iter(kept.values()))[0] if kept else self.server.create_bucket()
+            kept[size] = bucket, f"of-{size}-bytes"
+            self.direct.put_object(Bucket=bucket, Key=kept[size][1], Body=self.content(size))
+        return kept[size]
+
+    @staticmethod
+    def content(size):
+        """Some bytes that differ from part to part."""
+        return (bytes(range(251)) * (size // 251 + 1))[:size]
 
     def put(self, key, data=b"data", **how):
         """Stores an object past the proxy."""

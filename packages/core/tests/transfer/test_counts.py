@@ -13,23 +13,6 @@ PART = 5 * MIB
 SIZES = [0, 1, PART, 2 * PART + 1]
 
 
-def content(size):
-    return (bytes(range(251)) * (size // 251 + 1))[:size]
-
-
-def stock(wire, size):
-    """An object of this size that is stored once for all tests."""
-    kept = _stock.setdefault(wire.server.endpoint, {})
-    if size not in kept:
-        bucket = next(iter(kept.values()))[0] if kept else wire.server.create_bucket()
-        kept[size] = bucket, f"of-{size}-bytes"
-        wire.direct.put_object(Bucket=bucket, Key=kept[size][1], Body=content(size))
-    return kept[size]
-
-
-_stock = {}
-
-
 @pytest.fixture(params=["sequential", "ranged"])
 def constructor(request):
     return None if request.param == "sequential" else S3ReaderConstructor.range_based()
@@ -50,37 +33,37 @@ def test_nothing_is_sent_before_there_is_a_reason(wire):
 @pytest.mark.parametrize("size", [0, 5, PART])
 def test_an_upload_of_up_to_a_part_is_one_request(wire, size):
     with wire.client().put_object(wire.bucket, "k") as writer:
-        writer.write(content(size))
+        writer.write(wire.content(size))
     assert wire.methods == ["PUT"]
-    assert wire.get("k") == content(size)
+    assert wire.get("k") == wire.content(size)
 
 
-@pytest.mark.parametrize(("size", "parts"), [(PART + 1, 2), (3 * PART, 3)])
+@pytest.mark.parametrize(("size", "parts"), [(PART + 1, 2), (2 * PART, 2)])
 def test_an_upload_of_n_parts_is_n_and_two_requests(wire, size, parts):
     with wire.client().put_object(wire.bucket, "k") as writer:
         for start in range(0, size, MIB):
-            writer.write(content(size)[start : start + MIB])
+            writer.write(wire.content(size)[start : start + MIB])
     assert wire.methods == ["POST", *["PUT"] * parts, "POST"]
-    assert wire.get("k") == content(size)
+    assert wire.get("k") == wire.content(size)
 
 
 @pytest.mark.parametrize("size", [0, 5, PART])
 def test_an_exception_before_anything_was_sent_sends_nothing(wire, size):
     with pytest.raises(KeyError), wire.client().put_object(wire.bucket, "k") as writer:
-        writer.write(content(size))
+        writer.write(wire.content(size))
         raise KeyError
     assert wire.methods == []
 
 
-def test_an_exception_after_two_parts_aborts(wire):
+def test_an_exception_after_a_part_was_sent_aborts(wire):
     wire.put("k", b"old")
     with pytest.raises(KeyError), wire.client().put_object(wire.bucket, "k") as writer:
-        writer.write(content(2 * PART + 1))
+        writer.write(wire.content(2 * PART + 1))
         raise KeyError
     methods = wire.methods
     assert methods[0] == "POST"
     assert methods[-1] == "DELETE"
-    assert methods[1:-1] in ([], ["PUT"], ["PUT"] * 2)
+    assert methods[1:-1] in ([], ["PUT"])
     assert wire.get("k") == b"old"
     assert wire.uploads() == []
 
@@ -90,7 +73,7 @@ def test_every_upload_carries_a_checksum(wire, algorithm):
     client = wire.client(checksum_algorithm=algorithm)
     for size in (5, PART + 1):
         with client.put_object(wire.bucket, "k") as writer:
-            writer.write(content(size))
+            writer.write(wire.content(size))
     sent = [request for request in wire.proxy.requests("PUT") if request.request_bytes]
     assert len(sent) == 3
     assert all(f"x-amz-checksum-{algorithm.lower()}" in request.headers for request in sent)
@@ -102,16 +85,16 @@ def test_checksums_can_be_off(wire):
     client = wire.client(checksum_algorithm="off")
     for size in (5, PART + 1):
         with client.put_object(wire.bucket, "k") as writer:
-            writer.write(content(size))
+            writer.write(wire.content(size))
     names = [name for request in wire.proxy.requests() for name in request.headers]
     assert not [name for name in names if name.startswith("x-amz-checksum")]
-    assert wire.get("k") == content(PART + 1)
+    assert wire.get("k") == wire.content(PART + 1)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_whole_read_is_a_request_for_each_part(wire, size, constructor):
-    reader = wire.client().get_object(*stock(wire, size), reader_constructor=constructor)
-    assert reader.read() == content(size)
+    reader = wire.client().get_object(*wire.stock(size), reader_constructor=constructor)
+    assert reader.read() == wire.content(size)
     assert wire.methods == ["GET"] * max(1, -(-size // PART))
     assert (reader.size, reader.seek(0, io.SEEK_END), reader.read()) == (size, size, b"")
     assert wire.methods == []
@@ -119,30 +102,30 @@ def test_a_whole_read_is_a_request_for_each_part(wire, size, constructor):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_size_from_a_listing_is_not_asked_for_again(wire, size, constructor):
-    bucket, key = stock(wire, size)
+    bucket, key = wire.stock(size)
     client = wire.client()
     (page,) = client.list_objects(bucket, key)
     (info,) = page.object_info
     assert wire.methods == ["GET"]
     reader = client.get_object(bucket, key, object_info=info, reader_constructor=constructor)
     assert (reader.size, reader.etag) == (size, info.etag)
-    assert reader.read() == content(size)
+    assert reader.read() == wire.content(size)
     assert wire.methods == ["GET"] * -(-size // PART)
 
 
 @pytest.mark.parametrize("size", [0, 1, PART])
 def test_the_end_of_an_untouched_reader_is_one_head(wire, size, constructor):
-    reader = wire.client().get_object(*stock(wire, size), reader_constructor=constructor)
+    reader = wire.client().get_object(*wire.stock(size), reader_constructor=constructor)
     assert reader.seek(0, io.SEEK_END) == size
     assert wire.methods == ["HEAD"]
     reader.seek(0)
-    assert reader.read() == content(size)
+    assert reader.read() == wire.content(size)
     assert wire.methods == ["GET"] * -(-size // PART)
 
 
 def test_the_facts_of_an_object_cost_no_request_after_a_read(wire, constructor):
     for size in (0, 7):
-        etag = wire.put("k", content(size))["ETag"]
+        etag = wire.put("k", wire.content(size))["ETag"]
         reader = wire.client().get_object(wire.bucket, "k", reader_constructor=constructor)
         reader.read()
         assert (reader.etag, reader.size) == (etag, size)
@@ -151,28 +134,28 @@ def test_the_facts_of_an_object_cost_no_request_after_a_read(wire, constructor):
 
 
 def test_sparse_reads(wire):
-    data = content(3 * PART)
-    bucket, key = stock(wire, len(data))
+    data = wire.content(2 * PART + 1)
+    bucket, key = wire.stock(len(data))
     client = wire.client()
     reader = client.get_object(
         bucket, key, reader_constructor=S3ReaderConstructor.range_based(buffer_size=1000)
     )
-    reader.seek(2 * PART)
-    assert reader.read(10) == data[2 * PART : 2 * PART + 10]
-    assert wire.methods == ["GET"]
-    assert reader.read(990) == data[2 * PART + 10 : 2 * PART + 1000]
-    assert wire.methods == []
     reader.seek(PART)
     assert reader.read(10) == data[PART : PART + 10]
+    assert wire.methods == ["GET"]
+    assert reader.read(990) == data[PART + 10 : PART + 1000]
+    assert wire.methods == []
+    reader.seek(5)
+    assert reader.read(10) == data[5:15]
     assert wire.methods == ["GET"]
     unbuffered = client.get_object(bucket, key, reader_constructor=S3ReaderConstructor.range_based(0))
     unbuffered.seek(5)
     assert unbuffered.read(PART) == data[5 : PART + 5]
     assert wire.methods == ["GET"]
     buffer = bytearray(2 * PART)
-    unbuffered.seek(PART)
+    unbuffered.seek(1)
     assert unbuffered.readinto(buffer) == 2 * PART
-    assert buffer == data[PART:]
+    assert buffer == data[1:]
     assert wire.methods == ["GET"] * 2
 
 
@@ -200,7 +183,7 @@ def test_many_keys_are_deleted_in_batches(wire):
 
 
 def test_all_ranges_of_a_reader_are_of_one_version(wire, constructor):
-    reader = wire.client().get_object(*stock(wire, 3 * PART), reader_constructor=constructor)
+    reader = wire.client().get_object(*wire.stock(2 * PART + 1), reader_constructor=constructor)
     reader.read()
     first, *others = wire.proxy.requests("GET")
     assert "if-match" not in first.headers

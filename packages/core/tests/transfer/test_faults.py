@@ -25,7 +25,8 @@ from s3torch.core.ranges import MIB
 from s3torch.core.testing.faults import Fault
 
 PART = 5 * MIB
-DATA = (bytes(range(251)) * (3 * PART // 251 + 1))[: 3 * PART]
+SIZE = 2 * PART + 1000
+DATA = (bytes(range(251)) * (SIZE // 251 + 1))[:SIZE]
 
 CUT = {
     "truncated": Fault.truncate(1000),
@@ -37,7 +38,7 @@ CUT = {
 
 @pytest.fixture(params=["sequential", "ranged"])
 def constructor(request):
-    return None if request.param == "sequential" else S3ReaderConstructor.range_based()
+    return None if request.param == "sequential" else S3ReaderConstructor.range_based(MIB)
 
 
 def read_small(wire, **settings):
@@ -57,7 +58,7 @@ def test_a_broken_answer_is_asked_for_again(wire, cut):
 def test_an_answer_that_is_always_broken_is_an_error_and_never_short(wire, cut, constructor):
     wire.put("k", DATA[:100_000])
     wire.proxy.add(CUT[cut], method="GET")
-    reader = wire.client(max_attempts=2).get_object(wire.bucket, "k", reader_constructor=constructor)
+    reader = wire.client(max_attempts=1).get_object(wire.bucket, "k", reader_constructor=constructor)
     for call in (reader.read, lambda: reader.read(50_000), lambda: reader.readinto(bytearray(70_000))):
         with pytest.raises((TruncatedError, S3ConnectionError)) as caught:
             call()
@@ -69,19 +70,17 @@ def test_an_answer_that_is_always_broken_is_an_error_and_never_short(wire, cut, 
 
 
 def test_a_part_that_breaks_in_a_large_object_is_asked_for_again(wire, constructor):
-    wire.put("k", DATA)
     rule = wire.proxy.add(Fault.truncate(3_000_000), method="GET", skip=1, times=1)
-    assert wire.client().get_object(wire.bucket, "k", reader_constructor=constructor).read() == DATA
+    assert wire.client().get_object(*wire.stock(SIZE), reader_constructor=constructor).read() == DATA
     assert rule.hits == 1
 
 
 def test_a_part_that_fails_in_the_middle_does_not_end_the_object(wire, constructor):
-    wire.put("k", DATA)
     wire.proxy.add(
         Fault.error(403, "AccessDenied"),
         match=lambda request: request.headers.get("range", "").startswith(f"bytes={PART}-"),
     )
-    reader = wire.client(max_attempts=1).get_object(wire.bucket, "k", reader_constructor=constructor)
+    reader = wire.client(max_attempts=1).get_object(*wire.stock(SIZE), reader_constructor=constructor)
     for _ in range(2):
         with pytest.raises(AccessDeniedError):
             reader.read()
@@ -162,16 +161,16 @@ def test_an_object_that_is_replaced_between_two_ranges_is_an_error(wire, constru
     reader = wire.client().get_object(wire.bucket, "k", reader_constructor=constructor)
     assert reader.read(10) == DATA[:10]
     wire.put("k", b"!" * len(DATA))
-    reader.seek(2 * PART)
+    reader.seek(PART)
     for _ in range(2):
         with pytest.raises(ObjectChangedError, match="open it again"):
             reader.read()
     assert wire.client().get_object(wire.bucket, "k").read(5) == b"!!!!!"
 
 
-@pytest.mark.parametrize("new", [b"", b"short", DATA[1:] + b"x", DATA + b"longer"], ids=len)
+@pytest.mark.parametrize("new", [b"", b"short", b"other data", b"more data than before"], ids=len)
 def test_an_object_that_is_replaced_after_the_listing_is_an_error(wire, constructor, new):
-    wire.put("k", DATA)
+    wire.put("k", b"first data")
     client = wire.client()
     ((info,),) = (page.object_info for page in client.list_objects(wire.bucket))
     wire.put("k", new)
@@ -182,17 +181,15 @@ def test_an_object_that_is_replaced_after_the_listing_is_an_error(wire, construc
 
 
 def test_a_server_that_ignores_conditions_is_caught_by_the_etag(wire, constructor):
-    wire.put("k", DATA)
     wire.proxy.add(Fault.header("ETag", '"other"'), method="GET", skip=1)
-    reader = wire.client().get_object(wire.bucket, "k", reader_constructor=constructor)
+    reader = wire.client().get_object(*wire.stock(SIZE), reader_constructor=constructor)
     with pytest.raises(ObjectChangedError, match="other"):
         reader.read()
 
 
 def test_an_answer_for_another_range_is_an_error(wire, constructor):
-    wire.put("k", DATA)
     wrong = Fault.header("Content-Range", f"bytes 0-{PART - 1}/{len(DATA)}")
-    reader = wire.client(max_attempts=1).get_object(wire.bucket, "k", reader_constructor=constructor)
+    reader = wire.client(max_attempts=1).get_object(*wire.stock(SIZE), reader_constructor=constructor)
     assert reader.read(PART) == DATA[:PART]
     wire.proxy.add(wrong, method="GET")
     with pytest.raises(S3Error):
@@ -200,7 +197,7 @@ def test_an_answer_for_another_range_is_an_error(wire, constructor):
     assert reader.tell() == PART
 
 
-@pytest.mark.parametrize("size", [1, 1000, PART])
+@pytest.mark.parametrize("size", [1, PART])
 def test_a_flipped_bit_of_a_whole_object_is_an_error(wire, constructor, size):
     wire.put("k", DATA[:size], ChecksumAlgorithm="CRC32C")
     client = wire.client()
@@ -215,7 +212,7 @@ def test_a_flipped_bit_of_a_whole_object_is_an_error(wire, constructor, size):
     assert reader.read() == DATA[:size]
 
 
-@pytest.mark.parametrize("size", [1000, 2 * PART])
+@pytest.mark.parametrize("size", [1000, PART + 1000])
 def test_a_flipped_bit_of_an_upload_is_refused(wire, size):
     wire.put("k", b"old")
     wire.proxy.add(Fault.flip(size // 4, side="request"), method="PUT")
@@ -226,7 +223,7 @@ def test_a_flipped_bit_of_an_upload_is_refused(wire, size):
     assert wire.uploads() == []
 
 
-@pytest.mark.parametrize("size", [1000, 2 * PART])
+@pytest.mark.parametrize("size", [1000, PART + 1000])
 def test_an_upload_that_breaks_is_sent_again(wire, size):
     rules = [
         wire.proxy.add(Fault.reset(100, side="request"), method="PUT", times=1),
@@ -239,18 +236,20 @@ def test_an_upload_that_breaks_is_sent_again(wire, size):
     assert wire.uploads() == []
 
 
-@pytest.mark.parametrize("size", [1000, 2 * PART])
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize(("size", "number"), [(1000, ""), (SIZE, "1"), (SIZE, "3")])
 def test_an_upload_that_fails_leaves_the_old_object(wire, size, number):
     wire.put("k", b"old")
-    struck = {"PUT": lambda request: request.query.get("partNumber", str(number)) == str(number)}
-    wire.proxy.add(Fault.error(403, "AccessDenied"), method="PUT", match=struck["PUT"])
+    rule = wire.proxy.add(
+        Fault.error(403, "AccessDenied"),
+        method="PUT",
+        match=lambda request: request.query.get("partNumber", "") == number,
+    )
     with pytest.raises(AccessDeniedError) as caught, wire.client().put_object(wire.bucket, "k") as writer:
         writer.write(DATA[:size])
     with pytest.raises(AccessDeniedError) as again:
         writer.close()
     assert again.value is caught.value
-    wire.proxy.heal()
+    assert rule.hits == 1
     assert wire.get("k") == b"old"
     assert wire.uploads() == []
 
@@ -276,6 +275,8 @@ def test_an_upload_that_cannot_even_be_aborted_raises_the_first_error(wire):
     wire.proxy.heal()
 
 
+# The transport "crt" has no such timeout.
+@pytest.mark.parametrize("wire", ["boto"], indirect=True)
 @pytest.mark.parametrize("after", [None, 1000], ids=["before-the-answer", "in-the-body"])
 def test_a_server_that_hangs_is_a_timeout(wire, after):
     wire.put("k", DATA[:100_000])
@@ -287,9 +288,8 @@ def test_a_server_that_hangs_is_a_timeout(wire, after):
 
 
 def test_closing_a_reader_does_not_wait_for_the_server(wire):
-    wire.put("k", DATA)
     wire.proxy.add(Fault.stall(20, 1000), method="GET", skip=1)
-    reader = wire.client().get_object(wire.bucket, "k")
+    reader = wire.client().get_object(*wire.stock(SIZE))
     for _ in range(4):
         reader.read(1000)
     began = time.monotonic()

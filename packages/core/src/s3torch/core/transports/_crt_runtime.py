@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import os
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
+from s3torch.core._process import PerProcess
 from s3torch.core.errors import TransportError
 
 if TYPE_CHECKING:
     from awscrt.auth import AwsSigningConfig
+    from awscrt.io import ClientBootstrap
     from awscrt.s3 import S3Client
 
     from s3torch.core.models import BucketEndpoint, Credentials
@@ -21,6 +24,7 @@ _CRT_MEMORY_LIMIT = 1 << 30
 _RETRY_SCALE_MS = 100
 _RETRY_MAX_SECONDS = 20
 _MAX_EVENT_LOOPS = 8
+_ENDING_SECONDS = 2.0
 
 
 class CrtRuntime:
@@ -28,7 +32,7 @@ class CrtRuntime:
 
     def __init__(self, context: TransportContext) -> None:
         try:
-            from awscrt.io import ClientBootstrap, DefaultHostResolver, EventLoopGroup
+            import awscrt.s3  # noqa: F401
         except ImportError as exc:
             raise TransportError(
                 f"transport 'crt' needs awscrt, which cannot be imported here ({exc}); "
@@ -38,9 +42,7 @@ class CrtRuntime:
         self._lock = threading.Lock()
         self._clients: dict[tuple[str, str], S3Client] = {}
         self._signing: tuple[Credentials, dict[tuple[str, str], AwsSigningConfig]] | None = None
-        # The static default of the CRT does not survive a fork, so every runtime has its own.
-        loops = EventLoopGroup(max(1, min((os.cpu_count() or 2) // 2 + 1, _MAX_EVENT_LOOPS)))
-        self._bootstrap = ClientBootstrap(loops, DefaultHostResolver(loops))
+        self._bootstrap = _bootstrap.get()
 
     def client(self, endpoint: BucketEndpoint) -> S3Client:
         """Returns the native client of a host; a native client knows just one host and port."""
@@ -88,7 +90,7 @@ class CrtRuntime:
                 max_backoff_secs=_RETRY_MAX_SECONDS,
                 retry_mode=S3RetryMode.EXPONENTIAL_BACKOFF,
             )
-        return S3Client(
+        client = S3Client(
             bootstrap=self._bootstrap,
             region=endpoint.signing_region,
             tls_mode=S3RequestTlsMode.ENABLED if tls else S3RequestTlsMode.DISABLED,
@@ -99,6 +101,33 @@ class CrtRuntime:
             retry_config=retry,
             connect_timeout_ms=math.ceil(config.connect_timeout * 1000),
         )
+        _natives.append((weakref.ref(client), client.shutdown_event))
+        return client
+
+
+def _make_bootstrap() -> ClientBootstrap:
+    from awscrt.io import ClientBootstrap, DefaultHostResolver, EventLoopGroup
+
+    loops = EventLoopGroup(max(1, min((os.cpu_count() or 2) // 2 + 1, _MAX_EVENT_LOOPS)))
+    return ClientBootstrap(loops, DefaultHostResolver(loops))
+
+
+# The static default of the CRT does not survive a fork. Clients of one process share event loops, which are
+# never ended: a fork while native threads end would leave their locks held in the child.
+_bootstrap = PerProcess(_make_bootstrap)
+_natives: list[tuple[weakref.ref[S3Client], threading.Event]] = []
+
+
+def _wait_for_ending_clients() -> None:
+    """Lets native clients that nobody holds any more come to their end before a fork."""
+    for client, ended in _natives:
+        if client() is None:
+            ended.wait(_ENDING_SECONDS)
+    _natives[:] = [(client, ended) for client, ended in _natives if client() is not None]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_wait_for_ending_clients, after_in_child=_natives.clear)
 
 
 def _tls_options(host: str) -> Any:

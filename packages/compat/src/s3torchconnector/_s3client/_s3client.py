@@ -1,0 +1,53 @@
+"""The client, as s3torchconnector has it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from s3torch.core import S3Client as CoreClient
+from s3torchconnector._s3client.s3client_config import drop_in_config
+
+if TYPE_CHECKING:
+    from s3torch.core import S3ClientConfig, UserAgent
+
+__all__ = ["S3Client"]
+
+
+class S3Client(CoreClient):
+    """The client of s3torch, except that ``copy_object`` takes a percent-encoded source.
+
+    Args:
+        region: The region of the buckets; it has to be given.
+        endpoint: The URL of a store that speaks S3.
+        user_agent: What requests say they come from.
+        s3client_config: All other settings.
+    """
+
+    def __init__(
+        self,
+        region: str,
+        *,
+        endpoint: str | None = None,
+        user_agent: UserAgent | None = None,
+        s3client_config: S3ClientConfig | None = None,
+    ) -> None:
+        if not isinstance(region, str):
+            raise TypeError(f"region must be a string, got {region!r}")
+        super().__init__(
+            region,
+            endpoint=endpoint,
+            user_agent=user_agent,
+            s3client_config=drop_in_config(s3client_config),
+        )
+
+    def copy_object(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
+        """Copies an object within S3.
+
+        Args:
+            src_bucket: The bucket to copy from.
+            src_key: The key to copy from, percent-encoded.
+            dst_bucket: The bucket to copy to.
+            dst_key: The key to copy to, plain.
+        """
+        super().copy_object(src_bucket, unquote(src_key), dst_bucket, dst_key)

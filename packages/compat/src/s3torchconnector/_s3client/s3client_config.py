@@ -1,0 +1,34 @@
+"""The settings of a client, as s3torchconnector has them."""
+
+from __future__ import annotations
+
+from s3torch.core import S3ClientConfig as CoreConfig
+
+__all__ = ["TRANSPORT", "S3ClientConfig", "drop_in_config"]
+
+TRANSPORT = "s3torchconnector"
+
+
+class S3ClientConfig(CoreConfig):
+    """The settings of s3torch, with which a client raises errors with the texts of s3torchconnector.
+
+    A ``part_size`` out of range is an ``S3Exception`` at the first use of a client.
+    """
+
+    def check_part_size(self) -> None:
+        """Does nothing; the transport of the drop-in checks it."""
+
+    @property
+    def transport_name(self) -> str:
+        """The name of the transport that gives errors the old texts."""
+        return TRANSPORT
+
+    @property
+    def wrapped_transport_name(self) -> str:
+        """The name of the transport that does the work."""
+        return super().transport_name
+
+
+def drop_in_config(config: CoreConfig | None) -> CoreConfig:
+    """Returns the settings that were given, or the defaults of the drop-in."""
+    return S3ClientConfig() if config is None else config

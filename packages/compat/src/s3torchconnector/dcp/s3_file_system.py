@@ -1,0 +1,88 @@
+"""Storage of distributed checkpoints, as s3torchconnector has it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from s3torch.dcp import S3FileSystem as CoreFileSystem
+from s3torch.dcp import S3StorageReader as CoreStorageReader
+from s3torch.dcp import S3StorageWriter as CoreStorageWriter
+from s3torch.dcp import StorageMetadata
+from s3torchconnector._s3client.s3client_config import drop_in_config
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from s3torch.core import S3Client, S3ClientConfig, S3ReaderConstructorProtocol
+
+__all__ = ["S3FileSystem", "S3StorageReader", "S3StorageWriter", "StorageMetadata"]
+
+
+class S3FileSystem(CoreFileSystem):
+    """What torch's storage readers and writers need of a file system, on S3.
+
+    Args:
+        region: The region of the bucket.
+        s3_client: Serves all requests in place of a client of its own.
+        s3client_config: All other settings.
+        reader_constructor: The kind of readers.
+    """
+
+    def __init__(
+        self,
+        region: str,
+        s3_client: S3Client | None = None,
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+    ) -> None:
+        super().__init__(region, s3_client, drop_in_config(s3client_config), reader_constructor)
+
+    def rename(self, old_path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        """Copies an object within its bucket and then deletes the old one."""
+        super().rename(old_path, new_path)
+
+
+class S3StorageWriter(CoreStorageWriter):
+    """Writes checkpoints to S3, for ``torch.distributed.checkpoint.save``.
+
+    Args:
+        region: The region of the bucket.
+        path: The ``s3://bucket/prefix`` of the checkpoint.
+        s3client_config: All other settings.
+        prefix_strategy: Names the files of each rank.
+        thread_count: How many files a rank writes.
+        kwargs: What torch's ``FileSystemWriter`` takes.
+    """
+
+    def __init__(
+        self,
+        region: str,
+        path: str | os.PathLike[str],
+        s3client_config: S3ClientConfig | None = None,
+        prefix_strategy: Callable[[int], str] | None = None,
+        thread_count: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        config = drop_in_config(s3client_config)
+        super().__init__(region, path, config, prefix_strategy, thread_count, **kwargs)
+
+
+class S3StorageReader(CoreStorageReader):
+    """Reads checkpoints from S3, for ``torch.distributed.checkpoint.load``.
+
+    Args:
+        region: The region of the bucket.
+        path: The ``s3://bucket/prefix`` of the checkpoint.
+        s3client_config: All other settings.
+        reader_constructor: The kind of readers.
+    """
+
+    def __init__(
+        self,
+        region: str,
+        path: str | os.PathLike[str],
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+    ) -> None:
+        super().__init__(region, path, drop_in_config(s3client_config), reader_constructor)

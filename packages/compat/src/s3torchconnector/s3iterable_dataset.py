@@ -1,0 +1,103 @@
+"""The dataset that streams, as s3torchconnector has it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from s3torch.datasets import S3IterableDataset as CoreIterableDataset
+from s3torchconnector._s3client.s3client_config import drop_in_config
+from s3torchconnector._s3dataset_common import identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Self
+
+    from s3torch.core import (
+        S3BucketKeyData,
+        S3Client,
+        S3ClientConfig,
+        S3Reader,
+        S3ReaderConstructorProtocol,
+    )
+
+__all__ = ["S3IterableDataset"]
+
+
+class S3IterableDataset(CoreIterableDataset):
+    """The objects of a listing, one after the other.
+
+    Args:
+        region: The region.
+        get_dataset_objects: Takes the client and returns the objects.
+        endpoint: The URL of a store that speaks S3.
+        transform: Makes a sample of an unread reader.
+        s3client_config: All other settings.
+        enable_sharding: Shares the objects out between ranks and workers.
+        reader_constructor: How objects are read.
+    """
+
+    def __init__(
+        self,
+        region: str,
+        get_dataset_objects: Callable[[S3Client], Iterable[S3BucketKeyData]],
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], Any] = identity,
+        s3client_config: S3ClientConfig | None = None,
+        enable_sharding: bool = False,  # noqa: FBT001, FBT002 - positional, as users know it
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+    ) -> None:
+        super().__init__(
+            region,
+            get_dataset_objects,
+            endpoint,
+            transform,
+            drop_in_config(s3client_config),
+            enable_sharding,
+            reader_constructor,
+        )
+
+    @classmethod
+    def from_prefix(  # type: ignore[override]
+        cls,
+        s3_uri: str,
+        *,
+        region: str,
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], Any] = identity,
+        s3client_config: S3ClientConfig | None = None,
+        enable_sharding: bool = False,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+    ) -> Self:
+        """Makes a dataset of all objects whose key begins with the key of the URI."""
+        return super().from_prefix(
+            s3_uri,
+            region=region,
+            endpoint=endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            enable_sharding=enable_sharding,
+            reader_constructor=reader_constructor,
+        )
+
+    @classmethod
+    def from_objects(  # type: ignore[override]
+        cls,
+        object_uris: str | Iterable[str],
+        *,
+        region: str,
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], Any] = identity,
+        s3client_config: S3ClientConfig | None = None,
+        enable_sharding: bool = False,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+    ) -> Self:
+        """Makes a dataset of one URI or of several in their order."""
+        return super().from_objects(
+            object_uris,
+            region=region,
+            endpoint=endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            enable_sharding=enable_sharding,
+            reader_constructor=reader_constructor,
+        )

@@ -1,0 +1,96 @@
+"""The dataset with a length, as s3torchconnector has it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from s3torch.datasets import S3MapDataset as CoreMapDataset
+from s3torchconnector._s3client.s3client_config import drop_in_config
+from s3torchconnector._s3dataset_common import identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Self
+
+    from s3torch.core import (
+        S3BucketKeyData,
+        S3Client,
+        S3ClientConfig,
+        S3Reader,
+        S3ReaderConstructorProtocol,
+    )
+
+__all__ = ["S3MapDataset"]
+
+
+class S3MapDataset(CoreMapDataset):
+    """Objects of S3 by their number.
+
+    Args:
+        region: The region.
+        get_dataset_objects: Takes the client and returns the objects.
+        endpoint: The URL of a store that speaks S3.
+        transform: Makes a sample of an unread reader.
+        s3client_config: All other settings.
+        reader_constructor: How objects are read.
+    """
+
+    def __init__(
+        self,
+        region: str,
+        get_dataset_objects: Callable[[S3Client], Iterable[S3BucketKeyData]],
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], Any] = identity,
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+    ) -> None:
+        super().__init__(
+            region,
+            get_dataset_objects,
+            endpoint,
+            transform,
+            drop_in_config(s3client_config),
+            reader_constructor,
+        )
+
+    @classmethod
+    def from_prefix(  # type: ignore[override]
+        cls,
+        s3_uri: str,
+        *,
+        region: str,
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], Any] = identity,
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+    ) -> Self:
+        """Makes a dataset of all objects whose key begins with the key of the URI."""
+        return super().from_prefix(
+            s3_uri,
+            region=region,
+            endpoint=endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            reader_constructor=reader_constructor,
+        )
+
+    @classmethod
+    def from_objects(  # type: ignore[override]
+        cls,
+        object_uris: str | Iterable[str],
+        *,
+        region: str,
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], Any] = identity,
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+    ) -> Self:
+        """Makes a dataset of one URI or of several in their order."""
+        return super().from_objects(
+            object_uris,
+            region=region,
+            endpoint=endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            reader_constructor=reader_constructor,
+        )

@@ -1,0 +1,178 @@
+"""Small programs written against s3torchconnector; they run as they are."""
+
+from __future__ import annotations
+
+import operator
+import pickle
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.utils.data import DataLoader
+
+from s3torchconnector import (
+    S3Checkpoint,
+    S3ClientConfig,
+    S3Exception,
+    S3IterableDataset,
+    S3MapDataset,
+    S3ReaderConstructor,
+)
+from s3torchconnector._s3client import MockS3Client, S3Client
+from s3torchconnector.dcp import RoundRobinPrefixStrategy, S3FileSystem, S3StorageReader, S3StorageWriter
+
+REGION = "us-east-1"
+MIB = 1024 * 1024
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninit:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*os.fork.*:DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def images(folder):
+    client = S3Client(REGION)
+    bucket, _, prefix = folder.removeprefix("s3://").partition("/")
+    for number in range(6):
+        with client.put_object(bucket, f"{prefix}/images/{number}.bin") as writer:
+            writer.write(bytes([number]) * 100)
+    client.close()
+    return f"{folder}/images/"
+
+
+def load_image(reader):
+    return reader.key.rpartition("/")[2], len(reader.read())
+
+
+def test_map_dataset_in_a_loader(images):
+    dataset = S3MapDataset.from_prefix(images, region=REGION, transform=load_image)
+    assert len(dataset) == 6
+    assert dataset[-1] == ("5.bin", 100)
+    loader = DataLoader(dataset, batch_size=2, num_workers=2, shuffle=True)
+    names = [name for batch in loader for name in batch[0]]
+    assert sorted(names) == [f"{number}.bin" for number in range(6)]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_iterable_dataset_with_sharding_in_a_loader(images, method):
+    dataset = S3IterableDataset.from_prefix(
+        images,
+        region=REGION,
+        enable_sharding=True,
+        s3client_config=S3ClientConfig(throughput_target_gbps=5.0, part_size=5 * MIB),
+        reader_constructor=S3ReaderConstructor.range_based(buffer_size=MIB),
+        # What a spawned worker calls has to be importable there.
+        transform=operator.methodcaller("read"),
+    )
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context=method)
+    assert sorted(loader) == [bytes([number]) * 100 for number in range(6)]
+
+
+def bytes_of(reader):
+    return reader.read()
+
+
+def test_datasets_from_objects(images):
+    uris = [f"{images}{number}.bin" for number in (4, 2)]
+    dataset = S3MapDataset.from_objects(uris, region=REGION)
+    assert [reader.read(1) for reader in dataset] == [b"\4", b"\2"]
+    assert (dataset.region, dataset.endpoint) == (REGION, None)
+    stream = S3IterableDataset.from_objects(uris[0], region=REGION)
+    assert [reader.key for reader in stream] == [uris[0].removeprefix("s3://").partition("/")[2]]
+
+
+def test_an_error_in_a_worker_keeps_its_class_and_text(folder):
+    dataset = S3MapDataset.from_objects([f"{folder}/none"], region=REGION, transform=bytes_of)
+    with pytest.raises(S3Exception, match="Service error: The key does not exist"):
+        list(DataLoader(dataset, num_workers=1))
+
+
+def test_checkpoints(folder):
+    model = torch.nn.Linear(100, 10)
+    checkpoint = S3Checkpoint(region=REGION)
+    with checkpoint.writer(f"{folder}/epoch0.ckpt") as writer:
+        torch.save(model.state_dict(), writer)
+    with checkpoint.reader(f"{folder}/epoch0.ckpt") as reader:
+        state = torch.load(reader, weights_only=True)
+    assert torch.equal(state["weight"], model.weight)
+    again = pickle.loads(pickle.dumps(checkpoint))
+    with again.reader(f"{folder}/epoch0.ckpt") as reader:
+        assert reader.read(2) == b"PK"
+
+
+@pytest.mark.parametrize("thread_count", [1, 3])
+def test_distributed_checkpoints(folder, thread_count):
+    state = {"model": {"weight": torch.rand(64, 64), "bias": torch.rand(64)}, "step": 7}
+    writer = S3StorageWriter(
+        REGION,
+        f"{folder}/dcp/",
+        thread_count=thread_count,
+        prefix_strategy=RoundRobinPrefixStrategy(["shard0", "shard1"], epoch_num=1),
+    )
+    dcp.save(state, storage_writer=writer)
+    fresh = {"model": {"weight": torch.zeros(64, 64), "bias": torch.zeros(64)}, "step": 0}
+    reader = S3StorageReader(
+        region=REGION,
+        path=f"{folder}/dcp",
+        reader_constructor=S3ReaderConstructor.dcp_optimized(max_gap_size=MIB),
+    )
+    dcp.load(fresh, storage_reader=reader)
+    assert fresh["step"] == 7
+    assert torch.equal(fresh["model"]["weight"], state["model"]["weight"])
+    assert S3FileSystem(REGION).exists(f"{folder}/dcp/shard0/epoch_1/__0_0.distcp")
+
+
+def test_a_trainer(folder):
+    lightning = pytest.importorskip("lightning")
+    from s3torchconnector.lightning import S3LightningCheckpoint
+
+    plugin = S3LightningCheckpoint(REGION)
+    assert isinstance(plugin, lightning.pytorch.plugins.io.CheckpointIO)
+    plugin.save_checkpoint({"epoch": 1}, f"{folder}/a.ckpt", storage_options={"ignored": True})
+    assert plugin.load_checkpoint(f"{folder}/a.ckpt") == {"epoch": 1}
+    plugin.remove_checkpoint(f"{folder}/a.ckpt")
+    plugin.remove_checkpoint(f"{folder}/a.ckpt")
+    with pytest.raises(S3Exception, match="The key does not exist"):
+        plugin.load_checkpoint(f"{folder}/a.ckpt")
+    plugin.teardown()
+
+
+def test_paths_of_the_lightning_plugin_are_strings(tmp_path):
+    pytest.importorskip("lightning")
+    from s3torchconnector.lightning import S3LightningCheckpoint
+
+    plugin = S3LightningCheckpoint(REGION)
+    text = "'PosixPath' is not a supported type for 'path'. Must be a string formatted as an S3 uri."
+    save = partial(plugin.save_checkpoint, {})
+    for call in (save, plugin.load_checkpoint, plugin.remove_checkpoint):
+        with pytest.raises(TypeError) as caught:
+            call(tmp_path)
+        assert str(caught.value) == text
+        with pytest.raises(ValueError, match="Only s3:// URIs are supported"):
+            call("/local/path")
+
+
+def test_the_mock_takes_the_place_of_every_client():
+    mock = MockS3Client(REGION, "bucket")
+    mock.add_object("data/a", b"aa")
+    mock.add_object("data/b", b"b")
+    dataset = S3MapDataset.from_prefix("s3://bucket/data/", region=REGION, transform=bytes_of)
+    dataset._client = mock
+    assert list(dataset) == [b"aa", b"b"]
+    stream = S3IterableDataset.from_prefix("s3://bucket/data/", region=REGION, transform=bytes_of)
+    stream._client = mock
+    assert list(stream) == [b"aa", b"b"]
+    checkpoint = S3Checkpoint(REGION)
+    checkpoint._client = mock
+    with checkpoint.writer("s3://bucket/new") as writer:
+        writer.write(b"new")
+    assert checkpoint.reader("s3://bucket/new").read() == b"new"
+    fs = S3FileSystem(REGION, s3_client=mock)
+    fs.rename("s3://bucket/new", "s3://bucket/n w+%")
+    assert fs.exists("s3://bucket/n w+%")
+    assert not fs.exists("s3://bucket/new")
+    mock.remove_object("data/a")
+    with pytest.raises(S3Exception, match="Service error: The key does not exist"):
+        dataset[0]

@@ -1,0 +1,252 @@
+"""The files that are written through fsspec: they appear whole or not at all.
+
+fsspec wraps files for text and compression, and its ``OpenFile`` closes them without a word when the
+``with`` body raised. Closing would publish half an object, so these classes carry the news to the writer.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
+
+from fsspec.core import OpenFile
+
+from s3torch.core import PreconditionFailedError
+from s3torch.fsspec.errors import ObjectExistsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType, TracebackType
+
+    from typing_extensions import Buffer
+
+    from s3torch.core import S3Writer
+
+__all__ = ["CompressedFile", "S3WriteFile", "TextFile"]
+
+_OPEN_FILE_EXIT = OpenFile.__exit__.__code__
+_FRAMES_TO_OPEN_FILE = 8
+
+
+class S3WriteFile(io.BufferedIOBase):
+    """An object being written, as fsspec wants it.
+
+    Leaving ``with`` normally or ``close`` publishes the object; an exception in the ``with`` body, also in
+    that of ``fsspec.open``, leaves what was there before. Inside ``fs.transaction`` the object appears when
+    the transaction ends.
+
+    Args:
+        writer: What takes the bytes.
+        path: ``bucket/key``.
+        mode: As it was given to ``open``.
+        autocommit: Publish on ``close``; False inside a transaction.
+        on_commit: Called after the object has appeared.
+    """
+
+    def __init__(
+        self,
+        writer: S3Writer,
+        *,
+        path: str,
+        mode: str,
+        autocommit: bool,
+        on_commit: Callable[[], None],
+    ) -> None:
+        self._writer = writer
+        self.path = path
+        self.mode = mode
+        self.autocommit = autocommit
+        self._on_commit = on_commit
+
+    @property
+    def full_name(self) -> str:
+        """The URI of the object."""
+        return f"s3://{self.path}"
+
+    def writable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def write(self, data: Buffer) -> int:
+        """Takes the bytes of any contiguous buffer and returns how many they were."""
+        self._check_open()
+        return self._writer.write(data)
+
+    def tell(self) -> int:
+        """Returns how many bytes the object has so far."""
+        self._check_open()
+        return self._writer.tell()
+
+    def close(self) -> None:
+        """Publishes the object, unless a transaction will, or a ``with`` body of fsspec raised."""
+        if self.closed:
+            return
+        if self._left_on_error():
+            self.discard()
+            return
+        try:
+            if self.autocommit:
+                self.commit()
+        finally:
+            super().close()
+
+    def commit(self) -> None:
+        """Publishes the object; called by fsspec's transaction."""
+        try:
+            self._writer.close()
+        except PreconditionFailedError as exc:
+            if "x" not in self.mode:
+                raise
+            raise ObjectExistsError.from_precondition(exc) from exc
+        self._on_commit()
+
+    def discard(self) -> None:
+        """Drops what was written; the object that was there before stays."""
+        super().close()
+        self._writer.abort()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:
+            self.discard()
+        self.close()
+
+    def __del__(self) -> None:
+        # io.IOBase would close a file that was dropped, and so publish it. The writer warns and aborts.
+        pass
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file.")
+
+    def _left_on_error(self) -> bool:
+        # OpenFile.__exit__ knows of the exception and does not pass it on, so it is asked for it.
+        frame: FrameType | None = sys._getframe(1)
+        for _ in range(_FRAMES_TO_OPEN_FILE):
+            if frame is None:
+                break
+            if frame.f_code is _OPEN_FILE_EXIT:
+                names = frame.f_locals
+                mine = any(part is self for part in names["self"].fobjects)
+                return mine and names["args"][0] is not None
+            frame = frame.f_back
+        return False
+
+
+class TextFile(io.TextIOWrapper):
+    """Text on an S3 file; an exception in the ``with`` body publishes nothing."""
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:
+            _discard(self.buffer)
+        else:
+            self.close()
+
+    def __del__(self) -> None:
+        # io.TextIOWrapper would close a file that was dropped, and so publish it.
+        pass
+
+
+class CompressedFile(io.BufferedIOBase):
+    """A compressor or decompressor together with the S3 file under it; closing it closes both.
+
+    Args:
+        codec: A file object that compresses into, or decompresses from, ``raw``.
+        raw: The S3 file.
+    """
+
+    def __init__(self, codec: Any, raw: Any) -> None:
+        self._codec = codec
+        self._raw = raw
+
+    def readable(self) -> bool:
+        """Tells whether this decompresses."""
+        return bool(self._codec.readable())
+
+    def writable(self) -> bool:
+        """Tells whether this compresses."""
+        return bool(self._codec.writable())
+
+    def seekable(self) -> bool:
+        """Tells whether the codec can seek."""
+        return bool(self._codec.seekable())
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Returns up to ``size`` decompressed bytes."""
+        return bytes(self._codec.read(-1 if size is None else size))
+
+    def read1(self, size: int = -1, /) -> bytes:
+        """Returns the decompressed bytes that are at hand, up to ``size``."""
+        read = getattr(self._codec, "read1", self._codec.read)
+        return bytes(read(size))
+
+    def write(self, data: Buffer) -> int:
+        """Compresses bytes and returns how many they were."""
+        return int(self._codec.write(data))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Moves to a position of the decompressed bytes."""
+        return int(self._codec.seek(offset, whence))
+
+    def tell(self) -> int:
+        """Returns the position in the decompressed bytes."""
+        return int(self._codec.tell())
+
+    def flush(self) -> None:
+        """Hands over what the compressor can give away."""
+        if not self._codec.closed and self.writable():
+            self._codec.flush()
+
+    def close(self) -> None:
+        """Ends the compressed stream and publishes the object."""
+        if self.closed:
+            return
+        try:
+            self._codec.close()
+            self._raw.close()
+        except BaseException:
+            _discard(self._raw)
+            raise
+        finally:
+            super().close()
+
+    def discard(self) -> None:
+        """Drops what was written."""
+        # The compressor ends in an object that will not be; it would complain later if it could not.
+        with suppress(Exception):
+            self._codec.close()
+        _discard(self._raw)
+        super().close()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:
+            self.discard()
+        self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __del__(self) -> None:
+        # io.IOBase would close a file that was dropped, and so publish it.
+        pass
+
+
+def _discard(file: Any) -> None:
+    discard = getattr(file, "discard", None) or file.close
+    discard()

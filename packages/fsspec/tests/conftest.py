@@ -1,0 +1,54 @@
+"""The filesystem under test, on the memory transport and on a real server."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import fsspec
+import pytest
+
+from s3torch.core import S3ClientConfig
+from s3torch.core.transports.memory import MemoryStore
+from s3torch.fsspec import S3FileSystem
+
+
+@pytest.fixture(params=["memory", "seaweedfs"])
+def options(request):
+    """Storage options that lead to a store."""
+    if request.param == "seaweedfs":
+        server = request.getfixturevalue("seaweedfs")
+        yield {
+            "region": server.region,
+            "endpoint_url": server.endpoint,
+            "key": server.access_key,
+            "secret": server.secret_key,
+        }
+        return
+    endpoint = f"http://{uuid4().hex}"
+    MemoryStore.at(endpoint).create_bucket("test-bucket")
+    yield {
+        "region": "us-east-1",
+        "s3client_config": S3ClientConfig(transport="memory", endpoint=endpoint),
+    }
+    MemoryStore.forget(endpoint)
+
+
+@pytest.fixture
+def fs(options):
+    """The filesystem of these options; no other test has it."""
+    yield fsspec.filesystem("s3", **options)
+    S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def seaweedfs_bucket(seaweedfs):
+    return seaweedfs.create_bucket()
+
+
+@pytest.fixture
+def root(request, options):
+    """An empty folder, ``bucket/prefix``."""
+    bucket = "test-bucket"
+    if "endpoint_url" in options:
+        bucket = request.getfixturevalue("seaweedfs_bucket")
+    return f"{bucket}/{uuid4().hex}"

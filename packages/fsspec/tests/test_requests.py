@@ -1,0 +1,50 @@
+"""How many requests each operation takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from s3torch.core.testing import FaultProxy
+from s3torch.fsspec import S3FileSystem
+
+
+@pytest.fixture(scope="module")
+def proxy(seaweedfs):
+    with FaultProxy(seaweedfs.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def fs(seaweedfs, proxy):
+    yield S3FileSystem(
+        seaweedfs.region, endpoint=proxy.endpoint, key=seaweedfs.access_key, secret=seaweedfs.secret_key
+    )
+    S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize(
+    ("operation", "expected"),
+    [
+        (lambda fs, root: fs.pipe_file(f"{root}/new", b"1"), ["PUT"]),
+        (lambda fs, root: fs.cat_file(f"{root}/d/a"), ["GET"]),
+        (lambda fs, root: fs.cat_file(f"{root}/d/a", 1, 3), ["GET"]),
+        (lambda fs, root: fs.open(f"{root}/d/a").read(2), ["GET"]),
+        (lambda fs, root: fs.open(f"{root}/d/a"), []),
+        (lambda fs, root: fs.exists(f"{root}/d/a"), ["HEAD"]),
+        (lambda fs, root: fs.isfile(f"{root}/d/a"), ["HEAD"]),
+        (lambda fs, root: fs.isdir(f"{root}/d"), ["GET"]),
+        (lambda fs, root: fs.ls(f"{root}/d"), ["GET"]),
+        (lambda fs, root: fs.find(root, withdirs=True), ["GET"]),
+        (lambda fs, root: fs.du(root), ["GET"]),
+        (lambda fs, root: fs.makedirs(f"{root}/e", exist_ok=True), []),
+        (lambda fs, root: fs.cp_file(f"{root}/d/a", f"{root}/copy"), ["PUT"]),
+        (lambda fs, root: fs.rm_file(f"{root}/d/a"), ["DELETE"]),
+        (lambda fs, root: fs.rm(root, recursive=True), ["GET", "POST"]),
+    ],
+)
+def test_requests(fs, proxy, seaweedfs_bucket, operation, expected, request):
+    root = f"{seaweedfs_bucket}/{request.node.name.encode().hex()}"
+    fs.pipe({f"{root}/d/a": b"abcd", f"{root}/d/b": b""})
+    proxy.clear()
+    operation(fs, root)
+    assert [seen.method for seen in proxy.requests()] == expected

@@ -1,0 +1,163 @@
+"""Checkpoints of a Lightning trainer on S3."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from s3torch.core import ConfigurationError, S3Client, UserAgent, parse_s3_uri
+from s3torch.core.errors import error_from_response
+from s3torch.lightning._base import (
+    CheckpointIO,
+    lightning_version,
+    passes_none_to_torch,
+    register_everywhere,
+)
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import IO
+
+    from s3torch.core import S3ClientConfig, S3Reader
+
+__all__ = ["S3LightningCheckpoint"]
+
+
+class S3LightningCheckpoint(CheckpointIO):
+    """Saves and loads checkpoints of a trainer on S3.
+
+    Give it to a trainer: ``Trainer(plugins=[S3LightningCheckpoint("us-east-1")],
+    default_root_dir="s3://bucket/run/")``. A checkpoint appears whole or not at all: when saving fails, what
+    was there before stays. It works inside ``AsyncCheckpointIO``, can be pickled, and sends nothing before it
+    is used.
+
+    Lightning asks fsspec about folders and logs whatever the plugin is. That finds its region and endpoint in
+    the usual AWS places, as in ``AWS_REGION`` and ``AWS_ENDPOINT_URL``, or in the configuration of fsspec.
+
+    Args:
+        region: The region of the bucket; ``None`` takes the usual AWS places.
+        s3client_config: The settings of the client.
+        endpoint: The URL of a store that speaks S3, for others than AWS.
+        reader_constructor: How checkpoints are read; ``None`` is the sequential reader.
+        storage_class: The storage class of new checkpoints, as in ``"INTELLIGENT_TIERING"``.
+    """
+
+    def __init__(
+        self,
+        region: str | None,
+        s3client_config: S3ClientConfig | None = None,
+        endpoint: str | None = None,
+        *,
+        reader_constructor: Callable[..., S3Reader] | None = None,
+        storage_class: str | None = None,
+    ) -> None:
+        register_everywhere(type(self))
+        self.region = region
+        self._reader_constructor = reader_constructor
+        self._storage_class = storage_class
+        self._client = S3Client(
+            region,
+            endpoint=endpoint,
+            user_agent=UserAgent(["lightning", lightning_version() or ""]),
+            s3client_config=s3client_config,
+        )
+        # Keys of single objects: removing one of these takes one request, and no look for others.
+        self._saved: set[tuple[str, str]] = set()
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | os.PathLike[str],
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Saves a checkpoint as one object; a failure leaves the object that was there before.
+
+        Args:
+            checkpoint: What ``torch.save`` takes.
+            path: The S3 URI; a path object is repaired where ``pathlib`` has taken a slash.
+            storage_options: May have ``storage_class``.
+
+        Raises:
+            ConfigurationError: The path is no URI of an object, or an option is unknown.
+            S3Error: The checkpoint could not be stored.
+        """
+        bucket, key = _split(path)
+        options = dict(storage_options or {})
+        storage_class = options.pop("storage_class", self._storage_class)
+        if options:
+            raise ConfigurationError(
+                f"unknown storage_options {', '.join(sorted(options))}; known is storage_class"
+            )
+        with self._client.put_object(bucket, key, storage_class) as writer:
+            torch.save(checkpoint, cast("IO[bytes]", writer))
+        self._saved.add((bucket, key))
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Any = None,
+        weights_only: bool | None = None,  # noqa: FBT001
+    ) -> dict[str, Any]:
+        """Loads a checkpoint.
+
+        Args:
+            path: The S3 URI.
+            map_location: As ``torch.load`` takes it.
+            weights_only: As ``torch.load`` takes it. ``None`` leaves it to torch from Lightning 2.6 on, and
+                is False before.
+
+        Raises:
+            NotFoundError: There is no such checkpoint.
+            S3Error: It could not be read.
+        """
+        bucket, key = _split(path)
+        if weights_only is None and not passes_none_to_torch():
+            weights_only = False
+        with self._client.get_object(bucket, key, reader_constructor=self._reader_constructor) as reader:
+            checkpoint: dict[str, Any] = torch.load(
+                cast("IO[bytes]", reader), map_location, weights_only=weights_only
+            )
+        return checkpoint
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Removes a checkpoint: the object, or for a sharded one everything below it; a missing one is fine.
+
+        Args:
+            path: The S3 URI.
+
+        Raises:
+            S3Error: Something could not be removed.
+        """
+        bucket, key = _split(path)
+        self._client.delete_object(bucket, key)
+        if (bucket, key) in self._saved:
+            self._saved.discard((bucket, key))
+            return
+        failures = self._client.delete_objects(bucket, self._keys_below(bucket, key))
+        for failure in failures:
+            raise error_from_response(
+                operation="DeleteObjects",
+                bucket=bucket,
+                key=failure.key,
+                code=failure.code,
+                message=failure.message,
+            )
+
+    def teardown(self) -> None:
+        """Closes the connections; the next use opens new ones, because a trainer may run again."""
+        self._client.close()
+
+    def _keys_below(self, bucket: str, key: str) -> Iterator[str]:
+        for page in self._client.list_objects(bucket, f"{key.rstrip('/')}/"):
+            for info in page.object_info:
+                yield info.key
+
+
+def _split(path: str | os.PathLike[str]) -> tuple[str, str]:
+    bucket, key = parse_s3_uri(path)
+    # Without a key, the whole bucket would be the checkpoint.
+    if not key.strip("/"):
+        raise ConfigurationError(f"expected s3://bucket/key of a checkpoint, got {path!r}")
+    return bucket, key

@@ -27,7 +27,7 @@ def _report(connection, function):
 
 @pytest.fixture
 def in_child():
-    """Calls a function in a forked child and returns or raises what it does; a child that hangs is an error."""
+    """Calls a function in a forked child, and returns or raises what it does; a hanging child is an error."""
 
     def run(function):
         context = multiprocessing.get_context("fork")

@@ -63,7 +63,11 @@ BAD = {
 
 
 def pairs(table):
-    return [pytest.param(name, value, id=f"{name}={value!r}".split(" at ")[0]) for name in table for value in table[name]]
+    return [
+        pytest.param(name, value, id=f"{name}={value!r}".split(" at ")[0])
+        for name in table
+        for value in table[name]
+    ]
 
 
 def test_every_field_is_tested():

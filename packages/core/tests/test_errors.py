@@ -32,9 +32,7 @@ from s3torch.core.errors import (
     error_from_response,
 )
 
-CLASSES = [
-    value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, S3Error)
-]
+CLASSES = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, S3Error)]
 every_class = pytest.mark.parametrize("cls", CLASSES)
 FACTS = {
     "operation": "GetObject",

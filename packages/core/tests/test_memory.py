@@ -155,7 +155,7 @@ def test_the_default_limit_is_shared_between_ranks(monkeypatch, ranks):
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("what", ["budget", "pool"])
 def test_the_garbage_collector_may_give_back_at_any_moment(what):
-    # Readers and writers give back in __del__, which runs wherever the collector does, also inside these calls.
+    # Readers and writers give back in __del__, which runs where the collector does: inside these calls, too.
     budget, pool = MemoryBudget(10**9), BufferPool()
 
     class Dropped:

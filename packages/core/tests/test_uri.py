@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path, PurePosixPath
 
@@ -54,8 +55,23 @@ def test_the_key_is_untouched(uri, expected):
 
 @pytest.mark.parametrize(
     "uri",
-    [None, "", "S3://b", "http://b/k", "b/k", "/b/k", "s3:b", "s3:/b/k", " s3://b", b"s3://b/k", 7]
-    + [Path("/b/k"), AnyPath(b"s3://b/k"), Path("s3"), AnyPath("S3:/b/k")],
+    [
+        None,
+        "",
+        "S3://b",
+        "http://b/k",
+        "b/k",
+        "/b/k",
+        "s3:b",
+        "s3:/b/k",
+        " s3://b",
+        b"s3://b/k",
+        7,
+        Path("/b/k"),
+        AnyPath(b"s3://b/k"),
+        Path("s3"),
+        AnyPath("S3:/b/k"),
+    ],
 )
 def test_other_things_are_refused(uri):
     with pytest.raises(ValueError, match="Only s3:// URIs are supported"):
@@ -131,7 +147,5 @@ def test_an_endpoint_has_no_user_and_the_error_no_password(url):
 
 @given(st.text())
 def test_no_text_makes_anything_but_a_clear_error(url):
-    try:
+    with contextlib.suppress(ConfigurationError):
         assert check_endpoint(url).lower().startswith(("http://", "https://"))
-    except ConfigurationError:
-        pass

@@ -10,7 +10,9 @@ import pytest
 
 from s3torch.core import S3Client, UserAgent, __version__
 
-FORM = re.compile(r"s3torch/\S+ ua/2\.1 os/(linux|macos|windows)#\S+ lang/python#3\.\d+\.\d+ md/arch#\S+( \S+)*")
+FORM = re.compile(
+    r"s3torch/\S+ ua/2\.1 os/(linux|macos|windows)#\S+ lang/python#3\.\d+\.\d+ md/arch#\S+( \S+)*"
+)
 
 
 def test_the_form():

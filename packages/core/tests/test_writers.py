@@ -156,9 +156,8 @@ def test_many_threads_close_once():
 def test_a_failed_close_stays_failed(client, store, size):
     store.delete_bucket("bucket")
     writer = client.put_object("bucket", "key")
-    with pytest.raises(NotFoundError) as caught:
-        with writer:
-            writer.write(bytes(size))
+    with pytest.raises(NotFoundError) as caught, writer:
+        writer.write(bytes(size))
     store.create_bucket("bucket")
     for call in (writer.close, writer.close, lambda: writer.write(b"x"), writer.__enter__):
         with pytest.raises(NotFoundError) as again:
@@ -226,7 +225,12 @@ def test_abort_after_close_does_nothing(client, store):
 
 def test_after_close_nothing_can_be_written(client):
     writer = client.put_object("bucket", "key")
-    assert (writer.readable(), writer.seekable(), writer.writable(), writer.closed) == (False, False, True, False)
+    assert (writer.readable(), writer.seekable(), writer.writable(), writer.closed) == (
+        False,
+        False,
+        True,
+        False,
+    )
     writer.close()
     assert (writer.writable(), writer.closed) == (False, True)
     writer.flush()
@@ -333,7 +337,11 @@ def test_how_an_object_is_stored(client, store):
         with client.put_object("bucket", "key", options=options) as writer:
             writer.write(bytes(size))
         head = client.head_object("bucket", "key")
-        assert (head.storage_class, head.content_type, dict(head.metadata)) == ("GLACIER", "a/b", {"epoch": "3"})
+        assert (head.storage_class, head.content_type, dict(head.metadata)) == (
+            "GLACIER",
+            "a/b",
+            {"epoch": "3"},
+        )
         assert head.size == size
     with client.put_object("bucket", "key", "STANDARD_IA", options=options) as writer:
         pass
@@ -346,7 +354,10 @@ def test_an_object_that_must_not_be_there_yet(client, store, size):
     options = PutOptions(if_none_match="*")
     with client.put_object("bucket", "key", options=options) as writer:
         writer.write(bytes(size))
-    with pytest.raises(PreconditionFailedError), client.put_object("bucket", "key", options=options) as writer:
+    with (
+        pytest.raises(PreconditionFailedError),
+        client.put_object("bucket", "key", options=options) as writer,
+    ):
         writer.write(b"other" * size)
     assert stored(store) == bytes(size)
     assert store.uploads("bucket") == []

@@ -100,15 +100,23 @@ def test_a_broken_transport_hurts_only_who_asks_for_it(distributions):
         assert word in str(exc) and (name in str(exc) or name == "hint"), exc
     assert isinstance(error("tape"), NotFoundError)
     """
-    hook = "from s3torch.core.plugins.hookspecs import hookimpl\nfrom s3torch.core.errors import *\n@hookimpl\n"
+    hook = (
+        "from s3torch.core.plugins.hookspecs import hookimpl\nfrom s3torch.core.errors import *\n@hookimpl\n"
+    )
     distributions(
         code,
         tape=("transports", TRANSPORT),
         broken=("transports", "import no_such_driver"),
         empty=("transports", ""),
-        failing=("transports", hook + "def s3torch_create_transport(context): raise OSError('no tape drive')"),
+        failing=(
+            "transports",
+            hook + "def s3torch_create_transport(context): raise OSError('no tape drive')",
+        ),
         wrong=("transports", hook + "def s3torch_create_transport(contxt): return 1"),
-        hint=("transports", hook + "def s3torch_create_transport(context): raise TransportError('pip install x')"),
+        hint=(
+            "transports",
+            hook + "def s3torch_create_transport(context): raise TransportError('pip install x')",
+        ),
     )
 
 
@@ -166,7 +174,10 @@ def test_a_broken_plugin_is_left_out_with_a_warning(distributions):
     distributions(
         code,
         broken=("plugins", "import no_such_thing"),
-        wrong=("plugins", hook + "def s3torch_user_agents(): pass\n@hookimpl\ndef s3torch_user_agent(x): pass"),
+        wrong=(
+            "plugins",
+            hook + "def s3torch_user_agents(): pass\n@hookimpl\ndef s3torch_user_agent(x): pass",
+        ),
         third=("plugins", READER_KIND),
     )
 

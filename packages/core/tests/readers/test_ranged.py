@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from s3torch.core import S3Client, S3ClientConfig, RangedS3Reader, S3ReaderConstructor, UserAgent
+from s3torch.core import RangedS3Reader, S3Client, S3ClientConfig, S3ReaderConstructor, UserAgent
 from s3torch.core.connection import Connector
 from s3torch.core.testing.reader_tests import ReaderTests
 from s3torch.core.transfer.source import ObjectSource

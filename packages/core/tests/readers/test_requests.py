@@ -74,7 +74,12 @@ def test_at_a_known_end_nothing_is_asked_for(cls, data, ledger, opened):
     reader = opened(cls, source)
     for position in (len(data), len(data) + 7):
         reader.seek(position)
-        assert (reader.read(), reader.read(5), reader.readinto(bytearray(5)), reader.peek()) == (b"", b"", 0, b"")
+        assert (reader.read(), reader.read(5), reader.readinto(bytearray(5)), reader.peek()) == (
+            b"",
+            b"",
+            0,
+            b"",
+        )
     assert (source.requests, source.heads) == ([], 0)
 
 

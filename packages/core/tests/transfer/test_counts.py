@@ -63,7 +63,8 @@ def test_an_exception_after_a_part_was_sent_aborts(wire):
     methods = wire.methods
     assert methods[0] == "POST"
     assert methods[-1] == "DELETE"
-    assert methods[1:-1] in ([], ["PUT"])
+    assert set(methods[1:-1]) <= {"PUT"}
+    assert len(methods) <= 4
     assert wire.get("k") == b"old"
     assert wire.uploads() == []
 

@@ -1,4 +1,4 @@
-"""What happens when the wire or the server misbehaves: never a short or a wrong read, never a partial object."""
+"""When the wire or the server misbehaves: never a short or a wrong read, never a partial object."""
 
 from __future__ import annotations
 

@@ -42,6 +42,14 @@ class S3Reader(io.BufferedIOBase, ABC):
     def tell(self) -> int:
         """Returns the position."""
 
+    @property
+    def size(self) -> int:
+        """The size of the object in bytes."""
+        position = self.tell()
+        size = self.seek(0, io.SEEK_END)
+        self.seek(position)
+        return size
+
     def readable(self) -> bool:
         """True."""
         return True

@@ -50,7 +50,9 @@ _settings = settings(
 _DATA = bytes(range(256)) * 2
 _LINES = b"first\n\nthird line\r\nfourth\xc3\xbc\n" * 5 + b"no end"
 
-_contents = st.one_of(st.binary(max_size=300), st.lists(st.sampled_from([b"a", b"\n", b"long "])).map(b"".join))
+_contents = st.one_of(
+    st.binary(max_size=300), st.lists(st.sampled_from([b"a", b"\n", b"long "])).map(b"".join)
+)
 _counts = st.integers(-1, 330)
 _offsets = st.integers(-330, 660)
 _calls = st.one_of(
@@ -167,7 +169,7 @@ class ReaderTests:
     @pytest.mark.parametrize("size", [1, 7, 64, 8192])
     def test_below_a_buffer(self, size: int) -> None:
         """Lies under a ``BufferedReader``."""
-        with io.BufferedReader(self.open_reader(_DATA), size) as buffered:  # type: ignore[arg-type]
+        with io.BufferedReader(self.open_reader(_DATA), size) as buffered:
             assert buffered.read(3) == _DATA[:3]
             assert buffered.seek(200) == 200
             assert buffered.read(100) == _DATA[200:300]
@@ -214,7 +216,7 @@ class ReaderTests:
     def test_sizes_are_integers(self, size: Any) -> None:
         """Refuses other sizes and stays usable."""
         with self.open_reader(_DATA) as reader:
-            with pytest.raises(TypeError, match="^argument should be integer or None, not"):
+            with pytest.raises(TypeError, match=r"^argument should be integer or None, not"):
                 reader.read(size)
             assert reader.read(3) == _DATA[:3]
 
@@ -222,7 +224,7 @@ class ReaderTests:
     def test_offsets_are_integers(self, arguments: tuple[Any, ...]) -> None:
         """Refuses other offsets."""
         with self.open_reader(_DATA) as reader:
-            with pytest.raises(TypeError, match="^integer argument expected, got"):
+            with pytest.raises(TypeError, match=r"^integer argument expected, got"):
                 reader.seek(*arguments)
             assert reader.tell() == 0
 
@@ -331,7 +333,7 @@ class _Step:
         origin = (0, self._model.tell(), self._size)[whence]
         target = origin + offset
         if target < 0:
-            with pytest.raises(ValueError, match="^negative seek value"):
+            with pytest.raises(ValueError, match=r"^negative seek value"):
                 self._reader.seek(offset, whence)
             return
         found = self._reader.seek(offset, whence)

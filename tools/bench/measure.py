@@ -1,0 +1,151 @@
+"""Runs the same work with several libraries, side by side, and prints ratios.
+
+Each library works in a process of its own, one after the other, round after round, against one SeaweedFS on
+loopback. What is compared are medians over the rounds: seconds, CPU seconds (user and system) of the client
+process, and by how much the process grew at its peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MIB = 1024 * 1024
+BUCKET = "bench"
+REGION = "us-east-1"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one run of one case costs."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """A piece of work that several libraries can do.
+
+    Attributes:
+        title: What is asked.
+        cases: For each library a function that takes the endpoint and returns the work to be measured.
+        units: How many ``unit`` one run does.
+        unit: As in ``"GB"`` or ``"objects"``.
+        prepare: Called once with a boto3 client, to put objects into the bucket.
+        baseline: The case that ratios refer to.
+    """
+
+    title: str
+    cases: dict[str, Callable[[str], Callable[[], object]]]
+    units: float
+    unit: str
+    prepare: Callable[[Any], None]
+    baseline: str = "s3torchconnector"
+
+
+def main(question: Question) -> None:
+    """Runs a question from the command line."""
+    parser = argparse.ArgumentParser(description=question.title)
+    parser.add_argument("--rounds", type=int, default=5, help="how often each case runs (default 5)")
+    parser.add_argument("--only", nargs="*", choices=sorted(question.cases), help="run just these cases")
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        print(json.dumps(asdict(_measure(question.cases[arguments.case](os.environ["AWS_ENDPOINT_URL"])))))
+        return
+    names = [name for name in question.cases if not arguments.only or name in arguments.only]
+    figures = _run(question, names, arguments.rounds)
+    _print_table(question, figures)
+    if arguments.json:
+        raw = {name: [asdict(one) for one in rounds] for name, rounds in figures.items()}
+        arguments.json.write_text(json.dumps({"title": question.title, "figures": raw}, indent=1))
+
+
+def client(endpoint: str) -> Any:
+    """A boto3 client for the server of this run."""
+    import boto3
+
+    return boto3.client("s3", endpoint_url=endpoint, region_name=REGION)
+
+
+def _run(question: Question, names: list[str], rounds: int) -> dict[str, list[Figures]]:
+    from s3torch.core.testing.servers import start_seaweedfs
+
+    figures: dict[str, list[Figures]] = {name: [] for name in names}
+    with start_seaweedfs() as server:
+        os.environ.update(server.environment())
+        boto = client(server.endpoint)
+        boto.create_bucket(Bucket=BUCKET)
+        question.prepare(boto)
+        for number in range(rounds):
+            for name in names:
+                print(f"\rround {number + 1} of {rounds}: {name:<30}", end="", file=sys.stderr, flush=True)
+                figures[name].append(_in_child(name))
+        print("\r" + " " * 60 + "\r", end="", file=sys.stderr)
+    return figures
+
+
+def _in_child(name: str) -> Figures:
+    command = [sys.executable, sys.argv[0], "--case", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"case {name} failed:\n{done.stderr}")
+    return Figures(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _measure(work: Callable[[], object]) -> Figures:
+    work()  # Connections, imports and page tables are not what is asked for.
+    Path("/proc/self/clear_refs").write_text("5")  # Resets the peak.
+    before = _status("VmRSS")
+    usage, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    work()
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime - usage.ru_utime + after.ru_stime - usage.ru_stime
+    return Figures(seconds, cpu, _status("VmHWM") - before)
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    raise LookupError(field)
+
+
+def _print_table(question: Question, figures: dict[str, list[Figures]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    def median(name: str, field: str) -> float:
+        return float(statistics.median(getattr(one, field) for one in figures[name]))
+
+    table = Table(title=question.title)
+    for column in ("", f"{question.unit}/s", "speed", f"CPU s/{question.unit}", "CPU", "peak MiB"):
+        table.add_column(column, justify="right" if column else "left")
+    base = question.baseline if question.baseline in figures else next(iter(figures))
+    for name in figures:
+        seconds, cpu = median(name, "seconds"), median(name, "cpu_seconds")
+        table.add_row(
+            name,
+            f"{question.units / seconds:,.2f}",
+            f"{median(base, 'seconds') / seconds:.2f}x",
+            f"{cpu / question.units:.4f}",
+            f"{cpu / median(base, 'cpu_seconds'):.2f}x",
+            f"{median(name, 'peak_bytes') / MIB:.0f}",
+        )
+    Console().print(table)

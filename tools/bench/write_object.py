@@ -1,0 +1,103 @@
+"""What does it cost to write one large object?"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from measure import BUCKET, MIB, REGION, Question, client, main
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SIZE = 256 * MIB
+STEP = 16 * MIB
+KEY = "written"
+
+
+def prepare(boto: Any) -> None:
+    """Nothing has to be there."""
+
+
+def _pieces() -> list[memoryview]:
+    data = memoryview(os.urandom(STEP))
+    return [data] * (SIZE // STEP)
+
+
+def s3torch(endpoint: str) -> Callable[[], object]:
+    """Our writer."""
+    from s3torch.core import S3Client
+
+    return _write_all(S3Client(REGION, endpoint=endpoint))
+
+
+def connector(endpoint: str) -> Callable[[], object]:
+    """The writer of s3torchconnector."""
+    from s3torchconnector import S3ClientConfig
+    from s3torchconnector._s3client import S3Client
+
+    config = S3ClientConfig(force_path_style=True)
+    return _write_all(S3Client(REGION, endpoint=endpoint, s3client_config=config))
+
+
+def boto3(endpoint: str) -> Callable[[], object]:
+    """upload_file() of boto3, from a file in memory."""
+    s3 = client(endpoint)
+    descriptor = os.memfd_create("source")
+    for piece in _pieces():
+        os.write(descriptor, piece)
+    return lambda: s3.upload_file(f"/proc/self/fd/{descriptor}", BUCKET, KEY)
+
+
+def s3fs(endpoint: str) -> Callable[[], object]:
+    """open("wb") of s3fs."""
+    import s3fs
+
+    fs = s3fs.S3FileSystem(endpoint_url=endpoint)
+    pieces = _pieces()
+
+    def work() -> None:
+        with fs.open(f"{BUCKET}/{KEY}", "wb") as file:
+            for piece in pieces:
+                file.write(piece)
+
+    return work
+
+
+def obstore(endpoint: str) -> Callable[[], object]:
+    """put() of obstore, from an iterator."""
+    import obstore
+    from obstore.store import S3Store
+
+    store = S3Store(BUCKET, endpoint=endpoint, region=REGION, client_options={"allow_http": True})
+    pieces = [bytes(piece) for piece in _pieces()]
+    return lambda: obstore.put(store, KEY, iter(pieces))
+
+
+def _write_all(s3: Any) -> Callable[[], object]:
+    pieces = _pieces()
+
+    def work() -> None:
+        with s3.put_object(BUCKET, KEY) as writer:
+            for piece in pieces:
+                writer.write(piece)
+
+    return work
+
+
+if __name__ == "__main__":
+    main(
+        Question(
+            title="write() of one object of 256 MiB, in pieces of 16 MiB",
+            cases={
+                "s3torchconnector": connector,
+                "s3torch": s3torch,
+                "boto3": boto3,
+                "s3fs": s3fs,
+                "obstore": obstore,
+            },
+            units=SIZE / 1e9,
+            unit="GB",
+            prepare=prepare,
+        )
+    )

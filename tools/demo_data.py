@@ -62,7 +62,7 @@ def upload(digits: list[Digit], bucket: str, *, uploaded: Callable[[int], object
 
         def put(digit: Digit) -> None:
             with client.put_object(bucket, digit.key, options=PNG) as writer:
-                digit.image.save(writer, format="PNG")  # type: ignore[arg-type]
+                digit.image.save(writer, format="PNG")
 
         try:
             for number, _ in enumerate(threads.map(put, digits), start=1):

@@ -80,7 +80,7 @@ def digit_network() -> nn.Module:
 
 def to_sample(reader: S3Reader) -> Sample:
     """Turn an object such as ``train/3/0042.png`` into pixels and a label; runs in the workers."""
-    with Image.open(reader) as image:  # type: ignore[arg-type]
+    with Image.open(reader) as image:
         pixels = np.asarray(image, dtype=np.float32) / 255
     label = int(reader.key.split("/")[-2])
     return torch.from_numpy(pixels).unsqueeze(0), label
@@ -146,7 +146,7 @@ class Checkpoints:
         state = {"epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
         start = time.perf_counter()
         with self.s3.writer(f"{self.prefix}/epoch-{epoch:02}.pt") as writer:
-            torch.save(state, writer)  # type: ignore[arg-type]
+            torch.save(state, writer)
         report("saved", epoch=epoch, bytes=writer.tell(), seconds=time.perf_counter() - start)
 
     def load_latest(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -159,7 +159,7 @@ class Checkpoints:
             return 0
         start = time.perf_counter()
         with self.s3.reader(f"s3://{bucket}/{max(keys)}") as reader:
-            state = torch.load(reader)  # type: ignore[arg-type]
+            state = torch.load(reader)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         report("resumed", epoch=state["epoch"], seconds=time.perf_counter() - start)

@@ -237,6 +237,9 @@ def run(command: list[str]) -> Ended:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if received and code >= 192:
+        # hatch passes on "ended by signal N", which is -N, modulo 256.
+        code = 128 + 256 - code
     return Ended(code if code >= 0 else 128 - code, received)
 
 

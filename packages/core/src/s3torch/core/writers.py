@@ -7,7 +7,7 @@ import io
 import threading
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
 from s3torch.core._process import Birthplace
 from s3torch.core.errors import TransferCancelledError
@@ -65,7 +65,15 @@ class PutObjectStream:
         self._upload.abort()
 
 
-class S3Writer(io.BufferedIOBase):
+if TYPE_CHECKING:
+    # What torch and others ask for in their annotations.
+    class _BinaryFile(io.BufferedIOBase, BinaryIO):
+        pass
+else:
+    _BinaryFile = io.BufferedIOBase
+
+
+class S3Writer(_BinaryFile):
     """A binary file that is written to S3.
 
     The object appears when the ``with`` block ends without an exception or when ``close()`` is called, whole,

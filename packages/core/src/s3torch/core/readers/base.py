@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 __all__ = ["S3Reader"]
 
 
-class S3Reader(io.BufferedIOBase, ABC):
+if TYPE_CHECKING:
+    # What torch, Pillow and others ask for in their annotations.
+    class _BinaryFile(io.BufferedIOBase, BinaryIO):
+        pass
+else:
+    _BinaryFile = io.BufferedIOBase
+
+
+class S3Reader(_BinaryFile, ABC):
     """A binary file that is read from S3.
 
     Nothing is sent before the first read or question for the size. A reader belongs to one thread at a time

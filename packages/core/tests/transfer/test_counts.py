@@ -55,7 +55,7 @@ def test_an_exception_before_anything_was_sent_sends_nothing(wire, size):
     assert wire.methods == []
 
 
-def test_an_exception_after_a_part_was_sent_aborts(wire):
+def test_an_exception_after_parts_were_sent_aborts(wire):
     wire.put("k", b"old")
     with pytest.raises(KeyError), wire.client().put_object(wire.bucket, "k") as writer:
         writer.write(wire.content(2 * PART + 1))

@@ -201,6 +201,8 @@ class S3Client:
             The keys that could not be deleted, and why.
         """
         _check_place(bucket, "any")
+        if isinstance(keys, str | bytes):
+            raise ConfigurationError(f"keys must be many keys, got {keys!r}; use delete_object for one")
         failures: list[DeleteFailure] = []
         rest = iter(keys)
         while batch := list(islice(rest, _KEYS_PER_DELETE)):

@@ -11,7 +11,7 @@ from s3torch.core.errors import ConfigurationError, RangeNotSatisfiableError
 from s3torch.core.memory import new_bytes
 from s3torch.core.readers._streams import StreamSource
 from s3torch.core.readers.base import S3Reader
-from s3torch.core.transfer.source import RangeSource
+from s3torch.core.transfer.source import ObjectSource, RangeSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,7 +36,8 @@ class PositionedReader(S3Reader):
         super().__init__()
         self._source: RangeSource = (
             get_stream
-            if isinstance(get_stream, RangeSource)
+            # A protocol is slow to check, and this is asked for every object: the usual class comes first.
+            if isinstance(get_stream, ObjectSource | RangeSource)
             else StreamSource(bucket, key, get_object_info, get_stream)
         )
         self._bucket = bucket

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from s3torch.core.errors import ConfigurationError
 from s3torch.core.plugins.manager import reader_kind
 from s3torch.core.ranges import MIB
 from s3torch.core.readers.ranged import RangedS3Reader
@@ -48,7 +49,13 @@ class S3ReaderConstructor:
         Raises:
             ConfigurationError: ``max_gap_size`` is negative, or ``s3torch-dcp`` is not installed.
         """
-        return S3ReaderConstructor.named("dcp_optimized", max_gap_size=max_gap_size)
+        try:
+            make = reader_kind("dcp_optimized")
+        except ConfigurationError as exc:
+            raise ConfigurationError(
+                "readers for distributed checkpoints come with another package; pip install s3torch-dcp"
+            ) from exc
+        return make(max_gap_size=max_gap_size)
 
     @staticmethod
     def named(kind: str, **options: Any) -> Any:

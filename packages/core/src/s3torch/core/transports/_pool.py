@@ -170,9 +170,10 @@ class TransferPool:
         with self._lock:
             if self._closed:
                 raise ValueError("the transport is closed")
-            late = self._submit(transfer)
-        if late is not None:
-            transfer.fail(TransferCancelledError(f"no transfer can start now: {late}"))
+            submitted = self._submit(transfer)
+        if not submitted:
+            # No thread works any more, and an open upload still has to be aborted.
+            transfer.run()
         return transfer
 
     def finish_cancelled(self, transfer: PooledTransfer[Any]) -> None:
@@ -205,12 +206,12 @@ class TransferPool:
     def _enter(self) -> None:
         self._threads.add(threading.get_ident())
 
-    def _submit(self, transfer: PooledTransfer[Any]) -> RuntimeError | None:
+    def _submit(self, transfer: PooledTransfer[Any]) -> bool:
         try:
             self._live[transfer] = self._workers.submit(self._run, transfer)
-        except RuntimeError as exc:  # The interpreter is ending.
-            return exc
-        return None
+        except RuntimeError:  # The interpreter is ending.
+            return False
+        return True
 
     def _run(self, transfer: PooledTransfer[Any]) -> None:
         try:

@@ -1,9 +1,8 @@
-"""How fast is one large object read, with read() and with readinto()?"""
+"""How fast is one large object read with read()?"""
 
 from __future__ import annotations
 
 import io
-import sys
 from typing import TYPE_CHECKING, Any
 
 from measure import BUCKET, MIB, REGION, Question, client, main
@@ -14,19 +13,10 @@ if TYPE_CHECKING:
 SIZE = 256 * MIB
 KEY = "large"
 
-# The buffer is touched before it is measured: what is asked is what the library costs.
-_target = bytearray()
-
 
 def prepare(boto: Any) -> None:
     """Puts the object."""
     boto.upload_fileobj(io.BytesIO(bytes(range(256)) * (SIZE // 256)), BUCKET, KEY)
-
-
-def _buffer() -> bytearray:
-    if not _target:
-        _target.extend(b"\1" * SIZE)
-    return _target
 
 
 def s3torch(endpoint: str) -> Callable[[], object]:
@@ -37,15 +27,6 @@ def s3torch(endpoint: str) -> Callable[[], object]:
     return lambda: s3.get_object(BUCKET, KEY).read()
 
 
-def s3torch_readinto(endpoint: str) -> Callable[[], object]:
-    """readinto() of our range-based reader."""
-    from s3torch.core import S3Client, S3ReaderConstructor
-
-    s3 = S3Client(REGION, endpoint=endpoint)
-    constructor = S3ReaderConstructor.range_based(0)
-    return lambda: s3.get_object(BUCKET, KEY, reader_constructor=constructor).readinto(_buffer())
-
-
 def connector(endpoint: str) -> Callable[[], object]:
     """read() of s3torchconnector's sequential reader."""
     from s3torchconnector import S3ClientConfig
@@ -53,16 +34,6 @@ def connector(endpoint: str) -> Callable[[], object]:
 
     s3 = S3Client(REGION, endpoint=endpoint, s3client_config=S3ClientConfig(force_path_style=True))
     return lambda: s3.get_object(BUCKET, KEY).read()
-
-
-def connector_readinto(endpoint: str) -> Callable[[], object]:
-    """readinto() of s3torchconnector's range-based reader."""
-    from s3torchconnector import S3ClientConfig, S3ReaderConstructor
-    from s3torchconnector._s3client import S3Client
-
-    s3 = S3Client(REGION, endpoint=endpoint, s3client_config=S3ClientConfig(force_path_style=True))
-    constructor = S3ReaderConstructor.range_based(0)
-    return lambda: s3.get_object(BUCKET, KEY, reader_constructor=constructor).readinto(_buffer())
 
 
 def boto3(endpoint: str) -> Callable[[], object]:
@@ -102,16 +73,5 @@ READ = Question(
     prepare=prepare,
 )
 
-READINTO = Question(
-    title="readinto() of one object of 256 MiB, into memory that was touched before",
-    cases={"s3torchconnector": connector_readinto, "s3torch": s3torch_readinto},
-    units=SIZE / 1e9,
-    unit="GB",
-    prepare=prepare,
-)
-
 if __name__ == "__main__":
-    into = "--readinto" in sys.argv
-    if into:
-        sys.argv.remove("--readinto")
-    main(READINTO if into else READ)
+    main(READ)

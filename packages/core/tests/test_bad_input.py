@@ -144,29 +144,29 @@ def test_an_endpoint_that_is_down(monkeypatch, transport):
 def test_no_region(monkeypatch, transport):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
-    client = S3Client(s3client_config=S3ClientConfig(transport=transport))
-    for call in every_operation(client, "bucket").values():
-        with pytest.raises(ConfigurationError, match="region"):
-            call()
+    with S3Client(s3client_config=S3ClientConfig(transport=transport)) as client:
+        for call in every_operation(client, "bucket").values():
+            with pytest.raises(ConfigurationError, match="region"):
+                call()
 
 
 @pytest.mark.parametrize("transport", ["crt", "boto"])
 def test_a_bucket_that_cannot_be(monkeypatch, transport):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
-    client = S3Client("us-east-1", s3client_config=S3ClientConfig(transport=transport))
-    for call in every_operation(client, "no bucket").values():
-        with pytest.raises(ConfigurationError, match="no bucket"):
-            call()
+    with S3Client("us-east-1", s3client_config=S3ClientConfig(transport=transport)) as client:
+        for call in every_operation(client, "no bucket").values():
+            with pytest.raises(ConfigurationError, match="no bucket"):
+                call()
 
 
 @pytest.mark.parametrize("transport", ["crt", "boto"])
 def test_an_unknown_profile(transport):
     config = S3ClientConfig(transport=transport, profile="nope")
-    client = S3Client("us-east-1", endpoint="http://127.0.0.1:1", s3client_config=config)
-    for call in every_operation(client, "bucket").values():
-        with pytest.raises(ConfigurationError, match="nope"):
-            call()
+    with S3Client("us-east-1", endpoint="http://127.0.0.1:1", s3client_config=config) as client:
+        for call in every_operation(client, "bucket").values():
+            with pytest.raises(ConfigurationError, match="nope"):
+                call()
 
 
 def test_an_unknown_transport():

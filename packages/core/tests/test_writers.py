@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import array
-import ctypes
 import gc
-import gzip
 import io
-import mmap
-import pickle
 import threading
 import warnings
 
@@ -243,92 +238,6 @@ def test_after_close_nothing_can_be_written(client):
 def test_what_it_cannot_do(client, call):
     with client.put_object("bucket", "key") as writer, pytest.raises(io.UnsupportedOperation):
         getattr(writer, call)(*([0] if call == "seek" else []))
-
-
-def mapped():
-    pages = mmap.mmap(-1, 4096)
-    pages[:5] = b"12345"
-    return pages
-
-
-BUFFERS = {
-    "bytes": b"12345",
-    "bytearray": bytearray(b"12345"),
-    "memoryview": memoryview(b"-12345-")[1:6],
-    "array": array.array("d", [1, 2, 3]),
-    "floats": memoryview(array.array("f", [1, 2])),
-    "numpy": np.arange(12, dtype=np.float32).reshape(3, 4),
-    "half": np.arange(5, dtype=np.float16),
-    "big-endian": np.arange(5, dtype=">f8"),
-    "complex": np.arange(5) * 1j,
-    "record": np.zeros(3, dtype=[("a", "i4"), ("b", "f8")]),
-    "scalar": np.array(5.0),
-    "empty": np.zeros((3, 0), dtype=np.float32),
-    "ctypes": (ctypes.c_double * 3)(1, 2, 3),
-    "mmap": mapped(),
-}
-
-
-@pytest.mark.parametrize("name", BUFFERS)
-def test_any_contiguous_buffer_is_counted_in_bytes(client, store, name):
-    buffer = BUFFERS[name]
-    expected = memoryview(buffer).tobytes()
-    with client.put_object("bucket", "key") as writer:
-        assert writer.write(buffer) == len(expected)
-        assert writer.tell() == len(expected)
-        assert writer.write(b"!") == 1
-    assert stored(store) == expected + b"!"
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        np.asfortranarray(np.zeros((3, 4))),
-        np.zeros((4, 4))[:, :2],
-        np.zeros(8)[::2],
-        memoryview(b"12345678")[::2],
-        "text",
-        None,
-        5,
-        [1, 2],
-    ],
-    ids=["fortran", "columns", "strided", "strided-view", "text", "none", "number", "list"],
-)
-def test_other_data_is_refused_and_the_writer_goes_on(client, store, data):
-    with client.put_object("bucket", "key") as writer:
-        writer.write(b"before,")
-        with pytest.raises(TypeError):
-            writer.write(data)
-        assert writer.tell() == 7
-        writer.write(b"after")
-    assert stored(store) == b"before,after"
-
-
-def test_no_reference_to_the_buffer_is_kept(client, store):
-    buffer = bytearray(b"first")
-    with client.put_object("bucket", "key") as writer:
-        writer.write(buffer)
-        buffer[:] = b"SECOND"  # A buffer that is held could not be resized.
-        writer.write(buffer)
-    assert stored(store) == b"firstSECOND"
-
-
-def test_it_lies_under_other_files(client, store):
-    with client.put_object("bucket", "text") as writer:
-        text = io.TextIOWrapper(writer, encoding="utf-8")
-        text.write("größer\n")
-        text.close()
-    assert stored(store, "text").decode() == "größer\n"
-    with client.put_object("bucket", "gzip") as writer, gzip.GzipFile(fileobj=writer, mode="wb") as packed:
-        packed.write(b"x" * 1000)
-    assert gzip.decompress(stored(store, "gzip")) == b"x" * 1000
-    with client.put_object("bucket", "pickle") as writer:
-        pickle.dump({"a": [1, 2]}, writer)
-        writer.writelines([b"1", b"2"])
-    assert stored(store, "pickle").endswith(b"12")
-    with client.put_object("bucket", "npy") as writer:
-        np.save(writer, np.arange(1000.0))
-    assert (np.load(io.BytesIO(stored(store, "npy"))) == np.arange(1000.0)).all()
 
 
 def test_how_an_object_is_stored(client, store):

@@ -121,6 +121,14 @@ def test_a_few_bytes_of_a_large_object_do_not_download_it(ledger, opened):
     assert source.shared.used <= 30
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_few_bytes_of_a_large_object_are_one_part(known, ledger, opened):
+    source = ledger(DATA, known=known)
+    reader = opened(SequentialS3Reader, source)
+    assert (reader.read(2), reader.read(2)) == (DATA[:2], DATA[2:4])
+    assert source.requests == [(0, 10)]
+
+
 def test_the_window_grows_while_reading_and_falls_back_on_a_jump(ledger, opened):
     source = ledger(bytes(10_000), known=True)
     reader = opened(SequentialS3Reader, source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from s3torch.core._process import PerProcess
@@ -33,7 +33,10 @@ class Connection:
             user_agent=agent,
             endpoints=settings.endpoints,
         )
-        context = TransportContext(settings.config, self._session, agent)
+        config = settings.config
+        if settings.endpoint is not None:
+            config = replace(config, endpoint=settings.endpoint)
+        context = TransportContext(config, self._session, agent)
         self.memory = Memory.of_this_process(settings.config.memory_limit)
         self.transport: Transport = create_transport(settings.config.transport_name, context)
         self._control: ControlPlane | None = None

@@ -26,7 +26,7 @@ class ListObjectStream:
         bucket: The bucket.
         prefix: What keys have to start with.
         delimiter: Keys that have it behind the prefix are folded into ``common_prefixes``.
-        max_keys: Keys of a page, up to 1,000.
+        max_keys: Keys of a page; S3 gives no more than 1,000.
         start_after: Lists only keys that come after this one.
     """
 
@@ -43,7 +43,7 @@ class ListObjectStream:
         if not bucket:
             raise ConfigurationError("Bucket should be specified")
         if max_keys < 1:
-            raise ConfigurationError(f"max_keys must be from 1 to 1000, got {max_keys}")
+            raise ConfigurationError(f"max_keys must be at least 1, got {max_keys}")
         self.bucket = bucket
         self.prefix = prefix
         self.delimiter = delimiter

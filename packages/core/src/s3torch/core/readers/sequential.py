@@ -47,6 +47,7 @@ class SequentialS3Reader(PositionedReader):
         super().__init__(bucket, key, get_object_info, get_stream)
         self._parts: dict[int, _Part] = {}
         self._window = 1
+        # Negative until something was read.
         self._last_part = -1
 
     def prefetch(self) -> None:
@@ -111,7 +112,10 @@ class SequentialS3Reader(PositionedReader):
     def _adapt(self, first: int, last: int) -> None:
         """Widens the window while parts are read one after the other, and narrows it on a jump."""
         parts = -(-(self._source.known_size or 0) // self._source.part_size)
-        if first in {self._last_part, self._last_part + 1}:
+        if self._last_part < 0:
+            # Whoever reads a few bytes of a large object may want no more.
+            self._last_part = last
+        elif first in {self._last_part, self._last_part + 1}:
             if last > self._last_part:
                 self._window = min(self._window * 2, max(1, _MAX_AHEAD // self._source.part_size))
             self._last_part = last

@@ -18,8 +18,9 @@ from urllib.parse import quote
 from s3torch.core.errors import NotFoundError, S3Error
 from s3torch.core.models import CompletedPart, MultipartUpload, PutResult
 from s3torch.core.plugins.hookspecs import hookimpl
+from s3torch.core.transports._crt_exchange import BodyStream, Exchange, GetExchange
 from s3torch.core.transports._crt_runtime import CrtRuntime
-from s3torch.core.transports._crt_transfer import BodyStream, CrtTransfer, Exchange, GetExchange
+from s3torch.core.transports._crt_transfer import CrtTransfer
 from s3torch.core.transports._crt_watch import Watch
 from s3torch.core.transports._http import (
     checksum_header,

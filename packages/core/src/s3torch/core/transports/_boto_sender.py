@@ -69,12 +69,7 @@ class BotoSender:
                     current.credentials = self._context.session.credentials()
                     return once(client)
                 except Exception as exc:  # noqa: BLE001 - Each becomes an error of ours.
-                    failure = error_from_boto(
-                        exc,
-                        operation=transfer.operation,
-                        bucket=transfer.bucket,
-                        key=transfer.key,
-                    )
+                    failure = _error_of(transfer, exc)
                 current.failed = True
                 if current.sent >= self._context.config.attempts:
                     raise failure
@@ -142,6 +137,11 @@ class BotoSender:
     def _before_retry(self, **_: Any) -> None:
         if self._current.transfer is not None:
             self._current.transfer.check()
+
+
+def _error_of(transfer: PooledTransfer[Any], exc: Exception) -> S3Error:
+    about = {"operation": transfer.operation, "bucket": transfer.bucket, "key": transfer.key}
+    return error_from_boto(exc, **about)
 
 
 def storage_params(options: PutOptions) -> dict[str, Any]:

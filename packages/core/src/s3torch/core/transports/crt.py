@@ -226,7 +226,7 @@ class CrtTransport:
         endpoint = session.endpoint(transfer.bucket)
         transfer.host = endpoint.host
         transfer.credentials = session.credentials()
-        path = endpoint.base_path + quote(transfer.key, safe="/~")
+        path = endpoint.base_path + quote(transfer.key, safe="/~") + (f"?{query}" if query else "")
         lines = [("Host", endpoint.host), ("User-Agent", self._context.user_agent), *headers]
         if self._context.config.requester_pays:
             lines.append(("x-amz-request-payer", "requester"))
@@ -239,12 +239,7 @@ class CrtTransport:
         request: S3Request = self._runtime.client(endpoint).make_request(
             type=S3RequestType.GET_OBJECT if ranged else S3RequestType.DEFAULT,
             operation_name=transfer.operation,
-            request=HttpRequest(
-                method,
-                f"{path}?{query}" if query else path,
-                HttpHeaders(lines),
-                transfer.body,
-            ),
+            request=HttpRequest(method, path, HttpHeaders(lines), transfer.body),
             signing_config=self._runtime.signing_config(endpoint, transfer.credentials),
             # One request for this range, whatever the part size of the client is.
             part_size=transfer.exchange.part_size,

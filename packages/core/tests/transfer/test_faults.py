@@ -275,7 +275,57 @@ def test_an_upload_that_cannot_even_be_aborted_raises_the_first_error(wire):
     wire.proxy.heal()
 
 
-# The transport "crt" has no such timeout.
+def test_the_writer_does_not_wait_for_the_beginning_of_its_upload(wire):
+    wire.proxy.add(Fault(latency=1.5), method="POST", match=lambda request: "uploads" in request.query)
+    with wire.client().put_object(wire.bucket, "k") as writer:
+        began = time.monotonic()
+        writer.write(DATA)
+        assert time.monotonic() - began < 1
+    assert wire.get("k") == DATA
+
+
+def test_an_upload_that_is_aborted_before_it_has_begun_sends_no_part(wire):
+    wire.proxy.add(Fault(latency=0.5), method="POST", match=lambda request: "uploads" in request.query)
+    with pytest.raises(KeyError), wire.client().put_object(wire.bucket, "k") as writer:
+        writer.write(DATA)
+        raise KeyError
+    assert wire.proxy.requests("PUT") == []
+    assert wire.uploads() == []
+
+
+def test_an_upload_that_cannot_begin_is_an_error(wire):
+    wire.proxy.add(Fault.error(403, "AccessDenied"), method="POST")
+    with pytest.raises(AccessDeniedError) as caught, wire.client().put_object(wire.bucket, "k") as writer:
+        writer.write(DATA)
+    assert caught.value.operation == "CreateMultipartUpload"
+    assert wire.get("k") is None
+
+
+@pytest.mark.parametrize("cut", [PART - 1, PART // 2], ids=["before-the-end", "inside"])
+@pytest.mark.parametrize("part", range(3))
+def test_an_answer_that_is_cut_in_any_part_is_asked_for_again(wire, part, cut):
+    size = min(PART, SIZE - part * PART)
+    rule = wire.proxy.add(
+        Fault.truncate(min(cut, size - 1)),
+        match=lambda request: request.headers.get("range", "").startswith(f"bytes={part * PART}-"),
+        times=1,
+    )
+    assert wire.client().get_object(*wire.stock(SIZE)).read() == DATA
+    assert rule.hits == 1
+
+
+def test_a_server_that_is_busy_for_two_seconds_recovers(wire):
+    wire.put("k", DATA[:1000])
+    until = time.monotonic() + 2
+    wire.proxy.add(Fault.slow_down(), match=lambda _: time.monotonic() < until)
+    client = wire.client(max_attempts=10)
+    assert client.get_object(wire.bucket, "k").read() == DATA[:1000]
+    with client.put_object(wire.bucket, "new") as writer:
+        writer.write(DATA[:1000])
+    assert wire.get("new") == DATA[:1000]
+
+
+# With "crt" it takes longer; tests/transports/test_retries.py has both.
 @pytest.mark.parametrize("wire", ["boto"], indirect=True)
 @pytest.mark.parametrize("after", [None, 1000], ids=["before-the-answer", "in-the-body"])
 def test_a_server_that_hangs_is_a_timeout(wire, after):

@@ -9,7 +9,7 @@ import pytest
 from s3torch.core.errors import TruncatedError
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import MIB, ByteRange
-from s3torch.core.transports._crt_transfer import BodyStream
+from s3torch.core.transports._crt_exchange import BodyStream
 from s3torch.core.transports._http import announced_length
 from s3torch.core.transports.crt import CrtTransport
 

@@ -254,6 +254,14 @@ class ResolvedSession(Protocol):
         """
         ...
 
+    def renew_credentials(self, stale: Credentials | None) -> bool:
+        """Fetches credentials anew because S3 has refused these as expired.
+
+        Returns:
+            Whether there are now others than ``stale``, with which the request may be tried again.
+        """
+        ...
+
     def boto_client(self) -> Any:
         """Returns this session's boto3 client for S3, made at the first call."""
         ...

@@ -98,6 +98,19 @@ class AwsSession:
             )
         return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
 
+    def renew_credentials(self, stale: Credentials | None) -> bool:
+        """Asks all providers anew because S3 has refused these keys; tells whether there are others now.
+
+        botocore renews by the clock only, so the session begins again without what it has cached. A boto3
+        client that somebody holds goes on with the old keys.
+        """
+        if stale is None:
+            return False
+        with self._lock:
+            if self.credentials() == stale:
+                self._botocore = self._boto_session = self._boto_client = None
+            return self.credentials() != stale
+
     def boto_client(self) -> Any:
         """Returns the boto3 client of this session, made at the first call; it is safe to share."""
         with self._lock:

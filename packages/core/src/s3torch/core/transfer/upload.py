@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from s3torch.core._process import Birthplace
 from s3torch.core.errors import ConfigurationError, S3Error, TransferCancelledError
 from s3torch.core.ranges import MAX_PARTS, MIB, upload_part_size
+from s3torch.core.transfer._queued_part import QueuedPart
 from s3torch.core.transfer.checksums import RunningChecksum, checksum
 
 if TYPE_CHECKING:
@@ -165,7 +166,11 @@ class Upload:
         while self._in_flight and (len(self._in_flight) + 1) * len(body) > _IN_FLIGHT:
             self._finish_part()
         self._number += 1
-        transfer = transport.upload_part(self._multipart.result(), self._number, body, checksum=part_checksum)
+        number = self._number
+        transfer = QueuedPart(
+            self._multipart,
+            lambda upload: transport.upload_part(upload, number, body, checksum=part_checksum),
+        )
         self._in_flight.append((buffer, transfer))
         self._buffer = None
 

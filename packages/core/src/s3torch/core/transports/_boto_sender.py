@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from s3torch.core.errors import (
-    S3ConnectionError,
-    S3Error,
-    S3TimeoutError,
-    ServerError,
-    ThrottledError,
-    TruncatedError,
-)
 from s3torch.core.transports._boto_body import BodyStream
 from s3torch.core.transports._boto_errors import error_from_boto
+from s3torch.core.transports._retries import backoff, has_expired, may_succeed_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from s3torch.core.models import CompletedPart, PutOptions
+    from s3torch.core.errors import S3Error
+    from s3torch.core.models import CompletedPart, Credentials, PutOptions
     from s3torch.core.protocols import TransportContext
     from s3torch.core.transports._pool import PooledTransfer
 
 T = TypeVar("T")
-
-_BACKOFF_SECONDS = 0.1
-_MAX_BACKOFF_SECONDS = 20.0
-_RETRIED_STATUS = {500, 502, 504}
-_RETRIED_ERRORS = (S3ConnectionError, S3TimeoutError, ThrottledError, TruncatedError)
 
 
 class _Spent(BaseException):
@@ -41,6 +29,7 @@ class _Current(threading.local):
 
     transfer: PooledTransfer[Any] | None = None
     sent: int = 0
+    credentials: Credentials | None = None
     failed: bool = False
 
 
@@ -71,22 +60,25 @@ class BotoSender:
         current = self._current
         current.transfer, current.sent, current.failed = transfer, 0, False
         failure: S3Error | None = None
+        renewed = False
         try:
             while True:
                 transfer.check()
                 try:
-                    return once(self._boto_client())
+                    client = self._boto_client()
+                    current.credentials = self._context.session.credentials()
+                    return once(client)
                 except Exception as exc:  # noqa: BLE001 - Each becomes an error of ours.
-                    failure = error_from_boto(
-                        exc,
-                        operation=transfer.operation,
-                        bucket=transfer.bucket,
-                        key=transfer.key,
-                    )
-                if current.sent >= self._context.config.attempts or not _may_succeed_now(failure):
-                    raise failure
+                    failure = _error_of(transfer, exc)
                 current.failed = True
-                transfer.pause(_backoff(current.sent))
+                if current.sent >= self._context.config.attempts:
+                    raise failure
+                if has_expired(failure) and not renewed and self._renew():
+                    renewed = True
+                elif may_succeed_now(failure):
+                    transfer.pause(backoff(current.sent, failure))
+                else:
+                    raise failure
         except _Spent:
             if failure is None:
                 raise
@@ -99,6 +91,20 @@ class BotoSender:
         """Takes back the event handlers."""
         with self._lock:
             client, self._client = self._client, None
+        self._unregister(client)
+
+    def _renew(self) -> bool:
+        """Takes the client of a session with other credentials, if there are any."""
+        stale = self._current.credentials
+        if not self._context.session.renew_credentials(stale):
+            return False
+        with self._lock:
+            if self._client is not self._context.session.boto_client():
+                # The old one goes on to serve other threads; its events must stay.
+                self._client = None
+        return True
+
+    def _unregister(self, client: Any) -> None:
         if client is not None:
             client.meta.events.unregister("before-call.s3", self._before_call)
             client.meta.events.unregister("before-send.s3", self._before_send)
@@ -133,6 +139,11 @@ class BotoSender:
             self._current.transfer.check()
 
 
+def _error_of(transfer: PooledTransfer[Any], exc: Exception) -> S3Error:
+    about = {"operation": transfer.operation, "bucket": transfer.bucket, "key": transfer.key}
+    return error_from_boto(exc, **about)
+
+
 def storage_params(options: PutOptions) -> dict[str, Any]:
     """Gives the parameters that store an object as the options say, without the conditions."""
     return given_params(
@@ -161,14 +172,3 @@ def part_params(part: CompletedPart, algorithm: str | None) -> dict[str, Any]:
 def given_params(**params: Any) -> dict[str, Any]:
     """Leaves out what is ``None``."""
     return {name: value for name, value in params.items() if value is not None}
-
-
-def _may_succeed_now(error: S3Error) -> bool:
-    if isinstance(error, ServerError):
-        return error.status in _RETRIED_STATUS
-    return isinstance(error, _RETRIED_ERRORS)
-
-
-def _backoff(tries: int) -> float:
-    longest = min(_BACKOFF_SECONDS * 2.0**tries, _MAX_BACKOFF_SECONDS)
-    return random.uniform(0.5, 1) * longest  # noqa: S311 - This is jitter.

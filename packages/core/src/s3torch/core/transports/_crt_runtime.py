@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 # The smallest that the CRT takes. What is in flight is bounded by s3torch; this only must not be in its way.
 _CRT_MEMORY_LIMIT = 1 << 30
-_RETRY_SCALE_MS = 100
-_RETRY_MAX_SECONDS = 20
 _MAX_EVENT_LOOPS = 8
 _ENDING_SECONDS = 2.0
 
@@ -55,9 +53,10 @@ class CrtRuntime:
                     client = self._clients[where] = self._make_client(endpoint)
         return client
 
-    def signing_config(self, endpoint: BucketEndpoint) -> AwsSigningConfig | None:
-        """Returns how requests to this endpoint are signed now; ``None`` for anonymous ones."""
-        credentials = self._context.session.credentials()
+    def signing_config(
+        self, endpoint: BucketEndpoint, credentials: Credentials | None
+    ) -> AwsSigningConfig | None:
+        """Returns how requests to this endpoint are signed with these keys; ``None`` for anonymous ones."""
         if credentials is None:
             return None
         with self._lock:
@@ -79,17 +78,7 @@ class CrtRuntime:
         from awscrt.s3 import S3Client, S3RequestTlsMode, S3RetryConfig, S3RetryMode
 
         config = self._context.config
-        attempts = config.attempts
         tls = endpoint.scheme == "https"
-        if attempts == 1:
-            retry = S3RetryConfig(retry_mode=S3RetryMode.NONE)
-        else:
-            retry = S3RetryConfig(
-                max_retries=attempts - 1,
-                backoff_scale_factor_ms=_RETRY_SCALE_MS,
-                max_backoff_secs=_RETRY_MAX_SECONDS,
-                retry_mode=S3RetryMode.EXPONENTIAL_BACKOFF,
-            )
         client = S3Client(
             bootstrap=self._bootstrap,
             region=endpoint.signing_region,
@@ -98,7 +87,9 @@ class CrtRuntime:
             part_size=config.part_size,
             throughput_target_gbps=float(config.throughput_target_gbps) or None,
             memory_limit=_CRT_MEMORY_LIMIT,
-            retry_config=retry,
+            # s3torch tries again itself: the CRT knows neither 429 nor expired keys nor our time-outs, and
+            # does not tell how often it has tried.
+            retry_config=S3RetryConfig(retry_mode=S3RetryMode.NONE),
             connect_timeout_ms=math.ceil(config.connect_timeout * 1000),
         )
         _natives.append((weakref.ref(client), client.shutdown_event))

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import io
+import math
 import threading
 from concurrent.futures import Future, InvalidStateError
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from s3torch.core.errors import (
-    RangeNotSatisfiableError,
     S3ConnectionError,
     S3Error,
     S3TimeoutError,
     TransferCancelledError,
-    TruncatedError,
     error_from_response,
 )
-from s3torch.core.models import GetResult, HeadObjectResult
-from s3torch.core.transports._http import announced_length, head_from_headers, xml_fields
+from s3torch.core.transports._http import xml_fields
+from s3torch.core.transports._retries import backoff, has_expired, may_succeed_now
+from s3torch.core.transports._timer import timer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from awscrt.s3 import S3Request
 
-    from s3torch.core.ranges import ByteRange
+    from s3torch.core.models import Credentials
+    from s3torch.core.transports._crt_exchange import BodyStream, Exchange
 
 T = TypeVar("T")
 
@@ -43,100 +43,19 @@ _TIMEOUTS = {
 }
 
 
-class Exchange(Generic[T]):
-    """What comes back for a request, and how it becomes a result."""
+class Sender(Protocol):
+    """What transfers ask their transport."""
 
-    # The length of the range that is asked for, where there is one.
-    part_size: int | None = None
+    attempts: int
+    closed: bool
 
-    def __init__(
-        self,
-        finish: Callable[[dict[str, str], bytes], T],
-        *,
-        ignored: type[S3Error] | None = None,
-    ) -> None:
-        self._finish = finish
-        self._ignored = ignored
-        self._headers: dict[str, str] = {}
-        self._chunks: list[bytes] = []
-
-    def on_headers(self, headers: list[tuple[str, str]], **_: Any) -> None:
-        """Takes the head of the response; called on a thread of the CRT."""
-        self._headers = {name.lower(): value for name, value in headers}
-
-    def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:  # noqa: ARG002
-        """Takes a piece of the body; called on a thread of the CRT."""
-        self._chunks.append(chunk)
-
-    def result(self) -> T:
-        """Makes the result of a request that succeeded."""
-        return self._finish(self._headers, self._body())
-
-    def recover(self, error: S3Error) -> T:
-        """Makes a result of an error that means success, or raises it."""
-        if self._ignored is not None and isinstance(error, self._ignored):
-            return self._finish({}, b"")
-        raise error
-
-    def release(self) -> None:
-        """Lets go of buffers."""
-        self._chunks = []
-
-    def _body(self) -> bytes:
-        return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-
-
-class GetExchange(Exchange[GetResult]):
-    """A GET, whose body goes to the caller's buffer if there is one."""
-
-    def __init__(self, byte_range: ByteRange | None, into: memoryview | None) -> None:
-        super().__init__(lambda _headers, _body: self._get_result())
-        self.part_size = len(byte_range) if byte_range is not None else None
-        self._range = byte_range
-        self._start = byte_range.start if byte_range is not None else 0
-        self._into = into
-        self._has_buffer = into is not None
-        self._room = len(into) if into is not None else 0
-        self._received = 0
-        # Once a transfer was cancelled its buffer is not touched any more.
-        self._lock = threading.Lock()
-
-    def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
-        """Puts a piece of the body where it belongs."""
-        self._received += len(chunk)
-        if not self._has_buffer:
-            self._chunks.append(chunk)
-            return
-        begin = offset - self._start
-        if begin < 0 or begin + len(chunk) > self._room:
-            raise TruncatedError(f"the body has more than the {self._room} bytes asked for")
-        with self._lock:
-            if self._into is not None:
-                self._into[begin : begin + len(chunk)] = chunk
-
-    def recover(self, error: S3Error) -> GetResult:
-        """An empty object has no byte 0, so a range that begins there cannot be satisfied."""
-        if isinstance(error, RangeNotSatisfiableError) and self._start == 0:
-            head = HeadObjectResult(etag="", size=0, last_modified=0)
-            return GetResult(head, 0, None if self._has_buffer else b"")
-        raise error
-
-    def release(self) -> None:
-        """Lets go of the caller's buffer, too."""
-        super().release()
-        with self._lock:
-            self._into = None
-
-    def _get_result(self) -> GetResult:
-        announced = announced_length(self._headers, self._range)
-        if announced is not None and announced != self._received:
-            raise TruncatedError(f"got {self._received} of {announced} bytes")
-        data = None if self._has_buffer else self._body()
-        return GetResult(head_from_headers(self._headers), self._received, data)
+    def renew(self, stale: Credentials | None) -> bool:
+        """Fetches other credentials than these; ``False`` if there are none."""
+        ...
 
 
 class CrtTransfer(Future[T]):
-    """The future of one native request."""
+    """The future of one request, which may take several native ones."""
 
     def __init__(
         self,
@@ -145,6 +64,7 @@ class CrtTransfer(Future[T]):
         key: str,
         exchange: Exchange[T],
         live: set[CrtTransfer[Any]],
+        sender: Sender,
     ) -> None:
         super().__init__()
         self.operation = operation
@@ -152,30 +72,53 @@ class CrtTransfer(Future[T]):
         self.key = key
         self.exchange = exchange
         self.body: BodyStream | None = None
+        self.credentials: Credentials | None = None
+        self.host = ""
+        # When the answer has to be there, by the monotonic clock.
+        self.deadline = math.inf
         # A native request must be kept until it is done.
         self._live = live
+        self._sender = sender
+        self._send: Callable[[], S3Request] | None = None
+        self._attempts = 0
+        self._renewed = False
         self._request: S3Request | None = None
         self._cancelled = False
+        self._late = False
+        self._waiting = False
+        self._lock = threading.RLock()
         live.add(self)
 
-    def started(self, request: S3Request) -> None:
-        """Remembers the native request, which may be done already."""
-        self._request = request
-        if self._cancelled:
-            request.cancel()
-        if self.done():
-            self._request = None
+    def start(self, send: Callable[[], S3Request]) -> None:
+        """Sends the first attempt; ``send`` makes the native request of each."""
+        self._send = send
+        self._attempt()
 
     def cancel(self) -> bool:
         """Asks the CRT to stop; the transfer then fails with ``TransferCancelledError``."""
-        if self.done():
-            return False
-        self._cancelled = True
+        with self._lock:
+            if self.done():
+                return False
+            self._cancelled = True
+            waiting, self._waiting = self._waiting, False
+            request = self._request
         self.exchange.release()
-        request = self._request
         if request is not None:
             request.cancel()
+        if waiting:
+            # Callbacks never run on the thread that cancels.
+            timer.get().call_later(0, self._end_cancelled)
         return True
+
+    def check_deadline(self, now: float) -> None:
+        """Gives up an attempt whose answer has not come in time."""
+        with self._lock:
+            if now < self.deadline or self._request is None:
+                return
+            self._late = True
+            self.deadline = math.inf
+            request = self._request
+        request.cancel()
 
     def on_done(
         self,
@@ -185,22 +128,88 @@ class CrtTransfer(Future[T]):
         status_code: int | None = None,
         **_: Any,
     ) -> None:
-        """Ends the transfer; called on a thread of the CRT."""
+        """Ends an attempt; called on a thread of the CRT."""
         try:
-            if error is None and not self._cancelled:
+            if self._cancelled:
+                raise TransferCancelledError("the transfer was cancelled")  # noqa: TRY301
+            if error is None:
                 result = self.exchange.result()
-            elif error is None:
-                self.fail(TransferCancelledError("the transfer was cancelled"))
-                return
             else:
                 translated = self._translate(error, error_headers, error_body, status_code)
                 translated.__cause__ = error
                 result = self.exchange.recover(translated)
+        except S3Error as exc:
+            self._failed(exc)
         except BaseException as exc:  # noqa: BLE001 - It is raised where it is waited for.
             self.fail(exc)
         else:
             self._end()
             self.set_result(result)
+
+    def _attempt(self) -> None:
+        """Sends the next attempt."""
+        if self._send is None:
+            return
+        with self._lock:
+            self._waiting = False
+            if self._cancelled:
+                return
+            self._attempts += 1
+            number = self._attempts
+            self._request, self._late, self.deadline = None, False, math.inf
+            self.exchange.begin()
+        try:
+            request = self._send()
+        except BaseException as exc:  # noqa: BLE001 - The transfer raises it.
+            self.fail(exc)
+            return
+        with self._lock:
+            # It may be over already, and the next one under way.
+            if self.done() or self._attempts != number or self._waiting:
+                return
+            self._request = request
+            cancelled = self._cancelled
+        if cancelled:
+            request.cancel()
+
+    def _failed(self, error: S3Error) -> None:
+        """Tries again where that may help, else ends the transfer."""
+        if self._attempts >= self._sender.attempts or self._cancelled:
+            self.fail(error)
+            return
+        if has_expired(error) and not self._renewed and not self._sender.closed:
+            self._renewed = True
+            # Fetching credentials may take a while and must not hold up a thread of the CRT.
+            threading.Thread(target=self._renew, args=(error,), name="s3torch-renew", daemon=True).start()
+        elif may_succeed_now(error):
+            self._again(backoff(self._attempts, error))
+        else:
+            self.fail(error)
+
+    def _renew(self, error: S3Error) -> None:
+        try:
+            renewed = self._sender.renew(self.credentials)
+        except S3Error as exc:
+            exc.__cause__ = error
+            self.fail(exc)
+            return
+        if renewed:
+            self._again(0)
+        else:
+            self.fail(error)
+
+    def _again(self, seconds: float) -> None:
+        with self._lock:
+            self._request = None
+            self._waiting = not self._cancelled
+            waiting = self._waiting
+        if waiting:
+            timer.get().call_later(seconds, self._attempt)
+        else:
+            self._end_cancelled()
+
+    def _end_cancelled(self) -> None:
+        self.fail(TransferCancelledError("the transfer was cancelled"))
 
     def fail(self, error: BaseException) -> None:
         """Ends the transfer with an error that names what it was about."""
@@ -218,6 +227,7 @@ class CrtTransfer(Future[T]):
             self.body.release()
         self._live.discard(self)
         self._request = None
+        self._send = None
 
     def _translate(
         self,
@@ -245,46 +255,10 @@ class CrtTransfer(Future[T]):
         if name in _STATUS_BY_NAME:
             known_status, code = _STATUS_BY_NAME[name]
             return error_from_response(**about, status=known_status, code=code)
+        if self._late:
+            return S3TimeoutError(f"no answer from {self.host} in time", **about)
         if name in _CANCELLED:
             return TransferCancelledError("the transfer was cancelled", **about)
-        text = f"{getattr(error, 'message', None) or str(error)} ({name})"
+        text = f"{self.host}: {getattr(error, 'message', None) or str(error)} ({name})"
         kind = S3TimeoutError if name in _TIMEOUTS else S3ConnectionError
         return kind(text, **about)
-
-
-class BodyStream(io.RawIOBase):
-    """Lets the CRT read a buffer without a copy on this side."""
-
-    def __init__(self, body: memoryview) -> None:
-        super().__init__()
-        self._body = body
-        self._position = 0
-
-    def release(self) -> None:
-        """Lets go of the buffer; the CRT keeps the stream for longer than its request."""
-        self._body = memoryview(b"")
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True: the CRT begins again at each attempt."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Copies the next bytes into the CRT's own buffer."""
-        count = min(len(buffer), len(self._body) - self._position)
-        buffer[:count] = self._body[self._position : self._position + count]
-        self._position += count
-        return count
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves the position."""
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._body)}
-        self._position = max(0, origin[whence] + offset)
-        return self._position
-
-    def tell(self) -> int:
-        """Returns the position."""
-        return self._position

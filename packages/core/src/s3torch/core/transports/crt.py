@@ -6,6 +6,7 @@ Facts about awscrt that this module rests on, checked on 0.38:
   part buffers; ``DEFAULT`` grows its buffer and costs half as much CPU time again.
 * ``on_body`` gets the offset in the object, not in the range, on a thread of the CRT.
 * The native error objects cannot be unpickled, so they never leave this module but as ``__cause__``.
+* Of an answer nothing is told before its end, so time-outs are for whole answers (``_crt_watch``).
 * ``finished_future`` is set before ``on_done`` runs; ``on_done`` is what this module listens to.
 """
 
@@ -17,8 +18,10 @@ from urllib.parse import quote
 from s3torch.core.errors import NotFoundError, S3Error
 from s3torch.core.models import CompletedPart, MultipartUpload, PutResult
 from s3torch.core.plugins.hookspecs import hookimpl
+from s3torch.core.transports._crt_exchange import BodyStream, Exchange, GetExchange
 from s3torch.core.transports._crt_runtime import CrtRuntime
-from s3torch.core.transports._crt_transfer import BodyStream, CrtTransfer, Exchange, GetExchange
+from s3torch.core.transports._crt_transfer import CrtTransfer
+from s3torch.core.transports._crt_watch import Watch
 from s3torch.core.transports._http import (
     checksum_header,
     complete_body,
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 
     from awscrt.s3 import S3Request
 
-    from s3torch.core.models import GetResult, PutOptions
+    from s3torch.core.models import Credentials, GetResult, PutOptions
     from s3torch.core.protocols import TransportContext
     from s3torch.core.ranges import ByteRange
 
@@ -55,7 +58,9 @@ class CrtTransport:
         self._context = context
         self._runtime = CrtRuntime(context)
         self._live: set[CrtTransfer[Any]] = set()
-        self._closed = False
+        self._watch = Watch(context.config, self._live)
+        self.attempts = context.config.attempts
+        self.closed = False
 
     def get(
         self,
@@ -179,7 +184,7 @@ class CrtTransport:
 
     def close(self) -> None:
         """Cancels what is in flight and lets go of the native clients."""
-        self._closed = True
+        self.closed = True
         for transfer in list(self._live):
             transfer.cancel()
         self._runtime.close()
@@ -196,16 +201,15 @@ class CrtTransport:
         headers: Sequence[tuple[str, str]] = (),
         body: memoryview | None = None,
     ) -> CrtTransfer[T]:
-        if self._closed:
+        if self.closed:
             raise ValueError("the transport is closed")
-        transfer = CrtTransfer(operation, bucket, key, exchange, self._live)
-        try:
-            request = self._send(transfer, method, query, headers, body)
-        except BaseException as exc:  # noqa: BLE001 - The transfer raises it.
-            transfer.fail(exc)
-        else:
-            transfer.started(request)
+        transfer = CrtTransfer(operation, bucket, key, exchange, self._live, self)
+        transfer.start(lambda: self._send(transfer, method, query, headers, body))
         return transfer
+
+    def renew(self, stale: Credentials | None) -> bool:
+        """Fetches other credentials than these; ``False`` if there are none."""
+        return self._context.session.renew_credentials(stale)
 
     def _send(
         self,
@@ -220,7 +224,9 @@ class CrtTransport:
 
         session = self._context.session
         endpoint = session.endpoint(transfer.bucket)
-        path = endpoint.base_path + quote(transfer.key, safe="/~")
+        transfer.host = endpoint.host
+        transfer.credentials = session.credentials()
+        path = endpoint.base_path + quote(transfer.key, safe="/~") + (f"?{query}" if query else "")
         lines = [("Host", endpoint.host), ("User-Agent", self._context.user_agent), *headers]
         if self._context.config.requester_pays:
             lines.append(("x-amz-request-payer", "requester"))
@@ -229,16 +235,12 @@ class CrtTransport:
         if body:
             transfer.body = BodyStream(body)
         ranged = transfer.exchange.part_size is not None
+        self._watch.begin(transfer)
         request: S3Request = self._runtime.client(endpoint).make_request(
             type=S3RequestType.GET_OBJECT if ranged else S3RequestType.DEFAULT,
             operation_name=transfer.operation,
-            request=HttpRequest(
-                method,
-                f"{path}?{query}" if query else path,
-                HttpHeaders(lines),
-                transfer.body,
-            ),
-            signing_config=self._runtime.signing_config(endpoint),
+            request=HttpRequest(method, path, HttpHeaders(lines), transfer.body),
+            signing_config=self._runtime.signing_config(endpoint, transfer.credentials),
             # One request for this range, whatever the part size of the client is.
             part_size=transfer.exchange.part_size,
             on_headers=transfer.exchange.on_headers,

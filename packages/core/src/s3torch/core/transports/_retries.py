@@ -1,0 +1,42 @@
+"""Which failures are tried again, and after how long; the same for every transport that speaks HTTP."""
+
+from __future__ import annotations
+
+import random
+
+from s3torch.core.errors import (
+    S3ConnectionError,
+    S3Error,
+    S3TimeoutError,
+    ServerError,
+    ThrottledError,
+    TruncatedError,
+)
+
+_BACKOFF_SECONDS = 0.1
+_MAX_BACKOFF_SECONDS = 20.0
+# A server that is not there needs no mercy, and whoever mistyped its address should soon know.
+_MAX_CONNECTION_BACKOFF_SECONDS = 1.0
+_RETRIED_STATUS = {500, 502, 504}
+_RETRIED_ERRORS = (S3ConnectionError, S3TimeoutError, ThrottledError, TruncatedError)
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
+
+
+def may_succeed_now(error: S3Error) -> bool:
+    """Tells whether the same request may succeed when it is sent again."""
+    if isinstance(error, ServerError):
+        return error.status in _RETRIED_STATUS or error.code == "InternalError"
+    return isinstance(error, _RETRIED_ERRORS)
+
+
+def has_expired(error: S3Error) -> bool:
+    """Tells whether S3 refused the credentials because their time is over."""
+    return error.code in _EXPIRED
+
+
+def backoff(tries: int, error: S3Error) -> float:
+    """Gives the seconds to wait after so many tries, with jitter."""
+    quick = isinstance(error, S3ConnectionError | TruncatedError)
+    most = _MAX_CONNECTION_BACKOFF_SECONDS if quick else _MAX_BACKOFF_SECONDS
+    longest = min(_BACKOFF_SECONDS * 2.0 ** min(tries, 20), most)
+    return random.uniform(0.5, 1) * longest  # noqa: S311 - This is jitter.

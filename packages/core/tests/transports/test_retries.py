@@ -1,0 +1,160 @@
+"""What is tried again, how often, and when it is given up; the same for crt and boto."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+
+from s3torch.core.errors import (
+    AccessDeniedError,
+    S3ConnectionError,
+    S3TimeoutError,
+    ThrottledError,
+    TransferCancelledError,
+    TruncatedError,
+)
+from s3torch.core.models import Credentials, PutOptions
+from s3torch.core.ranges import ByteRange
+from s3torch.core.transports.boto import BotoTransport
+from s3torch.core.transports.crt import CrtTransport
+
+PATIENCE = 30
+DATA = bytes(range(256)) * 4
+
+
+@pytest.fixture(params=[CrtTransport, BotoTransport], ids=["crt", "boto"])
+def connect(request, make_context):
+    """Makes a transport to a server."""
+    transports = []
+
+    def make(endpoint, **settings):
+        transports.append(request.param(make_context(endpoint, **settings)))
+        return transports[-1]
+
+    yield make
+    for transport in transports:
+        transport.close()
+
+
+def put(transport):
+    return transport.put("bucket", "key", memoryview(DATA), options=PutOptions())
+
+
+def test_too_many_requests_is_tried_again(connect, stub, answer, refusal):
+    transport = connect(stub.endpoint, max_attempts=3)
+    stub.will(*[refusal(429, "TooManyRequests")] * 2, answer())
+    put(transport).result(PATIENCE)
+    assert [request.body for request in stub.requests] == [DATA] * 3
+    stub.will(*[refusal(429, "TooManyRequests")] * 5)
+    with pytest.raises(ThrottledError) as caught:
+        put(transport).result(PATIENCE)
+    assert (caught.value.status, caught.value.key) == (429, "key")
+    assert len(stub.requests) == 6
+
+
+def test_failures_of_all_kinds_are_counted_together(connect, stub, answer, refusal):
+    transport = connect(stub.endpoint, max_attempts=3)
+    stub.will(refusal(429, "TooManyRequests"), answer(200, DATA, cut=10), *[refusal(503, "SlowDown")] * 5)
+    # botocore tells no answer of its last try that a body broke off before.
+    with pytest.raises((ThrottledError, TruncatedError)):
+        transport.get("bucket", "key").result(PATIENCE)
+    assert len(stub.requests) == 3
+
+
+def test_an_answer_for_other_bytes_is_tried_again(connect, stub, answer):
+    transport = connect(stub.endpoint, max_attempts=2)
+    right = answer(206, DATA[:500], {"Content-Range": f"bytes 0-499/{len(DATA)}"})
+    wrong = answer(206, DATA[:500], {"Content-Range": f"bytes 100-599/{len(DATA)}"})
+    into = bytearray(500)
+    stub.will(wrong, right)
+    transfer = transport.get("bucket", "key", byte_range=ByteRange(0, 500), into=memoryview(into))
+    assert transfer.result(PATIENCE).length == 500
+    assert into == DATA[:500]
+    stub.will(*[wrong] * 3)
+    with pytest.raises((TruncatedError, S3ConnectionError)):
+        transport.get("bucket", "key", byte_range=ByteRange(0, 500)).result(PATIENCE)
+
+
+def test_expired_credentials_are_fetched_anew_once(connect, stub, answer, refusal):
+    asked = []
+
+    def credentials():
+        asked.append(None)
+        return Credentials(f"AKID{len(asked)}", "SECRET", f"token{len(asked)}")
+
+    transport = connect(stub.endpoint, credentials=credentials)
+    stub.will(refusal(400, "ExpiredToken"), answer(), answer(), *[refusal(400, "ExpiredToken")] * 5)
+    put(transport).result(PATIENCE)
+    put(transport).result(PATIENCE)
+    tokens = [request.headers["x-amz-security-token"] for request in stub.requests]
+    assert tokens[0] != tokens[1] == tokens[2]
+    with pytest.raises(AccessDeniedError) as caught:
+        put(transport).result(PATIENCE)
+    assert (caught.value.code, caught.value.status) == ("ExpiredToken", 400)
+    assert len(stub.requests) == 5
+
+
+def test_credentials_that_cannot_change_are_not_tried_again(connect, stub, refusal):
+    transport = connect(stub.endpoint)
+    stub.will(*[refusal(400, "ExpiredToken")] * 3)
+    with pytest.raises(AccessDeniedError):
+        put(transport).result(PATIENCE)
+    assert len(stub.requests) == 1
+
+
+@pytest.mark.parametrize("stall", [-1, 100], ids=["before-the-answer", "in-the-body"])
+def test_a_stalled_answer_is_asked_for_again(connect, stub, answer, stall):
+    transport = connect(stub.endpoint, read_timeout=0.3)
+    stub.will(answer(200, DATA, stall=stall), answer(200, DATA))
+    assert transport.get("bucket", "key").result(PATIENCE).data == DATA
+    assert len(stub.requests) == 2
+
+
+def test_a_server_that_always_stalls_is_a_timeout(connect, stub, answer):
+    transport = connect(stub.endpoint, read_timeout=0.3)
+    stub.will(*[answer(200, DATA, stall=100)] * 5)
+    began = time.monotonic()
+    with pytest.raises(S3TimeoutError) as caught:
+        transport.get("bucket", "key").result(PATIENCE)
+    assert time.monotonic() - began < 15
+    assert (caught.value.operation, caught.value.key) == ("GetObject", "key")
+    assert len(stub.requests) == 2
+
+
+def test_nobody_listens(connect):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        host = "{}:{}".format(*unused.getsockname())
+        began = time.monotonic()
+        with pytest.raises(S3ConnectionError, match=host):
+            connect(f"http://{host}", max_attempts=4).get("bucket", "key").result(PATIENCE)
+        assert time.monotonic() - began < 6
+
+
+@pytest.mark.parametrize("how", ["cancel", "close"])
+def test_a_transfer_that_waits_for_its_next_try_can_be_cancelled(connect, stub, refusal, how):
+    transport = connect(stub.endpoint, max_attempts=10)
+    stub.will(*[refusal(429, "TooManyRequests")] * 20)
+    transfer = put(transport)
+    while len(stub.requests) < 3:
+        time.sleep(0.01)
+    began = time.monotonic()
+    assert transfer.cancel() if how == "cancel" else transport.close() is None
+    with pytest.raises(TransferCancelledError):
+        transfer.result(PATIENCE)
+    assert time.monotonic() - began < 2
+    assert stub.requests[-1].method == "PUT"
+
+
+def test_a_forked_child_waits_with_a_thread_of_its_own(
+    connect, stub, answer, refusal, in_child, make_context
+):
+    stub.will(refusal(429, "TooManyRequests"), answer(), refusal(429, "TooManyRequests"), answer())
+    put(connect(stub.endpoint)).result(PATIENCE)
+
+    def child():
+        return put(connect(stub.endpoint)).result(PATIENCE).etag
+
+    assert in_child(child) == '"e"'

@@ -116,6 +116,25 @@ class S3Client:
         make = SequentialS3Reader if reader_constructor is None else reader_constructor
         return make(bucket=bucket, key=key, get_object_info=source.head, get_stream=source)
 
+    def open_ranges(
+        self, bucket: str, key: str, *, object_info: Any = None, version_id: str | None = None
+    ) -> ObjectSource:
+        """Returns an object as a source of ranges, for code that plans its own requests.
+
+        ``start(start, stop, into=None)`` of the source starts one request and returns at once; what it
+        returns has ``wait()``, ``cancel()`` and ``add_done_callback()``. All ranges of one source are of one
+        version of the object, else ``ObjectChangedError`` is raised, and every length is checked.
+        ``wait()`` is for one thread at a time.
+
+        Args:
+            bucket: The bucket.
+            key: The key.
+            object_info: What a listing or a HEAD told of the object.
+            version_id: The version to read; ``None`` for the latest.
+        """
+        _check_place(bucket, key)
+        return ObjectSource(self._connector, bucket, key, object_info=object_info, version_id=version_id)
+
     def put_object(
         self,
         bucket: str,

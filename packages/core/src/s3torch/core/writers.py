@@ -52,6 +52,11 @@ class PutObjectStream:
         """The key."""
         return self._upload.key
 
+    @property
+    def checksum(self) -> tuple[str, str] | None:
+        """The algorithm and the checksum of the object, in base64, once it is there."""
+        return self._upload.checksum
+
     def write(self, data: Any, /) -> int:
         """Takes the bytes of any contiguous buffer and returns how many."""
         return self._upload.write(_readable(data))
@@ -103,6 +108,14 @@ class S3Writer(_BinaryFile):
     def key(self) -> str:
         """The key."""
         return str(getattr(self.stream, "key", ""))
+
+    @property
+    def checksum(self) -> tuple[str, str] | None:
+        """The algorithm and the checksum of the object, in base64, once the writer is closed.
+
+        ``None`` before, and where the configuration has checksums off.
+        """
+        return getattr(self.stream, "checksum", None) if self._state == "closed" else None
 
     def write(self, data: Any, /) -> int:
         """Takes a copy of the bytes of any contiguous buffer and returns how many bytes.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from s3torch.core import PutOptions, S3ClientConfig, S3ReaderConstructorProtocol
+    from s3torch.core.transfer.source import ObjectSource
 
 __all__ = ["S3FileSystem"]
 
@@ -100,6 +101,11 @@ class S3FileSystem(FileSystemBase):
             raise ConfigurationError(
                 f"Invalid {mode=} mode argument: create_stream only supports rb (read mode) & wb (write mode)"
             )
+
+    def open_ranges(self, path: str | os.PathLike[str]) -> ObjectSource:
+        """Opens an object as a source of ranges, many of which can be in flight."""
+        bucket, key = parse_s3_uri(path)
+        return self._client.open_ranges(bucket, key)
 
     def concat_path(self, path: str | os.PathLike[str], suffix: str) -> str:
         """Joins a folder and a relative path with exactly one slash."""

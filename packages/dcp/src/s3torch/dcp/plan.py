@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.planner import ReadItem, WriteItem
 
 __all__ = [
+    "NOTE",
     "FilePlan",
     "ItemRange",
     "RangeGroup",
@@ -32,6 +33,9 @@ __all__ = [
     "stored_at",
     "unstored",
 ]
+
+# The attribute of torch's own storage entries where our writer notes more; stock torch ignores it.
+NOTE = "tensor_layout"
 
 _SUFFIX = ".distcp"
 
@@ -90,12 +94,14 @@ class StoredChunk:
         stop: Where they end.
         descriptors: The stream extensions that have to be undone, last one first.
         requests: The read items; in a resharded load several may want parts of one stored tensor.
+        note: What our writer has noted of the layout.
     """
 
     start: int
     stop: int
     descriptors: tuple[str, ...]
     requests: tuple[ReadItem, ...]
+    note: Any = None
 
     @property
     def size(self) -> int:
@@ -143,15 +149,18 @@ def chunks_by_file(
         CheckpointError: The checkpoint's metadata has no place for an item.
     """
     wanted: dict[tuple[Any, ...], list[ReadItem]] = {}
+    notes: dict[tuple[Any, ...], Any] = {}
     for item in items:
         info = stored_at(item, storage_data)
         # Checkpoints of older releases of torch do not have the descriptors.
         descriptors = tuple(getattr(info, "transform_descriptors", None) or ())
         place = (info.relative_path, info.offset, info.offset + info.length, descriptors, item.type)
         wanted.setdefault(place, []).append(item)
+        notes[place] = getattr(info, NOTE, None)
     files: dict[str, list[StoredChunk]] = {}
-    for (path, start, stop, descriptors, _), requests in wanted.items():
-        chunk = StoredChunk(start, stop, descriptors, tuple(requests))
+    for place, requests in wanted.items():
+        path, start, stop, descriptors, _ = place
+        chunk = StoredChunk(start, stop, descriptors, tuple(requests), notes[place])
         files.setdefault(path, []).append(chunk)
     return files
 

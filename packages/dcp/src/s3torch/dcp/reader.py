@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import pickle
 from contextlib import closing
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,27 +13,25 @@ from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.checkpoint.planner import LoadItemType
 from torch.futures import Future
 
-from s3torch.core import S3ReaderConstructor
 from s3torch.core.errors import ConfigurationError, NotFoundError
 from s3torch.core.ranges import MIB
-from s3torch.dcp.errors import CheckpointError
 from s3torch.dcp.filesystem import S3FileSystem
 from s3torch.dcp.loading import FileSlice, Window, load_chunks
 from s3torch.dcp.paths import checked_uri, join_path
-from s3torch.dcp.plan import chunks_by_file, group_ranges, merge_chunks, stored_at
+from s3torch.dcp.pieces import hand_over
+from s3torch.dcp.plan import chunks_by_file, merge_chunks, stored_at
 from s3torch.dcp.planned import DCPOptimizedConstructor, DCPS3ReaderConstructorProtocol
+from s3torch.dcp.planned_load import PlannedLoad
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
-    from contextlib import AbstractContextManager
 
     from torch.distributed.checkpoint._extension import ExtensionRegistry
     from torch.distributed.checkpoint.metadata import Metadata
-    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
     from s3torch.core import S3Client, S3ClientConfig, S3Reader, S3ReaderConstructorProtocol
-    from s3torch.dcp.plan import Span, StoredChunk
+    from s3torch.dcp.plan import StoredChunk
 
 __all__ = ["S3StorageReader"]
 
@@ -44,18 +41,21 @@ _WINDOW = 256 * MIB
 class S3StorageReader(FileSystemReader):
     """Reads checkpoints from S3, for ``torch.distributed.checkpoint.load``.
 
-    Reads what ``S3StorageWriter``, torch's ``FileSystemWriter`` and ``FsspecWriter`` have written. Only the
-    ranges that the plan needs are fetched, neighbours with one request, several files at a time. It can be
+    Reads what ``S3StorageWriter``, torch's ``FileSystemWriter`` and ``FsspecWriter`` have written. All ranges
+    that the plan needs, and hardly more, are fetched from all files at once, neighbours with one request; the
+    bytes of tensors go straight into their targets where these are contiguous and on the CPU. It can be
     pickled, and used for one load after another.
 
     Args:
         region: The region of the bucket; ``None`` takes it from the environment.
         path: The ``s3://bucket/prefix`` of the checkpoint.
         s3client_config: The settings of the client.
-        reader_constructor: The kind of readers; ``None`` for ``S3ReaderConstructor.dcp_optimized()``.
+        reader_constructor: ``None``, or ``S3ReaderConstructor.dcp_optimized(max_gap_size)`` to say up to
+            which gap one request fetches two items. Any other kind of reader reads file by file.
         endpoint: The URL of a store that speaks S3.
         s3_client: Serves all requests in place of a client of its own.
-        thread_count: How many files, or distant ranges of files, are read and decoded at a time.
+        thread_count: How many large items are decoded at a time; with another kind of reader, how many files
+            are read.
         _extension_registry: Knows the stream extensions with which the checkpoint was written.
 
     Attributes:
@@ -82,6 +82,7 @@ class S3StorageReader(FileSystemReader):
             raise ConfigurationError(f"thread_count must be at least 1, got {thread_count!r}")
         super().__init__(path, _extension_registry)
         self._reader_constructor = reader_constructor or DCPOptimizedConstructor()
+        self._max_gap = getattr(reader_constructor, "max_gap_size", None)
         self.fs: S3FileSystem = S3FileSystem(  # type: ignore[assignment]
             region, s3_client, s3client_config, self._reader_constructor, endpoint=endpoint
         )
@@ -132,52 +133,48 @@ class S3StorageReader(FileSystemReader):
             CheckpointError: The checkpoint does not have what the plan asks for.
             S3Error: A file is missing, damaged, or cannot be read.
         """
-        files = [
-            (self._open(uri, spans), [chunk for span in spans for chunk in span.chunks])
-            for uri, spans in self._reads(plan.items)
-        ]
-        window = Window(_WINDOW)
-        loaded = load_chunks(files, self._decode, threads=self.thread_count, window=window)
-        with closing(loaded):  # type: ignore[type-var]
-            for chunk, value in loaded:
-                for request in chunk.requests:
-                    _hand_over(request, value, planner)
+        files = chunks_by_file(plan.items, self.storage_data)
+        if type(self._reader_constructor) is DCPOptimizedConstructor:
+            load = PlannedLoad(
+                lambda path: self.fs.open_ranges(join_path(self.path, path)),
+                planner,
+                self._value,
+                max_gap=self._max_gap,
+                threads=self.thread_count,
+            )
+            load.run(files)
+        else:
+            self._read_with_readers(files, planner)
         done: Future[None] = Future()
         done.set_result(None)
         return done
 
-    def _reads(self, items: list[ReadItem]) -> Iterator[tuple[str, list[Span]]]:
-        """Yields what is read by one reader each: the URI of the file and the spans."""
-        for path, chunks in chunks_by_file(items, self.storage_data).items():
-            uri = join_path(self.path, path)
-            spans = merge_chunks(chunks)
-            if not isinstance(self._reader_constructor, DCPOptimizedConstructor):
-                yield uri, spans
-                continue
-            if empty := [span for span in spans if span.start == span.stop]:
-                yield uri, empty
-            filled = (span for span in spans if span.start < span.stop)
-            gap = self._reader_constructor.max_gap_size
-            for group in group_ranges((span.item_range for span in spans), gap):
-                yield uri, list(islice(filled, len(group.item_ranges)))
-
-    def _open(self, uri: str, spans: list[Span]) -> AbstractContextManager[S3Reader]:
-        make: Any = self._reader_constructor
-        if isinstance(make, DCPOptimizedConstructor):
-            ranges = [span.item_range for span in spans if span.start < span.stop]
-            make = make.for_ranges(ranges) if ranges else S3ReaderConstructor.sequential()
-        return self.fs.create_stream(uri, "rb", reader_constructor=make)  # type: ignore[return-value]
+    def _read_with_readers(self, files: dict[str, list[StoredChunk]], planner: LoadPlanner) -> None:
+        """Reads every file through a reader of the kind that was asked for."""
+        opened = [
+            (
+                self.fs.create_stream(join_path(self.path, path), "rb"),
+                [chunk for span in merge_chunks(chunks) for chunk in span.chunks],
+            )
+            for path, chunks in files.items()
+        ]
+        window = Window(_WINDOW)
+        loaded = load_chunks(opened, self._decode, threads=self.thread_count, window=window)  # type: ignore[arg-type]
+        with closing(loaded):  # type: ignore[type-var]
+            for chunk, value in loaded:
+                for request in chunk.requests:
+                    hand_over(request, value, planner)
 
     def _decode(self, reader: S3Reader, chunk: StoredChunk) -> Any:
         stored = FileSlice(reader, chunk.start, chunk.stop)
         try:
-            return self._value(stored, chunk)
+            return self._value(chunk, stored)
         except Exception as exc:
             if stored.error is None or stored.error is exc:
                 raise
             raise stored.error from exc
 
-    def _value(self, stored: FileSlice, chunk: StoredChunk) -> Any:
+    def _value(self, chunk: StoredChunk, stored: io.IOBase) -> Any:
         request = chunk.requests[0]
         raw: Any = stored
         stream = self.transforms.transform_load_stream(request, chunk.descriptors, raw)
@@ -186,22 +183,6 @@ class S3StorageReader(FileSystemReader):
         if not stream.seekable():
             stream = io.BytesIO(stream.read(-1))
         return torch.load(stream, map_location="cpu", weights_only=True)
-
-
-def _hand_over(request: ReadItem, value: Any, planner: LoadPlanner) -> None:
-    if request.type == LoadItemType.BYTE_IO:
-        planner.load_bytes(request, io.BytesIO(value))
-        return
-    index = [slice(at, at + n) for at, n in zip(request.storage_offsets, request.lengths, strict=True)]
-    tensor = value[tuple(index)]
-    target = planner.resolve_tensor(request).detach()
-    if target.size() != tensor.size():
-        raise CheckpointError(
-            f"{request.storage_index} has the shape {tuple(tensor.size())} in the checkpoint, but "
-            f"{tuple(target.size())} is wanted"
-        )
-    target.copy_(tensor)
-    planner.commit_tensor(request, target)
 
 
 def _no_checkpoint(uri: str, error: NotFoundError) -> NotFoundError:

@@ -12,7 +12,10 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.storage import WriteResult
 
 from s3torch.core.errors import TransferCancelledError
+from s3torch.dcp.archives import HEAD_SIZE, TensorLayout, find_content
 from s3torch.dcp.errors import CheckpointError
+from s3torch.dcp.pieces import memory_of
+from s3torch.dcp.plan import NOTE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -95,11 +98,15 @@ class _Target(io.IOBase):
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self.error: BaseException | None = None
+        # The first bytes of the current item.
+        self.head = bytearray()
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
+        if len(self.head) < HEAD_SIZE:
+            self.head += memoryview(data).cast("B")[: HEAD_SIZE - len(self.head)]
         try:
             return int(self._stream.write(data))
         except BaseException as exc:
@@ -120,9 +127,17 @@ def _write_item(
 ) -> WriteResult:
     check()
     offset = target.tell()
-    descriptors = _write_value(target, item, planner.resolve_data(item), transforms)
+    data = planner.resolve_data(item)
+    if isinstance(data, torch.Tensor):
+        data = _on_cpu(data)
+    target.head.clear()
+    descriptors = _write_value(target, item, data, transforms)
     length = target.tell() - offset
     place = _StorageInfo(name, offset, length, transform_descriptors=descriptors or None)
+    if not descriptors and isinstance(data, torch.Tensor) and _is_plain(data):
+        start = find_content(bytes(target.head))
+        if start is not None:
+            setattr(place, NOTE, TensorLayout(start, data.dtype, tuple(data.shape)).note())
     return WriteResult(index=item.index, size_in_bytes=length, storage_data=place)
 
 
@@ -134,7 +149,7 @@ def _write_value(target: _Target, item: WriteItem, data: Any, transforms: Any) -
     if isinstance(data, io.BytesIO):
         stream.write(data.getbuffer())
     elif isinstance(data, torch.Tensor):
-        torch.save(_on_cpu(data), stream)
+        torch.save(data, stream)
     else:
         raise CheckpointError(f"{item.index} is a {type(data).__name__}, not a tensor or a BytesIO")
     if descriptors:
@@ -145,5 +160,21 @@ def _write_value(target: _Target, item: WriteItem, data: Any, transforms: Any) -
 
 def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach().cpu()
+    if tensor.untyped_storage().size() == tensor.nbytes:
+        return tensor
     # Of a view, torch would save the whole storage.
-    return tensor.clone() if tensor.untyped_storage().size() != tensor.nbytes else tensor
+    if type(tensor) is torch.Tensor and _is_plain(tensor):
+        return torch.frombuffer(memory_of(tensor), dtype=tensor.dtype).view(tensor.shape)
+    return tensor.clone()
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Tells whether the bytes of a tensor are just its elements, in order."""
+    return bool(
+        tensor.layout == torch.strided
+        and tensor.nbytes
+        and tensor.is_contiguous()
+        and not tensor.is_quantized
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+    )

@@ -19,14 +19,14 @@ from s3torch.core.ranges import MIB, ByteRange
 from s3torch.core.transfer.checksums import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from s3torch.core.connection import Connector
     from s3torch.core.memory import MemoryBudget
     from s3torch.core.models import GetResult, HeadObjectResult
     from s3torch.core.protocols import Transfer
 
-__all__ = ["GetObjectStream", "ObjectSource", "PendingRange", "RangeSource"]
+__all__ = ["GetObjectStream", "ObjectRange", "ObjectSource", "PendingRange", "RangeSource"]
 
 _WINDOW = 128 * MIB
 
@@ -40,6 +40,17 @@ class PendingRange(Protocol):
 
     def cancel(self) -> None:
         """Stops the transfer; the buffer is not touched any more."""
+        ...
+
+
+class ObjectRange(PendingRange, Protocol):
+    """A range of an object in S3 on its way."""
+
+    def add_done_callback(self, fn: Callable[[], object], /) -> None:
+        """Calls ``fn`` when ``wait`` will not wait any more, at once if that is so already.
+
+        It is called on a thread of the transport and must not block.
+        """
         ...
 
 
@@ -121,8 +132,15 @@ class ObjectSource:
         """The budget of this process."""
         return self._connector.get().memory.budget
 
-    def start(self, start: int, stop: int, into: memoryview | None = None) -> PendingRange:
-        """Starts one GetObject request."""
+    def start(self, start: int, stop: int, into: memoryview | None = None) -> ObjectRange:
+        """Starts one GetObject request for the bytes from ``start`` to ``stop``, at most a part.
+
+        Args:
+            start: Where the range begins.
+            stop: Where it ends; the object may end before.
+            into: Takes the bytes, which then come without a copy; it is not touched any more once the range
+                has arrived or was cancelled.
+        """
         if self._size is not None and start >= min(stop, self._size):
             return _NoBytes()
         whole = start == 0 and self._size is not None and stop >= self._size
@@ -257,6 +275,9 @@ class _Pending:
     def cancel(self) -> None:
         self._transfer.cancel()
 
+    def add_done_callback(self, fn: Callable[[], object], /) -> None:
+        self._transfer.add_done_callback(lambda _: fn())
+
 
 class _NoBytes:
     """A range that is known to have no bytes."""
@@ -266,3 +287,6 @@ class _NoBytes:
 
     def cancel(self) -> None:
         """Does nothing."""
+
+    def add_done_callback(self, fn: Callable[[], object], /) -> None:
+        fn()

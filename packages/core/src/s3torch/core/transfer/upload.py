@@ -14,7 +14,7 @@ from s3torch.core._process import Birthplace
 from s3torch.core.errors import ConfigurationError, S3Error, TransferCancelledError
 from s3torch.core.ranges import MAX_PARTS, MIB, upload_part_size
 from s3torch.core.transfer._queued_part import QueuedPart
-from s3torch.core.transfer.checksums import RunningChecksum, checksum
+from s3torch.core.transfer.checksums import RunningChecksum
 
 if TYPE_CHECKING:
     from s3torch.core.connection import Connection, Connector
@@ -101,6 +101,11 @@ class Upload:
                 self._fail(TransferCancelledError("the upload was aborted", **self._about))
 
     @property
+    def checksum(self) -> tuple[str, str] | None:
+        """The algorithm and the checksum of the whole object, in base64, once it is complete."""
+        return self._whole.value if self._whole is not None else None
+
+    @property
     def is_open(self) -> bool:
         """Tells whether the upload was neither completed nor aborted."""
         return self._result is None and self._error is None
@@ -184,12 +189,14 @@ class Upload:
         transport = self._connection.transport
         if self._multipart is None:
             body = self._buffer.body if self._buffer is not None else memoryview(b"")
+            if self._whole is not None:
+                self._whole.update(body)
             return transport.put(
                 self.bucket,
                 self.key,
                 body,
                 options=self._options,
-                checksum=checksum(self._algorithm, body),
+                checksum=self.checksum,
             ).result()
         if self._buffer is not None:
             self._send_part(self._buffer)
@@ -199,7 +206,7 @@ class Upload:
             self._multipart.result(),
             self._parts,
             options=self._options,
-            checksum=self._whole.value if self._whole is not None else None,
+            checksum=self.checksum,
         ).result()
 
     def _fail(self, error: BaseException) -> None:

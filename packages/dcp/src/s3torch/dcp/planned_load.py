@@ -1,0 +1,184 @@
+"""A load that knows its whole plan: all ranges of all files in flight, items finished as they arrive."""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.checkpoint.planner import LoadItemType
+
+from s3torch.core.ranges import KIB, MIB
+from s3torch.dcp.archives import TensorLayout, noted_layout, parse_archive
+from s3torch.dcp.fetching import fetch, plan_parts
+from s3torch.dcp.pieces import HeadPiece, ItemPiece, TensorPiece, hand_over, target_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from torch.distributed.checkpoint.planner import LoadPlanner
+
+    from s3torch.core.transfer.source import ObjectSource
+    from s3torch.dcp.fetching import Piece
+    from s3torch.dcp.plan import StoredChunk
+
+__all__ = ["PlannedLoad"]
+
+# Below this an archive is fetched whole: looking for its tensor first would cost more.
+_SMALL_ITEM = 256 * KIB
+_DECODING = 64 * MIB
+
+
+class PlannedLoad:
+    """One load of one rank.
+
+    The caller's thread talks to the planner, because planners are not made for many threads. Items that are
+    large and have to be decoded are decoded in threads meanwhile.
+
+    Args:
+        open_source: Opens a file by its path, relative to the checkpoint.
+        planner: Says where the values belong.
+        decode: Makes a value of an item that is more than a plain tensor.
+        max_gap: Bytes between two pieces up to which one request fetches both; ``None`` to keep waste small.
+        threads: How many items are decoded at a time.
+    """
+
+    def __init__(
+        self,
+        open_source: Callable[[str], ObjectSource],
+        planner: LoadPlanner,
+        decode: Callable[[StoredChunk, io.BytesIO], Any],
+        *,
+        max_gap: float | None,
+        threads: int,
+    ) -> None:
+        self._open = open_source
+        self._planner = planner
+        self._decode = decode
+        self._max_gap = max_gap
+        self._threads = threads
+        self._sources: dict[str, ObjectSource] = {}
+
+    def run(self, files: Mapping[str, Iterable[StoredChunk]]) -> None:
+        """Loads chunks of files, by the paths of the files.
+
+        Raises:
+            CheckpointError: The checkpoint is not what its metadata says.
+            S3Error: A file is missing, damaged, or cannot be read.
+        """
+        chunks = [(path, chunk) for path, chunks in files.items() for chunk in chunks]
+        layouts = self._layouts(chunks)
+        pieces: dict[str, list[Piece]] = {}
+        for path, chunk in chunks:
+            for piece in self._pieces_of(chunk, layouts.get(id(chunk))):
+                pieces.setdefault(path, []).append(piece)
+        decoding = _Decoding(self._threads, self._give)
+        with closing(self._fetch(pieces, self._max_gap)) as arrived, closing(decoding):  # type: ignore[type-var]
+            for piece in arrived:
+                if isinstance(piece, TensorPiece):
+                    piece.finish(self._planner)
+                elif isinstance(piece, ItemPiece):
+                    view = piece.take()
+                    decoding.add(piece.chunk, len(view), partial(self._value, piece.chunk, view))
+            decoding.finish()
+
+    def _layouts(self, chunks: list[tuple[str, StoredChunk]]) -> dict[int, TensorLayout]:
+        """Finds out where the tensors are, from what the writer has noted, else from the archives' heads."""
+        layouts: dict[int, TensorLayout] = {}
+        heads: dict[str, list[Piece]] = {}
+        for path, chunk in chunks:
+            if chunk.descriptors or chunk.requests[0].type == LoadItemType.BYTE_IO:
+                continue
+            layout = noted_layout(chunk.note, chunk.size)
+            if layout is not None:
+                layouts[id(chunk)] = layout
+            elif chunk.size > _SMALL_ITEM:
+                heads.setdefault(path, []).append(HeadPiece(chunk))
+        with closing(self._fetch(heads, 0)) as arrived:  # type: ignore[type-var]
+            for piece in arrived:
+                if isinstance(piece, HeadPiece) and (layout := piece.layout()) is not None:
+                    layouts[id(piece.chunk)] = layout
+        return layouts
+
+    def _pieces_of(self, chunk: StoredChunk, layout: TensorLayout | None) -> Iterator[Piece]:
+        """Yields what has to be fetched; what has no bytes is finished at once."""
+        if layout is None or not all(_is_inside(request, layout) for request in chunk.requests):
+            if chunk.size:
+                yield ItemPiece(chunk)
+            else:
+                self._give(chunk, self._value(chunk, memoryview(b"")))
+            return
+        for request in chunk.requests:
+            piece = TensorPiece(request, chunk, layout, target_of(request, self._planner))
+            if piece.start < piece.stop:
+                yield piece
+            else:
+                piece.finish(self._planner)
+
+    def _fetch(self, pieces: Mapping[str, list[Piece]], max_gap: float | None) -> Iterator[Piece]:
+        files = []
+        for path, wanted in pieces.items():
+            source = self._sources.get(path) or self._sources.setdefault(path, self._open(path))
+            files.append((source, plan_parts(wanted, part_size=source.part_size, max_gap=max_gap)))
+        return fetch(files)
+
+    def _value(self, chunk: StoredChunk, view: memoryview) -> Any:
+        if chunk.requests[0].type != LoadItemType.BYTE_IO and not chunk.descriptors:
+            layout = parse_archive(view, len(view))
+            if layout is not None and layout.start < layout.stop:
+                content = view[layout.start : layout.stop]
+                return torch.frombuffer(content, dtype=layout.dtype).view(layout.sizes)
+        return self._decode(chunk, io.BytesIO(view))
+
+    def _give(self, chunk: StoredChunk, value: Any) -> None:
+        for request in chunk.requests:
+            hand_over(request, value, self._planner)
+
+
+def _is_inside(request: Any, layout: TensorLayout) -> bool:
+    if not len(request.storage_offsets) == len(request.lengths) == len(layout.sizes):
+        return False
+    where = zip(request.storage_offsets, request.lengths, layout.sizes, strict=True)
+    return all(at >= 0 and at + count <= size for at, count, size in where)
+
+
+class _Decoding:
+    """Decodes large items in threads and small ones at once; hands them over on the caller's thread."""
+
+    def __init__(self, threads: int, give: Callable[[StoredChunk, Any], None]) -> None:
+        self._threads = threads
+        self._give = give
+        self._pool: ThreadPoolExecutor | None = None
+        self._running: deque[tuple[StoredChunk, int, Future[Any]]] = deque()
+        self._bytes = 0
+
+    def add(self, chunk: StoredChunk, size: int, decode: Callable[[], Any]) -> None:
+        """Takes an item; waits for older ones when there is much to be decoded already."""
+        if size <= _SMALL_ITEM or self._threads == 1:
+            self._give(chunk, decode())
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="s3torch-load")
+        self._running.append((chunk, size, self._pool.submit(decode)))
+        self._bytes += size
+        while self._running and (self._bytes > _DECODING or self._running[0][2].done()):
+            self._finish_one()
+
+    def finish(self) -> None:
+        """Waits for all."""
+        while self._running:
+            self._finish_one()
+
+    def close(self) -> None:
+        """Drops what is not decoded yet."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _finish_one(self) -> None:
+        chunk, size, future = self._running.popleft()
+        self._bytes -= size
+        self._give(chunk, future.result())

@@ -276,11 +276,10 @@ def test_an_upload_that_cannot_even_be_aborted_raises_the_first_error(wire):
 
 
 def test_the_writer_does_not_wait_for_the_beginning_of_its_upload(wire):
-    wire.proxy.add(Fault(latency=1.5), method="POST", match=lambda request: "uploads" in request.query)
+    wire.proxy.add(Fault(latency=3), method="POST", match=lambda request: "uploads" in request.query)
     with wire.client().put_object(wire.bucket, "k") as writer:
-        began = time.monotonic()
         writer.write(DATA)
-        assert time.monotonic() - began < 1
+        assert "PUT" not in wire.methods  # There is no upload id yet.
     assert wire.get("k") == DATA
 
 
@@ -334,7 +333,7 @@ def test_a_server_that_hangs_is_a_timeout(wire, after):
     began = time.monotonic()
     with pytest.raises((S3TimeoutError, S3ConnectionError)):
         read_small(wire, max_attempts=1, read_timeout=1)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 25  # The server hangs for 30.
 
 
 def test_closing_a_reader_does_not_wait_for_the_server(wire):
@@ -344,4 +343,4 @@ def test_closing_a_reader_does_not_wait_for_the_server(wire):
         reader.read(1000)
     began = time.monotonic()
     reader.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 15  # The server hangs for 20.

@@ -14,12 +14,16 @@ from s3torch.datasets._version import __version__
 if TYPE_CHECKING:
     from s3torch.datasets.iterable import S3IterableDataset
     from s3torch.datasets.map_style import S3MapDataset
+    from s3torch.datasets.resume import ResumableLoader
+    from s3torch.datasets.sampler import S3Sampler
 
-__all__ = ["S3IterableDataset", "S3MapDataset", "__version__"]
+__all__ = ["ResumableLoader", "S3IterableDataset", "S3MapDataset", "S3Sampler", "__version__"]
 
 _MODULES = {
+    "ResumableLoader": "s3torch.datasets.resume",
     "S3IterableDataset": "s3torch.datasets.iterable",
     "S3MapDataset": "s3torch.datasets.map_style",
+    "S3Sampler": "s3torch.datasets.sampler",
 }
 
 

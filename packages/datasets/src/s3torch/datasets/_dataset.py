@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch.utils.data import get_worker_info
 
 from s3torch.core import S3Client, S3ReaderConstructor, UserAgent
-from s3torch.core.errors import ConfigurationError
+from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
 from s3torch.datasets.prefetch import check_prefetch, look_ahead
 from s3torch.datasets.transforms import identity
 
@@ -26,6 +29,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+OnError = Literal["raise", "skip"]
+
+_UNKNOWN_SIZE = 1024 * 1024
+_SLOTS = 256
+
 
 class S3Dataset:
     """Base of the datasets; not for direct use."""
@@ -42,10 +50,16 @@ class S3Dataset:
         s3client_config: S3ClientConfig | None,
         reader_constructor: S3ReaderConstructorProtocol | None,
         prefetch: int | None,
+        on_error: OnError = "raise",
     ) -> None:
         for name, value in (("get_dataset_objects", get_dataset_objects), ("transform", transform)):
             if not callable(value):
                 raise ConfigurationError(f"{name} must be callable, got {value!r}")
+        if on_error not in {"raise", "skip"}:
+            raise ConfigurationError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+        self._on_error = on_error
+        # Shared memory; each worker writes into its own slot, so that nothing is lost.
+        self._skipped = torch.zeros(_SLOTS, dtype=torch.int64).share_memory_()
         self._get_dataset_objects = get_dataset_objects
         self._transform = transform
         self._reader_constructor = reader_constructor
@@ -71,6 +85,11 @@ class S3Dataset:
     def endpoint(self) -> str | None:
         """The endpoint that was given."""
         return self._endpoint
+
+    @property
+    def skipped(self) -> int:
+        """How many objects were missing or changed and were left out, by this process and its workers."""
+        return int(self._skipped.sum())
 
     def close(self) -> None:
         """Closes the client of this process; may be called again."""
@@ -108,13 +127,37 @@ class S3Dataset:
             exc.add_note(f"while transforming {_uri(reader)}")
             raise
 
-    def _samples(self, items: Iterable[S3BucketKeyData]) -> Iterator[Any]:
-        """Yields the samples of the items in their order, with the downloads of the next ones under way."""
+    def _samples(self, items: Iterable[S3BucketKeyData]) -> Iterator[tuple[int, Any]]:
+        """Yields the samples in the order of the items, with the downloads of the next ones under way.
+
+        With each comes how many items were taken so far, those that were skipped included.
+        """
         # A reader that is handed out stays unread, so that it can be pickled and holds no memory.
         depth = 0 if self._transform is identity else self._prefetch
-        with closing(look_ahead(map(self._open, items), depth=depth)) as readers:
-            for reader in readers:
-                yield self._sample(reader)
+        size = 0
+
+        def opened() -> Iterator[S3Reader]:
+            nonlocal size
+            for item in items:
+                size = _UNKNOWN_SIZE if item.object_info is None else item.object_info.size
+                yield self._open(item)
+
+        with closing(look_ahead(opened(), depth=depth, weigh=lambda _: size)) as readers:
+            for taken, reader in enumerate(readers, 1):
+                try:
+                    sample = self._sample(reader)
+                except (NotFoundError, ObjectChangedError) as exc:
+                    if self._on_error == "raise":
+                        raise
+                    self._skip(reader, exc)
+                    continue
+                yield taken, sample
+
+    def _skip(self, reader: S3Reader, exc: Exception) -> None:
+        _log.warning("skipping %s: %s", _uri(reader), exc)
+        reader.close()
+        info = get_worker_info()
+        self._skipped[0 if info is None else 1 + info.id % (_SLOTS - 1)] += 1
 
 
 def log_prefix(cls: type, s3_uri: object) -> None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.utils.data import IterableDataset
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.datasets._dataset import S3Dataset, given, log_objects, log_prefix
-from s3torch.datasets.placement import current_rank, current_worker
+from s3torch.datasets._dataset import OnError, S3Dataset, given, log_objects, log_prefix
+from s3torch.datasets.ordering import Course, Leg, Permutation, Uneven, check_uneven, pick
+from s3torch.datasets.placement import current_rank, current_worker, given_place
+from s3torch.datasets.progress import course_from_state, course_to_state, resume, without_share
 from s3torch.datasets.sharding import Place, Shard
 from s3torch.datasets.sources import ObjectsSource, PrefixSource
 from s3torch.datasets.transforms import identity
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Self
 
-    from s3torch.core import S3ClientConfig, S3Reader, S3ReaderConstructorProtocol
+    from s3torch.core import S3BucketKeyData, S3ClientConfig, S3Reader, S3ReaderConstructorProtocol
     from s3torch.datasets.sources import ObjectSource
 
 __all__ = ["S3IterableDataset"]
@@ -27,7 +31,8 @@ __all__ = ["S3IterableDataset"]
 class S3IterableDataset(S3Dataset, IterableDataset[Any]):
     """The objects of a listing, one after the other.
 
-    Every epoch, that is every ``iter(dataset)``, lists anew and as far as it is read. While a transform
+    Every epoch, that is every ``iter(dataset)``, lists anew and as far as it is read, unless it is shuffled
+    or made even, see below. While a transform
     runs, the downloads of the next objects are under way; with the default transform they are not, because
     its readers are handed out unread.
 
@@ -55,6 +60,13 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
             turn comes; 0 fetches one after the other.
         rank: This rank, for jobs without a process group; needs ``enable_sharding`` and ``world_size``.
         world_size: The number of ranks.
+        shuffle: Lists everything once, and yields it in an order that ``seed`` and ``set_epoch`` decide.
+        seed: The same on all ranks.
+        uneven: What becomes of a tail that the ranks cannot share evenly, so that collectives do not hang:
+            ``"pad"`` repeats samples, ``"drop"`` leaves some out, ``"keep"`` lets ranks differ by one. All
+            but ``"keep"`` list everything once.
+        on_error: ``"skip"`` leaves missing and changed objects out, with a warning in the log and a count
+            in ``skipped``.
 
     Raises:
         ConfigurationError: An argument is wrong.
@@ -75,6 +87,10 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         prefetch: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        uneven: Uneven = "keep",
+        on_error: OnError = "raise",
     ) -> None:
         super().__init__(
             region,
@@ -84,12 +100,21 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
             s3client_config=s3client_config,
             reader_constructor=reader_constructor,
             prefetch=prefetch,
+            on_error=on_error,
         )
         self._enable_sharding = enable_sharding
-        self._given_rank = _given_rank(rank, world_size)
+        self._given_rank = given_place(rank, world_size)
         if self._given_rank is not None and not enable_sharding:
             raise ConfigurationError("rank and world_size need enable_sharding=True")
         self._seen_rank = current_rank()
+        self._shuffle = shuffle
+        self._seed = seed
+        self._uneven = check_uneven(uneven)
+        # Shared memory, so that persistent workers see the epoch that is set in their parent.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._objects: list[S3BucketKeyData] | None = None
+        self._saved: Course | None = None
+        self._course = Course()
 
     @classmethod
     def from_prefix(
@@ -105,6 +130,10 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         prefetch: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        uneven: Uneven = "keep",
+        on_error: OnError = "raise",
     ) -> Self:
         """Makes a dataset of all objects whose key begins with the key of the URI, in listing order.
 
@@ -122,7 +151,15 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
             s3client_config=s3client_config,
             enable_sharding=enable_sharding,
             reader_constructor=reader_constructor,
-            **given(prefetch=prefetch, rank=rank, world_size=world_size),
+            **given(
+                prefetch=prefetch,
+                rank=rank,
+                world_size=world_size,
+                shuffle=shuffle or None,
+                seed=seed or None,
+                uneven=None if uneven == "keep" else uneven,
+                on_error=None if on_error == "raise" else on_error,
+            ),
         )
 
     @classmethod
@@ -139,6 +176,10 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         prefetch: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        uneven: Uneven = "keep",
+        on_error: OnError = "raise",
     ) -> Self:
         """Makes a dataset of one URI or of several in their order; an iterator is gone through once, now.
 
@@ -156,13 +197,97 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
             s3client_config=s3client_config,
             enable_sharding=enable_sharding,
             reader_constructor=reader_constructor,
-            **given(prefetch=prefetch, rank=rank, world_size=world_size),
+            **given(
+                prefetch=prefetch,
+                rank=rank,
+                world_size=world_size,
+                shuffle=shuffle or None,
+                seed=seed or None,
+                uneven=None if uneven == "keep" else uneven,
+                on_error=None if on_error == "raise" else on_error,
+            ),
         )
+
+    @property
+    def enable_sharding(self) -> bool:
+        """Tells whether ranks and workers share the objects out."""
+        return self._enable_sharding
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of the next iteration, also in workers that run already.
+
+        A state that was loaded for another epoch is forgotten.
+        """
+        if self._saved is not None and self._saved.epoch != epoch:
+            self._saved = None
+        self._epoch[0] = epoch
 
     def __iter__(self) -> Iterator[Any]:
         # Decided now, not at the first sample: a group may be gone by then.
         shard = Shard(self._rank(), current_worker()) if self._enable_sharding else Shard()
-        return self._samples(shard.select(self._list()))
+        saved, self._saved = self._saved, None
+        course = Course(int(self._epoch), shard=shard) if saved is None else resume(saved, shard)
+        self._course = course
+        return self._run(course)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tells how far the iteration is that this process started last.
+
+        In a worker, it is the state of this worker: torchdata's ``StatefulDataLoader`` asks each, and needs
+        the same number of workers and ranks to resume. For another number, see ``ResumableLoader``.
+        """
+        saved = self._saved
+        return course_to_state(self._course if saved is None else saved, self._order())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Lets the next iteration go on where a state was saved.
+
+        Raises:
+            ConfigurationError: It is no such state, or the dataset has another order.
+        """
+        self._saved = course_from_state(state, self._order())
+        self._epoch[0] = self._saved.epoch
+
+    def begun(self, *, workers: int) -> dict[str, Any]:
+        """Returns the state that a loader's iteration starts from, which has just been started.
+
+        Workers have their copies of a loaded state by then, so it is forgotten here.
+        """
+        saved, self._saved = self._saved, None
+        if workers == 0:
+            saved = self._course
+        if saved is None:
+            saved = Course(int(self._epoch))
+        return course_to_state(without_share(saved), self._order())
+
+    def state_after(
+        self, begun: Mapping[str, Any], workers: int, batch_size: int, batches: int
+    ) -> dict[str, Any]:
+        """Returns the state of all ranks after each took so many batches, in turn from its workers."""
+        course = course_from_state(begun, self._order())
+        ranks = self._rank().size if self._enable_sharding else 1
+        leg = Leg(ranks, workers, batch_size, batches)
+        return course_to_state(Course(course.epoch, course.extended(leg)), self._order())
+
+    def _order(self) -> dict[str, Any]:
+        return {"shuffle": self._shuffle, "seed": self._seed if self._shuffle else 0}
+
+    def _run(self, course: Course) -> Iterator[Any]:
+        for taken, sample in self._samples(self._chosen(course)):
+            self._course = replace(course, taken=course.taken + taken)
+            yield sample
+
+    def _chosen(self, course: Course) -> Iterator[S3BucketKeyData]:
+        if not self._shuffle and self._uneven == "keep":
+            return pick(self._list(), course.positions())
+        if self._objects is None:
+            self._objects = list(self._list())
+        count = len(self._objects)
+        places = course.within(count, uneven=self._uneven)
+        if not self._shuffle:
+            return map(self._objects.__getitem__, places)
+        order = Permutation(count, seed=self._seed, epoch=course.epoch)
+        return (self._objects[order[place]] for place in places)
 
     def __getstate__(self) -> dict[str, Any]:
         self._rank()
@@ -171,15 +296,3 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
     def _rank(self) -> Place:
         self._seen_rank = current_rank() or self._seen_rank
         return self._given_rank or self._seen_rank or Place()
-
-
-def _given_rank(rank: int | None, world_size: int | None) -> Place | None:
-    if rank is None and world_size is None:
-        return None
-    # A bool is no rank.
-    if type(rank) is not int or type(world_size) is not int or not 0 <= rank < world_size:
-        raise ConfigurationError(
-            "rank and world_size are integers that are given together, with 0 <= rank < world_size; "
-            f"got {rank!r} and {world_size!r}"
-        )
-    return Place(rank, world_size)

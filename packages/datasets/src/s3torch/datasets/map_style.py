@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
-from s3torch.datasets._dataset import S3Dataset, given, log_objects, log_prefix
+from s3torch.datasets._dataset import OnError, S3Dataset, given, log_objects, log_prefix
 from s3torch.datasets.sources import ObjectsSource, PrefixSource
 from s3torch.datasets.transforms import identity
 
@@ -51,6 +51,8 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
         reader_constructor: How objects are read; the default is sequential.
         prefetch: How many objects of a batch are fetched ahead, of each at most the first part until its
             turn comes; 0 fetches one after the other.
+        on_error: ``"skip"`` leaves missing and changed objects out of batches, with a warning in the log and
+            a count in ``skipped``; a single ``dataset[i]`` always raises.
 
     Raises:
         ConfigurationError: An argument is wrong.
@@ -68,6 +70,7 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
         reader_constructor: S3ReaderConstructorProtocol | None = None,
         *,
         prefetch: int | None = None,
+        on_error: OnError = "raise",
     ) -> None:
         super().__init__(
             region,
@@ -77,6 +80,7 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
             s3client_config=s3client_config,
             reader_constructor=reader_constructor,
             prefetch=prefetch,
+            on_error=on_error,
         )
         self._objects: list[S3BucketKeyData] | None = None
 
@@ -91,6 +95,7 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
         s3client_config: S3ClientConfig | None = None,
         reader_constructor: S3ReaderConstructorProtocol | None = None,
         prefetch: int | None = None,
+        on_error: OnError = "raise",
     ) -> Self:
         """Makes a dataset of all objects whose key begins with the key of the URI, in listing order.
 
@@ -107,7 +112,7 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
             transform=transform,
             s3client_config=s3client_config,
             reader_constructor=reader_constructor,
-            **given(prefetch=prefetch),
+            **given(prefetch=prefetch, on_error=None if on_error == "raise" else on_error),
         )
 
     @classmethod
@@ -121,6 +126,7 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
         s3client_config: S3ClientConfig | None = None,
         reader_constructor: S3ReaderConstructorProtocol | None = None,
         prefetch: int | None = None,
+        on_error: OnError = "raise",
     ) -> Self:
         """Makes a dataset of one URI or of several in their order; an iterator is gone through once, now.
 
@@ -137,7 +143,7 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
             transform=transform,
             s3client_config=s3client_config,
             reader_constructor=reader_constructor,
-            **given(prefetch=prefetch),
+            **given(prefetch=prefetch, on_error=None if on_error == "raise" else on_error),
         )
 
     def __len__(self) -> int:
@@ -151,7 +157,7 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
         if type(self).__getitem__ is not S3MapDataset.__getitem__:
             # A subclass makes its own samples, and its method has to be the one that counts.
             return [self[index] for index in indices]
-        return list(self._samples([self._item(index) for index in indices]))
+        return [sample for _, sample in self._samples([self._item(index) for index in indices])]
 
     def __iter__(self) -> Iterator[Any]:
         # Without this, an IndexError of a transform would end a loop over the dataset in silence.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch.utils.data import get_worker_info
 
+from s3torch.core.errors import ConfigurationError
 from s3torch.datasets.sharding import Place
 
-__all__ = ["current_rank", "current_worker"]
+__all__ = ["current_rank", "current_worker", "given_place"]
 
 
 def current_rank() -> Place | None:
@@ -24,3 +25,20 @@ def current_worker() -> Place:
     """Returns the place of this ``DataLoader`` worker; the only one, outside of workers."""
     info = get_worker_info()
     return Place() if info is None else Place(info.id, info.num_workers)
+
+
+def given_place(rank: int | None, world_size: int | None) -> Place | None:
+    """Returns the place that a user gave; ``None`` if there is none.
+
+    Raises:
+        ConfigurationError: The two do not fit together.
+    """
+    if rank is None and world_size is None:
+        return None
+    # A bool is no rank.
+    if type(rank) is not int or type(world_size) is not int or not 0 <= rank < world_size:
+        raise ConfigurationError(
+            "rank and world_size are integers that are given together, with 0 <= rank < world_size; "
+            f"got {rank!r} and {world_size!r}"
+        )
+    return Place(rank, world_size)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from s3torch.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable
 
     from s3torch.core import S3Reader
 
 __all__ = ["DEFAULT_PREFETCH", "check_prefetch", "look_ahead"]
 
-DEFAULT_PREFETCH = 16
+DEFAULT_PREFETCH = 64
+_BYTES_AHEAD = 64 * 1024 * 1024
 
 
 def check_prefetch(prefetch: int | None) -> int:
@@ -29,7 +30,9 @@ def check_prefetch(prefetch: int | None) -> int:
     return value
 
 
-def look_ahead(readers: Iterable[S3Reader], *, depth: int) -> Generator[S3Reader]:
+def look_ahead(
+    readers: Iterable[S3Reader], *, depth: int, weigh: Callable[[S3Reader], int] = lambda _: 0
+) -> Generator[S3Reader]:
     """Yields readers in their order while the downloads of up to ``depth`` more are under way.
 
     Readers that cannot start on their own wait for their first read. When the iterator is closed or an error
@@ -37,17 +40,24 @@ def look_ahead(readers: Iterable[S3Reader], *, depth: int) -> Generator[S3Reader
 
     Args:
         readers: Unread readers, made as they are needed.
-        depth: How many to start ahead; 0 starts none.
+        depth: How many to start ahead at most; 0 starts none.
+        weigh: Tells the bytes of a reader that was just made. Beyond the next one, no more are started than
+            fit in 64 MiB; the budget of the process bounds the downloads of all datasets together.
     """
     if depth == 0:
         yield from readers
         return
     waiting: deque[S3Reader] = deque()
+    sizes: deque[int] = deque()
+    weight = 0
     try:
         for reader in readers:
             waiting.append(reader)
+            sizes.append(weigh(reader))
+            weight += sizes[-1]
             _start(reader)
-            if len(waiting) > depth:
+            while len(waiting) > depth or (len(waiting) > 2 and weight > _BYTES_AHEAD):
+                weight -= sizes.popleft()
                 yield waiting.popleft()
         while waiting:
             yield waiting.popleft()

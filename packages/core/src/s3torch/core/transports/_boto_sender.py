@@ -43,7 +43,7 @@ class BotoSender:
     def __init__(self, context: TransportContext) -> None:
         self._context = context
         self._current = _Current()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # The collector may abort a dropped upload in here.
         self._client: Any = None
 
     def send(self, transfer: PooledTransfer[T], once: Callable[[Any], T]) -> T:

@@ -37,7 +37,7 @@ class CrtRuntime:
                 "install it with pip install awscrt, or use transport='boto'"
             ) from exc
         self._context = context
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # The collector may abort a dropped upload in here.
         self._clients: dict[tuple[str, str], S3Client] = {}
         self._signing: tuple[Credentials, dict[tuple[str, str], AwsSigningConfig]] | None = None
         self._bootstrap = _bootstrap.get()

@@ -30,7 +30,7 @@ class Watch:
         self._part_size = config.part_size
         self._live = live
         self._looking = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # The collector may abort a dropped upload in here.
 
     def begin(self, transfer: CrtTransfer[Any]) -> None:
         """Sets the deadline of an attempt that is about to be sent."""

@@ -159,7 +159,7 @@ class TransferPool:
         self._workers = ThreadPoolExecutor(workers, name, initializer=self._enter)
         # Callbacks of cancelled transfers run here, because all workers may be waiting for the network.
         self._ender = ThreadPoolExecutor(1, f"{name}-end", initializer=self._enter)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # The collector may abort a dropped upload in here.
         self._threads: set[int] = set()
         self._live: dict[PooledTransfer[Any], Future[None]] = {}
         self._closed = False

@@ -8,6 +8,7 @@ by a ``PerProcess``, which makes a new one in the child and never touches the in
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import threading
 import weakref
@@ -102,7 +103,12 @@ _holders: weakref.WeakSet[PerProcess[Any]] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    for holder in list(_holders):
+    holders = list(_holders)
+    if any(holder.peek() is not None for holder in holders):
+        # What the parent has dropped, but its collector has not found yet, may be native as well, and its
+        # destructors may wait for locks that threads of the parent held at this moment.
+        gc.freeze()
+    for holder in holders:
         holder.after_fork_in_child()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _CRT_MEMORY_LIMIT = 1 << 30
 _MAX_EVENT_LOOPS = 8
 _ENDING_SECONDS = 2.0
+_LAST_THREAD_SECONDS = 0.05
 
 
 class CrtRuntime:
@@ -111,10 +113,13 @@ _natives: list[tuple[weakref.ref[S3Client], threading.Event]] = []
 
 def _wait_for_ending_clients() -> None:
     """Lets native clients that nobody holds any more come to their end before a fork."""
-    for client, ended in _natives:
-        if client() is None:
-            ended.wait(_ENDING_SECONDS)
-    _natives[:] = [(client, ended) for client, ended in _natives if client() is not None]
+    ending = [(client, ended) for client, ended in list(_natives) if client() is None]
+    for native in ending:
+        native[1].wait(_ENDING_SECONDS)
+        _natives.remove(native)
+    if ending:
+        # The CRT tells of the end before the last of its threads is gone, which may still hold locks.
+        time.sleep(_LAST_THREAD_SECONDS)
 
 
 if hasattr(os, "register_at_fork"):

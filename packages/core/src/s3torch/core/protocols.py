@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from s3torch.core.config import S3ClientConfig
+    from s3torch.core.errors import S3Error
     from s3torch.core.models import (
         BucketEndpoint,
         CompletedPart,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ControlPlane",
     "ResolvedSession",
+    "RetryListener",
     "SupportsControl",
     "Transfer",
     "Transport",
@@ -246,16 +248,23 @@ class ResolvedSession(Protocol):
         """
         ...
 
-    def credentials(self) -> Credentials | None:
+    def credentials(self, bucket: str | None = None) -> Credentials | None:
         """Returns keys that are valid now, refreshed where that is due; ``None`` for anonymous requests.
+
+        Args:
+            bucket: What the request is about; directory buckets have keys of their own.
 
         Raises:
             NoCredentialsError: No provider has any.
         """
         ...
 
-    def renew_credentials(self, stale: Credentials | None) -> bool:
+    def renew_credentials(self, stale: Credentials | None, bucket: str | None = None) -> bool:
         """Fetches credentials anew because S3 has refused these as expired.
+
+        Args:
+            stale: The keys that were refused.
+            bucket: What the request was about.
 
         Returns:
             Whether there are now others than ``stale``, with which the request may be tried again.
@@ -267,6 +276,16 @@ class ResolvedSession(Protocol):
         ...
 
 
+class RetryListener(Protocol):
+    """What a transport tells of its retries."""
+
+    def __call__(
+        self, *, operation: str, bucket: str, key: str, attempt: int, error: S3Error, seconds: float
+    ) -> None:
+        """Takes note that ``attempt`` (from 1) failed and the next begins in so many seconds."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class TransportContext:
     """What a transport is given when it is created.
@@ -275,8 +294,11 @@ class TransportContext:
         config: The settings of the client.
         session: Addresses and credentials.
         user_agent: The value of the ``User-Agent`` header.
+        on_retry: Told of every attempt that failed and is made again; ``None`` when nobody listens. It is
+            called on a thread of the transport and does not block.
     """
 
     config: S3ClientConfig
     session: ResolvedSession
     user_agent: str
+    on_retry: RetryListener | None = None

@@ -77,7 +77,7 @@ class AwsSession:
                 known = self._endpoints[bucket] = self._resolve(bucket)
         return known
 
-    def credentials(self) -> Credentials | None:
+    def credentials(self, bucket: str | None = None) -> Credentials | None:  # noqa: ARG002
         """Returns keys that are valid now; botocore refreshes them when that is due."""
         if self._config.unsigned:
             return None
@@ -98,7 +98,7 @@ class AwsSession:
             )
         return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
 
-    def renew_credentials(self, stale: Credentials | None) -> bool:
+    def renew_credentials(self, stale: Credentials | None, bucket: str | None = None) -> bool:
         """Asks all providers anew because S3 has refused these keys; tells whether there are others now.
 
         botocore renews by the clock only, so the session begins again without what it has cached. A boto3
@@ -107,9 +107,9 @@ class AwsSession:
         if stale is None:
             return False
         with self._lock:
-            if self.credentials() == stale:
+            if self.credentials(bucket) == stale:
                 self._botocore = self._boto_session = self._boto_client = None
-            return self.credentials() != stale
+            return self.credentials(bucket) != stale
 
     def boto_client(self) -> Any:
         """Returns the boto3 client of this session, made at the first call; it is safe to share."""

@@ -49,7 +49,7 @@ class Sender(Protocol):
     attempts: int
     closed: bool
 
-    def renew(self, stale: Credentials | None) -> bool:
+    def renew(self, stale: Credentials | None, bucket: str) -> bool:
         """Fetches other credentials than these; ``False`` if there are none."""
         ...
 
@@ -188,7 +188,7 @@ class CrtTransfer(Future[T]):
 
     def _renew(self, error: S3Error) -> None:
         try:
-            renewed = self._sender.renew(self.credentials)
+            renewed = self._sender.renew(self.credentials, self.bucket)
         except S3Error as exc:
             exc.__cause__ = error
             self.fail(exc)

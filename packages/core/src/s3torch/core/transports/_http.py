@@ -14,6 +14,7 @@ from s3torch.core.models import HeadObjectResult, RestoreStatus
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from s3torch.core.config import S3ClientConfig
     from s3torch.core.models import CompletedPart, PutOptions
     from s3torch.core.ranges import ByteRange
 
@@ -26,6 +27,11 @@ _RESTORE = re.compile(r'ongoing-request="(true|false)"(?:, expiry-date="([^"]*)"
 def checksum_header(algorithm: str) -> str:
     """Names the header that carries a checksum of this algorithm."""
     return _CHECKSUM + algorithm.lower()
+
+
+def common_headers(config: S3ClientConfig, operation: str) -> list[tuple[str, str]]:  # noqa: ARG001
+    """Gives the headers that the settings of a client add to a request of this S3 operation."""
+    return [("x-amz-request-payer", "requester")] if config.requester_pays else []
 
 
 def put_headers(options: PutOptions) -> list[tuple[str, str]]:

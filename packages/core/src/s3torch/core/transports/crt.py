@@ -24,6 +24,7 @@ from s3torch.core.transports._crt_transfer import CrtTransfer
 from s3torch.core.transports._crt_watch import Watch
 from s3torch.core.transports._http import (
     checksum_header,
+    common_headers,
     complete_body,
     condition_headers,
     put_headers,
@@ -207,9 +208,9 @@ class CrtTransport:
         transfer.start(lambda: self._send(transfer, method, query, headers, body))
         return transfer
 
-    def renew(self, stale: Credentials | None) -> bool:
-        """Fetches other credentials than these; ``False`` if there are none."""
-        return self._context.session.renew_credentials(stale)
+    def renew(self, stale: Credentials | None, bucket: str) -> bool:
+        """Fetches other credentials than these for a bucket; ``False`` if there are none."""
+        return self._context.session.renew_credentials(stale, bucket)
 
     def _send(
         self,
@@ -225,11 +226,10 @@ class CrtTransport:
         session = self._context.session
         endpoint = session.endpoint(transfer.bucket)
         transfer.host = endpoint.host
-        transfer.credentials = session.credentials()
+        transfer.credentials = session.credentials(transfer.bucket)
         path = endpoint.base_path + quote(transfer.key, safe="/~") + (f"?{query}" if query else "")
         lines = [("Host", endpoint.host), ("User-Agent", self._context.user_agent), *headers]
-        if self._context.config.requester_pays:
-            lines.append(("x-amz-request-payer", "requester"))
+        lines += common_headers(self._context.config, transfer.operation)
         if method in {"PUT", "POST"}:
             lines.append(("Content-Length", str(len(body) if body is not None else 0)))
         if body:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed.checkpoint.planner import LoadItemType
 
-from s3torch.core.ranges import KIB, MIB
+from s3torch.core.ranges import KIB, MIB, plan_parts
+from s3torch.core.transfer.fetching import fetch
 from s3torch.dcp.archives import TensorLayout, noted_layout, parse_archive
-from s3torch.dcp.fetching import fetch, plan_parts
 from s3torch.dcp.pieces import HeadPiece, ItemPiece, TensorPiece, hand_over, target_of
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from torch.distributed.checkpoint.planner import LoadPlanner
 
+    from s3torch.core.transfer.fetching import Piece
     from s3torch.core.transfer.source import ObjectSource
-    from s3torch.dcp.fetching import Piece
     from s3torch.dcp.plan import StoredChunk
 
 __all__ = ["PlannedLoad"]

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.memory import new_bytes
-from s3torch.core.ranges import MIB, split_range
+from s3torch.core.ranges import MIB
 from s3torch.core.readers._positioned import PositionedReader
+from s3torch.core.transfer.window import receive_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from s3torch.core.transfer.source import PendingRange
-
 __all__ = ["RangedS3Reader"]
 
 _DEFAULT_BUFFER = 8 * MIB
-_WINDOW = 128 * MIB
 
 
 class RangedS3Reader(PositionedReader):
@@ -65,7 +62,7 @@ class RangedS3Reader(PositionedReader):
         if not view:
             return
         if len(view) >= self._buffer_size:
-            self._direct(start, view)
+            receive_all(self._source, start, view)
             return
         self._refill(start)
         self._from_buffer(start, view)
@@ -86,26 +83,9 @@ class RangedS3Reader(PositionedReader):
             self._buffer = self._source.start(start, stop).wait()
         else:
             _, view = new_bytes(stop - start)
-            self._direct(start, view)
+            receive_all(self._source, start, view)
             self._buffer = view
         self._buffer_start = start
-
-    def _direct(self, start: int, view: memoryview) -> None:
-        """Fills a view by requests of at most a part, all in flight within a window."""
-        pending: deque[PendingRange] = deque()
-        size = self._source.part_size
-        limit = max(1, _WINDOW // size)
-        try:
-            for part in split_range(start, start + len(view), size):
-                if len(pending) == limit:
-                    pending.popleft().wait()
-                target = view[part.start - start : part.stop - start]
-                pending.append(self._source.start(part.start, part.stop, target))
-            while pending:
-                pending.popleft().wait()
-        finally:
-            for rest in pending:
-                rest.cancel()
 
     def _drop(self) -> list[Any]:
         self._buffer = memoryview(b"")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.ranges import MIB
 from s3torch.core.readers._positioned import PositionedReader
+from s3torch.core.transfer.window import IN_FLIGHT, Wanted, receive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SequentialS3Reader"]
 
-_MAX_AHEAD = 128 * MIB
 _KEPT_BEHIND = 32 * MIB
 
 
@@ -79,35 +78,26 @@ class SequentialS3Reader(PositionedReader):
         stop = start + len(view)
         first, last = start // size, (stop - 1) // size
         self._adapt(first, last)
-        waiting: deque[tuple[int, PendingRange | None]] = deque()
-        following = first
-        limit = max(1, _MAX_AHEAD // size)
-        try:
-            while waiting or following <= last:
-                while following <= last and len(waiting) < limit:
-                    begin, end = following * size, (following + 1) * size
-                    whole = begin >= start and min(end, self._source.known_size or 0) <= stop
-                    target = None
-                    if whole and following not in self._parts:
-                        target = self._source.start(begin, end, view[begin - start : end - start])
-                    else:
-                        self._part(following)
-                    waiting.append((following, target))
-                    following += 1
-                if following > last:
-                    self._read_ahead(last + 1)
-                index, target = waiting.popleft()
-                if target is not None:
-                    target.wait()
-                    continue
-                data = self._data(index)
-                low, high = max(start, index * size), min(stop, index * size + len(data))
-                view[low - start : high - start] = data[low - index * size : high - index * size]
-        finally:
-            for _, target in waiting:
-                if target is not None:
-                    target.cancel()
+        kept: list[int] = []
+        receive(self._source, self._missing(start, view, kept))
+        for index in kept:
+            data = self._data(index)
+            low, high = max(start, index * size), min(stop, index * size + len(data))
+            view[low - start : high - start] = data[low - index * size : high - index * size]
         self._evict(last)
+
+    def _missing(self, start: int, view: memoryview, kept: list[int]) -> Iterator[Wanted]:
+        """Yields the whole parts that go straight into the view; starts the others, which are kept."""
+        size = self._source.part_size
+        stop = start + len(view)
+        for index in range(start // size, (stop - 1) // size + 1):
+            begin, end = index * size, min((index + 1) * size, self._source.known_size or 0)
+            if begin >= start and end <= stop and index not in self._parts:
+                yield Wanted(begin, end, view[begin - start : end - start])
+            else:
+                self._part(index)
+                kept.append(index)
+        self._read_ahead((stop - 1) // size + 1)
 
     def _adapt(self, first: int, last: int) -> None:
         """Widens the window while parts are read one after the other, and narrows it on a jump."""
@@ -117,7 +107,7 @@ class SequentialS3Reader(PositionedReader):
             self._last_part = last
         elif first in {self._last_part, self._last_part + 1}:
             if last > self._last_part:
-                self._window = min(self._window * 2, max(1, _MAX_AHEAD // self._source.part_size))
+                self._window = min(self._window * 2, max(1, IN_FLIGHT // self._source.part_size))
             self._last_part = last
         elif last < parts - 1:
             self._window = 1

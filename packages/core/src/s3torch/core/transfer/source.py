@@ -6,7 +6,6 @@ as ``If-Match``. A range that did not arrive whole raises; it never turns into a
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from s3torch.core.errors import (
@@ -17,9 +16,10 @@ from s3torch.core.errors import (
 )
 from s3torch.core.ranges import MIB, ByteRange
 from s3torch.core.transfer.checksums import verify
+from s3torch.core.transfer.window import Wanted, in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from s3torch.core.connection import Connector
     from s3torch.core.memory import MemoryBudget
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GetObjectStream", "ObjectRange", "ObjectSource", "PendingRange", "RangeSource"]
 
-_WINDOW = 128 * MIB
+_STREAMED = 32 * MIB
 
 
 class PendingRange(Protocol):
@@ -196,26 +196,38 @@ class ObjectSource:
 
 
 class GetObjectStream:
-    """The bytes of an object, one ``bytes`` per part, with the next parts on their way."""
+    """The bytes of an object, one ``bytes`` per part, with the next parts on their way.
+
+    After an error the next one is asked for from where the bytes ended.
+    """
 
     def __init__(self, source: ObjectSource, start: int, stop: int | None) -> None:
         self.bucket = source.bucket
         self.key = source.key
         self._source = source
         self._position = start
-        self._next = start
         self._stop = stop
-        self._pending: deque[PendingRange] = deque()
+        self._closed = False
+        self._parts: Generator[memoryview] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        self._fill()
-        if not self._pending:
+        if self._closed:
             raise StopIteration
-        data = self._pending.popleft().wait()
+        if self._parts is None:
+            self._parts = in_order(self._source, self._wanted(), limit=_STREAMED)
+        try:
+            data = next(self._parts)
+        except StopIteration:
+            self.close()
+            raise
+        except BaseException:
+            self._parts = None
+            raise
         if not data:
+            self.close()
             raise StopIteration
         self._position += len(data)
         return data.obj if isinstance(data.obj, bytes) else bytes(data)
@@ -225,23 +237,21 @@ class GetObjectStream:
         return self._position
 
     def close(self) -> None:
-        """Cancels what is on its way."""
-        while self._pending:
-            self._pending.popleft().cancel()
+        """Cancels what is on its way and ends the stream."""
+        self._closed = True
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            parts.close()
 
-    def _fill(self) -> None:
-        size = self._source.known_size
-        limit = 1 if size is None else max(1, _WINDOW // self._source.part_size // 4)
-        while len(self._pending) < limit:
-            stop = self._next + self._source.part_size
-            if self._stop is not None:
-                stop = min(stop, self._stop)
-            if size is not None:
-                stop = min(stop, size)
-            if stop <= self._next:
+    def _wanted(self) -> Iterator[Wanted]:
+        start, size = self._position, self._source.part_size
+        while True:
+            ends = [end for end in (self._stop, self._source.known_size) if end is not None]
+            stop = min([start + size, *ends])
+            if stop <= start:
                 return
-            self._pending.append(self._source.start(self._next, stop))
-            self._next = stop
+            yield Wanted(start, stop)
+            start = stop
 
 
 class _Pending:

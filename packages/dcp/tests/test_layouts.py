@@ -1,115 +1,23 @@
-"""Which requests fetch the pieces of a load, and that all bytes get where they are wanted."""
+"""What is fetched of stored tensors, and where they are in their archives."""
 
 from __future__ import annotations
 
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
-from s3torch.core import TruncatedError
-from s3torch.core.memory import MemoryBudget
 from s3torch.core.ranges import MIB
 from s3torch.dcp.archives import HEAD_SIZE, noted_layout, parse_archive
-from s3torch.dcp.fetching import fetch, plan_parts
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:torch.distributed is disabled, unavailable or uninitialized",
     "ignore:Detected an existing checkpoint",
 )
-
-DATA = bytes(n * 7 % 251 for n in range(5000))
-
-
-@dataclass(eq=False)
-class Wanted:
-    start: int
-    stop: int
-    held: int = 0
-    data: bytearray = field(init=False)
-
-    def __post_init__(self):
-        self.data = bytearray(self.stop - self.start)
-
-    def open(self):
-        return memoryview(self.data)
-
-
-class File:
-    """Answers at once."""
-
-    bucket, key, part_size = "bucket", "key", 100
-
-    def __init__(self):
-        self.asked = []
-
-    def budget(self):
-        return MemoryBudget(10**9)
-
-    def start(self, start, stop, into):
-        self.asked.append((start, stop))
-        found = DATA[start:stop]
-        into[: len(found)] = found
-
-        class Done:
-            def wait(self):
-                return into[: len(found)]
-
-            def cancel(self):
-                pass
-
-            def add_done_callback(self, fn):
-                fn()
-
-        return Done()
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 4000), st.integers(1, 900)), max_size=12),
-    st.sampled_from([None, 0, 50, float("inf")]),
-)
-def test_every_piece_gets_its_bytes(places, gap):
-    pieces = [Wanted(start, start + size) for start, size in places]
-    file = File()
-    parts = plan_parts(pieces, part_size=100, max_gap=gap)
-    with closing(fetch([(file, parts)])) as arrived:
-        assert sorted(map(id, arrived)) == sorted(map(id, pieces))
-    for piece in pieces:
-        assert piece.data == DATA[piece.start : piece.stop]
-    assert all(stop - start <= 100 for start, stop in file.asked)
-    ends = [0, *(stop for _, stop in file.asked)]
-    assert all(start >= end for (start, _), end in zip(file.asked, ends, strict=False)), "fetched twice"
-
-
-@pytest.mark.parametrize(
-    ("places", "gap", "expected"),
-    [
-        ([(0, 10), (20, 30)], 10, [(0, 30)]),
-        ([(0, 10), (20, 30)], 9, [(0, 10), (20, 30)]),
-        ([(0, 250)], 0, [(0, 100), (100, 200), (200, 250)]),
-        # What is left of the first goes with the second.
-        ([(0, 210), (215, 225)], 10, [(0, 100), (100, 200), (200, 225)]),
-        # A gap before a large piece is not fetched.
-        ([(0, 100), (110, 210)], 10, [(0, 100), (110, 210)]),
-        ([(0, 10), (0, 10), (5, 8)], 0, [(0, 10)]),
-    ],
-)
-def test_requests(places, gap, expected):
-    parts = plan_parts([Wanted(*place) for place in places], part_size=100, max_gap=gap)
-    assert [(part.start, part.stop) for part in parts] == expected
-
-
-def test_a_file_that_ends_too_early():
-    parts = plan_parts([Wanted(4950, 5050)], part_size=100, max_gap=None)
-    with closing(fetch([(File(), parts)])) as arrived, pytest.raises(TruncatedError, match="4950 to 5050"):
-        list(arrived)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.complex64, torch.int64])

@@ -338,3 +338,28 @@ def test_an_error_cancels_the_parts_behind_it(cls, ledger, opened):
     with pytest.raises(ConnectionError, match="third"):
         opened(cls, source).read()
     assert set(source.requests) == set(source.waited) | set(source.cancelled)
+
+
+def test_going_back_in_what_was_read_whole_costs_nothing(ledger, opened):
+    source = ledger(DATA)
+    reader = opened(SequentialS3Reader, source)
+    assert reader.read() == DATA
+    count = len(source.requests)
+    reader.seek(0)
+    assert (reader.read(), reader.seek(33), reader.read(20)) == (DATA, 33, DATA[33:53])
+    assert len(source.requests) == count
+    reader.close()
+    assert source.shared.used == 0
+
+
+def test_what_is_kept_behind_can_be_chosen(ledger, opened):
+    source = ledger(DATA, known=True)
+    reader = opened(SequentialS3Reader, source, keep_behind=0)
+    while reader.read(5):
+        assert source.shared.used <= 10 * (16 + 2)
+    assert source.shared.used <= 10
+    reader.seek(0)
+    assert reader.read(3) == DATA[:3]
+    assert source.requests.count((0, 10)) == 2
+    with pytest.raises(ConfigurationError, match="keep_behind"):
+        opened(SequentialS3Reader, source, keep_behind=-1)

@@ -41,6 +41,7 @@ from s3torch.core.models import (
 )
 from s3torch.core.readers.base import S3Reader
 from s3torch.core.readers.constructor import S3ReaderConstructor
+from s3torch.core.readers.planned import PlannedS3Reader
 from s3torch.core.readers.protocols import GetStreamCallable, S3ReaderConstructorProtocol
 from s3torch.core.readers.ranged import RangedS3Reader
 from s3torch.core.readers.sequential import SequentialS3Reader
@@ -66,6 +67,7 @@ __all__ = [
     "NotFoundError",
     "ObjectChangedError",
     "ObjectInfo",
+    "PlannedS3Reader",
     "PreconditionFailedError",
     "PutObjectStream",
     "PutOptions",

@@ -57,6 +57,9 @@ class PositionedReader(S3Reader):
     def _drop(self) -> list[Any]:
         """Forgets all buffers and transfers, and returns the transfers."""
 
+    def _remember(self, start: int, data: bytes) -> None:
+        """Takes note of bytes that were read whole."""
+
     @property
     def bucket(self) -> str:
         """The bucket."""
@@ -105,6 +108,7 @@ class PositionedReader(S3Reader):
             view[: len(first)] = first
             self._fill(self._position + len(first), view[len(first) :])
             view.release()
+            self._remember(self._position, data)
         self._position += total
         return data
 

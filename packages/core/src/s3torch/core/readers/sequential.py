@@ -4,36 +4,38 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from s3torch.core.errors import ConfigurationError
 from s3torch.core.ranges import MIB
-from s3torch.core.readers._positioned import PositionedReader
-from s3torch.core.transfer.window import IN_FLIGHT, Wanted, receive
+from s3torch.core.readers._parts import PartCache, PartsReader
+from s3torch.core.transfer.window import IN_FLIGHT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from s3torch.core.memory import Reservation
-    from s3torch.core.transfer.source import PendingRange
 
 __all__ = ["SequentialS3Reader"]
 
 _KEPT_BEHIND = 32 * MIB
 
 
-class SequentialS3Reader(PositionedReader):
+class SequentialS3Reader(PartsReader):
     """Reads an object from front to back.
 
     The object is cut into parts of the configured size, each fetched by one request, at most once while it is
     kept. How many parts are on their way ahead of the position starts at one, doubles while the reading is
     sequential, and falls back on a seek; reading the tail, as torch does before it reads a file, does not
-    disturb it. What lies behind the position is kept up to 32 MiB, so small objects are kept whole.
+    disturb it.
 
-    A large ``readinto`` or ``read`` puts whole parts straight into the result.
+    What lies behind the position is kept up to ``keep_behind`` bytes, so going back is free there, and
+    objects of that size that were read with ``read`` are kept whole. Otherwise the parts that a ``read`` or
+    ``readinto`` takes in whole go straight into the result and are the caller's alone: who goes back to
+    them fetches them again.
 
     Args:
         bucket: The bucket.
         key: The key.
         get_object_info: Returns something with the ``size`` of the object.
         get_stream: Returns an iterator over the bytes from ``start`` to ``end``.
+        keep_behind: Bytes; ``None`` for 32 MiB, 0 for reading once through.
     """
 
     def __init__(
@@ -42,9 +44,13 @@ class SequentialS3Reader(PositionedReader):
         key: str,
         get_object_info: Callable[[], Any],
         get_stream: Callable[..., Iterator[bytes]],
+        keep_behind: int | None = None,
     ) -> None:
+        if keep_behind is not None and keep_behind < 0:
+            raise ConfigurationError(f"keep_behind must be 0 or more, got {keep_behind}")
         super().__init__(bucket, key, get_object_info, get_stream)
-        self._parts: dict[int, _Part] = {}
+        self._parts = PartCache(self._source)
+        self._keep_behind = _KEPT_BEHIND if keep_behind is None else keep_behind
         self._window = 1
         # Negative until something was read.
         self._last_part = -1
@@ -57,7 +63,7 @@ class SequentialS3Reader(PositionedReader):
         self._start_reading()
         size = self._source.known_size
         if size is None or self._position < size:
-            self._try_part(self._position // self._source.part_size)
+            self._parts.try_ahead(*next(self._cells(self._position, self._position + 1)))
 
     def _first_bytes(self, count: int) -> memoryview:
         first = super()._first_bytes(count)
@@ -65,39 +71,26 @@ class SequentialS3Reader(PositionedReader):
         small = size is not None and self._position < size <= self._source.part_size
         if small and count != 0 and not first:
             # The bytes of a small object are handed over as they came.
-            first = self._data(0)[self._position :]
+            first = self._parts.wait(0, self._source.part_size)[self._position :]
         return first if count < 0 else first[:count]
 
-    def _begin(self, start: int, count: int) -> memoryview:
-        size = self._source.part_size
-        index = start // size
-        return self._data(index)[start - index * size :][:count]
+    def _cells(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        size, end = self._source.part_size, self._source.known_size
+        for begin in range(start // size * size, stop, size):
+            yield begin, begin + size if end is None else min(begin + size, end)
 
     def _fill(self, start: int, view: memoryview) -> None:
         size = self._source.part_size
-        stop = start + len(view)
-        first, last = start // size, (stop - 1) // size
-        self._adapt(first, last)
-        kept: list[int] = []
-        receive(self._source, self._missing(start, view, kept))
-        for index in kept:
-            data = self._data(index)
-            low, high = max(start, index * size), min(stop, index * size + len(data))
-            view[low - start : high - start] = data[low - index * size : high - index * size]
-        self._evict(last)
+        self._adapt(start // size, (start + len(view) - 1) // size)
+        super()._fill(start, view)
 
-    def _missing(self, start: int, view: memoryview, kept: list[int]) -> Iterator[Wanted]:
-        """Yields the whole parts that go straight into the view; starts the others, which are kept."""
-        size = self._source.part_size
-        stop = start + len(view)
-        for index in range(start // size, (stop - 1) // size + 1):
-            begin, end = index * size, min((index + 1) * size, self._source.known_size or 0)
-            if begin >= start and end <= stop and index not in self._parts:
-                yield Wanted(begin, end, view[begin - start : end - start])
-            else:
-                self._part(index)
-                kept.append(index)
-        self._read_ahead((stop - 1) // size + 1)
+    def _remember(self, start: int, data: bytes) -> None:
+        # The result of a read is immutable, so keeping it costs no copy.
+        if (self._source.known_size or 0) <= self._keep_behind:
+            view, stop = memoryview(data), start + len(data)
+            for begin, end in self._cells(start, stop):
+                if begin >= start and end <= stop:
+                    self._parts.keep(begin, view[begin - start : end - start])
 
     def _adapt(self, first: int, last: int) -> None:
         """Widens the window while parts are read one after the other, and narrows it on a jump."""
@@ -113,89 +106,20 @@ class SequentialS3Reader(PositionedReader):
             self._window = 1
             self._last_part = last
 
-    def _read_ahead(self, index: int) -> None:
-        if self._window == 1 or self._source.budget() is None:
+    def _read_ahead(self, start: int) -> None:
+        size, end = self._source.part_size, self._source.known_size or 0
+        if self._window == 1:
             return
-        for ahead in range(index, index + self._window):
-            if ahead * self._source.part_size >= (self._source.known_size or 0):
+        begin = -(-start // size) * size
+        for cell in self._cells(begin, min(begin + self._window * size, end)):
+            if not self._parts.try_ahead(*cell):
                 return
-            if not self._try_part(ahead):
-                return
 
-    def _part(self, index: int) -> _Part:
-        """Returns a part that is needed now, and starts it first if it is not on its way."""
-        part = self._parts.pop(index, None)
-        if part is None:
-            budget = self._source.budget()
-            reservation = None if budget is None else budget.reserve(self._length(index))
-            part = self._start(index, reservation)
-        # The order of the parts is the order in which they were used last.
-        self._parts[index] = part
-        return part
-
-    def _try_part(self, index: int) -> bool:
-        """Starts a part ahead of its use, if the budget allows it."""
-        if index in self._parts:
-            return True
-        budget = self._source.budget()
-        if budget is None:
-            return False
-        reservation = budget.try_reserve(self._length(index))
-        if reservation is None:
-            return False
-        self._parts[index] = self._start(index, reservation)
-        return True
-
-    def _start(self, index: int, reservation: Reservation | None) -> _Part:
-        size = self._source.part_size
-        return _Part(self._source.start(index * size, (index + 1) * size), reservation)
-
-    def _length(self, index: int) -> int:
-        """How many bytes a part has, or may have while the size of the object is unknown."""
-        size, known = self._source.part_size, self._source.known_size
-        return size if known is None else max(0, min(size, known - index * size))
-
-    def _data(self, index: int) -> memoryview:
-        part = self._part(index)
-        try:
-            return part.wait()
-        except BaseException:
-            # The next read of these bytes asks for them again.
-            self._parts.pop(index).cancel()
-            raise
-
-    def _evict(self, current: int) -> None:
+    def _evict(self, position: int) -> None:
         """Lets go of the parts behind the position, and beyond the window, that were not used for longest."""
-        kept = max(1, _KEPT_BEHIND // self._source.part_size)
-        behind = [index for index in self._parts if index < current]
-        beyond = [index for index in self._parts if index > current + self._window]
-        for index in behind[:-kept] + beyond[:-kept]:
-            self._parts.pop(index).cancel()
-
-    def _drop(self) -> list[Any]:
-        parts, self._parts = list(self._parts.values()), {}
-        return parts
-
-
-class _Part:
-    """A part on its way or here."""
-
-    __slots__ = ("_data", "_pending", "_reservation")
-
-    def __init__(self, pending: PendingRange, reservation: Reservation | None) -> None:
-        self._pending: PendingRange | None = pending
-        self._reservation = reservation
-        self._data = memoryview(b"")
-
-    def wait(self) -> memoryview:
-        if self._pending is not None:
-            self._data = self._pending.wait()
-            self._pending = None
-        return self._data
-
-    def cancel(self) -> None:
-        if self._pending is not None:
-            self._pending.cancel()
-            self._pending = None
-        if self._reservation is not None:
-            self._reservation.release()
+        size = self._source.part_size
+        current = (position - 1) // size * size
+        behind = [begin for begin, _ in self._parts if begin < current]
+        beyond = [begin for begin, _ in self._parts if begin > current + self._window * size]
+        self._parts.forget(behind[: max(0, len(behind) + -self._keep_behind // size)])
+        self._parts.forget(beyond[: -max(1, _KEPT_BEHIND // size)])

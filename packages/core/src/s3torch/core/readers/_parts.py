@@ -1,0 +1,175 @@
+"""What readers share that keep parts of an object: parts on their way or here, and reads that cross them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from s3torch.core.readers._positioned import PositionedReader
+from s3torch.core.transfer.window import Wanted, receive
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from s3torch.core.memory import Reservation
+    from s3torch.core.transfer.source import PendingRange, RangeSource
+
+
+class PartsReader(PositionedReader):
+    """Cuts an object into cells, each fetched by one request.
+
+    Cells that lie whole within what a caller reads go straight into the caller's memory and are the caller's
+    alone. The others are kept. Subclasses decide how the object is cut, what is fetched ahead, and what is
+    let go of.
+    """
+
+    _parts: PartCache
+
+    @abstractmethod
+    def _cells(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yields begin and end of the cells that together hold the bytes from ``start`` to ``stop``."""
+
+    @abstractmethod
+    def _read_ahead(self, start: int) -> None:
+        """Starts what will be wanted from ``start`` on; called when all that is wanted now was started."""
+
+    @abstractmethod
+    def _evict(self, position: int) -> None:
+        """Lets go of parts; called after each read, with the position behind it."""
+
+    def _begin(self, start: int, count: int) -> memoryview:
+        begin, end = next(self._cells(start, start + count))
+        return self._parts.wait(begin, end)[start - begin :][:count]
+
+    def _fill(self, start: int, view: memoryview) -> None:
+        stop = start + len(view)
+        kept: list[tuple[int, int]] = []
+        receive(self._source, self._missing(start, view, kept))
+        for begin, end in kept:
+            data = self._parts.wait(begin, end)
+            low, high = max(start, begin), min(stop, begin + len(data))
+            view[low - start : high - start] = data[low - begin : high - begin]
+        self._evict(stop)
+
+    def _missing(self, start: int, view: memoryview, kept: list[tuple[int, int]]) -> Iterator[Wanted]:
+        """Yields the cells that go straight into the view; starts the others and notes them."""
+        stop = start + len(view)
+        for begin, end in self._cells(start, stop):
+            if begin >= start and end <= stop and begin not in self._parts:
+                yield Wanted(begin, end, view[begin - start : end - start])
+            else:
+                self._parts.want(begin, end)
+                kept.append((begin, end))
+        self._read_ahead(stop)
+
+    def _drop(self) -> list[Any]:
+        return self._parts.drop()
+
+
+class PartCache:
+    """Parts of one object by where they begin; the order is that of their last use.
+
+    Args:
+        source: The object.
+    """
+
+    def __init__(self, source: RangeSource) -> None:
+        self._source = source
+        self._parts: dict[int, _Part] = {}
+
+    def __contains__(self, begin: int) -> bool:
+        return begin in self._parts
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yields begin and size of all parts, the one that was not used for longest first."""
+        return iter([(begin, part.size) for begin, part in self._parts.items()])
+
+    def want(self, begin: int, end: int) -> _Part:
+        """Returns a part that is needed now, and starts it first if it is not on its way."""
+        part = self._parts.pop(begin, None)
+        if part is None:
+            budget = self._source.budget()
+            size = self._length(begin, end)
+            part = self._start(begin, end, None if budget is None else budget.reserve(size))
+        self._parts[begin] = part
+        return part
+
+    def try_ahead(self, begin: int, end: int) -> bool:
+        """Starts a part before it is needed, if the budget allows it."""
+        if begin in self._parts:
+            return True
+        budget = self._source.budget()
+        reservation = None if budget is None else budget.try_reserve(self._length(begin, end))
+        if reservation is None:
+            return False
+        self._parts[begin] = self._start(begin, end, reservation)
+        return True
+
+    def wait(self, begin: int, end: int) -> memoryview:
+        """Returns the bytes of a part, which are asked for first if they are not on their way."""
+        part = self.want(begin, end)
+        try:
+            return part.wait()
+        except BaseException:
+            # The next read of these bytes asks for them again.
+            self._parts.pop(begin).cancel()
+            raise
+
+    def keep(self, begin: int, data: memoryview) -> bool:
+        """Takes in the bytes of a part that came another way, if the budget allows it."""
+        budget = self._source.budget()
+        reservation = None if budget is None else budget.try_reserve(len(data))
+        if reservation is None or begin in self._parts:
+            return False
+        self._parts[begin] = _Part(None, data, len(data), reservation)
+        return True
+
+    def forget(self, begins: Iterable[int]) -> None:
+        """Lets go of parts."""
+        for begin in begins:
+            self._parts.pop(begin).cancel()
+
+    def drop(self) -> list[Any]:
+        """Forgets all parts and returns them."""
+        parts, self._parts = list(self._parts.values()), {}
+        return parts
+
+    def _start(self, begin: int, end: int, reservation: Reservation | None) -> _Part:
+        pending = self._source.start(begin, end)
+        return _Part(pending, memoryview(b""), self._length(begin, end), reservation)
+
+    def _length(self, begin: int, end: int) -> int:
+        """How many bytes a part has, or may have while the size of the object is unknown."""
+        size = self._source.known_size
+        return end - begin if size is None else max(0, min(end, size) - begin)
+
+
+class _Part:
+    """A part on its way or here."""
+
+    __slots__ = ("_data", "_pending", "_reservation", "size")
+
+    def __init__(
+        self,
+        pending: PendingRange | None,
+        data: memoryview,
+        size: int,
+        reservation: Reservation | None,
+    ) -> None:
+        self.size = size
+        self._pending = pending
+        self._data = data
+        self._reservation = reservation
+
+    def wait(self) -> memoryview:
+        if self._pending is not None:
+            self._data = self._pending.wait()
+            self._pending = None
+        return self._data
+
+    def cancel(self) -> None:
+        if self._pending is not None:
+            self._pending.cancel()
+            self._pending = None
+        if self._reservation is not None:
+            self._reservation.release()

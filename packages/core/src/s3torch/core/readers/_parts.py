@@ -37,12 +37,26 @@ class PartsReader(PositionedReader):
     def _evict(self, position: int) -> None:
         """Lets go of parts; called after each read, with the position behind it."""
 
+    def _follow(self, start: int, stop: int) -> None:
+        """Takes note of what is read next, before it is."""
+
     def _begin(self, start: int, count: int) -> memoryview:
         begin, end = next(self._cells(start, start + count))
         return self._parts.wait(begin, end)[start - begin :][:count]
 
+    def _piece(self, start: int, count: int) -> memoryview:
+        begin, end = next(self._cells(start, start + count))
+        if start + count > end or begin not in self._parts:
+            return memoryview(b"")
+        self._follow(start, start + count)
+        self._read_ahead(start + count)
+        data = self._parts.wait(begin, end)
+        self._evict(start + count)
+        return data[start - begin :][:count]
+
     def _fill(self, start: int, view: memoryview) -> None:
         stop = start + len(view)
+        self._follow(start, stop)
         kept: list[tuple[int, int]] = []
         receive(self._source, self._missing(start, view, kept))
         for begin, end in kept:

@@ -54,6 +54,10 @@ class PositionedReader(S3Reader):
         """Fills the whole view with the bytes from ``start``."""
 
     @abstractmethod
+    def _piece(self, start: int, count: int) -> memoryview:
+        """Returns these bytes if they are here, or on their way, in one piece; else none of them."""
+
+    @abstractmethod
     def _drop(self) -> list[Any]:
         """Forgets all buffers and transfers, and returns the transfers."""
 
@@ -101,6 +105,7 @@ class PositionedReader(S3Reader):
         total = self._remaining if count < 0 else min(count, self._remaining)
         if total <= 0:
             return b""
+        first = first or self._piece(self._position, total)
         if len(first) >= total:
             data = _as_bytes(first[:total])
         else:
@@ -120,6 +125,7 @@ class PositionedReader(S3Reader):
         total = min(len(view), self._remaining)
         if total <= 0:
             return 0
+        first = first or self._piece(self._position, total)
         ready = min(len(first), total)
         view[:ready] = first[:ready]
         if ready < total:

@@ -95,13 +95,12 @@ class PlannedS3Reader(PartsReader):
         """Tells which part of the plan is the first that ends behind a position."""
         return bisect_right(self._plan, position, key=lambda part: part[1])
 
-    def _fill(self, start: int, view: memoryview) -> None:
+    def _follow(self, start: int, stop: int) -> None:
         index = self._index(start)
         is_forward = index in {self._next - 1, self._next}
-        self._next = self._index(start + len(view) - 1) + 1
+        self._next = self._index(stop - 1) + 1
         # Whoever jumps about in the plan gets what he asks for and nothing that may come to be in vain.
         self._ahead = _AHEAD if is_forward else 0
-        super()._fill(start, view)
 
     def _read_ahead(self, start: int) -> None:
         size, ahead = self._source.known_size, 0

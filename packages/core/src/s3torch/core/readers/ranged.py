@@ -67,6 +67,12 @@ class RangedS3Reader(PositionedReader):
         self._refill(start)
         self._from_buffer(start, view)
 
+    def _piece(self, start: int, count: int) -> memoryview:
+        offset = start - self._buffer_start
+        if not 0 <= offset <= len(self._buffer) - count:
+            return memoryview(b"")
+        return self._buffer[offset : offset + count]
+
     def _from_buffer(self, start: int, view: memoryview) -> int:
         offset = start - self._buffer_start
         if not 0 <= offset < len(self._buffer):

@@ -53,7 +53,7 @@ class SequentialS3Reader(PartsReader):
         self._keep_behind = _KEPT_BEHIND if keep_behind is None else keep_behind
         self._window = 1
         # Negative until something was read.
-        self._last_part = -1
+        self._last_part = self._ahead_of = self._evicted_for = -1
 
     def prefetch(self) -> None:
         """Starts the download of what comes next and returns at once.
@@ -79,10 +79,9 @@ class SequentialS3Reader(PartsReader):
         for begin in range(start // size * size, stop, size):
             yield begin, begin + size if end is None else min(begin + size, end)
 
-    def _fill(self, start: int, view: memoryview) -> None:
+    def _follow(self, start: int, stop: int) -> None:
         size = self._source.part_size
-        self._adapt(start // size, (start + len(view) - 1) // size)
-        super()._fill(start, view)
+        self._adapt(start // size, (stop - 1) // size)
 
     def _remember(self, start: int, data: bytes) -> None:
         # The result of a read is immutable, so keeping it costs no copy.
@@ -108,9 +107,10 @@ class SequentialS3Reader(PartsReader):
 
     def _read_ahead(self, start: int) -> None:
         size, end = self._source.part_size, self._source.known_size or 0
-        if self._window == 1:
-            return
         begin = -(-start // size) * size
+        if self._window == 1 or begin == self._ahead_of:
+            return
+        self._ahead_of = begin
         for cell in self._cells(begin, min(begin + self._window * size, end)):
             if not self._parts.try_ahead(*cell):
                 return
@@ -119,6 +119,9 @@ class SequentialS3Reader(PartsReader):
         """Lets go of the parts behind the position, and beyond the window, that were not used for longest."""
         size = self._source.part_size
         current = (position - 1) // size * size
+        if current == self._evicted_for:
+            return
+        self._evicted_for = current
         behind = [begin for begin, _ in self._parts if begin < current]
         beyond = [begin for begin, _ in self._parts if begin > current + self._window * size]
         self._parts.forget(behind[: max(0, len(behind) + -self._keep_behind // size)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -13,11 +14,11 @@ from s3torch.core.memory import (
     BufferPool,
     Memory,
     MemoryBudget,
-    available_memory,
     default_memory_limit,
     new_bytes,
 )
 from s3torch.core.ranges import GIB, MIB
+from s3torch.core.sharing import available_memory
 
 
 @given(st.lists(st.integers(0, 50)))
@@ -150,6 +151,24 @@ def test_the_default_limit_is_shared_between_ranks(monkeypatch, ranks):
     limit = default_memory_limit()
     assert 64 * MIB <= limit <= alone <= 2 * GIB
     assert alone <= max(64 * MIB, available_memory() // 8)
+
+
+def test_a_pool_that_is_not_used_frees_its_buffers():
+    pool = BufferPool(idle_seconds=0.01)
+    for _ in range(3):
+        pool.give(pool.take(10))
+        assert pool.kept in {0, 10}
+        while pool.kept:
+            time.sleep(0.001)
+
+
+def test_closing_a_client_frees_the_buffers(client):
+    with client.put_object("bucket", "key") as writer:
+        writer.write(b"data")
+    pool = client._connector.get().memory.pool
+    assert pool.kept
+    client.close()
+    assert pool.kept == 0
 
 
 @pytest.mark.timeout(30)

@@ -33,7 +33,8 @@ class S3ClientConfig:
 
     Attributes:
         throughput_target_gbps: What the client tries to reach, in gigabits per second; it sets the number
-            of connections.
+            of connections. 0 takes what suits the type of instance, divided between the local ranks and
+            DataLoader workers.
         part_size: Bytes of a part of a download or upload, from 5 MiB to 5 GiB.
         unsigned: Sends anonymous requests.
         force_path_style: Puts the bucket into the path, ``host/bucket/key``. Endpoints outside AWS and
@@ -44,8 +45,9 @@ class S3ClientConfig:
         endpoint: The URL of a store that speaks S3; ``None`` takes ``AWS_ENDPOINT_URL_S3``,
             ``AWS_ENDPOINT_URL``, the profile, and at last AWS itself.
         transport: The name of the transport plugin; ``None`` takes ``S3TORCH_TRANSPORT``, then ``"crt"``.
-        memory_limit: Bytes that may be in flight in this process; ``None`` derives it from the memory that
-            this process may use.
+        memory_limit: Bytes that may be in flight in this process; ``None`` takes an eighth of the memory of
+            its control group or machine, divided between the local ranks and DataLoader workers, from
+            64 MiB to 2 GiB.
         connect_timeout: Seconds to wait for a connection.
         read_timeout: Seconds to wait for an answer, per attempt. With ``"boto"`` for the next bytes of it.
             The CRT does not tell of an answer before it is whole, so with ``"crt"`` it is the time for all of

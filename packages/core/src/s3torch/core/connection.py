@@ -61,6 +61,7 @@ class Connection:
         if self._control is not None:
             self._control.close()
         self._session.close()
+        self.memory.pool.clear()
 
 
 @dataclass(eq=False)

@@ -9,49 +9,34 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 import threading
+import time
 from collections import deque
-from pathlib import Path
 
 from s3torch.core._process import PerProcess
 from s3torch.core.ranges import GIB, MIB
+from s3torch.core.sharing import available_memory, processes_on_node
 
 __all__ = [
     "BufferPool",
     "Memory",
     "MemoryBudget",
     "Reservation",
-    "available_memory",
     "default_memory_limit",
     "new_bytes",
 ]
 
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _SHARE_OF_MEMORY = 8
 _LOWEST_LIMIT = 64 * MIB
 _HIGHEST_LIMIT = 2 * GIB
 _POOLED_BYTES = 128 * MIB
+_IDLE_SECONDS = 10.0
 _HUGE_PAGE = 2 * MIB
 
 
-def available_memory() -> int:
-    """Tells how many bytes this process may use: the limit of its cgroup, or the machine's memory."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for name in _CGROUP_LIMITS:
-        try:
-            text = Path(name).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if text.isdecimal():
-            total = min(total, int(text))
-    return total
-
-
 def default_memory_limit() -> int:
-    """Derives the limit for this process: an eighth of the memory, shared between the ranks of this node."""
-    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    share = available_memory() // _SHARE_OF_MEMORY // max(1, int(ranks) if ranks.isdecimal() else 1)
+    """Derives the limit for this process: an eighth of the memory, shared between all of this job."""
+    share = available_memory() // _SHARE_OF_MEMORY // processes_on_node()
     return max(_LOWEST_LIMIT, min(share, _HIGHEST_LIMIT))
 
 
@@ -60,7 +45,7 @@ class Memory:
 
     def __init__(self, limit: int) -> None:
         self.budget = MemoryBudget(limit)
-        self.pool = BufferPool()
+        self.pool = BufferPool(idle_seconds=_IDLE_SECONDS)
 
     @staticmethod
     def of_this_process(limit: int | None) -> Memory:
@@ -123,14 +108,27 @@ class Reservation:
 
 
 class BufferPool:
-    """Keeps buffers for reuse: memory that was touched before is many times faster than fresh memory."""
+    """Keeps buffers for reuse: memory that was touched before is many times faster than fresh memory.
 
-    def __init__(self, limit: int = _POOLED_BYTES) -> None:
+    Args:
+        limit: The most bytes that are kept.
+        idle_seconds: After so long without use all are freed; ``None`` keeps them.
+    """
+
+    def __init__(self, limit: int = _POOLED_BYTES, *, idle_seconds: float | None = None) -> None:
         self._limit = limit
+        self._idle_seconds = idle_seconds
         self._free: dict[int, deque[memoryview]] = {}
         self._kept = 0
+        self._used_at = 0.0
+        self._is_watched = False
         # The collector may drop a reader or writer, which gives back, in the middle of a call.
         self._lock = threading.RLock()
+
+    @property
+    def kept(self) -> int:
+        """Bytes that are kept now."""
+        return self._kept
 
     def take(self, size: int) -> memoryview:
         """Returns a writable buffer of exactly this size, with whatever bytes are in it."""
@@ -145,15 +143,33 @@ class BufferPool:
         """Takes a buffer back; nobody may use it any more."""
         size = len(buffer)
         with self._lock:
-            if self._kept + size <= self._limit:
-                self._kept += size
-                self._free.setdefault(size, deque()).append(buffer)
+            if self._kept + size > self._limit:
+                return
+            self._kept += size
+            self._free.setdefault(size, deque()).append(buffer)
+            self._used_at = time.monotonic()
+            if self._is_watched or self._idle_seconds is None:
+                return
+            self._is_watched = True
+        threading.Thread(target=self._watch, name="s3torch-pool", daemon=True).start()
 
     def clear(self) -> None:
         """Frees all buffers that are not in use."""
         with self._lock:
             self._free.clear()
             self._kept = 0
+
+    def _watch(self) -> None:
+        """Frees the buffers when they were not used for long enough, on a thread that ends with that."""
+        idle = self._idle_seconds or 0.0
+        while True:
+            with self._lock:
+                wait = self._used_at + idle - time.monotonic()
+                if wait <= 0:
+                    self._is_watched = False
+                    self.clear()
+                    return
+            time.sleep(wait)
 
 
 def new_bytes(size: int) -> tuple[bytes, memoryview]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from s3torch.core._process import PerProcess
 from s3torch.core.errors import TransportError
+from s3torch.core.sharing import throughput_share
 
 if TYPE_CHECKING:
     from awscrt.auth import AwsSigningConfig
@@ -87,7 +88,7 @@ class CrtRuntime:
             tls_mode=S3RequestTlsMode.ENABLED if tls else S3RequestTlsMode.DISABLED,
             tls_connection_options=_tls_options(endpoint.host) if tls else None,
             part_size=config.part_size,
-            throughput_target_gbps=float(config.throughput_target_gbps) or None,
+            throughput_target_gbps=throughput_share(config.throughput_target_gbps),
             memory_limit=_CRT_MEMORY_LIMIT,
             # s3torch tries again itself: the CRT knows neither 429 nor expired keys nor our time-outs, and
             # does not tell how often it has tried.

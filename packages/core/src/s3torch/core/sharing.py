@@ -1,0 +1,103 @@
+"""This process's share of its node: how much memory it may use, and with how many others it shares.
+
+A training job has many processes on one node, one for each local rank, and each of them may have DataLoader
+workers. What is meant for a node is divided between them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["available_memory", "processes_on_node", "throughput_share"]
+
+# By the version of control groups: where a hierarchy is mounted, and what has the limits of a group in it.
+_MOUNTS_V2 = ("sys/fs/cgroup", "sys/fs/cgroup/unified")
+_MOUNTS_V1 = ("sys/fs/cgroup/memory",)
+_LIMITS_V2 = ("memory.max", "memory.high")
+_LIMITS_V1 = ("memory.limit_in_bytes",)
+_DEFAULT_GBPS = 10.0
+_LOWEST_GBPS = 1.0
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Tells how many bytes this process may use: the lowest limit of its control groups and the machine.
+
+    Args:
+        root: Where ``proc`` and ``sys`` are mounted.
+    """
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *_cgroup_limits(root)])
+
+
+def processes_on_node() -> int:
+    """Tells between how many processes of this job what belongs to the node is divided.
+
+    Launchers such as ``torchrun`` set ``LOCAL_WORLD_SIZE``; torch tells a DataLoader worker how many there
+    are. A worker counts the process that it works for, too.
+    """
+    text = os.environ.get("LOCAL_WORLD_SIZE", "")
+    ranks = int(text) if text.isdecimal() else 1
+    return max(1, ranks) * (_workers() + 1)
+
+
+def throughput_share(target_gbps: float) -> float:
+    """Tells what a client of this process should try to reach, in gigabits per second.
+
+    Args:
+        target_gbps: The setting. 0 takes what awscrt recommends for this type of instance, or 10 where it
+            does not know it, divided between the processes of the node.
+    """
+    if target_gbps > 0:
+        return target_gbps
+    return max(_LOWEST_GBPS, (_recommended_gbps() or _DEFAULT_GBPS) / processes_on_node())
+
+
+def _workers() -> int:
+    """How many DataLoader workers there are if this process is one of them, else 0."""
+    # Whoever is a worker has loaded torch; nobody else has to.
+    data: Any = sys.modules.get("torch.utils.data")
+    info = data.get_worker_info() if data is not None else None
+    return 0 if info is None else int(info.num_workers)
+
+
+def _recommended_gbps() -> float | None:
+    try:
+        from awscrt.s3 import get_recommended_throughput_target_gbps
+    except ImportError:
+        return None
+    return get_recommended_throughput_target_gbps()
+
+
+def _cgroup_limits(root: Path) -> Iterator[int]:
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        # hierarchy:controllers:path, see cgroups(7).
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            yield from _limits(root, _MOUNTS_V2, group, _LIMITS_V2)
+        elif "memory" in controllers.split(","):
+            yield from _limits(root, _MOUNTS_V1, group, _LIMITS_V1)
+
+
+def _limits(root: Path, mounts: tuple[str, ...], group: str, names: tuple[str, ...]) -> Iterator[int]:
+    """Yields the limits of a group and of those around it, as far as they can be seen from here."""
+    inner = Path(group.lstrip("/"))
+    for mount in mounts:
+        # In a container the path may be that of the host, of which only the root is mounted.
+        for around in (inner, *inner.parents):
+            for name in names:
+                try:
+                    text = (root / mount / around / name).read_text(encoding="ascii").strip()
+                except OSError:
+                    continue
+                if text.isdecimal():
+                    yield int(text)

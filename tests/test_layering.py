@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MAX_LINES = 400
 TRANSPORTS = "s3torch.core.transports"
 # All that a transport may know of the rest of core.
-SEAM = {"_process", "config", "errors", "models", "plugins.hookspecs", "protocols", "ranges"}
+SEAM = {"_process", "config", "errors", "memory", "models", "plugins.hookspecs", "protocols", "ranges"}
 FRAMEWORKS = {"fsspec", "lightning", "pytorch_lightning", "torch"}
 SHAPELESS = {"common", "helper", "helpers", "misc", "util", "utils"}
 

@@ -15,7 +15,17 @@ ROOT = Path(__file__).resolve().parents[1]
 MAX_LINES = 400
 TRANSPORTS = "s3torch.core.transports"
 # All that a transport may know of the rest of core.
-SEAM = {"_process", "config", "errors", "models", "plugins.hookspecs", "protocols", "ranges", "sharing"}
+SEAM = {
+    "_process",
+    "config",
+    "errors",
+    "memory",
+    "models",
+    "plugins.hookspecs",
+    "protocols",
+    "ranges",
+    "sharing",
+}
 FRAMEWORKS = {"fsspec", "lightning", "pytorch_lightning", "torch"}
 SHAPELESS = {"common", "helper", "helpers", "misc", "util", "utils"}
 

@@ -14,6 +14,7 @@ from s3torch.core.session import AwsSession
 from s3torch.core.testing.transport_tests import TransportTests
 from s3torch.core.transports.boto import BotoTransport
 from s3torch.core.transports.crt import CrtTransport
+from s3torch.core.transports.http import HttpTransport
 from s3torch.core.transports.memory import MemoryStore, MemoryTransport
 
 
@@ -121,6 +122,14 @@ class TestBotoOnSeaweedFS(OnSeaweedFS):
 
 class TestBotoOnMoto(OnMoto):
     transport_class = BotoTransport
+
+
+class TestHttpOnSeaweedFS(OnSeaweedFS):
+    transport_class = HttpTransport
+
+
+class TestHttpOnMoto(OnMoto):
+    transport_class = HttpTransport
 
 
 class TestMemory(TransportTests):

@@ -19,12 +19,13 @@ from s3torch.core.models import Credentials, PutOptions
 from s3torch.core.ranges import ByteRange
 from s3torch.core.transports.boto import BotoTransport
 from s3torch.core.transports.crt import CrtTransport
+from s3torch.core.transports.http import HttpTransport
 
 PATIENCE = 30
 DATA = bytes(range(256)) * 4
 
 
-@pytest.fixture(params=[CrtTransport, BotoTransport], ids=["crt", "boto"])
+@pytest.fixture(params=[CrtTransport, BotoTransport, HttpTransport], ids=["crt", "boto", "http"])
 def connect(request, make_context):
     """Makes a transport to a server."""
     transports = []

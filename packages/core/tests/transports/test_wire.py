@@ -26,12 +26,13 @@ from s3torch.core.models import Credentials, MultipartUpload, PutOptions
 from s3torch.core.ranges import ByteRange
 from s3torch.core.transports.boto import BotoTransport
 from s3torch.core.transports.crt import CrtTransport
+from s3torch.core.transports.http import HttpTransport
 
 PATIENCE = 30
 DATA = bytes(range(256)) * 4000
 
 
-@pytest.fixture(params=[CrtTransport, BotoTransport], ids=["crt", "boto"])
+@pytest.fixture(params=[CrtTransport, BotoTransport, HttpTransport], ids=["crt", "boto", "http"])
 def transport_class(request):
     return request.param
 

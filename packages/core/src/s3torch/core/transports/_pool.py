@@ -1,9 +1,14 @@
-"""Transfers that run on threads: what transports over a blocking library or over memory have in common."""
+"""Transfers that run on threads: what transports over blocking calls or over memory have in common."""
 
 from __future__ import annotations
 
+import atexit
+import math
+import os
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core.errors import S3Error, TransferCancelledError
@@ -11,10 +16,21 @@ from s3torch.core.errors import S3Error, TransferCancelledError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from s3torch.core.config import S3ClientConfig
+
 T = TypeVar("T")
 
-# A thread that waits for an answer cannot be interrupted; it ends by itself when its time is over.
+# A thread that waits for an answer cannot always be interrupted; it ends by itself when its time is over.
 _CLOSE_GRACE_SECONDS = 1.0
+_GBPS_PER_CONNECTION = 0.4
+_MIN_WORKERS = 10
+_MAX_WORKERS = 64
+
+
+def workers_for(config: S3ClientConfig) -> int:
+    """Tells how many transfers a transport runs at a time, each with a connection of its own."""
+    connections = math.ceil(config.throughput_target_gbps / _GBPS_PER_CONNECTION)
+    return min(max(connections, _MIN_WORKERS), _MAX_WORKERS)
 
 
 class Stop(BaseException):
@@ -24,8 +40,8 @@ class Stop(BaseException):
 class PooledTransfer(Future[T]):
     """Work on a thread of a ``TransferPool``.
 
-    The caller's buffer is touched only under the lock of the transfer. Cancelling takes the buffer away, so
-    it is prompt and safe also while the thread waits for the network.
+    The caller's buffer is touched only under the lock of the transfer, or while it is borrowed. Cancelling
+    takes the buffer away, so it is prompt and safe also while the thread waits for the network.
     """
 
     def __init__(
@@ -42,23 +58,32 @@ class PooledTransfer(Future[T]):
         self.bucket = bucket
         self.key = key
         self._work: Callable[[PooledTransfer[T]], T] | None = work
-        self._buffer = buffer
+        # A view of its own: once it is released, nothing that still refers to it holds the caller's buffer.
+        self._buffer = None if buffer is None else memoryview(buffer)
         self._pool: TransferPool | None = None
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._decided = False
         self._interrupt: Callable[[], object] | None = None
+        # Held while the buffer is borrowed, by the thread that is named.
+        self._borrowed = threading.Lock()
+        self._borrower: int | None = None
 
     def cancel(self) -> bool:
         """Takes the buffer away and fails the transfer with ``TransferCancelledError``."""
         with self._lock:
             if self._decided:
                 return not self.done()
-            self._decide()
+            self._decided = True
+            self._work = None
             self._stopped.set()
             pool, interrupt, self._interrupt = self._pool, self._interrupt, None
         if interrupt is not None:
             interrupt()
+        # The collector may have come here within the very call that borrows the buffer.
+        if self._borrower != threading.get_ident():
+            with self._borrowed:
+                self._release_buffer()
         if pool is not None:
             pool.finish_cancelled(self)
         return True
@@ -96,6 +121,31 @@ class PooledTransfer(Future[T]):
         with self._lock:
             self.check()
             return b"" if self._buffer is None else bytes(self._buffer[start:stop])
+
+    def borrow(self, interrupt: Callable[[], object]) -> memoryview | None:
+        """Lends the caller's buffer to calls that touch it without the lock, until ``give_back``.
+
+        Cancelling then waits for ``give_back``, and makes it come soon.
+
+        Args:
+            interrupt: Makes the call end in which the buffer is used.
+        """
+        self._borrowed.acquire()
+        self._borrower = threading.get_ident()
+        try:
+            self.on_cancel(interrupt)
+        except Stop:
+            self.give_back()
+            raise
+        return self._buffer
+
+    def give_back(self) -> None:
+        """Ends what ``borrow`` began; no view of the buffer may be left."""
+        self._interrupt = None
+        self._borrower = None
+        if self.stopped:
+            self._release_buffer()
+        self._borrowed.release()
 
     def run(self) -> None:
         """Does the work; called by the pool on one of its threads."""
@@ -138,13 +188,15 @@ class PooledTransfer(Future[T]):
         with self._lock:
             if self._decided:
                 return False
-            self._decide()
+            self._decided = True
+            self._work = None
+            self._release_buffer()
             return True
 
-    def _decide(self) -> None:
-        self._decided = True
-        self._buffer = None
-        self._work = None
+    def _release_buffer(self) -> None:
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            buffer.release()
 
 
 class TransferPool:
@@ -156,22 +208,16 @@ class TransferPool:
     """
 
     def __init__(self, workers: int, *, name: str) -> None:
-        self._workers = ThreadPoolExecutor(workers, name, initializer=self._enter)
+        self._crew = _Crew(workers, name)
         # Callbacks of cancelled transfers run here, because all workers may be waiting for the network.
-        self._ender = ThreadPoolExecutor(1, f"{name}-end", initializer=self._enter)
-        self._lock = threading.RLock()  # The collector may abort a dropped upload in here.
-        self._threads: set[int] = set()
-        self._live: dict[PooledTransfer[Any], Future[None]] = {}
-        self._closed = False
+        self._ender = ThreadPoolExecutor(1, f"{name}-end", initializer=self._crew.enter)
+        # Also where a transport is dropped without being closed.
+        weakref.finalize(self, self._crew.dismiss).atexit = False
 
     def start(self, transfer: PooledTransfer[T]) -> PooledTransfer[T]:
         """Queues a transfer and returns it."""
         transfer.join(self)
-        with self._lock:
-            if self._closed:
-                raise ValueError("the transport is closed")
-            submitted = self._submit(transfer)
-        if not submitted:
+        if not self._crew.take_on(transfer):
             # No thread works any more, and an open upload still has to be aborted.
             transfer.run()
         return transfer
@@ -189,33 +235,100 @@ class TransferPool:
         Returns:
             Whether all of them have ended; one that waits for the network may take longer.
         """
-        with self._lock:
-            if self._closed:
-                return not self._live
-            self._closed = True
-            live = dict(self._live)
-        for transfer in live:
-            transfer.cancel()
-        outside = threading.get_ident() not in self._threads
+        self._crew.dismiss()
+        self._crew.cancel_all()
+        outside = not self._crew.is_inside
         self._ender.shutdown(wait=outside)
-        if outside:
-            wait(live.values(), _CLOSE_GRACE_SECONDS)
-        self._workers.shutdown(wait=False)
-        return all(future.done() for future in live.values())
+        return self._crew.wait(_CLOSE_GRACE_SECONDS if outside else 0)
 
-    def _enter(self) -> None:
-        self._threads.add(threading.get_ident())
 
-    def _submit(self, transfer: PooledTransfer[Any]) -> bool:
-        try:
-            self._live[transfer] = self._workers.submit(self._run, transfer)
-        except RuntimeError:  # The interpreter is ending.
-            return False
+class _Crew:
+    """The threads of a pool, which do not keep the pool alive."""
+
+    def __init__(self, size: int, name: str) -> None:
+        self._size = size
+        self._name = name
+        self._queue: SimpleQueue[PooledTransfer[Any] | None] = SimpleQueue()
+        # Reentrant, because the collector may abort a dropped upload in here.
+        self._changed = threading.Condition(threading.RLock())
+        self._live: set[PooledTransfer[Any]] = set()
+        self._inside: set[int] = set()
+        self._count = 0
+        # Threads that wait and are not promised to a transfer yet.
+        self._idle = 0
+        self._closed = False
+        self._process = os.getpid()
+        _crews.add(self)
+
+    def take_on(self, transfer: PooledTransfer[Any]) -> bool:
+        """Gives a transfer to a thread; ``False`` if there is none and none can be started any more."""
+        with self._changed:
+            if self._closed:
+                raise ValueError("the transport is closed")
+            if self._idle:
+                self._idle -= 1
+            elif self._count < self._size and not self._start_thread() and not self._count:
+                return False
+            self._live.add(transfer)
+            self._queue.put(transfer)
         return True
 
-    def _run(self, transfer: PooledTransfer[Any]) -> None:
+    def dismiss(self) -> None:
+        """Lets the threads end when they have done what they have."""
+        with self._changed:
+            if not self._closed:
+                self._closed = True
+                for _ in range(self._count):
+                    self._queue.put(None)
+
+    def cancel_all(self) -> None:
+        """Cancels all transfers of this process."""
+        if self._process == os.getpid():
+            with self._changed:
+                live = list(self._live)
+            for transfer in live:
+                transfer.cancel()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits until all transfers have ended; tells whether they have."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._live, seconds)
+
+    def enter(self) -> None:
+        """Takes note that the calling thread is one of the pool's."""
+        self._inside.add(threading.get_ident())
+
+    @property
+    def is_inside(self) -> bool:
+        """Tells whether the calling thread is one of the pool's."""
+        return threading.get_ident() in self._inside
+
+    def _start_thread(self) -> bool:
+        name = f"{self._name}_{self._count}"
         try:
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+        except RuntimeError:  # The interpreter is ending, or there are too many threads.
+            return False
+        self._count += 1
+        return True
+
+    def _work(self) -> None:
+        self.enter()
+        while (transfer := self._queue.get()) is not None:
             transfer.run()
-        finally:
-            with self._lock:
-                self._live.pop(transfer, None)
+            with self._changed:
+                self._live.discard(transfer)
+                self._idle += 1
+                if self._closed:
+                    self._changed.notify_all()
+            del transfer
+
+
+_crews: weakref.WeakSet[_Crew] = weakref.WeakSet()
+
+
+@atexit.register
+def _cancel_all() -> None:
+    """Leaves no thread in a call that fills a buffer, when the interpreter ends."""
+    for crew in list(_crews):
+        crew.cancel_all()

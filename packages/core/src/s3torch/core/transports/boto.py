@@ -6,7 +6,6 @@ begins; this module does where a body breaks off, and counts all tries together.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core.errors import (
@@ -32,7 +31,7 @@ from s3torch.core.transports._boto_sender import (
     part_params,
     storage_params,
 )
-from s3torch.core.transports._pool import PooledTransfer, TransferPool
+from s3torch.core.transports._pool import PooledTransfer, TransferPool, workers_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,9 +45,6 @@ __all__ = ["BotoTransport", "s3torch_create_transport"]
 
 T = TypeVar("T")
 
-_GBPS_PER_CONNECTION = 0.4
-_MIN_WORKERS = 10
-_MAX_WORKERS = 64
 _METHODS = {
     "GetObject": "get_object",
     "PutObject": "put_object",
@@ -77,7 +73,7 @@ class BotoTransport:
                 "install it with pip install boto3, or use transport='crt'"
             ) from exc
         self._context = context
-        self._pool = TransferPool(_workers(context), name="s3torch-boto")
+        self._pool = TransferPool(workers_for(context.config), name="s3torch-boto")
         self._sender = BotoSender(context)
 
     def get(
@@ -228,11 +224,6 @@ class BotoTransport:
             buffer=body if body is not None else buffer,
         )
         return self._pool.start(transfer)
-
-
-def _workers(context: TransportContext) -> int:
-    connections = math.ceil(context.config.throughput_target_gbps / _GBPS_PER_CONNECTION)
-    return min(max(connections, _MIN_WORKERS), _MAX_WORKERS)
 
 
 def _put_result(response: Any, _: object) -> PutResult:

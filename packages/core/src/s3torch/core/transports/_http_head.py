@@ -1,0 +1,111 @@
+"""The heads of HTTP/1.1 messages: how a request is written, and what a response says. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from s3torch.core.errors import ConfigurationError, S3ConnectionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_HEAD = 64 * 1024
+
+_STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: .*)?")
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - A token of HTTP, no secret.
+_NAME = re.compile(_TOKEN)
+_REQUEST = re.compile(rf"[A-Z]+ [^\s\0]+ HTTP/1\.1\r\n(?:{_TOKEN}: [^\r\n\0]*\r\n)*\r\n")
+_WITHOUT_BODY = {204, 304}
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """What a response says before its body.
+
+    Attributes:
+        status: The status code.
+        headers: All headers; names are in lower case, values of headers that repeat are joined.
+        keeps_alive: Whether the connection may be used again after the body.
+        is_chunked: Whether the body comes in chunks.
+        length: How long the body is; ``None`` if it comes in chunks or until the connection ends.
+    """
+
+    status: int
+    headers: dict[str, str]
+    keeps_alive: bool
+    is_chunked: bool
+    length: int | None
+
+
+def request_head(method: str, target: str, headers: Sequence[tuple[str, str]]) -> bytes:
+    """Writes the head of a request.
+
+    Raises:
+        ConfigurationError: A header could not be told from what follows it.
+    """
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
+    text = "\r\n".join(lines) + "\r\n\r\n"
+    # Both: a line break within a value may look like one more header.
+    if _REQUEST.fullmatch(text) is None or text.count("\n") != len(lines) + 1:
+        wrong = next((name for name, value in headers if not _is_header(name, value)), target)
+        raise ConfigurationError(f"{wrong!r} cannot be sent: it has characters that HTTP does not allow")
+    return text.encode()
+
+
+def response_head(data: bytes) -> ResponseHead:
+    """Reads the head of a response, without the empty line at its end.
+
+    Raises:
+        S3ConnectionError: This is no head of HTTP/1.1, or it does not tell where the body ends.
+    """
+    status_line, *lines = _text(data).split("\r\n")
+    found = _STATUS_LINE.fullmatch(status_line)
+    if found is None:
+        raise S3ConnectionError(f"the answer is not HTTP/1.1: {status_line[:60]!r}")
+    status = int(found[2])
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or _NAME.fullmatch(name) is None:
+            raise S3ConnectionError(f"the answer has a malformed header: {line[:60]!r}")
+        lower = name.lower()
+        value = value.strip(" \t")
+        headers[lower] = f"{headers[lower]}, {value}" if lower in headers else value
+    options = headers.get("connection", "").lower()
+    keeps_alive = "close" not in options and (found[1] == "1" or "keep-alive" in options)
+    is_chunked = _is_chunked(headers)
+    length = 0 if status in _WITHOUT_BODY else None if is_chunked else _length(headers)
+    return ResponseHead(
+        status, headers, keeps_alive and (is_chunked or length is not None), is_chunked, length
+    )
+
+
+def _is_header(name: str, value: str) -> bool:
+    return _NAME.fullmatch(name) is not None and not any(character in value for character in "\r\n\0")
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _is_chunked(headers: dict[str, str]) -> bool:
+    coding = headers.get("transfer-encoding", "").lower()
+    if coding not in {"", "identity", "chunked"}:
+        raise S3ConnectionError(f"the answer has an unknown transfer encoding: {coding[:60]!r}")
+    return coding == "chunked"
+
+
+def _length(headers: dict[str, str]) -> int | None:
+    told = headers.get("content-length")
+    if told is None:
+        return None
+    # A length that is told twice in the same way is one; two lengths are none.
+    (length, *others) = {part.strip() for part in told.split(",")}
+    if others or not (length.isascii() and length.isdecimal()):
+        raise S3ConnectionError(f"the answer has no usable length: {told[:60]!r}")
+    return int(length)

@@ -1,0 +1,202 @@
+"""A transport that speaks HTTP/1.1 itself and moves bytes with as few copies as sockets allow.
+
+The body of an answer goes from the kernel straight into the caller's buffer, and the body of a request from
+the caller's buffer straight into the kernel, in calls that move megabytes without the interpreter's lock. An
+answer that breaks off is resumed at the byte where it broke. There is nothing native in it: no event loops to
+start, none to lose in a fork.
+
+It is for plain HTTP, where it costs less than half of the processor time of ``crt``, and for many small
+objects. What bounds it: each transfer under way takes a thread and a connection, as many as
+``throughput_target_gbps`` asks for at 0.4 Gbit/s each, from 10 to 64; and over TLS Python's ``ssl`` decrypts
+16 KiB at a time, so it is on a par with ``crt`` there.
+
+Certificates are checked against ``AWS_CA_BUNDLE``, else against those of the machine, else those of botocore.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote
+
+from s3torch.core.errors import NotFoundError, S3Error
+from s3torch.core.models import CompletedPart, MultipartUpload, PutResult
+from s3torch.core.plugins.hookspecs import hookimpl
+from s3torch.core.transports._http import (
+    checksum_header,
+    complete_body,
+    condition_headers,
+    put_headers,
+    xml_fields,
+)
+from s3torch.core.transports._http_download import Download
+from s3torch.core.transports._http_exchange import Call, Exchange
+from s3torch.core.transports._http_sender import Sender
+from s3torch.core.transports._pool import PooledTransfer, TransferPool, workers_for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from concurrent.futures import Future
+
+    from s3torch.core.models import GetResult, PutOptions
+    from s3torch.core.protocols import TransportContext
+    from s3torch.core.ranges import ByteRange
+
+__all__ = ["HttpTransport", "s3torch_create_transport"]
+
+T = TypeVar("T")
+
+
+@hookimpl
+def s3torch_create_transport(context: TransportContext) -> HttpTransport:
+    """Creates the transport."""
+    return HttpTransport(context)
+
+
+class HttpTransport:
+    """Moves bytes over sockets. The rules are those of ``s3torch.core.protocols``."""
+
+    def __init__(self, context: TransportContext) -> None:
+        workers = workers_for(context.config)
+        self._sender = Sender(context, connections=workers)
+        self._pool = TransferPool(workers, name="s3torch-http")
+
+    def get(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        byte_range: ByteRange | None = None,
+        into: memoryview | None = None,
+        if_match: str | None = None,
+        version_id: str | None = None,
+    ) -> Future[GetResult]:
+        """Starts one GetObject request."""
+        download = Download(
+            bucket,
+            key,
+            byte_range=byte_range,
+            room=len(into) if into is not None else None,
+            if_match=if_match,
+            version_id=version_id,
+        )
+        return self._start(download, into)
+
+    def put(
+        self,
+        bucket: str,
+        key: str,
+        body: memoryview,
+        *,
+        options: PutOptions,
+        checksum: tuple[str, str] | None = None,
+    ) -> Future[PutResult]:
+        """Starts one PutObject request."""
+        headers = [*put_headers(options), *condition_headers(options), *_checksum(checksum)]
+        return self._start(Call("PutObject", "PUT", bucket, key, _put_result, headers=headers), body)
+
+    def create_multipart_upload(
+        self, bucket: str, key: str, *, options: PutOptions, checksum_algorithm: str | None = None
+    ) -> Future[MultipartUpload]:
+        """Starts a CreateMultipartUpload request."""
+
+        def finish(_: dict[str, str], body: bytes) -> MultipartUpload:
+            upload_id = xml_fields(body).get("UploadId")
+            if not upload_id:
+                raise S3Error("the answer names no upload id")
+            return MultipartUpload(bucket, key, upload_id)
+
+        headers = put_headers(options)
+        if checksum_algorithm is not None:
+            headers.append(("x-amz-checksum-algorithm", checksum_algorithm))
+            headers.append(("x-amz-checksum-type", "FULL_OBJECT"))
+        return self._start(
+            Call("CreateMultipartUpload", "POST", bucket, key, finish, query="uploads=", headers=headers)
+        )
+
+    def upload_part(
+        self,
+        upload: MultipartUpload,
+        number: int,
+        body: memoryview,
+        *,
+        checksum: tuple[str, str] | None = None,
+    ) -> Future[CompletedPart]:
+        """Starts one UploadPart request."""
+
+        def finish(headers: dict[str, str], _: bytes) -> CompletedPart:
+            return CompletedPart(number, headers.get("etag", ""), checksum and checksum[1])
+
+        call = Call(
+            "UploadPart",
+            "PUT",
+            upload.bucket,
+            upload.key,
+            finish,
+            query=f"partNumber={number}&{_upload_id(upload)}",
+            headers=_checksum(checksum),
+        )
+        return self._start(call, body)
+
+    def complete_multipart_upload(
+        self,
+        upload: MultipartUpload,
+        parts: Sequence[CompletedPart],
+        *,
+        options: PutOptions,
+        checksum: tuple[str, str] | None = None,
+    ) -> Future[PutResult]:
+        """Starts a CompleteMultipartUpload request."""
+        headers = [*condition_headers(options), *_checksum(checksum)]
+        if checksum is not None:
+            headers.append(("x-amz-checksum-type", "FULL_OBJECT"))
+        call = Call(
+            "CompleteMultipartUpload",
+            "POST",
+            upload.bucket,
+            upload.key,
+            _put_result,
+            query=_upload_id(upload),
+            headers=headers,
+        )
+        return self._start(call, memoryview(complete_body(parts, checksum and checksum[0])))
+
+    def abort_multipart_upload(self, upload: MultipartUpload) -> Future[None]:
+        """Starts an AbortMultipartUpload request."""
+        call: Call[None] = Call(
+            "AbortMultipartUpload",
+            "DELETE",
+            upload.bucket,
+            upload.key,
+            lambda _headers, _body: None,
+            query=_upload_id(upload),
+            ignored=NotFoundError,
+        )
+        return self._start(call)
+
+    def close(self) -> None:
+        """Cancels what is in flight and ends threads and connections."""
+        self._pool.close()
+        self._sender.close()
+
+    def _start(self, exchange: Exchange[T], buffer: memoryview | None = None) -> PooledTransfer[T]:
+        transfer: PooledTransfer[T] = PooledTransfer(
+            lambda transfer: self._sender.send(transfer, exchange),
+            operation=exchange.operation,
+            bucket=exchange.bucket,
+            key=exchange.key,
+            buffer=buffer,
+        )
+        return self._pool.start(transfer)
+
+
+def _checksum(checksum: tuple[str, str] | None) -> list[tuple[str, str]]:
+    return [] if checksum is None else [(checksum_header(checksum[0]), checksum[1])]
+
+
+def _upload_id(upload: MultipartUpload) -> str:
+    return f"uploadId={quote(upload.upload_id, safe='')}"
+
+
+def _put_result(headers: dict[str, str], body: bytes) -> PutResult:
+    etag = headers.get("etag") or xml_fields(body.strip()).get("ETag", "")
+    return PutResult(etag, headers.get("x-amz-version-id"))

@@ -78,8 +78,8 @@ class CrtRuntime:
     def session_headers(endpoint: BucketEndpoint, credentials: Credentials | None) -> list[tuple[str, str]]:
         """Returns the header with the token of a session with a directory bucket; it is signed as all others.
 
-        With V4_S3EXPRESS the CRT would begin sessions of its own, beside those of boto3 clients, and would not
-        tell when one is refused.
+        With V4_S3EXPRESS the CRT would begin sessions of its own, beside those of boto3 clients, and would
+        not tell when one is refused.
         """
         if not endpoint.session_auth or credentials is None or credentials.session_token is None:
             return []

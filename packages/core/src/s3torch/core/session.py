@@ -21,7 +21,7 @@ from s3torch.core._addresses import (
 )
 from s3torch.core._bucket_sessions import BucketSessions, check_listing
 from s3torch.core._credentials import environment_credentials, make_botocore_session, session_credentials
-from s3torch.core.errors import ConfigurationError, S3Error
+from s3torch.core.errors import ConfigurationError, NoCredentialsError, S3Error
 from s3torch.core.models import Credentials
 from s3torch.core.uri import check_endpoint
 
@@ -129,6 +129,7 @@ class AwsSession:
             if self._boto_client is None:
                 client = self._make_boto_client()
                 self._bucket_sessions.serve(client)
+                client.meta.events.register("provide-client-params.s3", self._check_credentials)
                 client.meta.events.register("provide-client-params.s3.ListObjectsV2", check_listing)
                 self._boto_client = client
             return self._boto_client
@@ -172,6 +173,14 @@ class AwsSession:
             return ask_botocore(self._address_client, bucket)
         except (BotoCoreError, ValueError) as exc:
             raise ConfigurationError(f"no address for this bucket: {exc}", bucket=bucket) from exc
+
+    def _check_credentials(self, params: dict[str, Any], model: Any, **_: Any) -> None:
+        """Lets a call without credentials fail in the words in which a transport says it."""
+        try:
+            self.credentials()
+        except NoCredentialsError as exc:
+            exc.operation, exc.bucket, exc.key = model.name, params.get("Bucket"), params.get("Key")
+            raise
 
     def _create_bucket_session(self, bucket: str) -> Credentials:
         """Sends one CreateSession request, and another with other keys if ours have expired."""

@@ -144,7 +144,9 @@ if hasattr(os, "register_at_fork"):
 def _tls_options(host: str) -> Any:
     from awscrt.io import ClientTlsContext, TlsContextOptions
 
-    bundle = os.environ.get("AWS_CA_BUNDLE")
+    # As botocore does for the control plane.
+    variable = "AWS_CA_BUNDLE" if os.environ.get("AWS_CA_BUNDLE") else "REQUESTS_CA_BUNDLE"
+    bundle = os.environ.get(variable)
     if not bundle:
         return None
     options = TlsContextOptions()
@@ -152,7 +154,7 @@ def _tls_options(host: str) -> Any:
         options.override_default_trust_store_from_path(None, bundle)
         connection = ClientTlsContext(options).new_connection_options()
     except Exception as exc:
-        raise TransportError(f"AWS_CA_BUNDLE={bundle} cannot be used: {exc}") from exc
+        raise TransportError(f"{variable}={bundle} cannot be used: {exc}") from exc
     connection.set_server_name(host.rpartition(":")[0] or host)
     return connection
 

@@ -141,8 +141,11 @@ class BucketEndpoint:
         scheme: ``"https"`` or ``"http"``.
         host: The value of the ``Host`` header, with the port unless it is the scheme's own.
         base_path: What stands before the key in the path: ``"/"``, or ``"/bucket/"`` with path style.
-        signing_region: The region of the signature.
+        signing_region: The region of the signature; ``"*"`` for a signature of version 4A, which is valid
+            in every region, as multi-region access points need it.
         signing_name: The service of the signature: ``"s3"``, ``"s3express"``, ``"s3-outposts"`` ….
+        session_auth: Whether the keys are those of a session with this bucket (CreateSession), as directory
+            buckets have it.
     """
 
     scheme: str
@@ -150,6 +153,12 @@ class BucketEndpoint:
     base_path: str
     signing_region: str
     signing_name: str = "s3"
+    session_auth: bool = False
+
+    @property
+    def token_header(self) -> str:
+        """The header that carries the session token of temporary keys."""
+        return "x-amz-s3session-token" if self.session_auth else "x-amz-security-token"
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,11 +29,19 @@ class Break:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A response that the proxy gives itself; the server does not see the request."""
+    """A response that the proxy gives itself; the server does not see the request.
+
+    Attributes:
+        status: The HTTP status.
+        code: The error code of S3.
+        message: The text of the error.
+        body: What is sent in place of an error, as XML.
+    """
 
     status: int
     code: str
     message: str
+    body: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,7 @@ class Fault:
         bandwidth: Bytes per second that a body may pass on one connection, in either direction.
         headers: Headers of the response to replace or to add, or, where the value is ``None``, to remove.
         interruption: See ``reset``, ``truncate``, ``drop`` and ``stall``.
-        reply: See ``error``.
+        reply: See ``error`` and ``answer``.
         corruption: See ``flip``.
     """
 
@@ -83,6 +91,16 @@ class Fault:
             message: Its text.
         """
         return cls(reply=Reply(status, code, message))
+
+    @classmethod
+    def answer(cls, body: str, *, status: int = 200) -> Fault:
+        """Answers in place of the server, which does not see the request: for what a test server cannot do.
+
+        Args:
+            body: The body, as XML.
+            status: The HTTP status.
+        """
+        return cls(reply=Reply(status, "OK", "", body))
 
     @classmethod
     def slow_down(cls) -> Fault:

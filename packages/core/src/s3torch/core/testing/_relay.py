@@ -122,7 +122,7 @@ class Relay:
             async for _ in self._client.body(request.request_body()):
                 pass
         await asyncio.sleep(fault.latency or 0)
-        body = b"" if request.words[0] == "HEAD" else _error_body(reply)
+        body = b"" if request.words[0] == "HEAD" else _body(reply)
         head = Head.parse(
             f"HTTP/1.1 {reply.status} {reply.code}\r\n"
             f"x-amz-request-id: {_REQUEST_ID}\r\n"
@@ -172,7 +172,9 @@ class Relay:
             self._server = None
 
 
-def _error_body(reply: Reply) -> bytes:
+def _body(reply: Reply) -> bytes:
+    if reply.body is not None:
+        return reply.body.encode()
     return (
         '<?xml version="1.0" encoding="UTF-8"?>\n'
         f"<Error><Code>{escape(reply.code)}</Code><Message>{escape(reply.message)}</Message>"

@@ -115,6 +115,8 @@ class S3Server:
         who = identity or Identity(self.access_key, self.secret_key)
         config = Config(
             s3={"addressing_style": "path"},
+            # These servers have no sessions with directory buckets; said so, botocore begins none.
+            signature_version="s3v4" if service == "s3" else None,
             retries={"total_max_attempts": 1},
             use_fips_endpoint=False,
             use_dualstack_endpoint=False,

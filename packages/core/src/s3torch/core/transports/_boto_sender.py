@@ -66,14 +66,14 @@ class BotoSender:
                 transfer.check()
                 try:
                     client = self._boto_client()
-                    current.credentials = self._context.session.credentials()
+                    current.credentials = self._context.session.credentials(transfer.bucket)
                     return once(client)
                 except Exception as exc:  # noqa: BLE001 - Each becomes an error of ours.
                     failure = _error_of(transfer, exc)
                 current.failed = True
                 if current.sent >= self._context.config.attempts:
                     raise failure
-                if has_expired(failure) and not renewed and self._renew():
+                if has_expired(failure) and not renewed and self._renew(transfer.bucket):
                     renewed = True
                 elif may_succeed_now(failure):
                     transfer.pause(backoff(current.sent, failure))
@@ -93,10 +93,10 @@ class BotoSender:
             client, self._client = self._client, None
         self._unregister(client)
 
-    def _renew(self) -> bool:
+    def _renew(self, bucket: str) -> bool:
         """Takes the client of a session with other credentials, if there are any."""
         stale = self._current.credentials
-        if not self._context.session.renew_credentials(stale):
+        if not self._context.session.renew_credentials(stale, bucket):
             return False
         with self._lock:
             if self._client is not self._context.session.boto_client():

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # The smallest that the CRT takes. What is in flight is bounded by s3torch; this only must not be in its way.
 _CRT_MEMORY_LIMIT = 1 << 30
 _MAX_EVENT_LOOPS = 8
+# One for each pair of keys and endpoint; directory buckets have keys of their own.
+_MAX_SIGNING_CONFIGS = 64
 _ENDING_SECONDS = 2.0
 _LAST_THREAD_SECONDS = 0.05
 
@@ -42,7 +44,7 @@ class CrtRuntime:
         self._context = context
         self._lock = threading.RLock()  # The collector may abort a dropped upload in here.
         self._clients: dict[tuple[str, str], S3Client] = {}
-        self._signing: tuple[Credentials, dict[tuple[str, str], AwsSigningConfig]] | None = None
+        self._signing: dict[tuple[Credentials, str, str, bool], AwsSigningConfig] = {}
         self._bootstrap = _bootstrap.get()
 
     def client(self, endpoint: BucketEndpoint) -> S3Client:
@@ -62,20 +64,32 @@ class CrtRuntime:
         """Returns how requests to this endpoint are signed with these keys; ``None`` for anonymous ones."""
         if credentials is None:
             return None
-        with self._lock:
-            if self._signing is None or self._signing[0] != credentials:
-                self._signing = (credentials, {})
-            scope = (endpoint.signing_region, endpoint.signing_name)
-            config = self._signing[1].get(scope)
-            if config is None:
-                config = self._signing[1][scope] = _signing_config(credentials, *scope)
-            return config
+        how = (credentials, endpoint.signing_region, endpoint.signing_name, endpoint.session_auth)
+        config = self._signing.get(how)
+        if config is None:
+            with self._lock:
+                while len(self._signing) >= _MAX_SIGNING_CONFIGS:
+                    # The oldest first: its keys have most likely been renewed since.
+                    del self._signing[next(iter(self._signing))]
+                config = self._signing[how] = _signing_config(credentials, endpoint)
+        return config
+
+    @staticmethod
+    def session_headers(endpoint: BucketEndpoint, credentials: Credentials | None) -> list[tuple[str, str]]:
+        """Returns the header with the token of a session with a directory bucket; it is signed as all others.
+
+        With V4_S3EXPRESS the CRT would begin sessions of its own, beside those of boto3 clients, and would
+        not tell when one is refused.
+        """
+        if not endpoint.session_auth or credentials is None or credentials.session_token is None:
+            return []
+        return [(endpoint.token_header, credentials.session_token)]
 
     def close(self) -> None:
         """Lets go of the native clients; they end when their last request has."""
         with self._lock:
             self._clients.clear()
-            self._signing = None
+            self._signing.clear()
 
     def _make_client(self, endpoint: BucketEndpoint) -> S3Client:
         from awscrt.s3 import S3Client, S3RequestTlsMode, S3RetryConfig, S3RetryMode
@@ -130,7 +144,9 @@ if hasattr(os, "register_at_fork"):
 def _tls_options(host: str) -> Any:
     from awscrt.io import ClientTlsContext, TlsContextOptions
 
-    bundle = os.environ.get("AWS_CA_BUNDLE")
+    # As botocore does for the control plane.
+    variable = "AWS_CA_BUNDLE" if os.environ.get("AWS_CA_BUNDLE") else "REQUESTS_CA_BUNDLE"
+    bundle = os.environ.get(variable)
     if not bundle:
         return None
     options = TlsContextOptions()
@@ -138,12 +154,12 @@ def _tls_options(host: str) -> Any:
         options.override_default_trust_store_from_path(None, bundle)
         connection = ClientTlsContext(options).new_connection_options()
     except Exception as exc:
-        raise TransportError(f"AWS_CA_BUNDLE={bundle} cannot be used: {exc}") from exc
+        raise TransportError(f"{variable}={bundle} cannot be used: {exc}") from exc
     connection.set_server_name(host.rpartition(":")[0] or host)
     return connection
 
 
-def _signing_config(credentials: Credentials, region: str, service: str) -> AwsSigningConfig:
+def _signing_config(credentials: Credentials, endpoint: BucketEndpoint) -> AwsSigningConfig:
     from awscrt.auth import (
         AwsCredentialsProvider,
         AwsSignatureType,
@@ -153,15 +169,19 @@ def _signing_config(credentials: Credentials, region: str, service: str) -> AwsS
         AwsSigningConfig,
     )
 
+    everywhere = endpoint.signing_region == "*"
     return AwsSigningConfig(
-        algorithm=AwsSigningAlgorithm.V4,
+        algorithm=AwsSigningAlgorithm.V4_ASYMMETRIC if everywhere else AwsSigningAlgorithm.V4,
         signature_type=AwsSignatureType.HTTP_REQUEST_HEADERS,
-        service=service,
+        service=endpoint.signing_name,
         signed_body_header_type=AwsSignedBodyHeaderType.X_AMZ_CONTENT_SHA_256,
         signed_body_value=AwsSignedBodyValue.UNSIGNED_PAYLOAD,
-        region=region,
+        region=endpoint.signing_region,
         credentials_provider=AwsCredentialsProvider.new_static(
-            credentials.access_key, credentials.secret_key, credentials.session_token
+            credentials.access_key,
+            credentials.secret_key,
+            # The token of a session with a bucket goes into a header of its own, see session_headers.
+            None if endpoint.session_auth else credentials.session_token,
         ),
         use_double_uri_encode=False,
         should_normalize_uri_path=False,

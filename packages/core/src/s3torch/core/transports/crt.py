@@ -230,6 +230,7 @@ class CrtTransport:
         path = endpoint.base_path + quote(transfer.key, safe="/~") + (f"?{query}" if query else "")
         lines = [("Host", endpoint.host), ("User-Agent", self._context.user_agent), *headers]
         lines += common_headers(self._context.config, transfer.operation)
+        lines += self._runtime.session_headers(endpoint, transfer.credentials)
         if method in {"PUT", "POST"}:
             lines.append(("Content-Length", str(len(body) if body is not None else 0)))
         if body:

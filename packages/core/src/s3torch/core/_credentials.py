@@ -1,0 +1,131 @@
+"""Whose requests these are: keys from the environment, from botocore's providers, or from a function."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from s3torch.core.errors import ConfigurationError, NoCredentialsError, S3Error
+from s3torch.core.models import Credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from botocore.session import Session as BotocoreSession
+
+_PLACES = (
+    "environment variables, the AWS files (profile {profile}), assumed roles, web identity, SSO, "
+    "a credential process, container or instance metadata"
+)
+_WAY_OUT = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a profile, or use unsigned=True for public data"
+)
+
+
+def environment_credentials() -> Credentials | None:
+    """Returns the keys of the environment, as botocore would, but without the time that botocore takes.
+
+    ``None`` where botocore has more to say: to a profile, to half of the keys, to keys that end.
+    """
+    if os.environ.get("AWS_PROFILE") or os.environ.get("AWS_CREDENTIAL_EXPIRATION"):
+        return None
+    access, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+    token = os.environ.get("AWS_SECURITY_TOKEN") or os.environ.get("AWS_SESSION_TOKEN")
+    return Credentials(access, secret, token or None) if access and secret else None
+
+
+def session_credentials(session: BotocoreSession, *, profile: str | None) -> Credentials:
+    """Returns the keys of a botocore session, which refreshes them when that is due.
+
+    Args:
+        session: The session.
+        profile: The profile that the client was given, for the error.
+
+    Raises:
+        NoCredentialsError: No provider has any.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        found = session.get_credentials()
+        frozen = found.get_frozen_credentials() if found else None
+    except (BotoCoreError, ClientError, RuntimeError) as exc:
+        # botocore raises a RuntimeError for keys that have expired when they come.
+        raise NoCredentialsError(f"credentials could not be loaded: {exc}") from exc
+    if frozen is None or not frozen.access_key or not frozen.secret_key:
+        named = profile or os.environ.get("AWS_PROFILE") or "default"
+        raise NoCredentialsError(f"no credentials found in {_PLACES.format(profile=named)}; {_WAY_OUT}")
+    return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+
+
+def make_botocore_session(
+    *, profile: str | None, provider: Callable[[], Credentials] | None
+) -> BotocoreSession:
+    """Makes a botocore session.
+
+    Args:
+        profile: A profile of the AWS files; ``None`` for the usual one.
+        provider: A function that is asked for keys in place of all other sources.
+
+    Raises:
+        ConfigurationError: The profile is unknown.
+    """
+    import botocore.session
+    from botocore.exceptions import ProfileNotFound
+
+    session = botocore.session.Session(profile=profile)
+    try:
+        session.get_scoped_config()
+    except ProfileNotFound as exc:
+        raise ConfigurationError(
+            f"{exc}; the AWS files have: {', '.join(session.available_profiles) or 'none'}"
+        ) from exc
+    if provider is not None:
+        _use_provider(session, provider)
+    return session
+
+
+def _use_provider(session: BotocoreSession, provider: Callable[[], Credentials]) -> None:
+    """Makes a function of the user the only source of credentials of a botocore session."""
+    from botocore.credentials import (
+        CredentialProvider,
+        CredentialResolver,
+        RefreshableCredentials,
+    )
+    from botocore.credentials import Credentials as BotoCredentials
+
+    class FunctionProvider(CredentialProvider):
+        METHOD = "s3torch-function"
+
+        def load(self) -> Any:
+            keys = _ask(provider)
+            if keys.expires_at is None:
+                return BotoCredentials(keys.access_key, keys.secret_key, keys.session_token)
+            return RefreshableCredentials.create_from_metadata(
+                _metadata(keys), refresh_using=lambda: _metadata(_ask(provider)), method=self.METHOD
+            )
+
+    session.register_component("credential_provider", CredentialResolver(providers=[FunctionProvider()]))
+
+
+def _ask(provider: Callable[[], Credentials]) -> Credentials:
+    try:
+        keys = provider()
+    except S3Error:
+        raise
+    except Exception as exc:
+        raise NoCredentialsError(f"the credentials function failed: {exc!r}") from exc
+    if not isinstance(keys, Credentials):
+        kind = type(keys).__name__
+        raise NoCredentialsError(f"the credentials function must return Credentials, not {kind}")
+    return keys
+
+
+def _metadata(keys: Credentials) -> dict[str, Any]:
+    """Says it as botocore wants it."""
+    return {
+        "access_key": keys.access_key,
+        "secret_key": keys.secret_key,
+        "token": keys.session_token,
+        "expiry_time": keys.expires_at.isoformat() if keys.expires_at else None,
+    }

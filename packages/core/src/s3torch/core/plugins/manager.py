@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from importlib.metadata import EntryPoint
 
+    from s3torch.core.observers.events import TransferObserver
     from s3torch.core.protocols import Transport, TransportContext
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "failures",
     "prefix_strategy",
     "reader_kind",
+    "transfer_observers",
     "transport_names",
     "user_agent_tokens",
 ]
@@ -93,6 +95,12 @@ def prefix_strategy(name: str) -> Callable[..., Any]:
 def user_agent_tokens() -> list[str]:
     """Lists the tokens that plugins add to the ``User-Agent`` header."""
     return sorted({token for token in _plugins.get().ask("s3torch_user_agent") if token})
+
+
+def transfer_observers() -> list[TransferObserver]:
+    """Lists the observers that plugins give, in the order in which the plugins were found."""
+    given = _plugins.get().ask("s3torch_transfer_observers")
+    return [observer for observers in reversed(given) for observer in observers]
 
 
 def failures() -> Mapping[str, Exception]:

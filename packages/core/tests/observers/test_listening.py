@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from s3torch.core import NotFoundError, ThrottledError, TransferCancelledError, 
 from s3torch.core.models import PutOptions
 from s3torch.core.observers import TransferObserver, add_observer, observe, remove_observer
 from s3torch.core.observers._observations import Observations
-from s3torch.core.observers._observed import ObservedTransport
+from s3torch.core.observers._observed import ObservedTransfer, ObservedTransport
 from s3torch.core.ranges import MIB
 from s3torch.core.testing.faults import Fault
 from s3torch.core.testing.transport_tests import TransportTests
@@ -160,6 +161,21 @@ def test_a_cancelled_transfer_ends(wire, diary):
         pending.wait()
     ((_, end),) = diary.of("ended")
     assert isinstance(end.error, TransferCancelledError)
+
+
+def test_a_failure_that_is_known_at_once_holds_no_buffer():
+    observations = Observations()
+    failed = Future()
+    failed.set_exception(NotFoundError())
+
+    def start(body):
+        return ObservedTransfer(failed, observations.begin("PutObject", "b", "k"), lambda _: {}), len(body)
+
+    body = bytearray(10)
+    transfer, _ = start(memoryview(body))
+    with pytest.raises(NotFoundError):
+        transfer.result(0)
+    body.append(0)
 
 
 def test_what_cannot_start_ends(client, diary):

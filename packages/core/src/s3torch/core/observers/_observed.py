@@ -46,13 +46,19 @@ class ObservedTransfer(Future[T]):
     def _finish(self, transfer: Transfer[T]) -> None:
         self._transfer = None
         try:
-            result = transfer.result(0)
+            # Asked so, it is not raised here: this may be the thread of the caller, and a traceback through
+            # its frames would hold its buffers.
+            error = transfer.exception(0) if isinstance(transfer, Future) else None
+            if error is None:
+                result = transfer.result(0)
         except BaseException as exc:  # noqa: BLE001 - It is raised where it is waited for.
-            self._observation.end(error=exc)
-            self.set_exception(exc)
-        else:
+            error = exc
+        if error is None:
             self._observation.end(**self._facts(result))
             self.set_result(result)
+        else:
+            self._observation.end(error=error)
+            self.set_exception(error)
 
 
 class ObservedTransport:

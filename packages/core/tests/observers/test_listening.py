@@ -152,6 +152,18 @@ def test_a_retry_is_told_of_the_range_that_failed(wire, diary):
     assert attempts == {0: 1, PART: 1, 2 * PART: 3}
 
 
+@pytest.mark.parametrize("transfer", [None, Future()], ids=["unnamed", "wrapped"])
+def test_a_retry_of_an_unknown_transfer_is_told_of_its_object(diary, transfer):
+    observations = Observations()
+    about = {"operation": "GetObject", "bucket": "b", "key": "k"}
+    begun = observations.begin(**about)
+    begun.transfer = Future()
+    observations.retried(**about, attempt=1, error=ThrottledError(), seconds=0, transfer=transfer)
+    begun.end()
+    observations.retried(**about, attempt=1, error=ThrottledError(), seconds=0, transfer=transfer)
+    assert [event for event, _, _ in diary.events] == ["started", "retried", "ended"]
+
+
 def test_a_cancelled_transfer_ends(wire, diary):
     client = wire.client()
     wire.proxy.add(Fault(latency=60), method="GET")

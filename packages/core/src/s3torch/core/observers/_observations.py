@@ -120,11 +120,11 @@ class Observations:
     def _find(self, name: _Name, transfer: Transfer[Any] | None) -> Observation | None:
         with self._lock:
             same = self._by_name.get(name, [])
-            for observation in same:
-                if transfer is not None and observation.transfer is transfer:
-                    return observation
-            # A transport may try again before it has returned the transfer, or may not tell which one it is.
-            for observation in same:
-                if transfer is None or observation.transfer is None:
-                    return observation
-            return None
+            # A transport may try again before it has returned the transfer; it may not tell which one it is,
+            # or a wrapper of it has returned another.
+            candidates = (
+                *(observation for observation in same if observation.transfer is transfer),
+                *(observation for observation in same if observation.transfer is None),
+                *same,
+            )
+            return candidates[0] if candidates else None

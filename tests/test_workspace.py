@@ -110,7 +110,7 @@ def test_sibling_ranges_admit_the_sibling_versions(folder):
 def test_extras_of_s3torch_are_complete():
     extras = PROJECTS["core"]["optional-dependencies"]
     parts = set(PROJECTS) - {"core"}
-    assert set(extras) == {*parts, "cli", "all"}
+    assert set(extras) == {*parts, "cli", "otel", "progress", "all"}
     for part in parts:
         assert [Requirement(line).name for line in extras[part]] == [PROJECTS[part]["name"]]
     (everything,) = map(Requirement, extras["all"])

@@ -6,7 +6,8 @@ neither Lightning nor torch's distributed checkpoints.
 
 from __future__ import annotations
 
-import s3torchconnector._conflict  # noqa: F401 - Refuses to be imported beside the other distribution.
+import s3torchconnector._conflict
+import s3torchconnector._debug_logs  # noqa: F401 - Reads its variables once, at import.
 from s3torch.core import S3Reader, S3ReaderConstructor, S3Writer
 from s3torchconnector._exception import S3Exception
 from s3torchconnector._s3client.s3client_config import S3ClientConfig

@@ -53,6 +53,27 @@ def s3torch_user_agent():
 """
 
 
+OBSERVER = """
+from s3torch.core.observers import TransferObserver
+from s3torch.core.plugins.hookspecs import hookimpl
+
+class Seen(TransferObserver):
+    events = []
+    def started(self, transfer):
+        self.events.append(("started", transfer.operation, transfer.key))
+    def retried(self, transfer, retry):
+        self.events.append(("retried", transfer.operation, type(retry.error).__name__))
+    def progressed(self, transfer, progress):
+        self.events.append(("progressed", transfer.operation, progress.nbytes))
+    def ended(self, transfer, end):
+        self.events.append(("ended", transfer.operation, end.attempts))
+
+@hookimpl
+def s3torch_transfer_observers():
+    yield Seen()
+"""
+
+
 @pytest.fixture
 def distributions(tmp_path, python):
     """Unpacks distributions and runs code that sees them."""
@@ -152,6 +173,35 @@ def test_a_plugin_adds_kinds_and_tokens(distributions):
             raise AssertionError
     """
     distributions(code, third=("plugins", READER_KIND))
+
+
+def test_a_plugin_is_told_of_transfers(distributions):
+    code = """
+    import os
+    from third_seen import Seen
+    with client("tape") as c:
+        with c.put_object("b", "k") as writer:
+            writer.write(b"data")
+        if os.fork() == 0:
+            # The child asks its plugins anew, and is told of its own transfers only.
+            Seen.events.clear()
+            assert isinstance(error("memory"), FileNotFoundError)
+            assert Seen.events == [("started", "HeadObject", "k"), ("ended", "HeadObject", 1)], Seen.events
+            os._exit(0)
+        assert os.wait()[1] == 0
+        assert c.get_object("b", "k").read() == b"data"
+    assert Seen.events == [
+        ("started", "PutObject", "k"), ("progressed", "PutObject", 4), ("ended", "PutObject", 1),
+        ("started", "GetObject", "k"), ("progressed", "GetObject", 4), ("ended", "GetObject", 1),
+    ], Seen.events
+    """
+    failing = (
+        "from s3torch.core.plugins.hookspecs import hookimpl\n@hookimpl\n"
+        "def s3torch_transfer_observers():\n    yield 1 / 0"
+    )
+    distributions(
+        code, failing=("plugins", failing), seen=("plugins", OBSERVER), tape=("transports", TRANSPORT)
+    )
 
 
 def test_a_broken_plugin_is_left_out_with_a_warning(distributions):

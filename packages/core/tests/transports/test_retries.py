@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from s3torch.core.errors import (
     AccessDeniedError,
     S3ConnectionError,
     S3TimeoutError,
+    ServerError,
     ThrottledError,
     TransferCancelledError,
     TruncatedError,
@@ -33,6 +35,22 @@ def connect(request, make_context):
     def make(endpoint, **settings):
         transports.append(request.param(make_context(endpoint, **settings)))
         return transports[-1]
+
+    yield make
+    for transport in transports:
+        transport.close()
+
+
+@pytest.fixture
+def told(make_context):
+    """Makes a transport whose retries are written down."""
+    transports = []
+
+    def make(transport_class, endpoint, **settings):
+        retries = []
+        context = replace(make_context(endpoint, **settings), on_retry=lambda **facts: retries.append(facts))
+        transports.append(transport_class(context))
+        return transports[-1], retries
 
     yield make
     for transport in transports:
@@ -153,3 +171,34 @@ def test_a_forked_child_waits_with_a_thread_of_its_own(
         return put(connect(stub.endpoint)).result(PATIENCE).etag
 
     assert in_child(child) == '"e"'
+
+
+@pytest.mark.parametrize("transport_class", [CrtTransport, BotoTransport], ids=["crt", "boto"])
+def test_every_retry_is_told_once(told, transport_class, stub, answer, refusal):
+    transport, retries = told(transport_class, stub.endpoint, max_attempts=4)
+    stub.will(
+        refusal(503, "SlowDown"), answer(200, DATA, cut=10), refusal(500, "InternalError"), answer(200, DATA)
+    )
+    transfer = transport.get("bucket", "key")
+    assert transfer.result(PATIENCE).data == DATA
+    assert len(stub.requests) == 4
+    assert [facts["attempt"] for facts in retries] == [1, 2, 3]
+    assert isinstance(retries[0]["error"], ThrottledError)
+    assert isinstance(retries[1]["error"], TruncatedError | S3ConnectionError)
+    assert isinstance(retries[2]["error"], ServerError)
+    for facts in retries:
+        assert facts["transfer"] is transfer
+        assert (facts["operation"], facts["bucket"], facts["key"]) == ("GetObject", "bucket", "key")
+        assert (facts["error"].operation, facts["error"].key) == ("GetObject", "key")
+        assert facts["seconds"] >= 0
+
+
+@pytest.mark.parametrize("transport_class", [CrtTransport, BotoTransport], ids=["crt", "boto"])
+def test_what_is_not_tried_again_is_no_retry(told, transport_class, stub, answer, refusal):
+    transport, retries = told(transport_class, stub.endpoint, max_attempts=1)
+    stub.will(answer(), refusal(403, "AccessDenied"), refusal(503, "SlowDown"))
+    put(transport).result(PATIENCE)
+    for error in (AccessDeniedError, ThrottledError):
+        with pytest.raises(error):
+            put(transport).result(PATIENCE)
+    assert retries == []

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from s3torch.core._process import PerProcess
 from s3torch.core.memory import Memory
+from s3torch.core.observers._listening import listening
+from s3torch.core.observers._observations import Observations
+from s3torch.core.observers._observed import ObservedControl, ObservedTransport
 from s3torch.core.plugins.manager import create_transport
 from s3torch.core.protocols import SupportsControl, TransportContext
 from s3torch.core.session import AwsSession
@@ -36,28 +39,51 @@ class Connection:
         config = settings.config
         if settings.endpoint is not None:
             config = replace(config, endpoint=settings.endpoint)
-        context = TransportContext(config, self._session, agent)
+        self._observations = Observations()
+        context = TransportContext(config, self._session, agent, self._observations.retried)
         self.memory = Memory.of_this_process(settings.config.memory_limit)
-        self.transport: Transport = create_transport(settings.config.transport_name, context)
+        self._transport = create_transport(settings.config.transport_name, context)
+        # What is used: the transport and its control plane, or what stands in front while somebody listens.
+        self.transport: Transport = self._transport
+        self._used_control: ControlPlane | None = None
         self._control: ControlPlane | None = None
-        self._lock = threading.Lock()
+        self._observed = False
+        self._lock = threading.RLock()
+        listening.get().follow(self)
 
     @property
     def control(self) -> ControlPlane:
         """The control plane: the transport's own if it has one, else boto3's; made at the first use."""
         with self._lock:
-            if self._control is None:
-                if isinstance(self.transport, SupportsControl):
-                    self._control = self.transport.control()
-                else:
-                    from s3torch.core.control import BotoControl
+            if self._used_control is None:
+                if self._control is None:
+                    self._control = self._make_control()
+                self._used_control = self._control
+                if self._observed:
+                    self._used_control = cast(
+                        "ControlPlane", ObservedControl(self._control, self._observations)
+                    )
+            return self._used_control
 
-                    self._control = BotoControl(self._session)
-            return self._control
+    def set_observed(self, *, observed: bool) -> None:
+        """Tells observers from now on of what is done, or does so no more."""
+        with self._lock:
+            self._observed = observed
+            self._used_control = None
+            self.transport = self._transport
+            if observed:
+                self.transport = ObservedTransport(self._transport, self._observations)
+
+    def _make_control(self) -> ControlPlane:
+        if isinstance(self._transport, SupportsControl):
+            return self._transport.control()
+        from s3torch.core.control import BotoControl
+
+        return BotoControl(self._session)
 
     def close(self) -> None:
         """Cancels what is in flight and frees connections."""
-        self.transport.close()
+        self._transport.close()
         if self._control is not None:
             self._control.close()
         self._session.close()

@@ -280,9 +280,28 @@ class RetryListener(Protocol):
     """What a transport tells of its retries."""
 
     def __call__(
-        self, *, operation: str, bucket: str, key: str, attempt: int, error: S3Error, seconds: float
+        self,
+        *,
+        operation: str,
+        bucket: str,
+        key: str,
+        attempt: int,
+        error: S3Error,
+        seconds: float,
+        transfer: Transfer[Any] | None = None,
     ) -> None:
-        """Takes note that ``attempt`` (from 1) failed and the next begins in so many seconds."""
+        """Takes note that ``attempt`` (from 1) failed and the next begins in so many seconds.
+
+        Args:
+            operation: The S3 operation, as in ``"GetObject"``.
+            bucket: The bucket.
+            key: The key.
+            attempt: Which attempt failed, from 1.
+            error: Why.
+            seconds: The pause before the next.
+            transfer: What the transport has returned, or is about to. Without it a retry may be taken for
+                one of another transfer of the same object.
+        """
         ...
 
 

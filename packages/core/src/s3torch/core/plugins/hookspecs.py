@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
+    from s3torch.core.observers.events import TransferObserver
     from s3torch.core.protocols import Transport, TransportContext
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "s3torch_create_transport",
     "s3torch_prefix_strategies",
     "s3torch_reader_kinds",
+    "s3torch_transfer_observers",
     "s3torch_user_agent",
 ]
 
@@ -71,4 +73,16 @@ def s3torch_user_agent() -> str | None:
     """Gives a token for the ``User-Agent`` header, as in ``"md/pytorch#2.13.0"``, or ``None``.
 
     Called once per process, when the first client is used.
+    """
+
+
+@_hookspec
+def s3torch_transfer_observers() -> Iterable[TransferObserver]:  # type: ignore[empty-body]
+    """Gives observers, which are told of every transfer of the process from then on.
+
+    Called once per process, when the first client is used, in a forked child again. While no plugin gives
+    any and the program has none of its own, observing costs nothing; so give none where nobody wants them.
+
+    Returns:
+        Observers; the rules for them are in ``s3torch.core.observers.events``.
     """

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from importlib.metadata import EntryPoint
 
+    from s3torch.core.observers.events import TransferObserver
     from s3torch.core.protocols import Transport, TransportContext
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "failures",
     "prefix_strategy",
     "reader_kind",
+    "transfer_observers",
     "transport_names",
     "user_agent_tokens",
 ]
@@ -95,6 +97,12 @@ def user_agent_tokens() -> list[str]:
     return sorted({token for token in _plugins.get().ask("s3torch_user_agent") if token})
 
 
+def transfer_observers() -> list[TransferObserver]:
+    """Lists the observers that plugins give, in the order in which the plugins were found."""
+    given = _plugins.get().ask("s3torch_transfer_observers", read=list)
+    return [observer for observers in reversed(given) for observer in observers]
+
+
 def failures() -> Mapping[str, Exception]:
     """Tells which plugins could not be loaded, and why."""
     return dict(_plugins.get().failures)
@@ -133,14 +141,20 @@ class _Plugins:
         for entry in entry_points(group=PLUGIN_GROUP):
             self._load(entry)
 
-    def ask(self, hook: str) -> list[Any]:
-        """Calls a hook of every plugin, the last one first; a plugin that fails is left out from then on."""
+    def ask(self, hook: str, *, read: Callable[[Any], Any] | None = None) -> list[Any]:
+        """Calls a hook of every plugin, the last one first; a plugin that fails is left out from then on.
+
+        Args:
+            hook: Its name.
+            read: Makes of each answer what is wanted; an answer with which it fails is a failure, too.
+        """
         answers: list[Any] = []
         plugins = self.manager.list_name_plugin()
         for name, plugin in reversed(plugins):
             others = [other for _, other in plugins if other is not plugin]
             try:
-                answers += self.manager.subset_hook_caller(hook, others)()
+                given = self.manager.subset_hook_caller(hook, others)()
+                answers += given if read is None else [read(answer) for answer in given]
             except Exception as exc:  # noqa: BLE001 - Whatever a third party does, others go on.
                 self._leave_out(name, hook, exc)
         return answers

@@ -31,6 +31,8 @@ class _Current(threading.local):
     sent: int = 0
     credentials: Credentials | None = None
     failed: bool = False
+    # What came back for the last try of a call that botocore may make again.
+    answer: S3Error | None = None
 
 
 class BotoSender:
@@ -64,6 +66,7 @@ class BotoSender:
         try:
             while True:
                 transfer.check()
+                current.answer = None
                 try:
                     client = self._boto_client()
                     current.credentials = self._context.session.credentials(transfer.bucket)
@@ -75,8 +78,11 @@ class BotoSender:
                     raise failure
                 if has_expired(failure) and not renewed and self._renew(transfer.bucket):
                     renewed = True
+                    self._tell_retry(transfer, failure, 0)
                 elif may_succeed_now(failure):
-                    transfer.pause(backoff(current.sent, failure))
+                    seconds = backoff(current.sent, failure)
+                    self._tell_retry(transfer, failure, seconds)
+                    transfer.pause(seconds)
                 else:
                     raise failure
         except _Spent:
@@ -84,7 +90,7 @@ class BotoSender:
                 raise
             raise failure from failure.__cause__
         finally:
-            current.transfer = None
+            current.transfer = current.answer = None
             failure = None
 
     def close(self) -> None:
@@ -132,11 +138,44 @@ class BotoSender:
         current.transfer.check()
         if current.failed and current.sent >= self._context.config.attempts:
             raise _Spent
+        if current.answer is not None:
+            # botocore has made its pause already.
+            self._tell_retry(current.transfer, current.answer, 0)
         current.sent += 1
 
-    def _before_retry(self, **_: Any) -> None:
-        if self._current.transfer is not None:
-            self._current.transfer.check()
+    def _before_retry(self, response: Any, caught_exception: Exception | None, **_: Any) -> None:
+        current = self._current
+        if current.transfer is None:
+            return
+        current.transfer.check()
+        current.answer = None
+        if self._context.on_retry is not None:
+            current.answer = _failure(current.transfer, response, caught_exception)
+
+    def _tell_retry(self, transfer: PooledTransfer[Any], error: S3Error, seconds: float) -> None:
+        if self._context.on_retry is not None:
+            self._context.on_retry(
+                operation=transfer.operation,
+                bucket=transfer.bucket,
+                key=transfer.key,
+                attempt=self._current.sent,
+                error=error,
+                seconds=seconds,
+                transfer=transfer,
+            )
+
+
+def _failure(
+    transfer: PooledTransfer[Any], response: Any, caught_exception: Exception | None
+) -> S3Error | None:
+    """Makes an error of what botocore got for one try, ``None`` where that was good."""
+    from botocore.exceptions import ClientError
+
+    if caught_exception is not None:
+        return _error_of(transfer, caught_exception)
+    if response is None or response[0].status_code < 300:
+        return None
+    return _error_of(transfer, ClientError(response[1], transfer.operation))
 
 
 def _error_of(transfer: PooledTransfer[Any], exc: Exception) -> S3Error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from s3torch.core._process import PerProcess
 from s3torch.core.errors import TransportError
 from s3torch.core.sharing import throughput_share
+from s3torch.core.transports._crt_log import native_log
 
 if TYPE_CHECKING:
     from awscrt.auth import AwsSigningConfig
@@ -94,6 +95,7 @@ class CrtRuntime:
     def _make_client(self, endpoint: BucketEndpoint) -> S3Client:
         from awscrt.s3 import S3Client, S3RequestTlsMode, S3RetryConfig, S3RetryMode
 
+        native_log.get()
         config = self._context.config
         tls = endpoint.scheme == "https"
         client = S3Client(

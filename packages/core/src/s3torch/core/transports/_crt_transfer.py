@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from awscrt.s3 import S3Request
 
     from s3torch.core.models import Credentials
+    from s3torch.core.protocols import RetryListener
     from s3torch.core.transports._crt_exchange import BodyStream, Exchange
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ class Sender(Protocol):
 
     attempts: int
     closed: bool
+    on_retry: RetryListener | None
 
     def renew(self, stale: Credentials | None, bucket: str) -> bool:
         """Fetches other credentials than these; ``False`` if there are none."""
@@ -182,7 +184,7 @@ class CrtTransfer(Future[T]):
             # Fetching credentials may take a while and must not hold up a thread of the CRT.
             threading.Thread(target=self._renew, args=(error,), name="s3torch-renew", daemon=True).start()
         elif may_succeed_now(error):
-            self._again(backoff(self._attempts, error))
+            self._again(error, backoff(self._attempts, error))
         else:
             self.fail(error)
 
@@ -194,27 +196,44 @@ class CrtTransfer(Future[T]):
             self.fail(exc)
             return
         if renewed:
-            self._again(0)
+            self._again(error, 0)
         else:
             self.fail(error)
 
-    def _again(self, seconds: float) -> None:
+    def _again(self, error: S3Error, seconds: float) -> None:
         with self._lock:
             self._request = None
             self._waiting = not self._cancelled
             waiting = self._waiting
         if waiting:
+            self._tell_retry(error, seconds)
             timer.get().call_later(seconds, self._attempt)
         else:
             self._end_cancelled()
+
+    def _tell_retry(self, error: S3Error, seconds: float) -> None:
+        self._name(error)
+        if self._sender.on_retry is not None:
+            self._sender.on_retry(
+                operation=self.operation,
+                bucket=self.bucket,
+                key=self.key,
+                attempt=self._attempts,
+                error=error,
+                seconds=seconds,
+                transfer=self,
+            )
+
+    def _name(self, error: BaseException) -> None:
+        if isinstance(error, S3Error) and error.bucket is None:
+            error.operation, error.bucket, error.key = self.operation, self.bucket, self.key
 
     def _end_cancelled(self) -> None:
         self.fail(TransferCancelledError("the transfer was cancelled"))
 
     def fail(self, error: BaseException) -> None:
         """Ends the transfer with an error that names what it was about."""
-        if isinstance(error, S3Error) and error.bucket is None:
-            error.operation, error.bucket, error.key = self.operation, self.bucket, self.key
+        self._name(error)
         self._end()
         try:
             self.set_exception(error)

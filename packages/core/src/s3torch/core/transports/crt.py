@@ -61,6 +61,7 @@ class CrtTransport:
         self._live: set[CrtTransfer[Any]] = set()
         self._watch = Watch(context.config, self._live)
         self.attempts = context.config.attempts
+        self.on_retry = context.on_retry
         self.closed = False
 
     def get(

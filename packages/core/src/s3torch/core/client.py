@@ -149,13 +149,13 @@ class S3Client:
             bucket: The bucket.
             key: The key.
             storage_class: As in ``"STANDARD_IA"``; ``None`` for that of ``options``.
-            options: How the object is stored.
+            options: How the object is stored, over the ``put_options`` of the configuration.
         """
         _log.debug("PutObject s3://%s/%s", bucket, key)
         _check_place(bucket, key)
-        chosen = options if options is not None else PutOptions()
         if storage_class is not None:
-            chosen = replace(chosen, storage_class=storage_class)
+            options = replace(options or PutOptions(), storage_class=storage_class)
+        chosen = self.s3client_config.options_of(options)
         return S3Writer(PutObjectStream(Upload(self._connector, bucket, key, chosen)))
 
     def list_objects(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from s3torch.core.errors import ConfigurationError
+from s3torch.core.put_options import PutOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,6 +77,14 @@ class HeadObjectResult:
         content_type: The media type that was stored.
         metadata: The user's own metadata (``x-amz-meta-…``), with lower-case names.
         checksums: Checksums of the whole object by algorithm, in base64, where the response has them.
+        cache_control: How long caches may keep it.
+        content_disposition: What browsers do with it.
+        content_encoding: How the bytes are encoded.
+        content_language: The language.
+        expires: When caches forget it, as it was stored.
+        server_side_encryption: How S3 keeps it: ``"AES256"``, ``"aws:kms"`` …; ``None`` for SSE-C.
+        kms_key_id: The key of ``aws:kms``.
+        tag_count: How many tags it has, where they may be read.
     """
 
     etag: str
@@ -87,6 +96,14 @@ class HeadObjectResult:
     content_type: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
     checksums: Mapping[str, str] = field(default_factory=dict, hash=False)
+    cache_control: str | None = None
+    content_disposition: str | None = None
+    content_encoding: str | None = None
+    content_language: str | None = None
+    expires: str | None = None
+    server_side_encryption: str | None = None
+    kms_key_id: str | None = None
+    tag_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,25 +182,6 @@ class GetResult:
     head: HeadObjectResult
     length: int
     data: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PutOptions:
-    """How a new object is stored; ``None`` is S3's default.
-
-    Attributes:
-        storage_class: As in ``"STANDARD_IA"`` or ``"INTELLIGENT_TIERING"``.
-        content_type: The media type.
-        metadata: The user's own metadata.
-        if_none_match: ``"*"`` stores the object only if there is none with this key.
-        if_match: Stores the object only if the present one has this ETag.
-    """
-
-    storage_class: str | None = None
-    content_type: str | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
-    if_none_match: str | None = None
-    if_match: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

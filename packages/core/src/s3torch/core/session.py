@@ -15,7 +15,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from s3torch.core.errors import ConfigurationError, NoCredentialsError, S3Error
 from s3torch.core.models import BucketEndpoint, Credentials
-from s3torch.core.uri import check_endpoint
+from s3torch.core.transports._http import common_headers
+from s3torch.core.uri import check_endpoint, is_confidential
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,6 +184,8 @@ class AwsSession:
         return session
 
     def _resolve(self, bucket: str) -> BucketEndpoint:
+        self._ask_profile()
+        self._check_secrecy()
         if self._has_own_store and self._endpoint is not None:
             parts = urlsplit(self._endpoint)
             return BucketEndpoint(parts.scheme, parts.netloc, f"{parts.path}/{bucket}/", self.region)
@@ -216,6 +219,7 @@ class AwsSession:
         from botocore.config import Config
 
         config = self._config
+        self._check_secrecy()
         if self._boto_session is None:
             self._boto_session = Session(botocore_session=self._session())
         client = self._boto_session.client(  # type: ignore[call-overload]
@@ -238,9 +242,20 @@ class AwsSession:
             ),
             **keys,
         )
-        if config.requester_pays:
-            client.meta.events.register("before-call.s3", _agree_to_pay)
+        client.meta.events.register("before-call.s3", self._add_headers)
         return client
+
+    def _add_headers(self, params: dict[str, Any], model: Any, **_: Any) -> None:
+        """Gives the requests of a boto3 client what the settings add to those of all transports."""
+        params["headers"].update(common_headers(self._config, model.name))
+
+    def _check_secrecy(self) -> None:
+        if self._config.sse_customer_key is None or self._endpoint is None:
+            return
+        if not is_confidential(self._endpoint):
+            raise ConfigurationError(
+                f"sse_customer_key must not be sent to {self._endpoint}; use an https:// endpoint"
+            )
 
 
 def _ignores_endpoints() -> bool:
@@ -259,10 +274,6 @@ def _profile_endpoint(session: BotocoreSession) -> str | None:
         return None
     services = session.full_config.get("services", {}).get(profile.get("services"), {})
     return services.get("s3", {}).get("endpoint_url") or profile.get("endpoint_url")
-
-
-def _agree_to_pay(params: dict[str, Any], **_: Any) -> None:
-    params["headers"]["x-amz-request-payer"] = "requester"
 
 
 def _use_provider(session: BotocoreSession, provider: Callable[[], Credentials]) -> None:

@@ -20,12 +20,16 @@ __all__ = [
     "GetResult",
     "HeadObjectResult",
     "ListObjectResult",
+    "ListUploadsResult",
+    "ListVersionsResult",
     "MultipartUpload",
     "ObjectInfo",
+    "ObjectVersion",
     "PutOptions",
     "PutResult",
     "RestoreStatus",
     "S3BucketKeyData",
+    "UploadInfo",
 ]
 
 
@@ -121,6 +125,46 @@ class ListObjectResult:
     continuation_token: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ObjectVersion:
+    """One version of an object, or a marker that it was deleted.
+
+    Attributes:
+        key: The key.
+        version_id: The version; ``"null"`` for what was stored while the bucket kept none.
+        is_latest: Whether a request without a version is answered with this one.
+        last_modified: Seconds since 1970.
+        etag: The ETag with its quotes; empty for a delete marker.
+        size: Bytes; 0 for a delete marker.
+        storage_class: As in ``"STANDARD"``.
+        is_delete_marker: Whether the key was deleted with this version.
+    """
+
+    key: str
+    version_id: str
+    is_latest: bool
+    last_modified: int
+    etag: str = ""
+    size: int = 0
+    storage_class: str | None = None
+    is_delete_marker: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ListVersionsResult:
+    """One page of a listing of versions, in the order of keys, and for each key the latest first.
+
+    Attributes:
+        versions: The versions and delete markers of this page.
+        common_prefixes: What stands in for all keys that share it up to the delimiter.
+        next_marker: The key and the version behind which the next page begins; ``None`` after the last one.
+    """
+
+    versions: list[ObjectVersion]
+    common_prefixes: list[str]
+    next_marker: tuple[str, str] | None = None
+
+
 class S3BucketKeyData(NamedTuple):
     """Where an object is, and what a listing told of it, if there was one."""
 
@@ -202,6 +246,36 @@ class MultipartUpload:
 
 
 @dataclass(frozen=True, slots=True)
+class UploadInfo:
+    """A multipart upload in progress, as a listing tells of it.
+
+    Attributes:
+        key: The key.
+        upload_id: The id.
+        initiated: When it was begun, in seconds since 1970.
+        storage_class: As in ``"STANDARD"``.
+    """
+
+    key: str
+    upload_id: str
+    initiated: int
+    storage_class: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListUploadsResult:
+    """One page of the multipart uploads in progress.
+
+    Attributes:
+        uploads: The uploads of this page.
+        next_marker: The key and the id behind which the next page begins; ``None`` after the last one.
+    """
+
+    uploads: list[UploadInfo]
+    next_marker: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CompletedPart:
     """A part that S3 has.
 
@@ -218,8 +292,9 @@ class CompletedPart:
 
 @dataclass(frozen=True, slots=True)
 class DeleteFailure:
-    """A key that a batch delete could not delete, and why."""
+    """A key, or one version of it, that a batch delete could not delete, and why."""
 
     key: str
     code: str
     message: str
+    version_id: str | None = None

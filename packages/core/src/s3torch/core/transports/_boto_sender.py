@@ -70,6 +70,7 @@ class BotoSender:
                     return once(client)
                 except Exception as exc:  # noqa: BLE001 - Each becomes an error of ours.
                     failure = _error_of(transfer, exc)
+                failure.attempts = current.sent or None
                 current.failed = True
                 if current.sent >= self._context.config.attempts:
                     raise failure

@@ -142,7 +142,18 @@ class S3ClientConfig:
         Raises:
             ConfigurationError: They ask for an encryption besides that with the customer's key.
         """
-        chosen = (options if options is not None else PutOptions()).over(self.put_options)
+        return self._checked((options if options is not None else PutOptions()).over(self.put_options))
+
+    def options_of_copy(self, options: PutOptions | None) -> PutOptions:
+        """Puts the options of a copy over storage class, encryption and ACL of all uploads.
+
+        Raises:
+            ConfigurationError: They ask for an encryption besides that with the customer's key.
+        """
+        defaults = None if self.put_options is None else self.put_options.placement
+        return self._checked((options if options is not None else PutOptions()).over(defaults))
+
+    def _checked(self, chosen: PutOptions) -> PutOptions:
         if self.sse_customer_key is not None and chosen.server_side_encryption is not None:
             raise ConfigurationError(
                 "server_side_encryption cannot be combined with sse_customer_key, got "

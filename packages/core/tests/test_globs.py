@@ -47,7 +47,7 @@ def test_matching(pattern, matching, others):
     assert [key for key in matching + others if glob.matches(key)] == matching
 
 
-# An independent matcher: braces from the inside out, folders one by one, names as the standard library has them.
+# An independent matcher: braces from the inside out, folders one by one, names by the standard library.
 
 
 def innermost(pattern):

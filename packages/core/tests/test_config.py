@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from s3torch.core import Credentials, S3ClientConfig
+from s3torch.core import Credentials, PutOptions, S3ClientConfig
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.ranges import GIB, MIB
 
@@ -28,6 +28,10 @@ def keys(secret="secret"):
     return Credentials("access", secret)
 
 
+def customer_key(key=b"0123456789abcdef0123456789abcdef"):
+    return key
+
+
 GOOD = {
     "throughput_target_gbps": [0, 0.5, 10, 400.0],
     "part_size": [5 * MIB, 8 * MIB + 1, 5 * GIB],
@@ -43,6 +47,9 @@ GOOD = {
     "read_timeout": [0.001, 1, 3600],
     "checksum_algorithm": ["CRC64NVME", "CRC32C", "CRC32", "off"],
     "credentials": [None, keys],
+    "put_options": [None, PutOptions(storage_class="STANDARD_IA")],
+    "expected_bucket_owner": [None, "012345678901"],
+    "sse_customer_key": [None, customer_key],
 }
 BAD = {
     "throughput_target_gbps": [-1, -0.001, math.nan, math.inf, "10", None, True, 1j],
@@ -59,6 +66,9 @@ BAD = {
     "read_timeout": [0, -1, 3601, math.nan, math.inf, None, "1", True],
     "checksum_algorithm": ["", None, "crc32", "MD5", 5, ["CRC32"]],
     "credentials": [keys(), "access:secret", 5],
+    "put_options": ["STANDARD_IA", {}, 5],
+    "expected_bucket_owner": ["", "12345", "01234567890x", 12345678901],
+    "sse_customer_key": [bytes(32), "key", 5],
 }
 
 
@@ -177,3 +187,43 @@ def test_the_transport_is_the_field_then_the_environment_then_crt(monkeypatch):
 def test_checksums_can_be_off():
     assert S3ClientConfig(checksum_algorithm="off").upload_checksum is None
     assert S3ClientConfig(checksum_algorithm="CRC32C").upload_checksum == "CRC32C"
+
+
+def test_a_customer_key_is_never_shown():
+    config = S3ClientConfig(sse_customer_key=customer_key)
+    assert config.customer_key() == customer_key()
+    assert "key" not in repr(config).replace("sse_customer_key", "")
+    packed = pickle.dumps(config)
+    assert customer_key() not in packed
+    assert pickle.loads(packed).customer_key() == customer_key()
+
+
+@pytest.mark.parametrize("key", [b"short-and-secret", "0123456789abcdef0123456789abcdef", None], ids=repr)
+def test_a_customer_key_has_32_bytes(key):
+    with pytest.raises(ConfigurationError, match="sse_customer_key must return") as caught:
+        S3ClientConfig(sse_customer_key=lambda: key).customer_key()
+    assert key is None or str(key) not in str(caught.value)
+
+
+def test_a_customer_key_that_cannot_be_had():
+    def vault():
+        raise OSError("sealed with 0123456789")
+
+    with pytest.raises(ConfigurationError, match="OSError") as caught:
+        S3ClientConfig(sse_customer_key=vault).customer_key()
+    assert "0123456789" not in str(caught.value)
+
+
+def test_one_encryption_at_a_time():
+    kms = PutOptions(server_side_encryption="aws:kms")
+    with pytest.raises(ConfigurationError, match="sse_customer_key"):
+        S3ClientConfig(sse_customer_key=customer_key, put_options=kms)
+    with pytest.raises(ConfigurationError, match="sse_customer_key"):
+        S3ClientConfig(sse_customer_key=customer_key).options_of(kms)
+
+
+def test_what_a_call_says_comes_before_the_defaults():
+    config = S3ClientConfig(put_options=PutOptions(storage_class="GLACIER_IR", content_type="a/b"))
+    assert config.options_of(None) == config.put_options
+    chosen = config.options_of(PutOptions(content_type="c/d"))
+    assert chosen == PutOptions(storage_class="GLACIER_IR", content_type="c/d")

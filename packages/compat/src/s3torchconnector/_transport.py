@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from s3torch.core.abilities import part_copy_of, tags_of, upload_listing_of, versions_of
 from s3torch.core.control import BotoControl
 from s3torch.core.errors import S3Error
 from s3torch.core.plugins.hookspecs import hookimpl
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from s3torch.core import DeleteFailure, HeadObjectResult, ListObjectResult
+    from s3torch.core.models import CompletedPart, ListUploadsResult, ListVersionsResult
     from s3torch.core.protocols import ControlPlane, Transfer, Transport, TransportContext
 
 __all__ = ["s3torch_create_transport"]
@@ -128,20 +130,49 @@ class OldTextControl:
         with _old_texts():
             return self._control.list_objects(bucket, **kwargs)
 
-    def delete_object(self, bucket: str, key: str) -> None:
+    def delete_object(self, bucket: str, key: str, **kwargs: Any) -> None:
         """Deletes one object."""
         with _old_texts():
-            self._control.delete_object(bucket, key)
+            self._control.delete_object(bucket, key, **kwargs)
 
     def delete_objects(self, bucket: str, keys: Sequence[str]) -> list[DeleteFailure]:
         """Deletes up to 1,000 objects."""
         with _old_texts():
             return self._control.delete_objects(bucket, keys)
 
-    def copy_object(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
+    def copy_object(
+        self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str, **kwargs: Any
+    ) -> None:
         """Copies one object within S3."""
         with _old_texts():
-            self._control.copy_object(src_bucket, src_key, dst_bucket, dst_key)
+            self._control.copy_object(src_bucket, src_key, dst_bucket, dst_key, **kwargs)
+
+    def list_object_versions(self, bucket: str, **kwargs: Any) -> ListVersionsResult:
+        """Asks for one page of versions."""
+        with _old_texts():
+            return versions_of(self._control).list_object_versions(bucket, **kwargs)
+
+    def delete_versions(self, bucket: str, versions: Sequence[tuple[str, str]]) -> list[DeleteFailure]:
+        """Deletes up to 1,000 versions."""
+        with _old_texts():
+            return versions_of(self._control).delete_versions(bucket, versions)
+
+    def list_multipart_uploads(self, bucket: str, **kwargs: Any) -> ListUploadsResult:
+        """Asks for one page of the multipart uploads in progress."""
+        with _old_texts():
+            return upload_listing_of(self._control).list_multipart_uploads(bucket, **kwargs)
+
+    def upload_part_copy(
+        self, upload: Any, number: int, src_bucket: str, src_key: str, **kwargs: Any
+    ) -> CompletedPart:
+        """Makes a part of bytes of another object."""
+        with _old_texts():
+            return part_copy_of(self._control).upload_part_copy(upload, number, src_bucket, src_key, **kwargs)
+
+    def object_tags(self, bucket: str, key: str, **kwargs: Any) -> dict[str, str]:
+        """Asks for the tags of an object."""
+        with _old_texts():
+            return tags_of(self._control).object_tags(bucket, key, **kwargs)
 
     def close(self) -> None:
         """Frees connections."""

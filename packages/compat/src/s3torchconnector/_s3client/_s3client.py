@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from s3torch.core import S3Client as CoreClient
 from s3torchconnector._s3client.s3client_config import drop_in_config
 
 if TYPE_CHECKING:
-    from s3torch.core import S3ClientConfig, UserAgent
+    from s3torch.core import PutOptions, S3ClientConfig, UserAgent
 
 __all__ = ["S3Client"]
 
@@ -41,7 +41,17 @@ class S3Client(CoreClient):
             s3client_config=drop_in_config(s3client_config),
         )
 
-    def copy_object(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
+    def copy_object(
+        self,
+        src_bucket: str,
+        src_key: str,
+        dst_bucket: str,
+        dst_key: str,
+        *,
+        options: PutOptions | None = None,
+        version_id: str | None = None,
+        object_info: Any = None,
+    ) -> None:
         """Copies an object within S3.
 
         Args:
@@ -49,5 +59,16 @@ class S3Client(CoreClient):
             src_key: The key to copy from, percent-encoded.
             dst_bucket: The bucket to copy to.
             dst_key: The key to copy to, plain.
+            options: How the copy is stored.
+            version_id: The version to copy; ``None`` for the latest.
+            object_info: What a listing told of the source.
         """
-        super().copy_object(src_bucket, unquote(src_key), dst_bucket, dst_key)
+        super().copy_object(
+            src_bucket,
+            unquote(src_key),
+            dst_bucket,
+            dst_key,
+            options=options,
+            version_id=version_id,
+            object_info=object_info,
+        )

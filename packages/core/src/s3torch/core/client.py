@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
+from s3torch.core._bucket_operations import BucketOperations, check_place
 from s3torch.core.config import S3ClientConfig
 from s3torch.core.connection import Connector
-from s3torch.core.errors import ConfigurationError, NotFoundError
-from s3torch.core.listing import ListObjectStream
+from s3torch.core.errors import ConfigurationError
 from s3torch.core.models import PutOptions
 from s3torch.core.readers.sequential import SequentialS3Reader
 from s3torch.core.transfer.source import ObjectSource
@@ -20,11 +19,8 @@ from s3torch.core.user_agent import UserAgent
 from s3torch.core.writers import PutObjectStream, S3Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from types import TracebackType
 
-    from s3torch.core.models import DeleteFailure, HeadObjectResult
-    from s3torch.core.protocols import ControlPlane
     from s3torch.core.readers.base import S3Reader
     from s3torch.core.readers.protocols import S3ReaderConstructorProtocol
 
@@ -32,11 +28,8 @@ __all__ = ["S3Client"]
 
 _log = logging.getLogger(__name__)
 
-# https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
-_KEYS_PER_DELETE = 1000
 
-
-class S3Client:
+class S3Client(BucketOperations):
     """Reads, writes, lists, copies and deletes objects.
 
     Making a client costs nothing and sends nothing; connections are made at the first use, once per process.
@@ -64,12 +57,13 @@ class S3Client:
     ) -> None:
         if region is not None and (not isinstance(region, str) or not region):
             raise ConfigurationError(f"region must be None or a non-empty string, got {region!r}")
-        self._connector = Connector(
+        connector = Connector(
             region=region,
             endpoint=check_endpoint(endpoint) if endpoint is not None else None,
             config=s3client_config if s3client_config is not None else S3ClientConfig(),
             user_agent=user_agent if user_agent is not None else UserAgent(),
         )
+        super().__init__(connector)
 
     @property
     def region(self) -> str | None:
@@ -111,7 +105,7 @@ class S3Client:
             version_id: The version to read; ``None`` for the latest.
         """
         _log.debug("GetObject s3://%s/%s, object_info is None=%s", bucket, key, object_info is None)
-        _check_place(bucket, key)
+        check_place(bucket, key)
         source = ObjectSource(self._connector, bucket, key, object_info=object_info, version_id=version_id)
         make = SequentialS3Reader if reader_constructor is None else reader_constructor
         return make(bucket=bucket, key=key, get_object_info=source.head, get_stream=source)
@@ -132,7 +126,7 @@ class S3Client:
             object_info: What a listing or a HEAD told of the object.
             version_id: The version to read; ``None`` for the latest.
         """
-        _check_place(bucket, key)
+        check_place(bucket, key)
         return ObjectSource(self._connector, bucket, key, object_info=object_info, version_id=version_id)
 
     def put_object(
@@ -149,100 +143,18 @@ class S3Client:
             bucket: The bucket.
             key: The key.
             storage_class: As in ``"STANDARD_IA"``; ``None`` for that of ``options``.
-            options: How the object is stored.
+            options: How the object is stored, over the ``put_options`` of the configuration.
         """
         _log.debug("PutObject s3://%s/%s", bucket, key)
-        _check_place(bucket, key)
-        chosen = options if options is not None else PutOptions()
+        check_place(bucket, key)
         if storage_class is not None:
-            chosen = replace(chosen, storage_class=storage_class)
+            options = replace(options or PutOptions(), storage_class=storage_class)
+        chosen = self.s3client_config.options_of(options)
         return S3Writer(PutObjectStream(Upload(self._connector, bucket, key, chosen)))
-
-    def list_objects(
-        self,
-        bucket: str,
-        prefix: str = "",
-        delimiter: str = "",
-        max_keys: int = 1000,
-        *,
-        start_after: str | None = None,
-    ) -> ListObjectStream:
-        """Lists the objects whose keys start with a prefix, in the order of S3.
-
-        Args:
-            bucket: The bucket.
-            prefix: What the keys start with.
-            delimiter: Folds keys that have it behind the prefix into ``common_prefixes``.
-            max_keys: The size of a page, not of the whole.
-            start_after: Lists only keys that come after this one.
-
-        Returns:
-            An iterator over pages, each asked for when its turn comes.
-        """
-        _log.debug("ListObjects s3://%s/%s", bucket, prefix)
-        return ListObjectStream(
-            self._connector,
-            bucket,
-            prefix=prefix,
-            delimiter=delimiter,
-            max_keys=max_keys,
-            start_after=start_after,
-        )
-
-    def head_object(self, bucket: str, key: str, *, version_id: str | None = None) -> HeadObjectResult:
-        """Asks for the facts of an object.
-
-        Raises:
-            NotFoundError: There is none. A HEAD has no body, so a missing bucket looks the same.
-        """
-        _log.debug("HeadObject s3://%s/%s", bucket, key)
-        _check_place(bucket, key)
-        return self._control.head_object(bucket, key, version_id=version_id)
-
-    def exists(self, bucket: str, key: str) -> bool:
-        """Tells whether there is an object with this key; every error but "not found" is raised."""
-        try:
-            self.head_object(bucket, key)
-        except NotFoundError:
-            return False
-        return True
-
-    def delete_object(self, bucket: str, key: str) -> None:
-        """Deletes an object; a missing one is no error."""
-        _log.debug("DeleteObject s3://%s/%s", bucket, key)
-        _check_place(bucket, key)
-        self._control.delete_object(bucket, key)
-
-    def delete_objects(self, bucket: str, keys: Iterable[str]) -> list[DeleteFailure]:
-        """Deletes many objects, 1,000 in a request.
-
-        Returns:
-            The keys that could not be deleted, and why.
-        """
-        _check_place(bucket, "any")
-        if isinstance(keys, str | bytes):
-            raise ConfigurationError(f"keys must be many keys, got {keys!r}; use delete_object for one")
-        failures: list[DeleteFailure] = []
-        rest = iter(keys)
-        while batch := list(islice(rest, _KEYS_PER_DELETE)):
-            _log.debug("DeleteObjects s3://%s, %d keys", bucket, len(batch))
-            failures += self._control.delete_objects(bucket, batch)
-        return failures
-
-    def copy_object(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
-        """Copies an object of up to 5 GiB within S3, in one request, with its metadata. Keys are plain."""
-        _log.debug("CopyObject s3://%s/%s to s3://%s/%s", src_bucket, src_key, dst_bucket, dst_key)
-        _check_place(src_bucket, src_key)
-        _check_place(dst_bucket, dst_key)
-        self._control.copy_object(src_bucket, src_key, dst_bucket, dst_key)
 
     def close(self) -> None:
         """Cancels what is in flight in this process and frees connections; the next use makes new ones."""
         self._connector.close()
-
-    @property
-    def _control(self) -> ControlPlane:
-        return self._connector.get().control
 
     def __enter__(self) -> Self:
         return self
@@ -257,11 +169,3 @@ class S3Client:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(region={self.region!r}, endpoint={self.endpoint!r})"
-
-
-def _check_place(bucket: str, key: str) -> None:
-    for name, value in (("bucket", bucket), ("key", key)):
-        if not isinstance(value, str):
-            raise ConfigurationError(f"{name} must be a string, got {value!r}")
-        if not value:
-            raise ConfigurationError(f"{name} must not be empty")

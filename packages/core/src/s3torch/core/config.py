@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from s3torch.core.errors import ConfigurationError
+from s3torch.core.put_options import PutOptions
 from s3torch.core.ranges import GIB, MAX_PART_SIZE, MIB, MIN_PART_SIZE
 from s3torch.core.uri import check_endpoint
 
@@ -23,6 +25,8 @@ CHECKSUM_ALGORITHMS = ("CRC64NVME", "CRC32C", "CRC32")
 _CHECKSUM_OFF = "off"
 _MAX_GBPS = 10_000
 _MAX_ATTEMPTS = 100
+_CUSTOMER_KEY_BYTES = 32
+_ACCOUNT = re.compile(r"[0-9]{12}")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,13 @@ class S3ClientConfig:
             stores that do not know checksums.
         credentials: A function that returns the keys to sign with. Asked again when ``expires_at`` of the
             last ones is near. It has to be picklable where the client is.
+        put_options: How all uploads of the client are stored, as far as a call does not say otherwise. Copies
+            take storage class, encryption and ACL from it.
+        expected_bucket_owner: The account id that buckets have to belong to; requests to buckets of others
+            fail.
+        sse_customer_key: A function that returns the 32 bytes of a key of yours (SSE-C), which S3 encrypts
+            and decrypts with and does not keep. It is asked for each request, also for what is read and for
+            both sides of a copy, and has to be picklable where the client is. S3 takes it over HTTPS only.
     """
 
     throughput_target_gbps: float = 10.0
@@ -75,6 +86,9 @@ class S3ClientConfig:
     checksum_algorithm: str = CHECKSUM_ALGORITHMS[0]
     # Not shown, because a function may hold the keys that it returns.
     credentials: Callable[[], Credentials] | None = field(default=None, repr=False)
+    put_options: PutOptions | None = None
+    expected_bucket_owner: str | None = None
+    sse_customer_key: Callable[[], bytes] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._check_number("throughput_target_gbps", 0, _MAX_GBPS)
@@ -102,6 +116,52 @@ class S3ClientConfig:
             )
         if self.credentials is not None and not callable(self.credentials):
             raise ConfigurationError("credentials must be a function that returns Credentials")
+        self._check_storage()
+
+    def customer_key(self) -> bytes:
+        """Asks for the key of ``sse_customer_key``.
+
+        Raises:
+            ConfigurationError: The function failed, or did not return 32 bytes; they are not shown.
+        """
+        if self.sse_customer_key is None:
+            raise ConfigurationError("there is no sse_customer_key")
+        try:
+            key = self.sse_customer_key()
+        except Exception as exc:
+            raise ConfigurationError(f"sse_customer_key failed with {type(exc).__name__}") from exc
+        if not isinstance(key, bytes):
+            raise ConfigurationError(f"sse_customer_key must return bytes, not {type(key).__name__}")
+        if len(key) != _CUSTOMER_KEY_BYTES:
+            raise ConfigurationError(
+                f"sse_customer_key must return {_CUSTOMER_KEY_BYTES} bytes, not {len(key)}"
+            )
+        return key
+
+    def options_of(self, options: PutOptions | None) -> PutOptions:
+        """Puts the options of a call over those of all uploads.
+
+        Raises:
+            ConfigurationError: They ask for an encryption besides that with the customer's key.
+        """
+        return self._checked((options if options is not None else PutOptions()).over(self.put_options))
+
+    def options_of_copy(self, options: PutOptions | None) -> PutOptions:
+        """Puts the options of a copy over storage class, encryption and ACL of all uploads.
+
+        Raises:
+            ConfigurationError: They ask for an encryption besides that with the customer's key.
+        """
+        defaults = None if self.put_options is None else self.put_options.placement
+        return self._checked((options if options is not None else PutOptions()).over(defaults))
+
+    def _checked(self, chosen: PutOptions) -> PutOptions:
+        if self.sse_customer_key is not None and chosen.server_side_encryption is not None:
+            raise ConfigurationError(
+                "server_side_encryption cannot be combined with sse_customer_key, got "
+                f"{chosen.server_side_encryption!r}"
+            )
+        return chosen
 
     @property
     def upload_checksum(self) -> str | None:
@@ -127,6 +187,18 @@ class S3ClientConfig:
             ConfigurationError: It is out of range.
         """
         self._check_integer("part_size", MIN_PART_SIZE, MAX_PART_SIZE)
+
+    def _check_storage(self) -> None:
+        if self.put_options is not None and not isinstance(self.put_options, PutOptions):
+            raise ConfigurationError(f"put_options must be PutOptions, got {self.put_options!r}")
+        owner = self.expected_bucket_owner
+        if owner is not None and not (isinstance(owner, str) and _ACCOUNT.fullmatch(owner)):
+            raise ConfigurationError(
+                f"expected_bucket_owner must be an account id of 12 digits, got {owner!r}"
+            )
+        if self.sse_customer_key is not None and not callable(self.sse_customer_key):
+            raise ConfigurationError("sse_customer_key must be a function that returns 32 bytes")
+        self.options_of(None)
 
     def _check_integer(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)

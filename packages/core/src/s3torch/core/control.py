@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from s3torch.core.errors import ConfigurationError, S3Error
-from s3torch.core.models import (
-    DeleteFailure,
-    HeadObjectResult,
-    ListObjectResult,
-    ObjectInfo,
-    RestoreStatus,
-)
+from s3torch.core._boto_answers import delete_failures, object_page, upload_page, version_page
+from s3torch.core.errors import ConfigurationError
+from s3torch.core.models import CompletedPart
 from s3torch.core.transports._boto_errors import error_from_boto
+from s3torch.core.transports._boto_params import condition_params, given_params, storage_params
 from s3torch.core.transports._http import head_from_headers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from s3torch.core.models import (
+        DeleteFailure,
+        HeadObjectResult,
+        ListObjectResult,
+        ListUploadsResult,
+        ListVersionsResult,
+        MultipartUpload,
+        PutOptions,
+    )
     from s3torch.core.protocols import ResolvedSession
+    from s3torch.core.ranges import ByteRange
 
 __all__ = ["MAX_KEYS", "BotoControl"]
 
@@ -42,7 +48,7 @@ class BotoControl:
 
     def head_object(self, bucket: str, key: str, *, version_id: str | None = None) -> HeadObjectResult:
         """Asks for the facts of one object, in one HeadObject request."""
-        params = {} if version_id is None else {"VersionId": version_id}
+        params = given_params(VersionId=version_id)
         answer = self._call(
             "HeadObject", "head_object", bucket, key, Key=key, ChecksumMode="ENABLED", **params
         )
@@ -71,17 +77,52 @@ class BotoControl:
             bucket,
             MaxKeys=max_keys,
             OptionalObjectAttributes=["RestoreStatus"],
-            **{name: value for name, value in params.items() if value},
+            **_given(params),
         )
-        return ListObjectResult(
-            [_object_info(entry) for entry in answer.get("Contents", ())],
-            [entry["Prefix"] for entry in answer.get("CommonPrefixes", ())],
-            answer.get("NextContinuationToken") if answer.get("IsTruncated") else None,
-        )
+        return object_page(answer)
 
-    def delete_object(self, bucket: str, key: str) -> None:
-        """Deletes one object; a missing one is no error."""
-        self._call("DeleteObject", "delete_object", bucket, key, Key=key)
+    def list_object_versions(
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        delimiter: str = "",
+        max_keys: int = 1000,
+        marker: tuple[str, str] | None = None,
+    ) -> ListVersionsResult:
+        """Asks for one page of versions and delete markers, in one ListObjectVersions request."""
+        key, version_id = marker or (None, None)
+        params = {
+            "Prefix": prefix,
+            "Delimiter": delimiter,
+            "KeyMarker": key,
+            "VersionIdMarker": version_id,
+        }
+        answer = self._call(
+            "ListObjectVersions", "list_object_versions", bucket, MaxKeys=max_keys, **_given(params)
+        )
+        return version_page(answer)
+
+    def list_multipart_uploads(
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        max_uploads: int = 1000,
+        marker: tuple[str, str] | None = None,
+    ) -> ListUploadsResult:
+        """Asks for one page of the multipart uploads in progress, in one ListMultipartUploads request."""
+        key, upload_id = marker or (None, None)
+        params = {"Prefix": prefix, "KeyMarker": key, "UploadIdMarker": upload_id}
+        answer = self._call(
+            "ListMultipartUploads", "list_multipart_uploads", bucket, MaxUploads=max_uploads, **_given(params)
+        )
+        return upload_page(answer)
+
+    def delete_object(self, bucket: str, key: str, *, version_id: str | None = None) -> None:
+        """Deletes one object, or one version of it for good; a missing one is no error."""
+        params = given_params(VersionId=version_id)
+        self._call("DeleteObject", "delete_object", bucket, key, Key=key, **params)
 
     def delete_objects(self, bucket: str, keys: Sequence[str]) -> list[DeleteFailure]:
         """Deletes up to 1,000 objects in one DeleteObjects request and returns those that it could not.
@@ -89,23 +130,69 @@ class BotoControl:
         Raises:
             ConfigurationError: There are more than 1,000 keys.
         """
-        if len(keys) > MAX_KEYS:
-            raise ConfigurationError(
-                f"one request deletes up to {MAX_KEYS} objects, got {len(keys)}", bucket=bucket
-            )
-        if not keys:
-            return []
-        listed = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
-        answer = self._call("DeleteObjects", "delete_objects", bucket, Delete=listed)
-        return [
-            DeleteFailure(error.get("Key", ""), error.get("Code", ""), error.get("Message", ""))
-            for error in answer.get("Errors", ())
-        ]
+        return self._delete(bucket, [{"Key": key} for key in keys])
 
-    def copy_object(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
-        """Copies one object of up to 5 GiB within S3, with its metadata, in one CopyObject request."""
-        source = {"Bucket": src_bucket, "Key": src_key}
-        self._call("CopyObject", "copy_object", dst_bucket, dst_key, Key=dst_key, CopySource=source)
+    def delete_versions(self, bucket: str, versions: Sequence[tuple[str, str]]) -> list[DeleteFailure]:
+        """Deletes up to 1,000 versions for good, in one DeleteObjects request.
+
+        Raises:
+            ConfigurationError: There are more than 1,000 versions.
+        """
+        return self._delete(bucket, [{"Key": key, "VersionId": version} for key, version in versions])
+
+    def copy_object(
+        self,
+        src_bucket: str,
+        src_key: str,
+        dst_bucket: str,
+        dst_key: str,
+        *,
+        options: PutOptions | None = None,
+        version_id: str | None = None,
+        if_match: str | None = None,
+    ) -> None:
+        """Copies one object of up to 5 GiB within S3, in one CopyObject request."""
+        params = given_params(CopySourceIfMatch=if_match)
+        if options is not None:
+            params |= {**storage_params(options), **condition_params(options)}
+            if options.describes:
+                params["MetadataDirective"] = "REPLACE"
+            if options.tags:
+                params["TaggingDirective"] = "REPLACE"
+        source = _source(src_bucket, src_key, version_id)
+        self._call("CopyObject", "copy_object", dst_bucket, dst_key, Key=dst_key, CopySource=source, **params)
+
+    def upload_part_copy(
+        self,
+        upload: MultipartUpload,
+        number: int,
+        src_bucket: str,
+        src_key: str,
+        *,
+        byte_range: ByteRange,
+        version_id: str | None = None,
+        if_match: str | None = None,
+    ) -> CompletedPart:
+        """Makes a part of bytes of another object, in one UploadPartCopy request."""
+        answer = self._call(
+            "UploadPartCopy",
+            "upload_part_copy",
+            upload.bucket,
+            upload.key,
+            Key=upload.key,
+            UploadId=upload.upload_id,
+            PartNumber=number,
+            CopySource=_source(src_bucket, src_key, version_id),
+            CopySourceRange=byte_range.header,
+            **given_params(CopySourceIfMatch=if_match),
+        )
+        return CompletedPart(number, answer["CopyPartResult"]["ETag"])
+
+    def object_tags(self, bucket: str, key: str, *, version_id: str | None = None) -> dict[str, str]:
+        """Asks for the tags of an object, in one GetObjectTagging request."""
+        params = given_params(VersionId=version_id)
+        answer = self._call("GetObjectTagging", "get_object_tagging", bucket, key, Key=key, **params)
+        return {tag["Key"]: tag["Value"] for tag in answer.get("TagSet", ())}
 
     def close(self) -> None:
         """Frees connections; may be called again."""
@@ -113,29 +200,31 @@ class BotoControl:
         if client is not None:
             client.close()
 
+    def _delete(self, bucket: str, objects: list[dict[str, str]]) -> list[DeleteFailure]:
+        if len(objects) > MAX_KEYS:
+            raise ConfigurationError(
+                f"one request deletes up to {MAX_KEYS} objects, got {len(objects)}", bucket=bucket
+            )
+        if not objects:
+            return []
+        listed = {"Objects": objects, "Quiet": True}
+        return delete_failures(self._call("DeleteObjects", "delete_objects", bucket, Delete=listed))
+
     def _call(self, operation: str, method: str, bucket: str, key: str | None = None, **params: Any) -> Any:
         try:
             if self._client is None:
                 self._client = self._session.boto_client()
             return getattr(self._client, method)(Bucket=bucket, **params)
-        except S3Error:
-            raise
         except Exception as exc:
-            raise error_from_boto(exc, operation=operation, bucket=bucket, key=key) from exc
+            error = error_from_boto(exc, operation=operation, bucket=bucket, key=key)
+            if error is exc:
+                raise
+            raise error from exc
 
 
-def _object_info(entry: dict[str, Any]) -> ObjectInfo:
-    restore = entry.get("RestoreStatus")
-    return ObjectInfo(
-        key=entry["Key"],
-        etag=entry.get("ETag", ""),
-        size=entry["Size"],
-        last_modified=int(entry["LastModified"].timestamp()),
-        storage_class=entry.get("StorageClass"),
-        restore_status=None if restore is None else _restore_status(restore),
-    )
+def _given(params: dict[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in params.items() if value}
 
 
-def _restore_status(told: dict[str, Any]) -> RestoreStatus:
-    expiry = told.get("RestoreExpiryDate")
-    return RestoreStatus(bool(told.get("IsRestoreInProgress")), int(expiry.timestamp()) if expiry else None)
+def _source(bucket: str, key: str, version_id: str | None) -> dict[str, str]:
+    return {"Bucket": bucket, "Key": key, **given_params(VersionId=version_id)}

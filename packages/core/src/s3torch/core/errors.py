@@ -67,7 +67,10 @@ class S3Error(Exception):
         status: The HTTP status; ``None`` where there was no answer.
         request_id: The id under which S3 has logged the request.
         host_id: The second id (``x-amz-id-2``) that AWS support asks for.
+        attempts: How often the request was sent in all; ``None`` where nothing was sent or nobody counted.
     """
+
+    attempts: int | None = None
 
     def __init__(
         self,
@@ -96,6 +99,8 @@ class S3Error(Exception):
         if self.bucket is not None:
             where = f"{where} s3://{self.bucket}/{self.key or ''}".strip()
         facts = [str(fact) for fact in (self.code, self.status) if fact is not None]
+        if self.attempts is not None and self.attempts > 1:
+            facts.append(f"{self.attempts} attempts")
         if self.request_id:
             facts.append(f"request {self.request_id}")
         text = f"{where}: {self.message}" if where else self.message

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from s3torch.core.errors import ConfigurationError
+from s3torch.core.put_options import PutOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,12 +20,16 @@ __all__ = [
     "GetResult",
     "HeadObjectResult",
     "ListObjectResult",
+    "ListUploadsResult",
+    "ListVersionsResult",
     "MultipartUpload",
     "ObjectInfo",
+    "ObjectVersion",
     "PutOptions",
     "PutResult",
     "RestoreStatus",
     "S3BucketKeyData",
+    "UploadInfo",
 ]
 
 
@@ -76,6 +81,14 @@ class HeadObjectResult:
         content_type: The media type that was stored.
         metadata: The user's own metadata (``x-amz-meta-…``), with lower-case names.
         checksums: Checksums of the whole object by algorithm, in base64, where the response has them.
+        cache_control: How long caches may keep it.
+        content_disposition: What browsers do with it.
+        content_encoding: How the bytes are encoded.
+        content_language: The language.
+        expires: When caches forget it, as it was stored.
+        server_side_encryption: How S3 keeps it: ``"AES256"``, ``"aws:kms"`` …; ``None`` for SSE-C.
+        kms_key_id: The key of ``aws:kms``.
+        tag_count: How many tags it has, where they may be read.
     """
 
     etag: str
@@ -87,6 +100,14 @@ class HeadObjectResult:
     content_type: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
     checksums: Mapping[str, str] = field(default_factory=dict, hash=False)
+    cache_control: str | None = None
+    content_disposition: str | None = None
+    content_encoding: str | None = None
+    content_language: str | None = None
+    expires: str | None = None
+    server_side_encryption: str | None = None
+    kms_key_id: str | None = None
+    tag_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +123,46 @@ class ListObjectResult:
     object_info: list[ObjectInfo]
     common_prefixes: list[str]
     continuation_token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectVersion:
+    """One version of an object, or a marker that it was deleted.
+
+    Attributes:
+        key: The key.
+        version_id: The version; ``"null"`` for what was stored while the bucket kept none.
+        is_latest: Whether a request without a version is answered with this one.
+        last_modified: Seconds since 1970.
+        etag: The ETag with its quotes; empty for a delete marker.
+        size: Bytes; 0 for a delete marker.
+        storage_class: As in ``"STANDARD"``.
+        is_delete_marker: Whether the key was deleted with this version.
+    """
+
+    key: str
+    version_id: str
+    is_latest: bool
+    last_modified: int
+    etag: str = ""
+    size: int = 0
+    storage_class: str | None = None
+    is_delete_marker: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ListVersionsResult:
+    """One page of a listing of versions, in the order of keys, and for each key the latest first.
+
+    Attributes:
+        versions: The versions and delete markers of this page.
+        common_prefixes: What stands in for all keys that share it up to the delimiter.
+        next_marker: The key and the version behind which the next page begins; ``None`` after the last one.
+    """
+
+    versions: list[ObjectVersion]
+    common_prefixes: list[str]
+    next_marker: tuple[str, str] | None = None
 
 
 class S3BucketKeyData(NamedTuple):
@@ -177,25 +238,6 @@ class GetResult:
 
 
 @dataclass(frozen=True, slots=True)
-class PutOptions:
-    """How a new object is stored; ``None`` is S3's default.
-
-    Attributes:
-        storage_class: As in ``"STANDARD_IA"`` or ``"INTELLIGENT_TIERING"``.
-        content_type: The media type.
-        metadata: The user's own metadata.
-        if_none_match: ``"*"`` stores the object only if there is none with this key.
-        if_match: Stores the object only if the present one has this ETag.
-    """
-
-    storage_class: str | None = None
-    content_type: str | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
-    if_none_match: str | None = None
-    if_match: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class PutResult:
     """What S3 tells of an object that was just stored."""
 
@@ -210,6 +252,36 @@ class MultipartUpload:
     bucket: str
     key: str
     upload_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class UploadInfo:
+    """A multipart upload in progress, as a listing tells of it.
+
+    Attributes:
+        key: The key.
+        upload_id: The id.
+        initiated: When it was begun, in seconds since 1970.
+        storage_class: As in ``"STANDARD"``.
+    """
+
+    key: str
+    upload_id: str
+    initiated: int
+    storage_class: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListUploadsResult:
+    """One page of the multipart uploads in progress.
+
+    Attributes:
+        uploads: The uploads of this page.
+        next_marker: The key and the id behind which the next page begins; ``None`` after the last one.
+    """
+
+    uploads: list[UploadInfo]
+    next_marker: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +301,9 @@ class CompletedPart:
 
 @dataclass(frozen=True, slots=True)
 class DeleteFailure:
-    """A key that a batch delete could not delete, and why."""
+    """A key, or one version of it, that a batch delete could not delete, and why."""
 
     key: str
     code: str
     message: str
+    version_id: str | None = None

@@ -1,8 +1,8 @@
 """The seam between s3torch and what moves the bytes: what a transport owes.
 
 ``S3Client`` is the comfort that users get; ``Transport`` is the minimum that a backend owes. A backend
-may be able to do more and says so by implementing the optional protocols, which are asked once, when it
-is created.
+may be able to do more and says so by implementing the optional protocols, ``SupportsControl`` here and those
+of ``s3torch.core.abilities``.
 
 Rules for every method of a transport:
 
@@ -211,16 +211,37 @@ class ControlPlane(Protocol):
         """Asks for one page of a listing, in one ListObjectsV2 request."""
         ...
 
-    def delete_object(self, bucket: str, key: str) -> None:
-        """Deletes one object; a missing one is no error."""
+    def delete_object(self, bucket: str, key: str, *, version_id: str | None = None) -> None:
+        """Deletes one object, or one version of it for good; a missing one is no error."""
         ...
 
     def delete_objects(self, bucket: str, keys: Sequence[str]) -> list[DeleteFailure]:
         """Deletes up to 1,000 objects in one DeleteObjects request and returns those that it could not."""
         ...
 
-    def copy_object(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
-        """Copies one object of up to 5 GiB within S3, with its metadata, in one CopyObject request."""
+    def copy_object(
+        self,
+        src_bucket: str,
+        src_key: str,
+        dst_bucket: str,
+        dst_key: str,
+        *,
+        options: PutOptions | None = None,
+        version_id: str | None = None,
+        if_match: str | None = None,
+    ) -> None:
+        """Copies one object of up to 5 GiB within S3, in one CopyObject request.
+
+        Args:
+            src_bucket: The bucket of the source.
+            src_key: Its key.
+            dst_bucket: The bucket of the copy.
+            dst_key: Its key.
+            options: How the copy is stored. Metadata and what else describes the content are those of the
+                source, unless the options say any of that; so are the tags, unless the options have some.
+            version_id: The version of the source.
+            if_match: The ETag that the source must have, else ``PreconditionFailedError``.
+        """
         ...
 
     def close(self) -> None:

@@ -23,7 +23,8 @@ from s3torch.core._bucket_sessions import BucketSessions, check_listing
 from s3torch.core._credentials import environment_credentials, make_botocore_session, session_credentials
 from s3torch.core.errors import ConfigurationError, NoCredentialsError, S3Error
 from s3torch.core.models import Credentials
-from s3torch.core.uri import check_endpoint
+from s3torch.core.transports._http import common_headers
+from s3torch.core.uri import check_endpoint, is_confidential
 
 if TYPE_CHECKING:
     from boto3.session import Session as Boto3Session
@@ -158,6 +159,7 @@ class AwsSession:
 
     def _resolve(self, bucket: str) -> BucketEndpoint:
         self._ask_profile()
+        self._check_secrecy()
         if self._has_own_store and self._endpoint is not None:
             address = in_path_style(bucket, endpoint=self._endpoint, region=self.region)
             if address is not None:
@@ -241,6 +243,7 @@ class AwsSession:
         from botocore.config import Config
 
         config = self._config
+        self._check_secrecy()
         if self._boto_session is None:
             self._boto_session = Session(botocore_session=self._session())
         client = self._boto_session.client(  # type: ignore[call-overload]
@@ -264,10 +267,17 @@ class AwsSession:
             ),
             **keys,
         )
-        if config.requester_pays:
-            client.meta.events.register("before-call.s3", _agree_to_pay)
+        client.meta.events.register("before-call.s3", self._add_headers)
         return client
 
+    def _add_headers(self, params: dict[str, Any], model: Any, **_: Any) -> None:
+        """Gives the requests of a boto3 client what the settings add to those of all transports."""
+        params["headers"].update(common_headers(self._config, model.name))
 
-def _agree_to_pay(params: dict[str, Any], **_: Any) -> None:
-    params["headers"]["x-amz-request-payer"] = "requester"
+    def _check_secrecy(self) -> None:
+        if self._config.sse_customer_key is None or self._endpoint is None:
+            return
+        if not is_confidential(self._endpoint):
+            raise ConfigurationError(
+                f"sse_customer_key must not be sent to {self._endpoint}; use an https:// endpoint"
+            )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from ipaddress import ip_address
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from s3torch.core.errors import ConfigurationError
 
-__all__ = ["S3Uri", "check_endpoint", "parse_s3_uri"]
+__all__ = ["S3Uri", "check_endpoint", "is_confidential", "parse_s3_uri"]
 
 _SCHEME = "s3://"
 
@@ -70,3 +71,15 @@ def check_endpoint(url: str) -> str:
     if not valid or parts.query or parts.fragment or set(url) & set(" \t\r\n"):
         raise ConfigurationError(f"invalid S3 endpoint {url!r}: {expected}")
     return url.rstrip("/")
+
+
+def is_confidential(url: str) -> bool:
+    """Tells whether nobody on the way can read what goes to this endpoint: HTTPS, or this machine."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme == "https" or host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -16,7 +16,8 @@ from s3torch.core.errors import (
 )
 
 _NO_CREDENTIALS = (
-    "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a profile, "
+    "no credentials found in environment variables, the AWS files, web identity, container or instance "
+    "metadata; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a profile, "
     "or use unsigned=True for public data"
 )
 
@@ -71,7 +72,7 @@ def _from_answer(exc: Any, *, operation: str, bucket: str, key: str | None) -> S
     code = told.get("Code")
     # Where the answer has no body, botocore puts the status and its standard text there.
     described = bool(code) and code != str(status)
-    return error_from_response(
+    error = error_from_response(
         operation=operation,
         bucket=bucket,
         key=key,
@@ -82,6 +83,9 @@ def _from_answer(exc: Any, *, operation: str, bucket: str, key: str | None) -> S
         host_id=answer.get("HostId") or headers.get("x-amz-id-2"),
         region=headers.get("x-amz-bucket-region") or told.get("Region"),
     )
+    if "RetryAttempts" in answer:
+        error.attempts = answer["RetryAttempts"] + 1
+    return error
 
 
 def _without_answer(exc: Exception) -> type[S3Error]:

@@ -1,4 +1,4 @@
-"""How the ``boto`` transport sends: tries that are counted over botocore's own, and parameters."""
+"""How the ``boto`` transport sends: tries that are counted over botocore's own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from s3torch.core.errors import S3Error
-    from s3torch.core.models import CompletedPart, Credentials, PutOptions
+    from s3torch.core.models import Credentials
     from s3torch.core.protocols import TransportContext
     from s3torch.core.transports._pool import PooledTransfer
 
@@ -73,6 +73,7 @@ class BotoSender:
                     return once(client)
                 except Exception as exc:  # noqa: BLE001 - Each becomes an error of ours.
                     failure = _error_of(transfer, exc)
+                failure.attempts = current.sent or None
                 current.failed = True
                 if current.sent >= self._context.config.attempts:
                     raise failure
@@ -181,33 +182,3 @@ def _failure(
 def _error_of(transfer: PooledTransfer[Any], exc: Exception) -> S3Error:
     about = {"operation": transfer.operation, "bucket": transfer.bucket, "key": transfer.key}
     return error_from_boto(exc, **about)
-
-
-def storage_params(options: PutOptions) -> dict[str, Any]:
-    """Gives the parameters that store an object as the options say, without the conditions."""
-    return given_params(
-        StorageClass=options.storage_class,
-        ContentType=options.content_type,
-        Metadata=dict(options.metadata) or None,
-    )
-
-
-def condition_params(options: PutOptions) -> dict[str, Any]:
-    """Gives the parameters of the conditions under which an object may appear."""
-    return given_params(IfNoneMatch=options.if_none_match, IfMatch=options.if_match)
-
-
-def checksum_params(checksum: tuple[str, str] | None) -> dict[str, Any]:
-    """Gives the parameter that carries a checksum."""
-    return {} if checksum is None else {f"Checksum{checksum[0]}": checksum[1]}
-
-
-def part_params(part: CompletedPart, algorithm: str | None) -> dict[str, Any]:
-    """Gives how CompleteMultipartUpload names a part."""
-    checksum = checksum_params((algorithm, part.checksum) if algorithm and part.checksum else None)
-    return {"PartNumber": part.number, "ETag": part.etag, **checksum}
-
-
-def given_params(**params: Any) -> dict[str, Any]:
-    """Leaves out what is ``None``."""
-    return {name: value for name, value in params.items() if value is not None}

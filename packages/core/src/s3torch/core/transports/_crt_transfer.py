@@ -176,6 +176,7 @@ class CrtTransfer(Future[T]):
 
     def _failed(self, error: S3Error) -> None:
         """Tries again where that may help, else ends the transfer."""
+        error.attempts = self._attempts
         if self._attempts >= self._sender.attempts or self._cancelled:
             self.fail(error)
             return

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import re
-from email.utils import parsedate_to_datetime
+from datetime import UTC
+from email.utils import format_datetime, parsedate_to_datetime
 from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
 
@@ -13,6 +18,7 @@ from s3torch.core.models import HeadObjectResult, RestoreStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
 
     from s3torch.core.config import S3ClientConfig
     from s3torch.core.models import CompletedPart, PutOptions
@@ -21,6 +27,18 @@ if TYPE_CHECKING:
 _META = "x-amz-meta-"
 _CHECKSUM = "x-amz-checksum-"
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+# What needs the key of objects that are encrypted with a key of the customer (SSE-C).
+_KEYED = {
+    "CompleteMultipartUpload",
+    "CreateMultipartUpload",
+    "GetObject",
+    "GetObjectAttributes",
+    "HeadObject",
+    "ListParts",
+    "PutObject",
+    "UploadPart",
+}
+_COPIES = {"CopyObject", "UploadPartCopy"}
 _RESTORE = re.compile(r'ongoing-request="(true|false)"(?:, expiry-date="([^"]*)")?')
 
 
@@ -29,19 +47,73 @@ def checksum_header(algorithm: str) -> str:
     return _CHECKSUM + algorithm.lower()
 
 
-def common_headers(config: S3ClientConfig, operation: str) -> list[tuple[str, str]]:  # noqa: ARG001
-    """Gives the headers that the settings of a client add to a request of this S3 operation."""
-    return [("x-amz-request-payer", "requester")] if config.requester_pays else []
+def common_headers(config: S3ClientConfig, operation: str) -> list[tuple[str, str]]:
+    """Gives the headers that the settings of a client add to a request of this S3 operation.
+
+    Raises:
+        ConfigurationError: The function that gives the customer's key fails, or gives none.
+    """
+    headers = [("x-amz-request-payer", "requester")] if config.requester_pays else []
+    copies = operation in _COPIES
+    owner = config.expected_bucket_owner
+    if owner is not None:
+        headers.append(("x-amz-expected-bucket-owner", owner))
+        if copies:
+            headers.append(("x-amz-source-expected-bucket-owner", owner))
+    if config.sse_customer_key is not None and (copies or operation in _KEYED):
+        key = config.customer_key()
+        headers += _customer_key_headers("x-amz-", key)
+        if copies:
+            headers += _customer_key_headers("x-amz-copy-source-", key)
+    return headers
+
+
+def _customer_key_headers(prefix: str, key: bytes) -> list[tuple[str, str]]:
+    digest = hashlib.md5(key, usedforsecurity=False).digest()
+    name = f"{prefix}server-side-encryption-customer"
+    return [
+        (f"{name}-algorithm", "AES256"),
+        (f"{name}-key", base64.b64encode(key).decode()),
+        (f"{name}-key-MD5", base64.b64encode(digest).decode()),
+    ]
 
 
 def put_headers(options: PutOptions) -> list[tuple[str, str]]:
     """Gives the headers that store an object as the options say, without the conditions."""
     headers = [(_META + name, value) for name, value in options.metadata.items()]
-    if options.content_type is not None:
-        headers.append(("Content-Type", options.content_type))
-    if options.storage_class is not None:
-        headers.append(("x-amz-storage-class", options.storage_class))
-    return headers
+    given = (
+        ("Content-Type", options.content_type),
+        ("Cache-Control", options.cache_control),
+        ("Content-Disposition", options.content_disposition),
+        ("Content-Encoding", options.content_encoding),
+        ("Content-Language", options.content_language),
+        ("Expires", _http_date(options.expires)),
+        ("x-amz-storage-class", options.storage_class),
+        ("x-amz-acl", options.acl),
+        ("x-amz-tagging", tagging(options.tags)),
+        ("x-amz-server-side-encryption", options.server_side_encryption),
+        ("x-amz-server-side-encryption-aws-kms-key-id", options.kms_key_id),
+        ("x-amz-server-side-encryption-context", encryption_context(options.kms_encryption_context)),
+        (
+            "x-amz-server-side-encryption-bucket-key-enabled",
+            None if options.bucket_key is None else str(options.bucket_key).lower(),
+        ),
+    )
+    return headers + [(name, value) for name, value in given if value is not None]
+
+
+def _http_date(when: datetime | None) -> str | None:
+    return None if when is None else format_datetime(when.astimezone(UTC), usegmt=True)
+
+
+def tagging(tags: Mapping[str, str]) -> str | None:
+    """Writes tags as S3 takes them in a header; ``None`` for none."""
+    return urlencode(tags, quote_via=quote, safe="") or None
+
+
+def encryption_context(context: Mapping[str, str]) -> str | None:
+    """Writes an encryption context as S3 takes it in a header; ``None`` for none."""
+    return base64.b64encode(json.dumps(dict(context)).encode()).decode() if context else None
 
 
 def condition_headers(options: PutOptions) -> list[tuple[str, str]]:
@@ -75,6 +147,14 @@ def head_from_headers(headers: Mapping[str, str]) -> HeadObjectResult:
             if name.startswith(_CHECKSUM) and whole and "-" not in value and not content_range
             if name != "x-amz-checksum-type"
         },
+        cache_control=headers.get("cache-control"),
+        content_disposition=headers.get("content-disposition"),
+        content_encoding=headers.get("content-encoding"),
+        content_language=headers.get("content-language"),
+        expires=headers.get("expires"),
+        server_side_encryption=headers.get("x-amz-server-side-encryption"),
+        kms_key_id=headers.get("x-amz-server-side-encryption-aws-kms-key-id"),
+        tag_count=int(headers.get("x-amz-tagging-count") or 0),
     )
 
 

@@ -1,84 +1,23 @@
-"""What is in a bucket in memory, and the rules of S3 that its operations follow."""
+"""The rules of S3 that the operations of a store in memory follow."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.errors import ConfigurationError, S3Error, error_from_response
-from s3torch.core.models import HeadObjectResult, ObjectInfo, PutOptions
 from s3torch.core.ranges import MIN_PART_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from s3torch.core.models import CompletedPart, MultipartUpload
+    from s3torch.core.models import CompletedPart, MultipartUpload, ObjectVersion, PutOptions
+    from s3torch.core.transports._memory_bucket import StoredObject
 
 _MAX_KEY_BYTES = 1024
-_STANDARD = "STANDARD"
-
-
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """An object as it was stored."""
-
-    data: bytes
-    etag: str
-    last_modified: int
-    options: PutOptions
-    checksums: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def head(self) -> HeadObjectResult:
-        """What S3 tells of the object."""
-        storage_class = self.options.storage_class
-        return HeadObjectResult(
-            etag=self.etag,
-            size=len(self.data),
-            last_modified=self.last_modified,
-            storage_class=None if storage_class == _STANDARD else storage_class,
-            content_type=self.options.content_type or "binary/octet-stream",
-            metadata={name.lower(): value for name, value in self.options.metadata.items()},
-            checksums=self.checksums,
-        )
-
-    def info(self, key: str) -> ObjectInfo:
-        """The entry of the object in a listing."""
-        storage_class = self.options.storage_class or _STANDARD
-        return ObjectInfo(key, self.etag, len(self.data), self.last_modified, storage_class)
-
-
-@dataclass(slots=True)
-class Upload:
-    key: str
-    options: PutOptions
-    parts: dict[int, bytes] = field(default_factory=dict)
-
-
-class Bucket:
-    def __init__(self) -> None:
-        self.objects: dict[str, StoredObject] = {}
-        self.uploads: dict[str, Upload] = {}
-        self._keys: list[str] | None = []
-
-    @property
-    def keys(self) -> list[str]:
-        """All keys; the order of code points is that of their UTF-8 bytes."""
-        if self._keys is None:
-            self._keys = sorted(self.objects)
-        return self._keys
-
-    def set(self, key: str, stored: StoredObject) -> None:
-        if key not in self.objects:
-            self._keys = None
-        self.objects[key] = stored
-
-    def remove(self, key: str) -> None:
-        if self.objects.pop(key, None) is not None:
-            self._keys = None
 
 
 def refusal(operation: str, bucket: str, key: str | None, status: int, code: str) -> S3Error:
@@ -132,6 +71,17 @@ def check_conditions(
         raise refusal(operation, bucket, key, 404, "NoSuchKey")
     if not same_etag(options.if_match, present.etag):
         raise refusal(operation, bucket, key, 412, "PreconditionFailed")
+
+
+def check_customer_key(
+    operation: str, bucket: str, key: str, stored: StoredObject, customer_key: bytes | None
+) -> None:
+    """Refuses an object that was stored with another key of the customer, or with none."""
+    if stored.customer_key == customer_key:
+        return
+    if stored.customer_key is None or customer_key is None:
+        raise refusal(operation, bucket, key, 400, "InvalidRequest")
+    raise refusal(operation, bucket, key, 403, "AccessDenied")
 
 
 def same_etag(wanted: str, etag: str) -> bool:
@@ -188,3 +138,36 @@ def list_entries(keys: Sequence[str], prefix: str, delimiter: str, after: str) -
             yield common, True
         # All keys below the common prefix are neighbours.
         position = bisect_left(keys, 1, lo=position, key=lambda name: 0 if name.startswith(common) else 1)
+
+
+def versions_behind(
+    history: Sequence[ObjectVersion], prefix: str, delimiter: str, marker: tuple[str, str] | None
+) -> Iterator[tuple[ObjectVersion, str | None]]:
+    """Yields the versions behind a marker, and the common prefix that stands in for each, if one does."""
+    passed = marker is None
+    for one in history:
+        if not passed and marker is not None:
+            folded = not marker[1] and one.key.startswith(marker[0])
+            passed = one.key > marker[0] and not folded
+            if (one.key, one.version_id) == marker:
+                passed = True
+                continue
+        if not passed or not one.key.startswith(prefix):
+            continue
+        cut = one.key.find(delimiter, len(prefix)) if delimiter else -1
+        yield one, None if cut < 0 else one.key[: cut + len(delimiter)]
+
+
+def options_of_copy(source: PutOptions, chosen: PutOptions) -> PutOptions:
+    """Tells how a copy is stored: what describes the content goes along unless something else is said."""
+    described = chosen if chosen.describes else source
+    return replace(
+        described,
+        storage_class=chosen.storage_class,
+        acl=chosen.acl,
+        tags=chosen.tags or source.tags,
+        server_side_encryption=chosen.server_side_encryption,
+        kms_key_id=chosen.kms_key_id,
+        kms_encryption_context=chosen.kms_encryption_context,
+        bucket_key=chosen.bucket_key,
+    )

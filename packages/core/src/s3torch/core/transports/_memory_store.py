@@ -12,26 +12,32 @@ from s3torch.core.errors import ConfigurationError
 from s3torch.core.models import (
     CompletedPart,
     ListObjectResult,
+    ListUploadsResult,
+    ListVersionsResult,
     MultipartUpload,
     ObjectInfo,
+    ObjectVersion,
     PutOptions,
     PutResult,
+    UploadInfo,
 )
+from s3torch.core.transports._memory_bucket import Bucket, StoredObject, Upload
 from s3torch.core.transports._memory_rules import (
-    Bucket,
-    StoredObject,
-    Upload,
     check_checksum,
     check_conditions,
+    check_customer_key,
     check_key,
     join_parts,
     list_entries,
     md5_of,
+    options_of_copy,
     refusal,
+    same_etag,
+    versions_behind,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _MAX_PAGE = 1000
 
@@ -62,12 +68,12 @@ class MemoryStore:
         with _lock:
             _stores.pop(_name(endpoint), None)
 
-    def create_bucket(self, bucket: str) -> None:
+    def create_bucket(self, bucket: str, *, keeps_versions: bool = False) -> None:
         """Makes an empty bucket; one that is there stays as it is."""
         if not bucket:
             raise ConfigurationError("Bucket should be specified")
         with _lock:
-            self._buckets.setdefault(bucket, Bucket())
+            self._buckets.setdefault(bucket, Bucket(keeps_versions=keeps_versions))
 
     def delete_bucket(self, bucket: str) -> None:
         """Drops a bucket with everything in it; a missing one is no error."""
@@ -79,16 +85,26 @@ class MemoryStore:
         with _lock:
             return sorted(self._buckets)
 
-    def get(self, bucket: str, key: str, *, operation: str = "GetObject") -> StoredObject:
-        """Returns an object.
+    def get(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        version_id: str | None = None,
+        customer_key: bytes | None = None,
+        operation: str = "GetObject",
+    ) -> StoredObject:
+        """Returns an object, or one version of it.
 
         Raises:
-            NotFoundError: There is no such object or bucket.
+            NotFoundError: There is no such object, version or bucket.
         """
         with _lock:
-            stored = self._bucket(operation, bucket, key).objects.get(key)
+            stored = self._bucket(operation, bucket, key).find(key, version_id)
         if stored is None:
-            raise refusal(operation, bucket, key, 404, "NoSuchKey")
+            code = "NoSuchKey" if version_id is None else "NoSuchVersion"
+            raise refusal(operation, bucket, key, 404, code)
+        check_customer_key(operation, bucket, key, stored, customer_key)
         return stored
 
     def put(
@@ -99,6 +115,7 @@ class MemoryStore:
         *,
         options: PutOptions | None = None,
         checksum: tuple[str, str] | None = None,
+        customer_key: bytes | None = None,
     ) -> PutResult:
         """Stores an object.
 
@@ -106,12 +123,15 @@ class MemoryStore:
             PreconditionFailedError: A condition of the options does not hold.
             ChecksumMismatchError: The data do not have this checksum.
         """
+        operation = "PutObject"
         with _lock:
-            self._bucket("PutObject", bucket, key)
-        check_key("PutObject", bucket, key)
-        check_checksum("PutObject", bucket, key, data, checksum)
-        etag = f'"{md5_of(data).hex()}"'
-        return self._publish("PutObject", bucket, key, data, etag, options, options, checksum)
+            self._bucket(operation, bucket, key)
+        check_key(operation, bucket, key)
+        check_checksum(operation, bucket, key, data, checksum)
+        chosen = options or PutOptions()
+        checksums = {} if checksum is None else {checksum[0]: checksum[1]}
+        stored = _new_object(data, chosen, checksums=checksums, customer_key=customer_key)
+        return self._publish(operation, bucket, key, stored, chosen)
 
     def list_objects(
         self,
@@ -141,32 +161,83 @@ class MemoryStore:
                 last = name
         return ListObjectResult(infos, prefixes)
 
-    def delete(self, bucket: str, key: str, *, operation: str = "DeleteObject") -> None:
-        """Deletes an object; a missing one is no error."""
+    def list_versions(
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        delimiter: str = "",
+        max_keys: int = _MAX_PAGE,
+        marker: tuple[str, str] | None = None,
+    ) -> ListVersionsResult:
+        """Lists one page of versions; the marker is the last key and version of the page before."""
+        versions: list[ObjectVersion] = []
+        prefixes: list[str] = []
+        last: tuple[str, str] = ("", "")
         with _lock:
-            self._bucket(operation, bucket, key).remove(key)
+            history = list(self._bucket("ListObjectVersions", bucket).history())
+        for one, common in versions_behind(history, prefix, delimiter, marker):
+            if common in prefixes:
+                continue
+            if len(versions) + len(prefixes) >= min(max_keys, _MAX_PAGE):
+                return ListVersionsResult(versions, prefixes, last)
+            if common is None:
+                versions.append(one)
+                last = (one.key, one.version_id)
+            else:
+                prefixes.append(common)
+                last = (common, "")
+        return ListVersionsResult(versions, prefixes)
 
-    def copy(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
-        """Copies an object with its metadata."""
-        source = self.get(src_bucket, src_key, operation="CopyObject")
-        check_key("CopyObject", dst_bucket, dst_key)
-        copied = StoredObject(
-            source.data,
-            f'"{md5_of(source.data).hex()}"',
-            int(time.time()),
-            source.options,
-            source.checksums,
+    def delete(
+        self, bucket: str, key: str, *, version_id: str | None = None, operation: str = "DeleteObject"
+    ) -> None:
+        """Deletes an object, or one version of it for good; a missing one is no error."""
+        with _lock:
+            held = self._bucket(operation, bucket, key)
+            if version_id is None:
+                held.remove(key)
+            else:
+                held.remove_version(key, version_id)
+
+    def copy(
+        self,
+        src_bucket: str,
+        src_key: str,
+        dst_bucket: str,
+        dst_key: str,
+        *,
+        options: PutOptions | None = None,
+        version_id: str | None = None,
+        if_match: str | None = None,
+        customer_key: bytes | None = None,
+    ) -> None:
+        """Copies an object, with what the options do not say otherwise."""
+        operation = "CopyObject"
+        source = self.get(
+            src_bucket, src_key, version_id=version_id, customer_key=customer_key, operation=operation
         )
-        with _lock:
-            self._bucket("CopyObject", dst_bucket, dst_key).set(dst_key, copied)
+        if if_match is not None and not same_etag(if_match, source.etag):
+            raise refusal(operation, src_bucket, src_key, 412, "PreconditionFailed")
+        check_key(operation, dst_bucket, dst_key)
+        chosen = options or PutOptions()
+        copied = _new_object(
+            source.data,
+            options_of_copy(source.options, chosen),
+            checksums=source.checksums,
+            customer_key=customer_key,
+        )
+        self._publish(operation, dst_bucket, dst_key, copied, chosen)
 
-    def create_upload(self, bucket: str, key: str, *, options: PutOptions) -> MultipartUpload:
+    def create_upload(
+        self, bucket: str, key: str, *, options: PutOptions, customer_key: bytes | None = None
+    ) -> MultipartUpload:
         """Begins a multipart upload."""
         check_key("CreateMultipartUpload", bucket, key)
         upload = MultipartUpload(bucket, key, uuid.uuid4().hex)
         with _lock:
             held = self._bucket("CreateMultipartUpload", bucket, key)
-            held.uploads[upload.upload_id] = Upload(key, options)
+            held.uploads[upload.upload_id] = Upload(key, options, customer_key)
         return upload
 
     def put_part(
@@ -202,7 +273,11 @@ class MemoryStore:
         etag = f'"{md5_of(digests).hex()}-{len(parts)}"'
         with _lock:
             self._upload(operation, upload)
-            result = self._publish(operation, bucket, key, data, etag, held.options, options, checksum)
+            checksums = {} if checksum is None else {checksum[0]: checksum[1]}
+            stored = _new_object(
+                data, held.options, etag=etag, checksums=checksums, customer_key=held.customer_key
+            )
+            result = self._publish(operation, bucket, key, stored, options or PutOptions())
             del self._bucket(operation, bucket, key).uploads[upload.upload_id]
         return result
 
@@ -214,28 +289,37 @@ class MemoryStore:
 
     def uploads(self, bucket: str) -> list[MultipartUpload]:
         """Lists the multipart uploads in progress."""
+        page = self.list_uploads(bucket, max_uploads=None)
+        return [MultipartUpload(bucket, one.key, one.upload_id) for one in page.uploads]
+
+    def list_uploads(
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        max_uploads: int | None = _MAX_PAGE,
+        marker: tuple[str, str] | None = None,
+    ) -> ListUploadsResult:
+        """Lists one page of the multipart uploads in progress, by key and id."""
         with _lock:
             held = self._bucket("ListMultipartUploads", bucket).uploads
-            return [MultipartUpload(bucket, one.key, upload_id) for upload_id, one in held.items()]
+            found = [
+                UploadInfo(one.key, upload_id, one.initiated, one.options.storage_class or "STANDARD")
+                for upload_id, one in held.items()
+                if one.key.startswith(prefix) and (marker is None or (one.key, upload_id) > marker)
+            ]
+        found.sort(key=lambda one: (one.key, one.upload_id))
+        page = found[:max_uploads]
+        return ListUploadsResult(page, (page[-1].key, page[-1].upload_id) if len(page) < len(found) else None)
 
     def _publish(
-        self,
-        operation: str,
-        bucket: str,
-        key: str,
-        data: bytes,
-        etag: str,
-        options: PutOptions | None,
-        conditions: PutOptions | None,
-        checksum: tuple[str, str] | None,
+        self, operation: str, bucket: str, key: str, stored: StoredObject, conditions: PutOptions
     ) -> PutResult:
-        checksums = {} if checksum is None else {checksum[0]: checksum[1]}
-        stored = StoredObject(data, etag, int(time.time()), options or PutOptions(), checksums)
         with _lock:
             held = self._bucket(operation, bucket, key)
-            check_conditions(operation, bucket, key, held.objects.get(key), conditions or PutOptions())
-            held.set(key, stored)
-        return PutResult(etag)
+            check_conditions(operation, bucket, key, held.objects.get(key), conditions)
+            stored = held.set(key, stored)
+        return PutResult(stored.etag, stored.version_id)
 
     def _bucket(self, operation: str, bucket: str, key: str | None = None) -> Bucket:
         held = self._buckets.get(bucket)
@@ -249,6 +333,18 @@ class MemoryStore:
         if held is None or held.key != upload.key:
             raise refusal(operation, upload.bucket, upload.key, 404, "NoSuchUpload")
         return held
+
+
+def _new_object(
+    data: bytes,
+    options: PutOptions,
+    *,
+    etag: str | None = None,
+    checksums: Mapping[str, str],
+    customer_key: bytes | None,
+) -> StoredObject:
+    etag = etag or f'"{md5_of(data).hex()}"'
+    return StoredObject(data, etag, int(time.time()), options, checksums, customer_key)
 
 
 _stores: dict[str, MemoryStore] = {}

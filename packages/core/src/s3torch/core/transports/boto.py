@@ -23,14 +23,14 @@ from s3torch.core.models import (
 )
 from s3torch.core.plugins.hookspecs import hookimpl
 from s3torch.core.transports._boto_body import receive, sendable
-from s3torch.core.transports._boto_sender import (
-    BotoSender,
+from s3torch.core.transports._boto_params import (
     checksum_params,
     condition_params,
     given_params,
     part_params,
     storage_params,
 )
+from s3torch.core.transports._boto_sender import BotoSender
 from s3torch.core.transports._pool import PooledTransfer, TransferPool, workers_for
 
 if TYPE_CHECKING:

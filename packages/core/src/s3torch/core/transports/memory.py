@@ -23,16 +23,20 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from typing import TypeVar
 
+    from s3torch.core.config import S3ClientConfig
     from s3torch.core.models import (
         CompletedPart,
         HeadObjectResult,
         ListObjectResult,
+        ListUploadsResult,
+        ListVersionsResult,
         MultipartUpload,
         PutOptions,
         PutResult,
     )
     from s3torch.core.protocols import TransportContext
     from s3torch.core.ranges import ByteRange
+    from s3torch.core.transports._memory_bucket import StoredObject
 
     T = TypeVar("T")
 
@@ -45,7 +49,7 @@ _MAX_DELETED = 1000
 @hookimpl
 def s3torch_create_transport(context: TransportContext) -> MemoryTransport:
     """Creates a transport to the store of the configured endpoint."""
-    return MemoryTransport(MemoryStore.at(context.config.endpoint))
+    return MemoryTransport(MemoryStore.at(context.config.endpoint), context.config)
 
 
 class MemoryTransport:
@@ -53,15 +57,17 @@ class MemoryTransport:
 
     Args:
         store: Where the objects are.
+        config: The settings of the client; ``None`` for the defaults.
     """
 
-    def __init__(self, store: MemoryStore) -> None:
+    def __init__(self, store: MemoryStore, config: S3ClientConfig | None = None) -> None:
         self._store = store
+        self._config = config
         self._pool = TransferPool(_THREADS, name="s3torch-memory")
 
     def control(self) -> MemoryControl:
         """Returns the control plane of the store."""
-        return MemoryControl(self._store)
+        return MemoryControl(self._store, self._config)
 
     def get(
         self,
@@ -77,8 +83,9 @@ class MemoryTransport:
         room = len(into) if into is not None else None
 
         def work(transfer: PooledTransfer[GetResult]) -> GetResult:
-            stored = self._store.get(bucket, key)
-            _check_version("GetObject", bucket, key, version_id)
+            stored = self._store.get(
+                bucket, key, version_id=version_id, customer_key=_customer_key(self._config)
+            )
             if if_match is not None and not same_etag(if_match, stored.etag):
                 raise refusal("GetObject", bucket, key, 412, "PreconditionFailed")
             data = stored.data
@@ -107,7 +114,14 @@ class MemoryTransport:
         """Starts one PutObject request."""
 
         def work(transfer: PooledTransfer[PutResult]) -> PutResult:
-            return self._store.put(bucket, key, transfer.copy(), options=options, checksum=checksum)
+            return self._store.put(
+                bucket,
+                key,
+                transfer.copy(),
+                options=options,
+                checksum=checksum,
+                customer_key=_customer_key(self._config),
+            )
 
         return self._start("PutObject", bucket, key, work, body)
 
@@ -120,7 +134,9 @@ class MemoryTransport:
             "CreateMultipartUpload",
             bucket,
             key,
-            lambda _: self._store.create_upload(bucket, key, options=options),
+            lambda _: self._store.create_upload(
+                bucket, key, options=options, customer_key=_customer_key(self._config)
+            ),
         )
 
     def upload_part(
@@ -183,16 +199,20 @@ class MemoryTransport:
 
 
 class MemoryControl:
-    """The control plane of a store in memory."""
+    """The control plane of a store in memory.
 
-    def __init__(self, store: MemoryStore) -> None:
+    Args:
+        store: Where the objects are.
+        config: The settings of the client; ``None`` for the defaults.
+    """
+
+    def __init__(self, store: MemoryStore, config: S3ClientConfig | None = None) -> None:
         self._store = store
+        self._config = config
 
     def head_object(self, bucket: str, key: str, *, version_id: str | None = None) -> HeadObjectResult:
         """Tells the facts of one object."""
-        head = self._store.get(bucket, key, operation="HeadObject").head
-        _check_version("HeadObject", bucket, key, version_id)
-        return head
+        return self._get("HeadObject", bucket, key, version_id).head
 
     def list_objects(
         self,
@@ -213,29 +233,111 @@ class MemoryControl:
             after=continuation_token or start_after or "",
         )
 
-    def delete_object(self, bucket: str, key: str) -> None:
-        """Deletes one object; a missing one is no error."""
-        self._store.delete(bucket, key)
+    def list_object_versions(
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        delimiter: str = "",
+        max_keys: int = 1000,
+        marker: tuple[str, str] | None = None,
+    ) -> ListVersionsResult:
+        """Tells one page of versions and delete markers."""
+        return self._store.list_versions(
+            bucket, prefix=prefix, delimiter=delimiter, max_keys=max_keys, marker=marker
+        )
+
+    def list_multipart_uploads(
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        max_uploads: int = 1000,
+        marker: tuple[str, str] | None = None,
+    ) -> ListUploadsResult:
+        """Tells one page of the multipart uploads in progress."""
+        return self._store.list_uploads(bucket, prefix=prefix, max_uploads=max_uploads, marker=marker)
+
+    def delete_object(self, bucket: str, key: str, *, version_id: str | None = None) -> None:
+        """Deletes one object, or one version of it for good; a missing one is no error."""
+        self._store.delete(bucket, key, version_id=version_id)
 
     def delete_objects(self, bucket: str, keys: Sequence[str]) -> list[DeleteFailure]:
         """Deletes up to 1,000 objects."""
-        if len(keys) > _MAX_DELETED:
-            raise ConfigurationError(
-                f"one request deletes up to {_MAX_DELETED} objects, got {len(keys)}", bucket=bucket
-            )
-        for key in keys:
-            self._store.delete(bucket, key, operation="DeleteObjects")
-        return []
+        return self._delete(bucket, [(key, None) for key in keys])
 
-    def copy_object(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
-        """Copies one object with its metadata."""
-        self._store.copy(src_bucket, src_key, dst_bucket, dst_key)
+    def delete_versions(self, bucket: str, versions: Sequence[tuple[str, str]]) -> list[DeleteFailure]:
+        """Deletes up to 1,000 versions for good."""
+        return self._delete(bucket, versions)
+
+    def copy_object(
+        self,
+        src_bucket: str,
+        src_key: str,
+        dst_bucket: str,
+        dst_key: str,
+        *,
+        options: PutOptions | None = None,
+        version_id: str | None = None,
+        if_match: str | None = None,
+    ) -> None:
+        """Copies one object."""
+        self._store.copy(
+            src_bucket,
+            src_key,
+            dst_bucket,
+            dst_key,
+            options=options,
+            version_id=version_id,
+            if_match=if_match,
+            customer_key=_customer_key(self._config),
+        )
+
+    def upload_part_copy(
+        self,
+        upload: MultipartUpload,
+        number: int,
+        src_bucket: str,
+        src_key: str,
+        *,
+        byte_range: ByteRange,
+        version_id: str | None = None,
+        if_match: str | None = None,
+    ) -> CompletedPart:
+        """Makes a part of bytes of another object."""
+        operation = "UploadPartCopy"
+        source = self._get(operation, src_bucket, src_key, version_id)
+        if if_match is not None and not same_etag(if_match, source.etag):
+            raise refusal(operation, src_bucket, src_key, 412, "PreconditionFailed")
+        if byte_range.stop > len(source.data):
+            raise refusal(operation, src_bucket, src_key, 416, "InvalidRange")
+        return self._store.put_part(upload, number, source.data[byte_range.start : byte_range.stop])
+
+    def object_tags(self, bucket: str, key: str, *, version_id: str | None = None) -> dict[str, str]:
+        """Tells the tags of an object."""
+        return dict(self._get("GetObjectTagging", bucket, key, version_id).options.tags)
+
+    def _get(self, operation: str, bucket: str, key: str, version_id: str | None) -> StoredObject:
+        return self._store.get(
+            bucket,
+            key,
+            version_id=version_id,
+            customer_key=_customer_key(self._config),
+            operation=operation,
+        )
+
+    def _delete(self, bucket: str, versions: Sequence[tuple[str, str | None]]) -> list[DeleteFailure]:
+        if len(versions) > _MAX_DELETED:
+            raise ConfigurationError(
+                f"one request deletes up to {_MAX_DELETED} objects, got {len(versions)}", bucket=bucket
+            )
+        for key, version_id in versions:
+            self._store.delete(bucket, key, version_id=version_id, operation="DeleteObjects")
+        return []
 
     def close(self) -> None:
         """Does nothing: there is nothing to free."""
 
 
-def _check_version(operation: str, bucket: str, key: str, version_id: str | None) -> None:
-    # There are no versions here; S3 calls the objects of such a bucket version "null".
-    if version_id not in {None, "null"}:
-        raise refusal(operation, bucket, key, 404, "NoSuchVersion")
+def _customer_key(config: S3ClientConfig | None) -> bytes | None:
+    return None if config is None or config.sse_customer_key is None else config.customer_key()

@@ -1,0 +1,274 @@
+"""What a client does besides moving bytes: it looks for, lists, copies and deletes objects."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from s3torch.core.copying import CopyJob
+from s3torch.core.deleting import delete_many, delete_prefix
+from s3torch.core.errors import ConfigurationError, NotFoundError
+from s3torch.core.finding import ObjectFilter, find_by_pattern, find_by_prefix
+from s3torch.core.listing import ListObjectStream
+from s3torch.core.stale_uploads import abort_stale_uploads, list_uploads
+from s3torch.core.version_listing import ListVersionStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from datetime import timedelta
+
+    from s3torch.core.connection import Connector
+    from s3torch.core.deleting import Deletion
+    from s3torch.core.models import (
+        DeleteFailure,
+        HeadObjectResult,
+        ObjectInfo,
+        ObjectVersion,
+        PutOptions,
+        UploadInfo,
+    )
+    from s3torch.core.protocols import ControlPlane
+
+_log = logging.getLogger(__name__)
+
+
+class BucketOperations:
+    """The methods of a client that ask the control plane.
+
+    Args:
+        connector: The client's.
+    """
+
+    def __init__(self, connector: Connector) -> None:
+        self._connector = connector
+
+    def list_objects(
+        self,
+        bucket: str,
+        prefix: str = "",
+        delimiter: str = "",
+        max_keys: int = 1000,
+        *,
+        start_after: str | None = None,
+    ) -> ListObjectStream:
+        """Lists the objects whose keys start with a prefix, in the order of S3.
+
+        Args:
+            bucket: The bucket.
+            prefix: What the keys start with.
+            delimiter: Folds keys that have it behind the prefix into ``common_prefixes``.
+            max_keys: The size of a page, not of the whole.
+            start_after: Lists only keys that come after this one.
+
+        Returns:
+            An iterator over pages, each asked for when its turn comes.
+        """
+        _log.debug("ListObjects s3://%s/%s", bucket, prefix)
+        return ListObjectStream(
+            self._connector,
+            bucket,
+            prefix=prefix,
+            delimiter=delimiter,
+            max_keys=max_keys,
+            start_after=start_after,
+        )
+
+    def list_object_versions(
+        self, bucket: str, prefix: str = "", delimiter: str = "", max_keys: int = 1000
+    ) -> ListVersionStream:
+        """Lists versions and delete markers, by key, the latest of each key first.
+
+        Returns:
+            An iterator over pages, each asked for when its turn comes.
+        """
+        _log.debug("ListObjectVersions s3://%s/%s", bucket, prefix)
+        return ListVersionStream(
+            self._connector, bucket, prefix=prefix, delimiter=delimiter, max_keys=max_keys
+        )
+
+    def walk(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        suffix: str | tuple[str, ...] | None = None,
+        min_size: int | None = None,
+        max_size: int | None = None,
+        where: Callable[[ObjectInfo], bool] | None = None,
+        ordered: bool = True,
+        requests: int = 16,
+    ) -> Iterator[ObjectInfo]:
+        """Lists the objects whose keys start with a prefix, large folders side by side.
+
+        What fits into a page of 1,000 keys costs one request. Memory is bounded by the pages under way.
+
+        Args:
+            bucket: The bucket.
+            prefix: What the keys start with.
+            suffix: What they end with, or several such ends.
+            min_size: How many bytes the objects have at least.
+            max_size: How many bytes they have at most.
+            where: Any other question about an object.
+            ordered: Whether objects come in the order of keys, as far as the store lists a folder in that
+                order. Without, they come as early as they can.
+            requests: How many requests may be under way.
+        """
+        _log.debug("walk s3://%s/%s", bucket, prefix)
+        wanted = ObjectFilter(suffix, min_size, max_size, where)
+        return find_by_prefix(
+            self._connector, bucket, prefix, wanted=wanted, ordered=ordered, requests=requests
+        )
+
+    def glob(
+        self,
+        bucket: str,
+        pattern: str,
+        *,
+        min_size: int | None = None,
+        max_size: int | None = None,
+        where: Callable[[ObjectInfo], bool] | None = None,
+        ordered: bool = True,
+        requests: int = 16,
+    ) -> Iterator[ObjectInfo]:
+        """Lists the objects whose keys match a pattern, as ``"train/**/shard-[0-9]*.{tar,zst}"``.
+
+        Only what can match is listed, as far as the pattern tells. The arguments are those of ``walk``, and
+        ``s3torch.core.globs`` tells what patterns mean.
+        """
+        _log.debug("glob s3://%s/%s", bucket, pattern)
+        wanted = ObjectFilter(None, min_size, max_size, where)
+        return find_by_pattern(
+            self._connector, bucket, pattern, wanted=wanted, ordered=ordered, requests=requests
+        )
+
+    def head_object(self, bucket: str, key: str, *, version_id: str | None = None) -> HeadObjectResult:
+        """Asks for the facts of an object.
+
+        Raises:
+            NotFoundError: There is none. A HEAD has no body, so a missing bucket looks the same.
+        """
+        _log.debug("HeadObject s3://%s/%s", bucket, key)
+        check_place(bucket, key)
+        return self._control.head_object(bucket, key, version_id=version_id)
+
+    def exists(self, bucket: str, key: str, *, version_id: str | None = None) -> bool:
+        """Tells whether there is an object with this key; every error but "not found" is raised."""
+        try:
+            self.head_object(bucket, key, version_id=version_id)
+        except NotFoundError:
+            return False
+        return True
+
+    def delete_object(self, bucket: str, key: str, *, version_id: str | None = None) -> None:
+        """Deletes an object, or one version of it for good; a missing one is no error."""
+        _log.debug("DeleteObject s3://%s/%s", bucket, key)
+        check_place(bucket, key)
+        self._control.delete_object(bucket, key, version_id=version_id)
+
+    def delete_objects(
+        self, bucket: str, keys: Iterable[str | ObjectVersion | tuple[str, str]]
+    ) -> list[DeleteFailure]:
+        """Deletes many objects, 1,000 in a request and several requests at a time.
+
+        Args:
+            bucket: The bucket.
+            keys: Keys; or ``ObjectVersion`` or pairs of key and version id, which go for good.
+
+        Returns:
+            The keys that could not be deleted, and why.
+
+        Raises:
+            S3Error: A whole request failed; others may have succeeded.
+        """
+        check_place(bucket, "any")
+        return delete_many(self._connector, bucket, keys).failures
+
+    def delete_prefix(self, bucket: str, prefix: str, *, versions: bool = False) -> Deletion:
+        """Deletes all objects whose keys start with a prefix, while they are listed.
+
+        Args:
+            bucket: The bucket.
+            prefix: What the keys start with; ``"run"`` also means ``"runs/1"``, so mind the slash.
+            versions: Deletes all versions and delete markers for good, not just the latest.
+
+        Returns:
+            How many were deleted, and which could not be, and why.
+        """
+        _log.debug("delete all of s3://%s/%s", bucket, prefix)
+        check_place(bucket, "any")
+        return delete_prefix(self._connector, bucket, prefix, versions=versions)
+
+    def copy_object(
+        self,
+        src_bucket: str,
+        src_key: str,
+        dst_bucket: str,
+        dst_key: str,
+        *,
+        options: PutOptions | None = None,
+        version_id: str | None = None,
+        object_info: Any = None,
+    ) -> None:
+        """Copies an object within S3: in one request up to 5 GiB, above that in parts, several at a time.
+
+        Metadata, media type and tags go along. The storage class does not; S3 takes STANDARD.
+
+        Args:
+            src_bucket: The bucket of the source.
+            src_key: Its key, plain.
+            dst_bucket: The bucket of the copy.
+            dst_key: Its key, plain.
+            options: How the copy is stored. If they say anything of metadata, media type or caching, that is
+                all the copy gets of these; the same with tags.
+            version_id: The version of the source; ``None`` for the latest.
+            object_info: What a listing or a HEAD told of the source, which must still have this ETag. It
+                spares a request where the source has more than 5 GiB.
+        """
+        _log.debug("CopyObject s3://%s/%s to s3://%s/%s", src_bucket, src_key, dst_bucket, dst_key)
+        check_place(src_bucket, src_key)
+        check_place(dst_bucket, dst_key)
+        CopyJob(
+            src_bucket=src_bucket,
+            src_key=src_key,
+            dst_bucket=dst_bucket,
+            dst_key=dst_key,
+            options=self._connector.config.options_of_copy(options),
+            version_id=version_id,
+            size=None if object_info is None else object_info.size,
+            etag=getattr(object_info, "etag", None) or None,
+        ).run(self._connector.get())
+
+    def list_multipart_uploads(self, bucket: str, prefix: str = "") -> Iterator[UploadInfo]:
+        """Lists the multipart uploads in progress, whose parts cost money, too."""
+        check_place(bucket, "any")
+        return list_uploads(self._connector, bucket, prefix)
+
+    def abort_stale_uploads(
+        self, bucket: str, prefix: str = "", *, older_than: timedelta
+    ) -> list[UploadInfo]:
+        """Aborts the multipart uploads that were begun long ago, and so removes their parts.
+
+        Args:
+            bucket: The bucket.
+            prefix: What their keys start with.
+            older_than: How long ago they were begun at least; longer than any upload of yours takes.
+
+        Returns:
+            The uploads that were aborted.
+        """
+        _log.debug("abort uploads of s3://%s/%s older than %s", bucket, prefix, older_than)
+        check_place(bucket, "any")
+        return abort_stale_uploads(self._connector, bucket, prefix, older_than=older_than)
+
+    @property
+    def _control(self) -> ControlPlane:
+        return self._connector.get().control
+
+
+def check_place(bucket: str, key: str) -> None:
+    """Refuses what cannot be the name of a bucket or a key."""
+    for name, value in (("bucket", bucket), ("key", key)):
+        if not isinstance(value, str):
+            raise ConfigurationError(f"{name} must be a string, got {value!r}")
+        if not value:
+            raise ConfigurationError(f"{name} must not be empty")

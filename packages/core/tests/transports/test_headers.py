@@ -1,0 +1,199 @@
+"""What settings and options become on the wire, in every operation of every way to S3."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from datetime import UTC, datetime
+
+import pytest
+
+from s3torch.core.control import BotoControl
+from s3torch.core.errors import AccessDeniedError, ConfigurationError, S3Error
+from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions
+from s3torch.core.transports.boto import BotoTransport
+from s3torch.core.transports.crt import CrtTransport
+
+PATIENCE = 30
+UPLOAD = MultipartUpload("bucket", "key", "upload")
+PART = CompletedPart(1, "e")
+OPTIONS = PutOptions(
+    storage_class="STANDARD_IA",
+    content_type="text/x-test",
+    metadata={"one": "1"},
+    tags={"a b": "c&d=é", "plus": "+"},
+    cache_control="max-age=5",
+    content_disposition='attachment; filename="x y"',
+    content_encoding="gzip",
+    content_language="en",
+    expires=datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC),
+    acl="bucket-owner-full-control",
+    server_side_encryption="aws:kms",
+    kms_key_id="alias/mine",
+    kms_encryption_context={"team": "ü"},
+    bucket_key=True,
+)
+STORED = {
+    "content-type": "text/x-test",
+    "x-amz-meta-one": "1",
+    "x-amz-storage-class": "STANDARD_IA",
+    "x-amz-tagging": "a%20b=c%26d%3D%C3%A9&plus=%2B",
+    "cache-control": "max-age=5",
+    "content-disposition": 'attachment; filename="x y"',
+    "content-encoding": "gzip",
+    "content-language": "en",
+    "expires": "Wed, 02 Jan 2030 03:04:05 GMT",
+    "x-amz-acl": "bucket-owner-full-control",
+    "x-amz-server-side-encryption": "aws:kms",
+    "x-amz-server-side-encryption-aws-kms-key-id": "alias/mine",
+    "x-amz-server-side-encryption-context": base64.b64encode(b'{"team": "\\u00fc"}').decode(),
+    "x-amz-server-side-encryption-bucket-key-enabled": "true",
+}
+KEY = bytes(range(32))
+KEY_HEADERS = {
+    "server-side-encryption-customer-algorithm": "AES256",
+    "server-side-encryption-customer-key": base64.b64encode(KEY).decode(),
+    "server-side-encryption-customer-key-md5": base64.b64encode(hashlib.md5(KEY).digest()).decode(),
+}
+STARTED = b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
+
+
+def the_key():
+    return KEY
+
+
+@pytest.fixture(params=[CrtTransport, BotoTransport], ids=["crt", "boto"])
+def connect(request, make_context):
+    """Makes a transport to a server."""
+    transports = []
+
+    def make(endpoint, **settings):
+        transports.append(request.param(make_context(endpoint, **settings)))
+        return transports[-1]
+
+    yield make
+    for transport in transports:
+        transport.close()
+
+
+@pytest.fixture
+def sent(stub, answer):
+    """Answers a request, and returns its headers."""
+
+    def send(start, body=b""):
+        stub.will(answer(200, body))
+        result = start()
+        if hasattr(result, "result"):
+            result.result(PATIENCE)
+        return stub.requests.pop().headers
+
+    return send
+
+
+def data_requests(transport, options=OPTIONS):
+    body = memoryview(b"body")
+    return {
+        "GetObject": (lambda: transport.get("bucket", "key"), b""),
+        "PutObject": (lambda: transport.put("bucket", "key", body, options=options), b""),
+        "CreateMultipartUpload": (
+            lambda: transport.create_multipart_upload("bucket", "key", options=options),
+            STARTED,
+        ),
+        "UploadPart": (lambda: transport.upload_part(UPLOAD, 1, body), b""),
+        "CompleteMultipartUpload": (
+            lambda: transport.complete_multipart_upload(UPLOAD, [PART], options=options),
+            b"<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>",
+        ),
+        "AbortMultipartUpload": (lambda: transport.abort_multipart_upload(UPLOAD), b""),
+    }
+
+
+def test_options_are_sent_where_the_object_begins(connect, stub, sent):
+    for operation, (start, body) in data_requests(connect(stub.endpoint)).items():
+        headers = sent(start, body)
+        for name, value in STORED.items():
+            if operation in {"PutObject", "CreateMultipartUpload"}:
+                assert (operation, name, headers.get(name)) == (operation, name, value)
+            elif name != "content-type":
+                assert name not in headers, operation
+
+
+@pytest.mark.parametrize("options", [PutOptions(if_none_match="*"), PutOptions(if_match='"e"')], ids=repr)
+def test_conditions_are_sent_where_the_object_appears(connect, stub, sent, options):
+    name, value = ("if-none-match", "*") if options.if_none_match else ("if-match", '"e"')
+    for operation, (start, body) in data_requests(connect(stub.endpoint), options).items():
+        expected = value if operation in {"PutObject", "CompleteMultipartUpload"} else None
+        assert sent(start, body).get(name) == expected, operation
+
+
+def test_owner_and_payer_are_in_every_request(connect, stub, sent):
+    settings = {"expected_bucket_owner": "012345678901", "requester_pays": True}
+    for operation, (start, body) in data_requests(connect(stub.endpoint, **settings)).items():
+        headers = sent(start, body)
+        assert headers["x-amz-expected-bucket-owner"] == "012345678901", operation
+        assert headers["x-amz-request-payer"] == "requester"
+
+
+def test_the_customer_key_is_where_s3_asks_for_it(connect, stub, sent):
+    transport = connect(stub.endpoint, sse_customer_key=the_key)
+    for operation, (start, body) in data_requests(transport, PutOptions()).items():
+        headers = sent(start, body)
+        for name, value in KEY_HEADERS.items():
+            expected = None if operation == "AbortMultipartUpload" else value
+            assert headers.get(f"x-amz-{name}") == expected, operation
+
+
+def test_a_customer_key_that_cannot_be_had_fails_the_transfer(connect, stub):
+    transport = connect(stub.endpoint, sse_customer_key=lambda: b"too short")
+    transfer = transport.get("bucket", "key")
+    with pytest.raises(ConfigurationError, match="32 bytes, not 9") as caught:
+        transfer.result(PATIENCE)
+    assert (caught.value.operation, caught.value.bucket, caught.value.key) == ("GetObject", "bucket", "key")
+    assert stub.requests == []
+
+
+def test_a_customer_key_is_not_sent_in_the_open(connect, make_context):
+    settings = {"sse_customer_key": the_key}
+    transport = connect("http://store.invalid", **settings)
+    with pytest.raises(ConfigurationError, match="https"):
+        transport.get("bucket", "key").result(PATIENCE)
+    with pytest.raises(ConfigurationError, match="https"):
+        BotoControl(make_context("http://store.invalid", **settings).session).head_object("bucket", "key")
+    # Resolving is enough here; nobody answers at that address.
+    session = make_context("https://store.invalid", **settings).session
+    assert session.endpoint("bucket").scheme == "https"
+
+
+# A real server encrypts.
+
+
+def test_objects_are_read_with_the_key_they_were_written_with(wire):
+    client = wire.client(sse_customer_key=the_key)
+    for size in (10, 11 * 2**20):
+        data = wire.content(size)
+        with client.put_object(wire.bucket, "k") as writer:
+            writer.write(data)
+        assert client.get_object(wire.bucket, "k").read() == data
+        assert client.head_object(wire.bucket, "k").size == size
+        with pytest.raises(S3Error):
+            wire.client().get_object(wire.bucket, "k").read()
+        with pytest.raises(AccessDeniedError):
+            wire.client(sse_customer_key=lambda: bytes(32)).get_object(wire.bucket, "k").read()
+
+
+def test_uploads_are_stored_as_client_and_call_say(wire):
+    defaults = PutOptions(
+        content_type="text/x-test",
+        metadata={"a": "1"},
+        tags={"t": "x y"},
+        server_side_encryption="AES256",
+    )
+    client = wire.client(put_options=defaults)
+    for size in (10, 6 * 2**20):
+        with client.put_object(wire.bucket, "k", options=PutOptions(metadata={"b": "2"})) as writer:
+            writer.write(bytes(size))
+        head = client.head_object(wire.bucket, "k")
+        assert (head.content_type, head.metadata) == ("text/x-test", {"a": "1", "b": "2"})
+        assert head.server_side_encryption == "AES256"
+        tags = wire.direct.get_object_tagging(Bucket=wire.bucket, Key="k")["TagSet"]
+        assert tags == [{"Key": "t", "Value": "x y"}]

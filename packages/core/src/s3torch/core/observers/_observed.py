@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from s3torch.core.models import CompletedPart, GetResult, MultipartUpload, PutOptions, PutResult
     from s3torch.core.observers._observations import Observation, Observations
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_OPERATIONS = {"list_objects": "ListObjectsV2"}
+# Where the name of a method is not that of the operation.
+_OPERATIONS = {
+    "delete_versions": "DeleteObjects",
+    "list_objects": "ListObjectsV2",
+    "object_tags": "GetObjectTagging",
+}
 
 
 class ObservedTransfer(Future[T]):
@@ -178,7 +183,7 @@ class ObservedTransport:
 
 
 class ObservedControl:
-    """A control plane that tells observers of every method of it that is about a bucket."""
+    """A control plane that tells observers of every method of it that is about a bucket or an upload."""
 
     def __init__(self, control: object, observations: Observations) -> None:
         self._observations = observations
@@ -189,15 +194,13 @@ class ObservedControl:
 
     def _observed(self, name: str, method: Callable[..., T]) -> Callable[..., T]:
         signature = inspect.signature(method)
-        bucket_name = "dst_bucket" if "dst_bucket" in signature.parameters else "bucket"
-        if bucket_name not in signature.parameters:
+        if not {"bucket", "dst_bucket", "upload"} & set(signature.parameters):
             return method
         operation = _OPERATIONS.get(name) or "".join(word.capitalize() for word in name.split("_"))
-        key_name = bucket_name.replace("bucket", "key")
 
         def call(*args: Any, **how: Any) -> T:
             given = signature.bind(*args, **how).arguments
-            observation = self._observations.begin(operation, given[bucket_name], given.get(key_name))
+            observation = self._observations.begin(operation, *_place(given), **_facts_of_part(given))
             try:
                 result = method(*args, **how)
             except BaseException as exc:
@@ -207,6 +210,21 @@ class ObservedControl:
             return result
 
         return call
+
+
+def _place(given: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Finds bucket and key, those that are changed, in the arguments of a method of a control plane."""
+    if "upload" in given:
+        return given["upload"].bucket, given["upload"].key
+    if "dst_bucket" in given:
+        return given["dst_bucket"], given.get("dst_key")
+    return given["bucket"], given.get("key")
+
+
+def _facts_of_part(given: Mapping[str, Any]) -> dict[str, Any]:
+    if "upload" not in given:
+        return {}
+    return {"upload_id": given["upload"].upload_id, "part_number": given.get("number")}
 
 
 def _started(

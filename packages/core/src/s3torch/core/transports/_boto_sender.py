@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core.transports._boto_body import BodyStream
 from s3torch.core.transports._boto_errors import error_from_boto
-from s3torch.core.transports._retries import backoff, has_expired, may_succeed_now
+from s3torch.core.transports._retries import backoff, has_expired, may_succeed_now, tell_retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,16 +154,7 @@ class BotoSender:
             current.answer = _failure(current.transfer, response, caught_exception)
 
     def _tell_retry(self, transfer: PooledTransfer[Any], error: S3Error, seconds: float) -> None:
-        if self._context.on_retry is not None:
-            self._context.on_retry(
-                operation=transfer.operation,
-                bucket=transfer.bucket,
-                key=transfer.key,
-                attempt=self._current.sent,
-                error=error,
-                seconds=seconds,
-                transfer=transfer,
-            )
+        tell_retry(self._context.on_retry, transfer, attempt=self._current.sent, error=error, seconds=seconds)
 
 
 def _failure(

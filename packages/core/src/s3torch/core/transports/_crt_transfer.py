@@ -15,7 +15,7 @@ from s3torch.core.errors import (
     error_from_response,
 )
 from s3torch.core.transports._http import xml_fields
-from s3torch.core.transports._retries import backoff, has_expired, may_succeed_now
+from s3torch.core.transports._retries import backoff, has_expired, may_succeed_now, tell_retry
 from s3torch.core.transports._timer import timer
 
 if TYPE_CHECKING:
@@ -207,23 +207,11 @@ class CrtTransfer(Future[T]):
             self._waiting = not self._cancelled
             waiting = self._waiting
         if waiting:
-            self._tell_retry(error, seconds)
+            self._name(error)
+            tell_retry(self._sender.on_retry, self, attempt=self._attempts, error=error, seconds=seconds)
             timer.get().call_later(seconds, self._attempt)
         else:
             self._end_cancelled()
-
-    def _tell_retry(self, error: S3Error, seconds: float) -> None:
-        self._name(error)
-        if self._sender.on_retry is not None:
-            self._sender.on_retry(
-                operation=self.operation,
-                bucket=self.bucket,
-                key=self.key,
-                attempt=self._attempts,
-                error=error,
-                seconds=seconds,
-                transfer=self,
-            )
 
     def _name(self, error: BaseException) -> None:
         if isinstance(error, S3Error) and error.bucket is None:

@@ -12,7 +12,7 @@ from s3torch.core.transports._http_connections import Connections
 from s3torch.core.transports._http_exchange import refusal
 from s3torch.core.transports._http_head import request_head
 from s3torch.core.transports._http_signing import Signer
-from s3torch.core.transports._retries import backoff, has_expired, may_succeed_now
+from s3torch.core.transports._retries import backoff, has_expired, may_succeed_now, tell_retry
 
 if TYPE_CHECKING:
     from s3torch.core.models import BucketEndpoint, Credentials
@@ -72,7 +72,7 @@ class Sender:
                 seconds = backoff(attempt, error)
             else:
                 return exchange.recover(error)
-            self._tell(attempt, error, seconds)
+            tell_retry(self._context.on_retry, transfer, attempt=attempt, error=error, seconds=seconds)
             transfer.pause(seconds)
 
     def close(self) -> None:
@@ -145,18 +145,6 @@ class Sender:
                 exchange.method, target, headers, endpoint=endpoint, credentials=credentials
             )
         return request_head(exchange.method, target, headers)
-
-    def _tell(self, attempt: int, error: S3Error, seconds: float) -> None:
-        listener = self._context.on_retry
-        if listener is not None:
-            listener(
-                operation=error.operation or "",
-                bucket=error.bucket or "",
-                key=error.key or "",
-                attempt=attempt,
-                error=error,
-                seconds=seconds,
-            )
 
 
 def _about(error: S3Error, exchange: Exchange[Any]) -> S3Error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING, Any
 
 from s3torch.core.errors import (
     S3ConnectionError,
@@ -12,6 +13,9 @@ from s3torch.core.errors import (
     ThrottledError,
     TruncatedError,
 )
+
+if TYPE_CHECKING:
+    from s3torch.core.protocols import RetryListener
 
 _BACKOFF_SECONDS = 0.1
 _MAX_BACKOFF_SECONDS = 20.0
@@ -40,3 +44,27 @@ def backoff(tries: int, error: S3Error) -> float:
     most = _MAX_CONNECTION_BACKOFF_SECONDS if quick else _MAX_BACKOFF_SECONDS
     longest = min(_BACKOFF_SECONDS * 2.0 ** min(tries, 20), most)
     return random.uniform(0.5, 1) * longest  # noqa: S311 - This is jitter.
+
+
+def tell_retry(
+    listener: RetryListener | None, transfer: Any, *, attempt: int, error: S3Error, seconds: float
+) -> None:
+    """Tells that an attempt has failed and another follows.
+
+    Args:
+        listener: The ``on_retry`` of the transport's context.
+        transfer: The transfer that the transport has returned, with ``operation``, ``bucket`` and ``key``.
+        attempt: Which one failed, from 1.
+        error: Why.
+        seconds: The pause before the next.
+    """
+    if listener is not None:
+        listener(
+            operation=transfer.operation,
+            bucket=transfer.bucket,
+            key=transfer.key,
+            attempt=attempt,
+            error=error,
+            seconds=seconds,
+            transfer=transfer,
+        )

@@ -52,7 +52,9 @@ class OldTextTransport:
     def __init__(self, transport: Transport, context: TransportContext) -> None:
         self._transport = transport
         self._control: ControlPlane = (
-            transport.control() if isinstance(transport, SupportsControl) else BotoControl(context.session)
+            transport.control()
+            if isinstance(transport, SupportsControl)
+            else BotoControl(context.session, context.on_retry)
         )
 
     def control(self) -> ControlPlane:

@@ -124,6 +124,22 @@ def test_throttling_is_told_attempt_by_attempt(wire, diary):
     assert len(wire.proxy.requests("GET")) == 3
 
 
+def test_throttling_of_the_control_plane_is_told(wire, diary):
+    client = wire.client()
+    wire.put("k")
+    wire.proxy.add(Fault.slow_down(), method="HEAD", times=1)
+    wire.proxy.add(Fault.slow_down(), match=lambda request: "list-type" in request.query, times=1)
+    client.head_object(wire.bucket, "k")
+    assert [info.key for page in client.list_objects(wire.bucket, "k") for info in page.object_info] == ["k"]
+    head, listing = [end for _, end in diary.of("ended")]
+    assert (head.attempts, head.throttles) == (listing.attempts, listing.throttles) == (2, 1)
+    assert [(each.operation, each.key) for each, _ in diary.of("retried")] == [
+        ("HeadObject", "k"),
+        ("ListObjectsV2", None),
+    ]
+    assert len(wire.proxy.requests()) == 4
+
+
 def test_the_last_attempt_counts_as_well(wire, diary):
     client = wire.client()
     wire.proxy.add(Fault.slow_down(), method="PUT")

@@ -79,7 +79,7 @@ class Connection:
             return self._transport.control()
         from s3torch.core.control import BotoControl
 
-        return BotoControl(self._session)
+        return BotoControl(self._session, self._observations.retried)
 
     def close(self) -> None:
         """Cancels what is in flight and frees connections."""

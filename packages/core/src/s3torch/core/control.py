@@ -9,6 +9,7 @@ from s3torch.core.errors import ConfigurationError
 from s3torch.core.models import CompletedPart
 from s3torch.core.transports._boto_errors import error_from_boto
 from s3torch.core.transports._boto_params import condition_params, given_params, storage_params
+from s3torch.core.transports._boto_retries import BotoRetries
 from s3torch.core.transports._http import head_from_headers
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
         MultipartUpload,
         PutOptions,
     )
-    from s3torch.core.protocols import ResolvedSession
+    from s3torch.core.protocols import ResolvedSession, RetryListener
     from s3torch.core.ranges import ByteRange
 
 __all__ = ["MAX_KEYS", "BotoControl"]
@@ -40,10 +41,12 @@ class BotoControl:
 
     Args:
         session: Addresses and credentials.
+        on_retry: Told of every attempt that failed and is made again; ``None`` when nobody listens.
     """
 
-    def __init__(self, session: ResolvedSession) -> None:
+    def __init__(self, session: ResolvedSession, on_retry: RetryListener | None = None) -> None:
         self._session = session
+        self._retries = BotoRetries(on_retry)
         self._client: Any = None
 
     def head_object(self, bucket: str, key: str, *, version_id: str | None = None) -> HeadObjectResult:
@@ -214,7 +217,9 @@ class BotoControl:
         try:
             if self._client is None:
                 self._client = self._session.boto_client()
-            return getattr(self._client, method)(Bucket=bucket, **params)
+                self._retries.watch(self._client)
+            with self._retries.call(operation, bucket, key):
+                return getattr(self._client, method)(Bucket=bucket, **params)
         except Exception as exc:
             error = error_from_boto(exc, operation=operation, bucket=bucket, key=key)
             if error is exc:

@@ -113,7 +113,7 @@ class Observations:
     ) -> None:
         """Takes note of a retry; it is the ``on_retry`` of the client's transport."""
         _log.debug("%s; attempt %d failed, the next is in %.2f s", error, attempt, seconds)
-        observation = self._find((operation, bucket, key), transfer)
+        observation = self._find((operation, bucket, key or None), transfer)
         if observation is not None:
             observation.retry(TransferRetry(attempt, error, seconds))
 

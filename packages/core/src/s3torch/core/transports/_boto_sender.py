@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core.transports._boto_body import BodyStream
 from s3torch.core.transports._boto_errors import error_from_boto
+from s3torch.core.transports._boto_retries import failure_of_try
 from s3torch.core.transports._retries import backoff, has_expired, may_succeed_now, tell_retry
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class BotoSender:
                     current.credentials = self._context.session.credentials(transfer.bucket)
                     return once(client)
                 except Exception as exc:  # noqa: BLE001 - Each becomes an error of ours.
-                    failure = _error_of(transfer, exc)
+                    failure = error_from_boto(exc, **_about(transfer))
                 failure.attempts = current.sent or None
                 current.failed = True
                 if current.sent >= self._context.config.attempts:
@@ -151,25 +152,11 @@ class BotoSender:
         current.transfer.check()
         current.answer = None
         if self._context.on_retry is not None:
-            current.answer = _failure(current.transfer, response, caught_exception)
+            current.answer = failure_of_try(response, caught_exception, **_about(current.transfer))
 
     def _tell_retry(self, transfer: PooledTransfer[Any], error: S3Error, seconds: float) -> None:
         tell_retry(self._context.on_retry, transfer, attempt=self._current.sent, error=error, seconds=seconds)
 
 
-def _failure(
-    transfer: PooledTransfer[Any], response: Any, caught_exception: Exception | None
-) -> S3Error | None:
-    """Makes an error of what botocore got for one try, ``None`` where that was good."""
-    from botocore.exceptions import ClientError
-
-    if caught_exception is not None:
-        return _error_of(transfer, caught_exception)
-    if response is None or response[0].status_code < 300:
-        return None
-    return _error_of(transfer, ClientError(response[1], transfer.operation))
-
-
-def _error_of(transfer: PooledTransfer[Any], exc: Exception) -> S3Error:
-    about = {"operation": transfer.operation, "bucket": transfer.bucket, "key": transfer.key}
-    return error_from_boto(exc, **about)
+def _about(transfer: PooledTransfer[Any]) -> dict[str, str]:
+    return {"operation": transfer.operation, "bucket": transfer.bucket, "key": transfer.key}

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import pytest
+from botocore.session import get_session
 
 from s3torch.core import NotFoundError
+from s3torch.core.control import BotoControl
 from s3torch.core.models import MultipartUpload
 from s3torch.core.observers._observations import Observations
-from s3torch.core.observers._observed import ObservedControl
+from s3torch.core.observers._observed import ObservedControl, operation_of
 
 
 @runtime_checkable
@@ -36,6 +38,13 @@ class Plane:
 
     def close(self):
         self.closed = True
+
+
+def test_operations_have_the_names_of_s3():
+    known = set(get_session().get_service_model("s3").operation_names)
+    names = [name for name in vars(BotoControl) if not name.startswith("_") and name != "close"]
+    assert len(names) >= 10
+    assert [name for name in names if operation_of(name) not in known] == []
 
 
 def test_abilities_stay_what_they_are(diary):

@@ -196,7 +196,7 @@ class ObservedControl:
         signature = inspect.signature(method)
         if not {"bucket", "dst_bucket", "upload"} & set(signature.parameters):
             return method
-        operation = _OPERATIONS.get(name) or "".join(word.capitalize() for word in name.split("_"))
+        operation = operation_of(name)
 
         def call(*args: Any, **how: Any) -> T:
             given = signature.bind(*args, **how).arguments
@@ -210,6 +210,11 @@ class ObservedControl:
             return result
 
         return call
+
+
+def operation_of(method: str) -> str:
+    """Names the S3 operation of a method of a control plane."""
+    return _OPERATIONS.get(method) or "".join(word.capitalize() for word in method.split("_"))
 
 
 def _place(given: Mapping[str, Any]) -> tuple[str, str | None]:

@@ -77,7 +77,8 @@ class CounterSnapshot:
     Attributes:
         operations: The transfers that have ended, by the name of the S3 operation.
         in_flight: How many have started and not ended; in a difference, how many more.
-        most_in_flight: How many were in flight at the same time, at most; in a sum, the sum of that.
+        most_in_flight: How many were in flight at the same time, at most, since the counters began; in a sum,
+            the sum of that, and in a difference that of the later one.
     """
 
     operations: Mapping[str, OperationCounts] = field(default_factory=dict, hash=False)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+import threading
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
@@ -159,6 +160,33 @@ def test_metrics_come_without_spans_if_so_wanted(client):
     assert telemetry.spans == ()
     assert len(telemetry.points("s3torch.client.operation.duration")) == 1
     telemetry.meters.shutdown()
+
+
+def test_a_transfer_in_the_midst_of_a_call_waits_for_its_turn(client):
+    class Locked(SpanProcessor):
+        """Has a lock that cannot be taken twice, and moves something under it, as the collector may."""
+
+        def __init__(self):
+            self.lock = threading.Lock()
+            self.names = []
+
+        def on_start(self, span, parent_context=None):
+            assert self.lock.acquire(blocking=False)
+            self.names.append(span.name)
+            if len(self.names) == 1:
+                client.exists("bucket", "k")
+            self.lock.release()
+
+    telemetry = Telemetry()
+    processor = Locked()
+    telemetry.tracers.add_span_processor(processor)
+    observer = OpenTelemetryObserver(meter_provider=telemetry.meters, tracer_provider=telemetry.tracers)
+    with observe(observer), client.put_object("bucket", "k") as writer:
+        writer.write(b"data")
+    assert processor.names == ["S3/PutObject", "S3/HeadObject"]
+    assert sorted(span.name for span in telemetry.spans) == ["S3/HeadObject", "S3/PutObject"]
+    telemetry.meters.shutdown()
+    telemetry.tracers.shutdown()
 
 
 def test_it_says_what_is_missing(monkeypatch):

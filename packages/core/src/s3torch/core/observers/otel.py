@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core._process import PerProcess
@@ -28,6 +29,8 @@ from s3torch.core.errors import ConfigurationError
 from s3torch.core.observers.events import TransferObserver
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from opentelemetry.context import Context
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import Span, TracerProvider
@@ -81,25 +84,58 @@ class OpenTelemetryObserver(TransferObserver):
         self._metrics = _Metrics(metrics.get_meter(_NAME, __version__, meter_provider))
         tracer = trace.get_tracer(_NAME, __version__, tracer_provider)
         self._spans = PerProcess(lambda: _Spans(tracer)) if spans else None
+        self._turns = _Turns()
 
     def started(self, transfer: TransferInfo) -> None:
         """Opens a span."""
+        self._turns.take(lambda: self._started(transfer))
+
+    def retried(self, transfer: TransferInfo, retry: TransferRetry) -> None:
+        """Counts a retry and adds an event to the span."""
+        self._turns.take(lambda: self._retried(transfer, retry))
+
+    def ended(self, transfer: TransferInfo, end: TransferEnd) -> None:
+        """Records the transfer and ends its span."""
+        self._turns.take(lambda: self._ended(transfer, end))
+
+    def _started(self, transfer: TransferInfo) -> None:
         self._metrics.active.add(1, _attributes(transfer))
         if self._spans is not None:
             self._spans.get().start(transfer)
 
-    def retried(self, transfer: TransferInfo, retry: TransferRetry) -> None:
-        """Counts a retry and adds an event to the span."""
+    def _retried(self, transfer: TransferInfo, retry: TransferRetry) -> None:
         error_type = {"error.type": type(retry.error).__name__}
         self._metrics.retries.add(1, _attributes(transfer) | error_type)
         if self._spans is not None:
             self._spans.get().retry(transfer, retry)
 
-    def ended(self, transfer: TransferInfo, end: TransferEnd) -> None:
-        """Records the transfer and ends its span."""
+    def _ended(self, transfer: TransferInfo, end: TransferEnd) -> None:
         self._metrics.record(transfer, end)
         if self._spans is not None:
             self._spans.get().end(transfer, end)
+
+
+class _Turns(threading.local):
+    """Lets a thread call OpenTelemetry once at a time, as the locks of its SDK ask for.
+
+    The collector may drop a writer in the midst of a call, and so begin a transfer there.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._taken = False
+
+    def take(self, call: Callable[[], None]) -> None:
+        """Calls now, or after the call that this thread is in."""
+        self._waiting.append(call)
+        if self._taken:
+            return
+        self._taken = True
+        try:
+            while self._waiting:
+                self._waiting.popleft()()
+        finally:
+            self._taken = False
 
 
 class _Metrics:

@@ -14,8 +14,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from s3torch.core import S3Client, S3ClientConfig
-from s3torch.core.errors import AccessDeniedError, ConfigurationError
+from s3torch.core import Credentials, S3Client, S3ClientConfig
+from s3torch.core.errors import AccessDeniedError, ConfigurationError, ThrottledError
 from s3torch.core.testing.faults import Fault
 
 HOUR = timedelta(hours=1)
@@ -193,6 +193,24 @@ def test_a_refused_session_is_told_with_its_operation(zone):
         client.get_object(zone.bucket, "key").read()
     assert (caught.value.operation, caught.value.bucket) == ("CreateSession", zone.bucket)
     assert "own-secret-key" not in str(caught.value)
+
+
+def test_a_bucket_that_is_busy_is_asked_for_a_session_as_often_as_allowed(zone):
+    zone.proxy.add(Fault.slow_down(), match=asks_for_session)
+    with pytest.raises(ThrottledError) as caught:
+        zone.client().get_object(zone.bucket, "key").read()
+    assert caught.value.operation == "CreateSession"
+    assert len(zone.sessions) == 2
+
+
+def test_own_keys_that_have_ended_are_renewed_for_a_session(zone):
+    zone.boto.put_object(Bucket=zone.bucket, Key="key", Body=b"data")
+    zone.begin()
+    zone.proxy.add(Fault.expired_token(), match=asks_for_session, times=1)
+    names = iter(["ended", "fresh"])
+    client = zone.client(credentials=lambda: Credentials(next(names), "secret"))
+    assert client.get_object(zone.bucket, "key").read() == b"data"
+    assert [signer(request)[0] for request in zone.sessions] == ["ended", "fresh"]
 
 
 def test_sessions_can_be_switched_off(zone, monkeypatch):

@@ -76,7 +76,8 @@ class BotoSender:
                     failure = error_from_boto(exc, **_about(transfer))
                 failure.attempts = current.sent or None
                 current.failed = True
-                if current.sent >= self._context.config.attempts:
+                if current.sent >= self._context.config.attempts or failure.operation != transfer.operation:
+                    # What comes before, such as a session with the bucket, has been tried often enough.
                     raise failure
                 if has_expired(failure) and not renewed and self._renew(transfer.bucket):
                     renewed = True

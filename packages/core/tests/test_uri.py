@@ -14,6 +14,8 @@ from s3torch.core import S3Client, parse_s3_uri
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.uri import S3Uri, check_endpoint
 
+ARN = "arn:aws:s3:us-west-2:123456789012"
+
 buckets = st.text(min_size=1).filter(lambda text: "/" not in text)
 
 
@@ -38,6 +40,11 @@ def test_any_bucket_and_key_come_back(bucket, key):
         ("s3://b", ("b", "")),
         ("s3://b/", ("b", "")),
         ("s3://b//k", ("b", "/k")),
+        (f"s3://{ARN}:accesspoint/name/k/x", (f"{ARN}:accesspoint/name", "k/x")),
+        (f"s3://{ARN}:accesspoint/name", (f"{ARN}:accesspoint/name", "")),
+        (f"s3://{ARN}:accesspoint:name/k/x", (f"{ARN}:accesspoint:name", "k/x")),
+        (f"s3://{ARN}:outpost/op-1/accesspoint/name//k", (f"{ARN}:outpost/op-1/accesspoint/name", "/k")),
+        (f"s3://{ARN}:something/else", (f"{ARN}:something", "else")),
         ("s3://b/k//x/", ("b", "k//x/")),
         ("s3://b/a%20b+c?d#e", ("b", "a%20b+c?d#e")),
         ("s3://b/../k", ("b", "../k")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from ipaddress import ip_address
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -12,6 +13,8 @@ from s3torch.core.errors import ConfigurationError
 __all__ = ["S3Uri", "check_endpoint", "is_confidential", "parse_s3_uri"]
 
 _SCHEME = "s3://"
+# In the ARN of an access point the name may stand behind a slash, which does not begin the key.
+_ACCESS_POINT = re.compile(r"arn:[^/]*:(?:outpost[/:][^/:]+[/:])?accesspoint/[^/]+")
 
 
 class S3Uri(NamedTuple):
@@ -29,7 +32,8 @@ def parse_s3_uri(uri: str | os.PathLike[str]) -> S3Uri:
 
     The key is everything after the slash behind the bucket, untouched: nothing is decoded or normalised,
     ``//`` and a trailing ``/`` stay. A ``pathlib.Path`` made of a URI has lost a slash (``s3:/bucket/key``)
-    and gets it back.
+    and gets it back. The bucket may be the ARN of an access point:
+    ``s3://arn:aws:s3:us-west-2:123456789012:accesspoint/name/key``.
 
     Args:
         uri: A URI as a string or as a path object.
@@ -45,7 +49,10 @@ def parse_s3_uri(uri: str | os.PathLike[str]) -> S3Uri:
         text = uri
     if not isinstance(text, str) or not text.startswith(_SCHEME):
         raise ConfigurationError(f"Only s3:// URIs are supported, got {uri!r}")
-    bucket, _, key = text.removeprefix(_SCHEME).partition("/")
+    rest = text.removeprefix(_SCHEME)
+    arn = _ACCESS_POINT.match(rest)
+    bucket = arn[0] if arn else rest.partition("/")[0]
+    key = rest.removeprefix(bucket).removeprefix("/")
     if not bucket:
         raise ConfigurationError(f"Bucket name must be non-empty, got {uri!r}")
     return S3Uri(bucket, key)

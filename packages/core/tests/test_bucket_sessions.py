@@ -255,3 +255,10 @@ def test_listings_that_cannot_be(zone, listing, said):
         list(zone.client().list_objects(zone.bucket, **listing))
     assert caught.value.bucket == zone.bucket
     assert zone.proxy.requests() == []
+
+
+def test_a_listing_that_cannot_begin_in_the_middle(zone):
+    control = zone.client()._connector.get().control
+    with pytest.raises(ConfigurationError, match="no order"):
+        control.list_objects(zone.bucket, prefix="folder/", start_after="folder/key")
+    assert zone.proxy.requests() == []

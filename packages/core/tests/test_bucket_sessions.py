@@ -81,7 +81,7 @@ class Zone:
         self.boto.close()
 
 
-@pytest.fixture(params=["crt", "boto"])
+@pytest.fixture(params=["crt", "boto", "http"])
 def zone(request, seaweedfs, fault_proxy, monkeypatch):
     # SeaweedFS refuses these, so whatever works was signed with the keys of a session.
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "own-access-key")

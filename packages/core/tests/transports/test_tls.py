@@ -1,4 +1,4 @@
-"""Certificates that only a bundle of the environment vouches for, by both transports and planes."""
+"""Certificates that only a bundle of the environment vouches for, by all transports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def bucket(server):
     return server.create_bucket()
 
 
-@pytest.fixture(params=["crt", "boto"])
+@pytest.fixture(params=["crt", "boto", "http"])
 def connect(request, server, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.secret_key)

@@ -132,11 +132,12 @@ class Addresses:
 
 
 def _tls_context() -> ssl.SSLContext:
-    bundle = os.environ.get("AWS_CA_BUNDLE") or None
+    variable = "AWS_CA_BUNDLE" if os.environ.get("AWS_CA_BUNDLE") else "REQUESTS_CA_BUNDLE"
+    bundle = os.environ.get(variable) or None
     try:
         context = ssl.create_default_context(cafile=bundle or _own_bundle())
     except OSError as exc:
-        raise TransportError(f"AWS_CA_BUNDLE={bundle} cannot be used: {exc}") from exc
+        raise TransportError(f"{variable}={bundle} cannot be used: {exc}") from exc
     context.set_alpn_protocols(["http/1.1"])
     return context
 

@@ -11,6 +11,8 @@ import hmac
 import time
 from typing import TYPE_CHECKING
 
+from s3torch.core.errors import TransportError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 _ALGORITHM = "AWS4-HMAC-SHA256"
 # Parts carry checksums of their own; hashing every upload for the signature would cost more than sending it.
 _PAYLOAD = "UNSIGNED-PAYLOAD"
-_EXPRESS = "s3express"
 _ALSO_SIGNED = {"host", "content-type", "content-md5"}
 
 
@@ -48,13 +49,19 @@ class Signer:
             endpoint: Where it goes.
             credentials: The keys to sign with.
             now: Seconds since 1970; ``None`` for the clock of this machine.
+
+        Raises:
+            TransportError: The endpoint wants a signature for all regions.
         """
+        if endpoint.signing_region == "*":
+            raise TransportError(
+                "transport 'http' cannot sign for multi-region access points (SigV4A); "
+                "use transport='crt' or transport='boto'"
+            )
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
         added = [("x-amz-content-sha256", _PAYLOAD), ("x-amz-date", stamp)]
         if credentials.session_token is not None:
-            express = endpoint.signing_name == _EXPRESS
-            name = "x-amz-s3session-token" if express else "x-amz-security-token"
-            added.append((name, credentials.session_token))
+            added.append((endpoint.token_header, credentials.session_token))
         canonical, signed = _canonical_request(method, target, [*headers, *added])
         scope = f"{stamp[:8]}/{endpoint.signing_region}/{endpoint.signing_name}/aws4_request"
         digest = hashlib.sha256(canonical.encode()).hexdigest()

@@ -10,7 +10,8 @@ objects. What bounds it: each transfer under way takes a thread and a connection
 ``throughput_target_gbps`` asks for at 0.4 Gbit/s each, from 10 to 64; and over TLS Python's ``ssl`` decrypts
 16 KiB at a time, so it is on a par with ``crt`` there.
 
-Certificates are checked against ``AWS_CA_BUNDLE``, else against those of the machine, else those of botocore.
+Certificates are checked against ``AWS_CA_BUNDLE`` or ``REQUESTS_CA_BUNDLE``, else against those of the
+machine, else those of botocore.
 """
 
 from __future__ import annotations

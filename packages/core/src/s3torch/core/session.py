@@ -37,7 +37,6 @@ __all__ = ["AwsSession"]
 
 _DEFAULT_REGION = "us-east-1"
 _POOL_CONNECTIONS = 64
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
 
 
 class AwsSession:
@@ -187,6 +186,7 @@ class AwsSession:
     def _create_bucket_session(self, bucket: str) -> Credentials:
         """Sends one CreateSession request, and another with other keys if ours have expired."""
         from s3torch.core.transports._boto_errors import error_from_boto
+        from s3torch.core.transports._retries import has_expired
 
         def create() -> Credentials:
             with self._lock:
@@ -205,7 +205,7 @@ class AwsSession:
         try:
             return create()
         except S3Error as exc:
-            if exc.code not in _EXPIRED or not self.renew_credentials(before):
+            if not has_expired(exc) or not self.renew_credentials(before):
                 raise
         return create()
 

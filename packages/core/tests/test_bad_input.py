@@ -172,7 +172,7 @@ def test_an_unknown_profile(transport):
 def test_an_unknown_transport():
     client = S3Client("us-east-1", s3client_config=S3ClientConfig(transport="tpae"))
     for call in every_operation(client, "bucket").values():
-        with pytest.raises(TransportError, match=r"'tpae'.*boto, crt, memory"):
+        with pytest.raises(TransportError, match=r"'tpae'.*boto, crt, http, memory"):
             call()
 
 

@@ -269,6 +269,14 @@ def test_keys_that_end_are_renewed_while_a_client_lives(signed, issuer, monkeypa
     assert issuer.issued == 3
 
 
+def test_keys_that_a_listing_is_refused_with_are_renewed_once(signed, issuer, monkeypatch):
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{issuer.url}/keys")
+    client = signed.client()
+    signed.proxy.add(Fault.expired_token(), method="GET", times=1)
+    assert [info.key for page in client.list_objects(signed.bucket) for info in page.object_info] == ["key"]
+    assert [signer(request)[0] for request in signed.proxy.requests("GET")] == ["key-1", "key-2"]
+
+
 @every_transport
 def test_keys_that_are_refused_are_renewed_once(signed, issuer, monkeypatch):
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{issuer.url}/keys")

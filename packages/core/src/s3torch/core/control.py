@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core._boto_answers import delete_failures, object_page, upload_page, version_page
-from s3torch.core.errors import ConfigurationError
+from s3torch.core.errors import ConfigurationError, S3Error
 from s3torch.core.models import CompletedPart
 from s3torch.core.transports._boto_errors import error_from_boto
 from s3torch.core.transports._boto_params import condition_params, given_params, storage_params
 from s3torch.core.transports._boto_retries import BotoRetries
 from s3torch.core.transports._http import head_from_headers
+from s3torch.core.transports._retries import has_expired
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -214,6 +215,22 @@ class BotoControl:
         return delete_failures(self._call("DeleteObjects", "delete_objects", bucket, Delete=listed))
 
     def _call(self, operation: str, method: str, bucket: str, key: str | None = None, **params: Any) -> Any:
+        try:
+            return self._ask(operation, method, bucket, key, **params)
+        except S3Error as error:
+            if not has_expired(error) or not self._renew(bucket):
+                raise
+        return self._ask(operation, method, bucket, key, **params)
+
+    def _renew(self, bucket: str) -> bool:
+        """Takes the client of a session with other credentials, if there are any."""
+        session = self._session
+        if not session.renew_credentials(session.credentials(bucket), bucket):
+            return False
+        self._client = None
+        return True
+
+    def _ask(self, operation: str, method: str, bucket: str, key: str | None, **params: Any) -> Any:
         try:
             if self._client is None:
                 self._client = self._session.boto_client()

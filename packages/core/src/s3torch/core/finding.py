@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from s3torch.core._addresses import is_directory_bucket
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.globs import Glob, without_covered
 from s3torch.core.tree_listing import EveryBranch, TreeListing
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["ObjectFilter", "find_by_pattern", "find_by_prefix"]
 
 _MAX_REQUESTS = 256
-_DIRECTORY_BUCKET = "--x-s3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def _listing(
         raise ConfigurationError("Bucket should be specified")
     if not isinstance(requests, int) or not 1 <= requests <= _MAX_REQUESTS:
         raise ConfigurationError(f"requests must be from 1 to {_MAX_REQUESTS}, got {requests!r}")
-    if bucket.endswith(_DIRECTORY_BUCKET):
+    if is_directory_bucket(bucket):
         branches = _WholeFolders(branches)
         prefixes = _up_to_slash(prefixes)
     ask = partial(_ask, connector, bucket)

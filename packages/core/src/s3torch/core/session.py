@@ -21,7 +21,7 @@ from s3torch.core._addresses import (
 )
 from s3torch.core._bucket_sessions import BucketSessions, check_listing
 from s3torch.core._credentials import environment_credentials, make_botocore_session, session_credentials
-from s3torch.core.errors import ConfigurationError, NoCredentialsError, S3Error
+from s3torch.core.errors import ConfigurationError, S3Error
 from s3torch.core.models import Credentials
 from s3torch.core.transports._http import common_headers
 from s3torch.core.uri import check_endpoint, is_confidential
@@ -175,13 +175,9 @@ class AwsSession:
         except (BotoCoreError, ValueError) as exc:
             raise ConfigurationError(f"no address for this bucket: {exc}", bucket=bucket) from exc
 
-    def _check_credentials(self, params: dict[str, Any], model: Any, **_: Any) -> None:
+    def _check_credentials(self, **_: Any) -> None:
         """Lets a call without credentials fail in the words in which a transport says it."""
-        try:
-            self.credentials()
-        except NoCredentialsError as exc:
-            exc.operation, exc.bucket, exc.key = model.name, params.get("Bucket"), params.get("Key")
-            raise
+        self.credentials()
 
     def _create_bucket_session(self, bucket: str) -> Credentials:
         """Sends one CreateSession request, and another with other keys if ours have expired."""

@@ -269,6 +269,14 @@ def test_an_error_for_a_head_has_no_body(proxy, connection):
     assert get(connection)[1] == BODY
 
 
+def test_an_answer_in_place_of_the_server(proxy, connection, upstream):
+    proxy.add(Fault.answer("<Session/>"), times=1)
+    response, body = get(connection)
+    assert (response.status, body) == (200, b"<Session/>")
+    assert not upstream.seen
+    assert get(connection)[1] == BODY
+
+
 def test_an_error_comes_instead_of_100_continue(proxy, connection):
     proxy.add(Fault.slow_down())
     with socket.create_connection(("127.0.0.1", connection.port), timeout=10) as client:

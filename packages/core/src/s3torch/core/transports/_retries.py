@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import ssl
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.errors import (
@@ -23,14 +24,23 @@ _MAX_BACKOFF_SECONDS = 20.0
 _MAX_CONNECTION_BACKOFF_SECONDS = 1.0
 _RETRIED_STATUS = {500, 502, 504}
 _RETRIED_ERRORS = (S3ConnectionError, S3TimeoutError, ThrottledError, TruncatedError)
+# How the CRT calls it; connections that break in the middle of a handshake have another name.
+_DISTRUST = "AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE"
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
 
 
 def may_succeed_now(error: S3Error) -> bool:
     """Tells whether the same request may succeed when it is sent again."""
+    if _is_distrust(error.__cause__):
+        return False
     if isinstance(error, ServerError):
         return error.status in _RETRIED_STATUS or error.code == "InternalError"
     return isinstance(error, _RETRIED_ERRORS)
+
+
+def _is_distrust(cause: BaseException | None) -> bool:
+    """Tells whether a certificate was refused, which the CRT does after up to 30 seconds each time."""
+    return getattr(cause, "name", None) == _DISTRUST or isinstance(cause, ssl.SSLCertVerificationError)
 
 
 def has_expired(error: S3Error) -> bool:

@@ -97,6 +97,9 @@ class OnMoto(OnServer):
     verifies_checksums = False
     # It answers 500 there.
     forgets_aborted_uploads = False
+    checks_copy_conditions = False
+    # It was always the 10th of November 2010.
+    tells_upload_times = False
     unsupported_keys = frozenset({"line\nbreak"})
 
     @pytest.fixture
@@ -134,6 +137,12 @@ class TestHttpOnMoto(OnMoto):
 
 class TestMemory(TransportTests):
     store = MemoryStore()
+
+    @pytest.fixture
+    def versioned_bucket(self):
+        name = uuid.uuid4().hex
+        self.store.create_bucket(name, keeps_versions=True)
+        return name
 
     def create_transport(self, context):
         return MemoryTransport(self.store)

@@ -38,6 +38,12 @@ class TransportCase:
     forgets_aborted_uploads = True
     """After an abort, a part is refused with ``NoSuchUpload``."""
 
+    checks_copy_conditions = True
+    """A copy whose source does not have the expected ETag is refused."""
+
+    tells_upload_times = True
+    """The listing of multipart uploads tells when each was begun."""
+
     unsupported_keys: frozenset[str] = frozenset()
     """Keys of ``AWKWARD_KEYS`` that the store does not keep as they are."""
 

@@ -240,26 +240,6 @@ class DeleteTests(TransportCase):
             control.delete_objects(bucket, [f"{number}" for number in range(1001)])
 
 
-class CopyTests(TransportCase):
-    """What ``ControlPlane.copy_object`` owes."""
-
-    def test_copy(self, transport: Transport, control: ControlPlane, bucket: str, prefix: str) -> None:
-        """The copy has the bytes and the metadata, and what was there is replaced."""
-        options = PutOptions(content_type="text/x-test", metadata={"a": "b"})
-        put(transport, bucket, f"{prefix}from", b"new", options=options)
-        put(transport, bucket, f"{prefix}to", b"old")
-        control.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to")
-        result = get(transport, bucket, f"{prefix}to")
-        assert result.data == b"new"
-        assert (result.head.content_type, result.head.metadata) == ("text/x-test", {"a": "b"})
-
-    def test_copy_of_missing_object(self, control: ControlPlane, bucket: str, prefix: str) -> None:
-        """A missing source is an error."""
-        with pytest.raises(NotFoundError) as caught:
-            control.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to")
-        assert (caught.value.operation, caught.value.code) == ("CopyObject", "NoSuchKey")
-
-
 def _put_all(transport: Transport, bucket: str, keys: list[str]) -> None:
     transfers = [transport.put(bucket, key, memoryview(b"x"), options=PutOptions()) for key in keys]
     for transfer in transfers:

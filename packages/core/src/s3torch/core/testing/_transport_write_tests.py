@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
+from s3torch.core.abilities import SupportsTags
 from s3torch.core.errors import ChecksumMismatchError, NotFoundError, PreconditionFailedError
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import MIN_PART_SIZE
@@ -65,6 +67,48 @@ class PutTests(TransportCase):
         assert head.storage_class == "STANDARD_IA"
         assert head.content_type == "image/x-test"
         assert head.metadata == {"one": "1", "two": "2 = 2"}
+
+    def test_put_keeps_what_describes_the_content(
+        self, transport: Transport, control: ControlPlane, bucket: str, key: str
+    ) -> None:
+        """What browsers and caches ask for comes back as it was; a multipart upload keeps it, too."""
+        options = PutOptions(
+            cache_control="max-age=5",
+            content_disposition='attachment; filename="x y"',
+            content_encoding="gzip",
+            content_language="en",
+            expires=datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC),
+        )
+        put(transport, bucket, key, options=options)
+        upload = begin_upload(transport, bucket, f"{key}-parts", options=options)
+        part = transport.upload_part(upload, 1, memoryview(b"x"), checksum=checksum_of(b"x"))
+        transport.complete_multipart_upload(
+            upload, [part.result(PATIENCE)], options=options, checksum=checksum_of(b"x")
+        ).result(PATIENCE)
+        for stored in (key, f"{key}-parts"):
+            head = control.head_object(bucket, stored)
+            assert head.cache_control == "max-age=5"
+            assert head.content_disposition == 'attachment; filename="x y"'
+            assert head.content_encoding == "gzip"
+            assert head.content_language == "en"
+            assert head.expires == "Wed, 02 Jan 2030 03:04:05 GMT"
+
+    def test_put_with_tags(self, transport: Transport, control: ControlPlane, bucket: str, key: str) -> None:
+        """Tags are kept, with all characters that S3 allows in them."""
+        if not isinstance(control, SupportsTags):
+            pytest.skip("the control plane does not tell tags")
+        tags = {"plain": "text", "a b": "c+d=e/f@g", "none": ""}
+        put(transport, bucket, key, options=PutOptions(tags=tags))
+        assert control.object_tags(bucket, key) == tags
+
+    def test_put_with_encryption(
+        self, transport: Transport, control: ControlPlane, bucket: str, key: str
+    ) -> None:
+        """The store encrypts as it is asked to, and says so."""
+        put(transport, bucket, key, options=PutOptions(server_side_encryption="AES256"))
+        head = control.head_object(bucket, key)
+        assert head.server_side_encryption == "AES256"
+        assert get(transport, bucket, key).data == b"data"
 
     @pytest.mark.parametrize("algorithm", ["CRC64NVME", "CRC32C", "CRC32"])
     @pytest.mark.parametrize("size", [0, 100, 2_000_000])

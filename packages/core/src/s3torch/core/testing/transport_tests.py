@@ -23,19 +23,21 @@ The author of a transport plugin subclasses ``TransportTests`` in a test module 
         def bucket(self): ...
 
 A transport with a control plane of its own (``SupportsControl``) is tested with that, any other with the
-control plane on boto3. The class attributes say what the store behind the transport can.
+control plane on boto3. Abilities that a control plane does not have (``s3torch.core.abilities``) are skipped,
+and so is what needs versions, without a ``versioned_bucket``. The class attributes say what the store behind
+the transport can.
 """
 
 from __future__ import annotations
 
 from s3torch.core.testing._transport_control_tests import (
     AWKWARD_KEYS,
-    CopyTests,
     DeleteTests,
     HeadTests,
     KeyTests,
     ListTests,
 )
+from s3torch.core.testing._transport_copy_tests import CopyTests, PartCopyTests
 from s3torch.core.testing._transport_read_tests import ReadTests
 from s3torch.core.testing._transport_rule_tests import (
     BufferTests,
@@ -43,6 +45,8 @@ from s3torch.core.testing._transport_rule_tests import (
     CloseTests,
     TransferTests,
 )
+from s3torch.core.testing._transport_upload_tests import UploadListingTests
+from s3torch.core.testing._transport_version_tests import VersionTests
 from s3torch.core.testing._transport_write_tests import MultipartTests, PutTests
 
 __all__ = ["AWKWARD_KEYS", "TransportTests"]
@@ -61,5 +65,8 @@ class TransportTests(
     ListTests,
     DeleteTests,
     CopyTests,
+    PartCopyTests,
+    VersionTests,
+    UploadListingTests,
 ):
     """All groups of the suite, to be subclassed."""

@@ -87,7 +87,7 @@ def put_headers(options: PutOptions) -> list[tuple[str, str]]:
         ("Content-Disposition", options.content_disposition),
         ("Content-Encoding", options.content_encoding),
         ("Content-Language", options.content_language),
-        ("Expires", _http_date(options.expires)),
+        ("Expires", http_date(options.expires)),
         ("x-amz-storage-class", options.storage_class),
         ("x-amz-acl", options.acl),
         ("x-amz-tagging", tagging(options.tags)),
@@ -102,7 +102,8 @@ def put_headers(options: PutOptions) -> list[tuple[str, str]]:
     return headers + [(name, value) for name, value in given if value is not None]
 
 
-def _http_date(when: datetime | None) -> str | None:
+def http_date(when: datetime | None) -> str | None:
+    """Writes a time as headers have it; ``None`` for none."""
     return None if when is None else format_datetime(when.astimezone(UTC), usegmt=True)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass, field, replace
-from email.utils import format_datetime
 from typing import TYPE_CHECKING
 
 from s3torch.core.models import HeadObjectResult, ObjectInfo, ObjectVersion, PutOptions
+from s3torch.core.transports._http import http_date
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -58,7 +58,7 @@ class StoredObject:
             content_disposition=options.content_disposition,
             content_encoding=options.content_encoding,
             content_language=options.content_language,
-            expires=None if options.expires is None else format_datetime(options.expires),
+            expires=http_date(options.expires),
             # S3 encrypts what nobody asks it to encrypt otherwise.
             server_side_encryption=encryption or ("AES256" if self.customer_key is None else None),
             kms_key_id=options.kms_key_id,

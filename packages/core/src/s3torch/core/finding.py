@@ -59,7 +59,7 @@ def find_by_prefix(
 ) -> Iterator[ObjectInfo]:
     """Lists the objects whose keys start with a prefix; see ``S3Client.walk``."""
     listing = _listing(connector, bucket, [prefix], EveryBranch(), ordered=ordered, requests=requests)
-    return _objects(listing, wanted)
+    return (info for info in _objects(listing, wanted) if info.key.startswith(prefix))
 
 
 def find_by_pattern(

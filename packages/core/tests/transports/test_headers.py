@@ -13,6 +13,7 @@ from s3torch.core.errors import AccessDeniedError, ConfigurationError, S3Error
 from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions
 from s3torch.core.transports.boto import BotoTransport
 from s3torch.core.transports.crt import CrtTransport
+from s3torch.core.transports.http import HttpTransport
 
 PATIENCE = 30
 UPLOAD = MultipartUpload("bucket", "key", "upload")
@@ -62,7 +63,7 @@ def the_key():
     return KEY
 
 
-@pytest.fixture(params=[CrtTransport, BotoTransport], ids=["crt", "boto"])
+@pytest.fixture(params=[CrtTransport, HttpTransport, BotoTransport], ids=["crt", "http", "boto"])
 def connect(request, make_context):
     """Makes a transport to a server."""
     transports = []

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 from s3torch.core._process import Birthplace
 from s3torch.core.errors import ConfigurationError, S3Error, TransferCancelledError
 from s3torch.core.ranges import MAX_PARTS, MIB, upload_part_size
+from s3torch.core.transfer._lost_answers import etag_of_body, etag_of_parts, stored_after_all
 from s3torch.core.transfer._queued_part import QueuedPart
 from s3torch.core.transfer.checksums import RunningChecksum
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from s3torch.core.connection import Connection, Connector
     from s3torch.core.memory import BufferPool, Reservation
     from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions, PutResult
@@ -191,23 +194,38 @@ class Upload:
             body = self._buffer.body if self._buffer is not None else memoryview(b"")
             if self._whole is not None:
                 self._whole.update(body)
-            return transport.put(
+            put = transport.put(
                 self.bucket,
                 self.key,
                 body,
                 options=self._options,
                 checksum=self.checksum,
-            ).result()
+            )
+            return self._appear(put, lambda: etag_of_body(body))
         if self._buffer is not None:
             self._send_part(self._buffer)
         while self._in_flight:
             self._finish_part()
-        return transport.complete_multipart_upload(
+        completion = transport.complete_multipart_upload(
             self._multipart.result(),
             self._parts,
             options=self._options,
             checksum=self.checksum,
-        ).result()
+        )
+        return self._appear(completion, lambda: etag_of_parts(self._parts))
+
+    def _appear(self, transfer: Transfer[PutResult], etag: Callable[[], str | None]) -> PutResult:
+        try:
+            return transfer.result()
+        except S3Error as error:
+            return stored_after_all(
+                error,
+                self._connection.control,
+                bucket=self.bucket,
+                key=self.key,
+                checksum=self.checksum,
+                etag=etag,
+            )
 
     def _fail(self, error: BaseException) -> None:
         self._error = error

@@ -52,7 +52,7 @@ class Sender:
             Stop: The transfer was cancelled.
         """
         session = self._context.session
-        attempt = 0
+        attempt = sent = 0
         renewed = False
         while True:
             transfer.check()
@@ -63,6 +63,8 @@ class Sender:
                 return self._attempt(transfer, exchange, endpoint, credentials)
             except S3Error as exc:
                 error = _about(exc, exchange)
+                sent += exc.attempts or 1
+                error.attempts = sent
             transfer.check()
             if attempt >= self._context.config.attempts:
                 return exchange.recover(error)
@@ -95,6 +97,10 @@ class Sender:
                 except StaleConnectionError:
                     # Nothing came back, so this is no attempt; the other kept ones may be as old.
                     fresh = True
+                except S3Error as exc:
+                    # But it may have arrived.
+                    exc.attempts = 1 + fresh
+                    raise
                 finally:
                     self._connections.give_back(connection)
         except TimeoutError as exc:

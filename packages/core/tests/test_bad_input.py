@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import socket
 import time
 
@@ -16,8 +17,11 @@ from s3torch.core.errors import (
     NotFoundError,
     S3ConnectionError,
     S3Error,
+    ThrottledError,
     TransportError,
+    WrongRegionError,
 )
+from s3torch.core.testing.faults import Fault
 
 
 def every_operation(client, bucket):
@@ -30,6 +34,8 @@ def every_operation(client, bucket):
         "DeleteObject": lambda: client.delete_object(bucket, "k"),
         "DeleteObjects": lambda: client.delete_objects(bucket, ["k"]),
         "CopyObject": lambda: client.copy_object(bucket, "k", bucket, "k2"),
+        "ListObjectVersions": lambda: list(client.list_object_versions(bucket)),
+        "ListMultipartUploads": lambda: list(client.list_multipart_uploads(bucket)),
     }
 
 
@@ -71,6 +77,36 @@ def test_a_missing_bucket(wire):
         assert error.operation == operation
         if operation not in {"HeadObject", "CopyObject"}:
             assert error.code == "NoSuchBucket"
+
+
+def test_a_store_that_asks_to_slow_down(wire):
+    client = wire.client(max_attempts=2)
+    wire.proxy.add(Fault.slow_down())
+    for operation, call in every_operation(client, wire.bucket).items():
+        wire.proxy.clear()
+        with pytest.raises(ThrottledError, match="2 attempts") as caught:
+            call()
+        error = caught.value
+        assert (error.operation, error.bucket) == (operation, wire.bucket)
+        assert (error.status, error.attempts, len(wire.methods)) == (503, 2, 2)
+        if operation != "HeadObject":
+            assert error.code == "SlowDown"
+        again = pickle.loads(pickle.dumps(error))
+        assert (str(again), again.attempts) == (str(error), 2)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(301, "PermanentRedirect"), (400, "AuthorizationHeaderMalformed")], ids=str
+)
+def test_a_bucket_in_another_region(wire, status, code):
+    client = wire.client(max_attempts=1)
+    wire.proxy.add(Fault.error(status, code) | Fault.header("x-amz-bucket-region", "eu-west-3"))
+    for operation, call in every_operation(client, wire.bucket).items():
+        with pytest.raises(WrongRegionError, match="eu-west-3") as caught:
+            call()
+        error = caught.value
+        assert (error.operation, error.bucket, error.status) == (operation, wire.bucket, status)
+        assert error.expected_region == "eu-west-3"
 
 
 @pytest.mark.parametrize("variable", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])

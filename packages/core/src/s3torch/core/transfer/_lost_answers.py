@@ -1,8 +1,8 @@
 """Whether an upload was stored after all, when only the answer that says so was lost.
 
-A request that makes an object appear may succeed while its answer is lost with the connection. The next attempt
-then meets the object of the first: the condition of a create-only upload does not hold any more, and the
-multipart upload is gone. Neither is a failure if the object that is there is the one that was sent.
+A request that makes an object appear may succeed while its answer is lost with the connection. The next
+attempt then meets the object of the first: the condition of a create-only upload does not hold any more, and
+the multipart upload is gone. Neither is a failure if the object that is there is the one that was sent.
 
 That is so where it has the same checksum, or the same ETag, and more than one attempt was made. An upload of
 another writer with the very same bytes, between two attempts of this one, cannot be told from it; who uses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import unquote_plus
 
 from s3torch.core.models import (
     DeleteFailure,
@@ -35,14 +36,19 @@ def version_page(answer: dict[str, Any]) -> ListVersionsResult:
 
 
 def upload_page(answer: dict[str, Any]) -> ListUploadsResult:
-    """Reads the answer to ListMultipartUploads."""
+    """Reads the answer to ListMultipartUploads, whose keys are encoded where the store can do that."""
+    decode = unquote_plus if answer.get("EncodingType") == "url" else str
     uploads = [
         UploadInfo(
-            entry["Key"], entry["UploadId"], int(entry["Initiated"].timestamp()), entry.get("StorageClass")
+            decode(entry["Key"]),
+            entry["UploadId"],
+            int(entry["Initiated"].timestamp()),
+            entry.get("StorageClass"),
         )
         for entry in answer.get("Uploads", ())
     ]
-    return ListUploadsResult(uploads, _marker(answer, "NextUploadIdMarker"))
+    marker = _marker(answer, "NextUploadIdMarker")
+    return ListUploadsResult(uploads, marker and (decode(marker[0]), marker[1]))
 
 
 def delete_failures(answer: dict[str, Any]) -> list[DeleteFailure]:

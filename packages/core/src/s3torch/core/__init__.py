@@ -7,6 +7,7 @@ from s3torch.core._version import __version__
 from s3torch.core.checkpoint import S3Checkpoint
 from s3torch.core.client import S3Client
 from s3torch.core.config import S3ClientConfig
+from s3torch.core.deleting import Deletion
 from s3torch.core.errors import (
     AccessDeniedError,
     ChecksumMismatchError,
@@ -34,10 +35,13 @@ from s3torch.core.models import (
     DeleteFailure,
     HeadObjectResult,
     ListObjectResult,
+    ListVersionsResult,
     ObjectInfo,
+    ObjectVersion,
     PutOptions,
     RestoreStatus,
     S3BucketKeyData,
+    UploadInfo,
 )
 from s3torch.core.readers.base import S3Reader
 from s3torch.core.readers.constructor import S3ReaderConstructor
@@ -48,6 +52,7 @@ from s3torch.core.readers.sequential import SequentialS3Reader
 from s3torch.core.transfer.source import GetObjectStream
 from s3torch.core.uri import S3Uri, parse_s3_uri
 from s3torch.core.user_agent import UserAgent
+from s3torch.core.version_listing import ListVersionStream
 from s3torch.core.writers import PutObjectStream, S3Writer
 
 __all__ = [
@@ -57,16 +62,20 @@ __all__ = [
     "ConflictError",
     "Credentials",
     "DeleteFailure",
+    "Deletion",
     "ForkedProcessError",
     "GetObjectStream",
     "GetStreamCallable",
     "HeadObjectResult",
     "ListObjectResult",
     "ListObjectStream",
+    "ListVersionStream",
+    "ListVersionsResult",
     "NoCredentialsError",
     "NotFoundError",
     "ObjectChangedError",
     "ObjectInfo",
+    "ObjectVersion",
     "PlannedS3Reader",
     "PreconditionFailedError",
     "PutObjectStream",
@@ -92,6 +101,7 @@ __all__ = [
     "TransferCancelledError",
     "TransportError",
     "TruncatedError",
+    "UploadInfo",
     "UserAgent",
     "WrongRegionError",
     "__version__",

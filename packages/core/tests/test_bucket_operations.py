@@ -322,3 +322,26 @@ def test_an_ability_that_a_control_plane_lacks():
     for ability in (versions_of, upload_listing_of, part_copy_of, tags_of):
         with pytest.raises(TransportError, match="object"):
             ability(object())
+
+
+def test_many_pages_of_a_real_server(seaweedfs, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", seaweedfs.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", seaweedfs.secret_key)
+    bucket = seaweedfs.create_bucket()
+    names = {f"{folder}/{number % 7}/{number:04}" for folder in ("a", "b b", "ü") for number in range(400)}
+    with S3Client("us-east-1", endpoint=seaweedfs.endpoint) as client:
+        transport = client._connector.get().transport
+        started = [transport.put(bucket, name, memoryview(b""), options=PutOptions()) for name in names]
+        for transfer in started:
+            transfer.result(30)
+        for ordered in (True, False):
+            found = keys(client.walk(bucket, ordered=ordered))
+            assert len(found) == len(names)
+            assert set(found) == names
+        assert len(keys(client.glob(bucket, "{a,ü}/[0-2]/*5"))) == len(
+            [name for name in names if name[0] in "aü" and name.split("/")[1] in "012" and name[-1] == "5"]
+        )
+        assert client.delete_prefix(bucket, "a").deleted == 400
+        assert set(keys(client.walk(bucket))) == {name for name in names if name[0] != "a"}
+        assert client.delete_prefix(bucket, "b b/").deleted + client.delete_prefix(bucket, "ü").deleted == 800
+        assert keys(client.walk(bucket)) == []

@@ -198,3 +198,16 @@ def test_uploads_are_stored_as_client_and_call_say(wire):
         assert head.server_side_encryption == "AES256"
         tags = wire.direct.get_object_tagging(Bucket=wire.bucket, Key="k")["TagSet"]
         assert tags == [{"Key": "t", "Value": "x y"}]
+
+
+def test_objects_are_encrypted_with_a_key_of_kms(wire):
+    options = PutOptions(
+        server_side_encryption="aws:kms", kms_key_id="test-key", kms_encryption_context={"team": "ü"}
+    )
+    client = wire.client(put_options=options)
+    for size in (10, 6 * 2**20):
+        with client.put_object(wire.bucket, "k") as writer:
+            writer.write(wire.content(size))
+        head = client.head_object(wire.bucket, "k")
+        assert (head.server_side_encryption, head.kms_key_id) == ("aws:kms", "test-key")
+        assert client.get_object(wire.bucket, "k").read() == wire.content(size)

@@ -10,6 +10,7 @@ from s3torch.core.errors import (
     ConfigurationError,
     NoCredentialsError,
     S3ConnectionError,
+    S3Error,
     ThrottledError,
 )
 from s3torch.core.models import DeleteFailure, ObjectInfo, RestoreStatus
@@ -75,6 +76,22 @@ def test_listing(control, stub, answer):
         "encoding-type=url",
     ):
         assert parameter in request.path
+
+
+@pytest.mark.parametrize("body", [b"", b"no XML", b"<Other/>", LISTING.encode()[:-30]], ids=len)
+def test_an_answer_that_is_no_listing(control, stub, answer, body):
+    stub.will(*[answer(200, body)] * 5)
+    with pytest.raises(S3Error) as caught:
+        control.list_objects("bucket")
+    assert (caught.value.operation, caught.value.bucket) == ("ListObjectsV2", "bucket")
+
+
+def test_a_listing_of_a_store_with_habits_of_its_own(control, stub, answer):
+    body = LISTING.replace(' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"', "").replace("000Z", "000")
+    stub.will(answer(200, body.replace("<EncodingType>url</EncodingType>", "").encode()))
+    page = control.list_objects("bucket")
+    assert [info.key for info in page.object_info] == ["a%20b%2Bc+d%0A%25", "b"]
+    assert [info.last_modified for info in page.object_info] == [1704164645] * 2
 
 
 def test_head(control, stub, answer):

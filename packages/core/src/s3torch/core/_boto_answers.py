@@ -7,23 +7,11 @@ from urllib.parse import unquote_plus
 
 from s3torch.core.models import (
     DeleteFailure,
-    ListObjectResult,
     ListUploadsResult,
     ListVersionsResult,
-    ObjectInfo,
     ObjectVersion,
-    RestoreStatus,
     UploadInfo,
 )
-
-
-def object_page(answer: dict[str, Any]) -> ListObjectResult:
-    """Reads the answer to ListObjectsV2."""
-    return ListObjectResult(
-        [_object_info(entry) for entry in answer.get("Contents", ())],
-        _prefixes(answer),
-        answer.get("NextContinuationToken") if answer.get("IsTruncated") else None,
-    )
 
 
 def version_page(answer: dict[str, Any]) -> ListVersionsResult:
@@ -71,18 +59,6 @@ def _marker(answer: dict[str, Any], second: str) -> tuple[str, str] | None:
     return answer.get("NextKeyMarker", ""), answer.get(second, "")
 
 
-def _object_info(entry: dict[str, Any]) -> ObjectInfo:
-    restore = entry.get("RestoreStatus")
-    return ObjectInfo(
-        key=entry["Key"],
-        etag=entry.get("ETag", ""),
-        size=entry["Size"],
-        last_modified=int(entry["LastModified"].timestamp()),
-        storage_class=entry.get("StorageClass"),
-        restore_status=None if restore is None else _restore_status(restore),
-    )
-
-
 def _version(entry: dict[str, Any], *, is_delete_marker: bool = False) -> ObjectVersion:
     return ObjectVersion(
         key=entry["Key"],
@@ -94,8 +70,3 @@ def _version(entry: dict[str, Any], *, is_delete_marker: bool = False) -> Object
         storage_class=entry.get("StorageClass"),
         is_delete_marker=is_delete_marker,
     )
-
-
-def _restore_status(told: dict[str, Any]) -> RestoreStatus:
-    expiry = told.get("RestoreExpiryDate")
-    return RestoreStatus(bool(told.get("IsRestoreInProgress")), int(expiry.timestamp()) if expiry else None)

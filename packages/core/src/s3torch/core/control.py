@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from s3torch.core._boto_answers import delete_failures, object_page, upload_page, version_page
+from s3torch.core._boto_answers import delete_failures, upload_page, version_page
+from s3torch.core._listing_xml import PAGE, take_listing
 from s3torch.core.errors import AccessDeniedError, ConfigurationError, S3Error
 from s3torch.core.models import CompletedPart, DeleteFailure
 from s3torch.core.transports._boto_errors import error_from_boto
@@ -32,6 +33,7 @@ __all__ = ["MAX_KEYS", "BotoControl"]
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 MAX_KEYS = 1000
+_BEFORE_LISTING = "before-parse.s3.ListObjectsV2"
 # Characters that keys may have and XML may not.
 _NO_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
@@ -85,7 +87,10 @@ class BotoControl:
             OptionalObjectAttributes=["RestoreStatus"],
             **_given(params),
         )
-        return object_page(answer)
+        page = answer.get(PAGE)
+        if page is None:
+            raise S3Error("the answer is no listing", operation="ListObjectsV2", bucket=bucket)
+        return page  # type: ignore[no-any-return]
 
     def list_object_versions(
         self,
@@ -258,8 +263,10 @@ class BotoControl:
     def _ask(self, operation: str, method: str, bucket: str, key: str | None, **params: Any) -> Any:
         try:
             if self._client is None:
-                self._client = self._session.boto_client()
-                self._retries.watch(self._client)
+                client = self._session.boto_client()
+                client.meta.events.register(_BEFORE_LISTING, take_listing, unique_id=_BEFORE_LISTING)
+                self._retries.watch(client)
+                self._client = client
             with self._retries.call(operation, bucket, key):
                 return getattr(self._client, method)(Bucket=bucket, **params)
         except Exception as exc:

@@ -68,7 +68,8 @@ class S3ClientConfig:
             fail.
         sse_customer_key: A function that returns the 32 bytes of a key of yours (SSE-C), which S3 encrypts
             and decrypts with and does not keep. It is asked for each request, also for what is read and for
-            both sides of a copy, and has to be picklable where the client is. S3 takes it over HTTPS only.
+            both sides of a copy, and has to be picklable where the client is. S3 takes it over HTTPS only;
+            plain HTTP is refused but to this machine.
     """
 
     throughput_target_gbps: float = 10.0

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ObjectFilter", "find_by_pattern", "find_by_prefix"]
 
-_MAX_REQUESTS = 256
+# The boto3 client keeps as many connections.
+_MAX_REQUESTS = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,9 @@ Rules for every method of a transport:
 * **Whole or failed.** A transfer succeeds only with exactly the bytes that the response announced
   (``Content-Range`` or ``Content-Length``). Shorter and longer bodies are ``TruncatedError``.
 * **Retries.** Throttling (429 and 503), 500, 502, 504, and broken connections are tried again inside the
-  transport with backoff and jitter, ``config.attempts`` times in all. Other errors are not.
+  transport with backoff and jitter, ``config.attempts`` times in all. Other errors are not. An error tells in
+  ``attempts`` how often the request may have reached the store: what is refused then may be what an earlier
+  attempt, whose answer was lost, has done.
 * **Errors** are those of ``s3torch.core.errors``, made with ``error_from_response`` from code and status,
   and carry the operation, the bucket and the key. The original error is the ``__cause__``. Nothing is
   raised by starting; the transfer raises. The one exception is use after ``close()``, a ``ValueError``.

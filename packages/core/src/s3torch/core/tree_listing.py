@@ -89,14 +89,16 @@ class TreeListing:
         """Yields what is there, some objects at a time."""
         pool = ThreadPoolExecutor(self._requests, "s3torch-list")
         try:
-            while self._line:
-                if isinstance(self._line[0], list):
-                    yield self._line.pop(0)  # type: ignore[misc]
-                    continue
-                self._send(pool)
-                wait([one.answer for one in self._asked if one.answer], return_when=FIRST_COMPLETED)
+            while True:
                 for place in [one for one in self._asked if one.answer and one.answer.done()]:
                     self._settle(place)
+                if not self._line:
+                    return
+                self._send(pool)
+                if isinstance(self._line[0], list):
+                    yield self._line.pop(0)  # type: ignore[misc]
+                else:
+                    wait([one.answer for one in self._asked if one.answer], return_when=FIRST_COMPLETED)
         finally:
             # Whoever stops to listen does not wait for what nobody wants any more.
             pool.shutdown(wait=False, cancel_futures=True)

@@ -47,14 +47,15 @@ def test_many_keys_are_deleted_1000_at_a_time(wire):
 
 
 def test_all_below_a_prefix_is_deleted(wire):
-    for key in ("p/1", "p/2/3", "p/ü +", "pq", "q"):
+    # No folders: SeaweedFS keeps empty ones of objects that were deleted together.
+    for key in ("p.1", "p.2.3", "p.ü +", "pq", "q"):
         wire.put(key)
     client = wire.client()
-    deletion = client.delete_prefix(wire.bucket, "p/")
+    deletion = client.delete_prefix(wire.bucket, "p.")
     assert (deletion.deleted, deletion.failures) == (3, [])
     assert wire.methods == ["GET", "POST"]
     assert sorted(keys(client.walk(wire.bucket))) == ["pq", "q"]
-    assert client.delete_prefix(wire.bucket, "p/").deleted == 0
+    assert client.delete_prefix(wire.bucket, "p.").deleted == 0
 
 
 @pytest.mark.parametrize("prefix", ["", None, b"p"])

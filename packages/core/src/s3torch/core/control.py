@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core._boto_answers import delete_failures, upload_page, version_page
@@ -16,7 +18,7 @@ from s3torch.core.transports._http import head_from_headers
 from s3torch.core.transports._retries import has_expired
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from s3torch.core.models import (
         HeadObjectResult,
@@ -53,6 +55,7 @@ class BotoControl:
         self._session = session
         self._retries = BotoRetries(on_retry)
         self._client: Any = None
+        self._lock = threading.Lock()
 
     def head_object(self, bucket: str, key: str, *, version_id: str | None = None) -> HeadObjectResult:
         """Asks for the facts of one object, in one HeadObject request."""
@@ -245,35 +248,49 @@ class BotoControl:
         return []
 
     def _call(self, operation: str, method: str, bucket: str, key: str | None = None, **params: Any) -> Any:
-        try:
-            return self._ask(operation, method, bucket, key, **params)
-        except S3Error as error:
-            if not has_expired(error) or not self._renew(bucket):
-                raise
-        return self._ask(operation, method, bucket, key, **params)
+        def ask(client: Any) -> Any:
+            with _translated(operation, bucket, key), self._retries.call(operation, bucket, key):
+                return getattr(client, method)(Bucket=bucket, **params)
 
-    def _renew(self, bucket: str) -> bool:
+        with _translated(operation, bucket, key):
+            client = self._connected()
+        try:
+            return ask(client)
+        except S3Error as error:
+            if not has_expired(error) or not self._renew(client, bucket):
+                raise
+        return ask(self._connected())
+
+    def _renew(self, refused: Any, bucket: str) -> bool:
         """Takes the client of a session with other credentials, if there are any."""
         session = self._session
-        if not session.renew_credentials(session.credentials(bucket), bucket):
-            return False
-        self._client = None
+        with self._lock:
+            # Another thread may have met the same refusal, and taken one already.
+            if self._client is refused:
+                if not session.renew_credentials(session.credentials(bucket), bucket):
+                    return False
+                self._client = None
         return True
 
-    def _ask(self, operation: str, method: str, bucket: str, key: str | None, **params: Any) -> Any:
-        try:
+    def _connected(self) -> Any:
+        with self._lock:
             if self._client is None:
                 client = self._session.boto_client()
                 client.meta.events.register(_BEFORE_LISTING, take_listing, unique_id=_BEFORE_LISTING)
                 self._retries.watch(client)
                 self._client = client
-            with self._retries.call(operation, bucket, key):
-                return getattr(self._client, method)(Bucket=bucket, **params)
-        except Exception as exc:
-            error = error_from_boto(exc, operation=operation, bucket=bucket, key=key)
-            if error is exc:
-                raise
-            raise error from exc
+            return self._client
+
+
+@contextmanager
+def _translated(operation: str, bucket: str, key: str | None) -> Iterator[None]:
+    try:
+        yield
+    except Exception as exc:
+        error = error_from_boto(exc, operation=operation, bucket=bucket, key=key)
+        if error is exc:
+            raise
+        raise error from exc
 
 
 def _given(params: dict[str, str | None]) -> dict[str, str]:

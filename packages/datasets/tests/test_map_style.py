@@ -234,4 +234,10 @@ def test_the_positional_order_of_the_constructors_is_kept():
         for make in (cls.from_prefix, cls.from_objects):
             first, *others = inspect.signature(make).parameters.values()
             assert first.kind is first.POSITIONAL_OR_KEYWORD
-            assert all(p.kind is p.KEYWORD_ONLY for p in others)
+            assert all(p.kind in {p.KEYWORD_ONLY, p.VAR_KEYWORD} for p in others)
+
+
+@pytest.mark.parametrize("cls", [S3MapDataset, S3IterableDataset])
+def test_an_option_that_there_is_not_is_a_type_error(cls):
+    with pytest.raises(TypeError, match="prefech"):
+        cls.from_prefix("s3://data/", prefech=3)

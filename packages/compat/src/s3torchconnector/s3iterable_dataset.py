@@ -34,6 +34,7 @@ class S3IterableDataset(CoreIterableDataset):
         s3client_config: All other settings.
         enable_sharding: Shares the objects out between ranks and workers.
         reader_constructor: How objects are read.
+        options: What the class of the same name in ``s3torch.datasets`` takes besides.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class S3IterableDataset(CoreIterableDataset):
         s3client_config: S3ClientConfig | None = None,
         enable_sharding: bool = False,  # noqa: FBT001, FBT002 - positional, as users know it
         reader_constructor: S3ReaderConstructorProtocol | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(
             region,
@@ -54,6 +56,7 @@ class S3IterableDataset(CoreIterableDataset):
             drop_in_config(s3client_config),
             enable_sharding,
             reader_constructor,
+            **options,
         )
 
     @classmethod
@@ -67,6 +70,7 @@ class S3IterableDataset(CoreIterableDataset):
         s3client_config: S3ClientConfig | None = None,
         enable_sharding: bool = False,
         reader_constructor: S3ReaderConstructorProtocol | None = None,
+        **options: Any,
     ) -> Self:
         """Makes a dataset of all objects whose key begins with the key of the URI."""
         return super().from_prefix(
@@ -77,6 +81,7 @@ class S3IterableDataset(CoreIterableDataset):
             s3client_config=s3client_config,
             enable_sharding=enable_sharding,
             reader_constructor=reader_constructor,
+            **options,
         )
 
     @classmethod
@@ -90,6 +95,7 @@ class S3IterableDataset(CoreIterableDataset):
         s3client_config: S3ClientConfig | None = None,
         enable_sharding: bool = False,
         reader_constructor: S3ReaderConstructorProtocol | None = None,
+        **options: Any,
     ) -> Self:
         """Makes a dataset of one URI or of several in their order."""
         return super().from_objects(
@@ -100,4 +106,5 @@ class S3IterableDataset(CoreIterableDataset):
             s3client_config=s3client_config,
             enable_sharding=enable_sharding,
             reader_constructor=reader_constructor,
+            **options,
         )

@@ -33,6 +33,7 @@ class S3MapDataset(CoreMapDataset):
         transform: Makes a sample of an unread reader.
         s3client_config: All other settings.
         reader_constructor: How objects are read.
+        options: What the class of the same name in ``s3torch.datasets`` takes besides.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class S3MapDataset(CoreMapDataset):
         transform: Callable[[S3Reader], Any] = identity,
         s3client_config: S3ClientConfig | None = None,
         reader_constructor: S3ReaderConstructorProtocol | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(
             region,
@@ -51,6 +53,7 @@ class S3MapDataset(CoreMapDataset):
             transform,
             drop_in_config(s3client_config),
             reader_constructor,
+            **options,
         )
 
     @classmethod
@@ -63,6 +66,7 @@ class S3MapDataset(CoreMapDataset):
         transform: Callable[[S3Reader], Any] = identity,
         s3client_config: S3ClientConfig | None = None,
         reader_constructor: S3ReaderConstructorProtocol | None = None,
+        **options: Any,
     ) -> Self:
         """Makes a dataset of all objects whose key begins with the key of the URI."""
         return super().from_prefix(
@@ -72,6 +76,7 @@ class S3MapDataset(CoreMapDataset):
             transform=transform,
             s3client_config=s3client_config,
             reader_constructor=reader_constructor,
+            **options,
         )
 
     @classmethod
@@ -84,6 +89,7 @@ class S3MapDataset(CoreMapDataset):
         transform: Callable[[S3Reader], Any] = identity,
         s3client_config: S3ClientConfig | None = None,
         reader_constructor: S3ReaderConstructorProtocol | None = None,
+        **options: Any,
     ) -> Self:
         """Makes a dataset of one URI or of several in their order."""
         return super().from_objects(
@@ -93,4 +99,5 @@ class S3MapDataset(CoreMapDataset):
             transform=transform,
             s3client_config=s3client_config,
             reader_constructor=reader_constructor,
+            **options,
         )

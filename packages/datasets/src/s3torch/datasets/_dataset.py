@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import get_worker_info
@@ -12,24 +12,17 @@ from torch.utils.data import get_worker_info
 from s3torch.core import S3Client, S3ReaderConstructor, UserAgent
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
 from s3torch.datasets.prefetch import check_prefetch, look_ahead
-from s3torch.datasets.transforms import identity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
     from typing import Self
 
-    from s3torch.core import (
-        S3BucketKeyData,
-        S3ClientConfig,
-        S3Reader,
-        S3ReaderConstructorProtocol,
-    )
+    from s3torch.core import S3BucketKeyData, S3Reader
+    from s3torch.datasets._settings import Settings
     from s3torch.datasets.sources import ObjectSource
 
 _log = logging.getLogger(__name__)
-
-OnError = Literal["raise", "skip"]
 
 _UNKNOWN_SIZE = 1024 * 1024
 _SLOTS = 256
@@ -40,41 +33,22 @@ class S3Dataset:
 
     _kind: str
 
-    def __init__(
-        self,
-        region: str | None,
-        get_dataset_objects: ObjectSource,
-        *,
-        endpoint: str | None,
-        transform: Callable[[S3Reader], Any],
-        s3client_config: S3ClientConfig | None,
-        reader_constructor: S3ReaderConstructorProtocol | None,
-        prefetch: int | None,
-        on_error: OnError = "raise",
-    ) -> None:
-        for name, value in (("get_dataset_objects", get_dataset_objects), ("transform", transform)):
-            if not callable(value):
-                raise ConfigurationError(f"{name} must be callable, got {value!r}")
-        if on_error not in {"raise", "skip"}:
-            raise ConfigurationError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-        self._on_error = on_error
+    def __init__(self, region: str | None, get_dataset_objects: ObjectSource, settings: Settings) -> None:
+        if not callable(get_dataset_objects):
+            raise ConfigurationError(f"get_dataset_objects must be callable, got {get_dataset_objects!r}")
+        self._region = region
+        self._get_dataset_objects = get_dataset_objects
+        self._settings = settings
         # Shared memory; each worker writes into its own slot, so that nothing is lost.
         self._skipped = torch.zeros(_SLOTS, dtype=torch.int64).share_memory_()
-        self._get_dataset_objects = get_dataset_objects
-        self._transform = transform
-        self._reader_constructor = reader_constructor
-        self._prefetch = check_prefetch(prefetch)
-        reader_type = S3ReaderConstructor.get_reader_type_string(reader_constructor)
-        comment = f"md/dataset#{self._kind} md/reader_type#{reader_type}"
+        reader_type = S3ReaderConstructor.get_reader_type_string(settings.reader_constructor)
         # It connects when it is first used, travels with pickles and forks, and may be replaced.
         self._client = S3Client(
             region,
-            endpoint=endpoint,
-            user_agent=UserAgent([comment]),
-            s3client_config=s3client_config,
+            endpoint=settings.endpoint,
+            user_agent=UserAgent([f"md/dataset#{self._kind} md/reader_type#{reader_type}"]),
+            s3client_config=settings.s3client_config,
         )
-        self._region = region
-        self._endpoint = endpoint
 
     @property
     def region(self) -> str | None:
@@ -84,7 +58,7 @@ class S3Dataset:
     @property
     def endpoint(self) -> str | None:
         """The endpoint that was given."""
-        return self._endpoint
+        return self._settings.endpoint
 
     @property
     def skipped(self) -> int:
@@ -114,12 +88,12 @@ class S3Dataset:
             item.bucket,
             item.key,
             object_info=item.object_info,
-            reader_constructor=self._reader_constructor,
+            reader_constructor=self._settings.reader_constructor,
         )
 
     def _sample(self, reader: S3Reader) -> Any:
         try:
-            return self._transform(reader)
+            return self._settings.transform(reader)
         except StopIteration as exc:
             # A loader would take it for the end of the data and drop the rest in silence.
             raise RuntimeError(f"the transform raised StopIteration for {_uri(reader)}") from exc
@@ -133,7 +107,7 @@ class S3Dataset:
         With each comes how many items were taken so far, those that were skipped included.
         """
         # A reader that is handed out stays unread, so that it can be pickled and holds no memory.
-        depth = 0 if self._transform is identity else self._prefetch
+        depth = 0 if self._settings.hands_readers_out else check_prefetch(self._settings.prefetch)
         size = 0
 
         def opened() -> Iterator[S3Reader]:
@@ -147,7 +121,7 @@ class S3Dataset:
                 try:
                     sample = self._sample(reader)
                 except (NotFoundError, ObjectChangedError) as exc:
-                    if self._on_error == "raise":
+                    if self._settings.on_error == "raise":
                         raise
                     self._skip(reader, exc)
                     continue
@@ -168,14 +142,6 @@ def log_prefix(cls: type, s3_uri: object) -> None:
 def log_objects(cls: type) -> None:
     """Tells that a dataset of given objects is built."""
     _log.info("Building %s from_objects", cls.__name__)
-
-
-def given(**options: Any) -> dict[str, Any]:
-    """Returns the options that are not ``None``.
-
-    Class methods pass on only these, so that subclasses with an older constructor go on working.
-    """
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _uri(reader: S3Reader) -> str:

@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import IterableDataset
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.datasets._dataset import OnError, S3Dataset, given, log_objects, log_prefix
+from s3torch.datasets._dataset import S3Dataset, log_objects, log_prefix
+from s3torch.datasets._settings import Settings
 from s3torch.datasets.ordering import Course, Leg, Permutation, Uneven, check_uneven, pick
 from s3torch.datasets.placement import current_rank, current_worker, given_place
 from s3torch.datasets.progress import course_from_state, course_to_state, resume, without_share
@@ -20,9 +21,10 @@ from s3torch.datasets.transforms import identity
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from typing import Self
+    from typing import Self, Unpack
 
     from s3torch.core import S3BucketKeyData, S3ClientConfig, S3Reader, S3ReaderConstructorProtocol
+    from s3torch.datasets._settings import IterableOptions, ReadOptions
     from s3torch.datasets.sources import ObjectSource
 
 __all__ = ["S3IterableDataset"]
@@ -84,24 +86,21 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         enable_sharding: bool = False,  # noqa: FBT001, FBT002 - positional, as users know it
         reader_constructor: S3ReaderConstructorProtocol | None = None,
         *,
-        prefetch: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         shuffle: bool = False,
         seed: int = 0,
         uneven: Uneven = "keep",
-        on_error: OnError = "raise",
+        **options: Unpack[ReadOptions],
     ) -> None:
-        super().__init__(
-            region,
-            get_dataset_objects,
+        settings = Settings(
             endpoint=endpoint,
             transform=transform,
             s3client_config=s3client_config,
             reader_constructor=reader_constructor,
-            prefetch=prefetch,
-            on_error=on_error,
+            **options,
         )
+        super().__init__(region, get_dataset_objects, settings)
         self._enable_sharding = enable_sharding
         self._given_rank = given_place(rank, world_size)
         if self._given_rank is not None and not enable_sharding:
@@ -127,13 +126,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         s3client_config: S3ClientConfig | None = None,
         enable_sharding: bool = False,
         reader_constructor: S3ReaderConstructorProtocol | None = None,
-        prefetch: int | None = None,
-        rank: int | None = None,
-        world_size: int | None = None,
-        shuffle: bool = False,
-        seed: int = 0,
-        uneven: Uneven = "keep",
-        on_error: OnError = "raise",
+        **options: Unpack[IterableOptions],
     ) -> Self:
         """Makes a dataset of all objects whose key begins with the key of the URI, in listing order.
 
@@ -151,15 +144,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
             s3client_config=s3client_config,
             enable_sharding=enable_sharding,
             reader_constructor=reader_constructor,
-            **given(
-                prefetch=prefetch,
-                rank=rank,
-                world_size=world_size,
-                shuffle=shuffle or None,
-                seed=seed or None,
-                uneven=None if uneven == "keep" else uneven,
-                on_error=None if on_error == "raise" else on_error,
-            ),
+            **options,
         )
 
     @classmethod
@@ -173,13 +158,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         s3client_config: S3ClientConfig | None = None,
         enable_sharding: bool = False,
         reader_constructor: S3ReaderConstructorProtocol | None = None,
-        prefetch: int | None = None,
-        rank: int | None = None,
-        world_size: int | None = None,
-        shuffle: bool = False,
-        seed: int = 0,
-        uneven: Uneven = "keep",
-        on_error: OnError = "raise",
+        **options: Unpack[IterableOptions],
     ) -> Self:
         """Makes a dataset of one URI or of several in their order; an iterator is gone through once, now.
 
@@ -197,15 +176,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
             s3client_config=s3client_config,
             enable_sharding=enable_sharding,
             reader_constructor=reader_constructor,
-            **given(
-                prefetch=prefetch,
-                rank=rank,
-                world_size=world_size,
-                shuffle=shuffle or None,
-                seed=seed or None,
-                uneven=None if uneven == "keep" else uneven,
-                on_error=None if on_error == "raise" else on_error,
-            ),
+            **options,
         )
 
     @property

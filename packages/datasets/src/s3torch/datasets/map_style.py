@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
-from s3torch.datasets._dataset import OnError, S3Dataset, given, log_objects, log_prefix
+from s3torch.datasets._dataset import S3Dataset, log_objects, log_prefix
+from s3torch.datasets._settings import Settings
 from s3torch.datasets.sources import ObjectsSource, PrefixSource
 from s3torch.datasets.transforms import identity
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from typing import Self, SupportsIndex
+    from typing import Self, SupportsIndex, Unpack
 
     from s3torch.core import (
         S3BucketKeyData,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         S3Reader,
         S3ReaderConstructorProtocol,
     )
+    from s3torch.datasets._settings import ReadOptions
     from s3torch.datasets.sources import ObjectSource
 
 __all__ = ["S3MapDataset"]
@@ -68,20 +70,16 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
         transform: Callable[[S3Reader], Any] = identity,
         s3client_config: S3ClientConfig | None = None,
         reader_constructor: S3ReaderConstructorProtocol | None = None,
-        *,
-        prefetch: int | None = None,
-        on_error: OnError = "raise",
+        **options: Unpack[ReadOptions],
     ) -> None:
-        super().__init__(
-            region,
-            get_dataset_objects,
+        settings = Settings(
             endpoint=endpoint,
             transform=transform,
             s3client_config=s3client_config,
             reader_constructor=reader_constructor,
-            prefetch=prefetch,
-            on_error=on_error,
+            **options,
         )
+        super().__init__(region, get_dataset_objects, settings)
         self._objects: list[S3BucketKeyData] | None = None
 
     @classmethod
@@ -94,8 +92,7 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
         transform: Callable[[S3Reader], Any] = identity,
         s3client_config: S3ClientConfig | None = None,
         reader_constructor: S3ReaderConstructorProtocol | None = None,
-        prefetch: int | None = None,
-        on_error: OnError = "raise",
+        **options: Unpack[ReadOptions],
     ) -> Self:
         """Makes a dataset of all objects whose key begins with the key of the URI, in listing order.
 
@@ -112,7 +109,7 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
             transform=transform,
             s3client_config=s3client_config,
             reader_constructor=reader_constructor,
-            **given(prefetch=prefetch, on_error=None if on_error == "raise" else on_error),
+            **options,
         )
 
     @classmethod
@@ -125,8 +122,7 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
         transform: Callable[[S3Reader], Any] = identity,
         s3client_config: S3ClientConfig | None = None,
         reader_constructor: S3ReaderConstructorProtocol | None = None,
-        prefetch: int | None = None,
-        on_error: OnError = "raise",
+        **options: Unpack[ReadOptions],
     ) -> Self:
         """Makes a dataset of one URI or of several in their order; an iterator is gone through once, now.
 
@@ -143,7 +139,7 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
             transform=transform,
             s3client_config=s3client_config,
             reader_constructor=reader_constructor,
-            **given(prefetch=prefetch, on_error=None if on_error == "raise" else on_error),
+            **options,
         )
 
     def __len__(self) -> int:

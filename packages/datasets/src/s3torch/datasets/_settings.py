@@ -1,0 +1,62 @@
+"""How a dataset reads: all options that both kinds of datasets have, in one value.
+
+A new option is one line in ``ReadOptions``, which types the keyword arguments, and one in ``Settings``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from s3torch.core.errors import ConfigurationError
+from s3torch.datasets.prefetch import check_prefetch
+from s3torch.datasets.transforms import identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from s3torch.core import S3ClientConfig, S3Reader, S3ReaderConstructorProtocol
+    from s3torch.datasets.ordering import Uneven
+
+OnError = Literal["raise", "skip"]
+
+
+class ReadOptions(TypedDict, total=False):
+    """The keyword arguments of both kinds of datasets, besides those of every constructor."""
+
+    prefetch: int | None
+    on_error: OnError
+
+
+class IterableOptions(ReadOptions, total=False):
+    """Those of the iterable dataset."""
+
+    rank: int | None
+    world_size: int | None
+    shuffle: bool
+    seed: int
+    uneven: Uneven
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the arguments of a dataset say about reading, checked."""
+
+    endpoint: str | None = None
+    transform: Callable[[S3Reader], Any] = identity
+    s3client_config: S3ClientConfig | None = None
+    reader_constructor: S3ReaderConstructorProtocol | None = None
+    prefetch: int | None = None
+    on_error: OnError = "raise"
+
+    def __post_init__(self) -> None:
+        if not callable(self.transform):
+            raise ConfigurationError(f"transform must be callable, got {self.transform!r}")
+        if self.on_error not in {"raise", "skip"}:
+            raise ConfigurationError(f"on_error must be 'raise' or 'skip', got {self.on_error!r}")
+        check_prefetch(self.prefetch)
+
+    @property
+    def hands_readers_out(self) -> bool:
+        """Tells whether samples are unread readers, which hold no memory and can be pickled."""
+        return self.transform is identity

@@ -1,0 +1,202 @@
+"""How many samples a second do datasets give, with the time to the first byte that a region has?
+
+Each library works in a process of its own, one after the other, round after round. A fault proxy between
+client and server adds the latency; how fast the proxy itself can be is shown in the row "proxy".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from operator import methodcaller
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import small_objects
+from measure import BUCKET, REGION, client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+URI = f"s3://{BUCKET}/{small_objects.PREFIX}"
+SIZE = small_objects.SIZE
+LIBRARIES = ("s3torchconnector", "s3torch")
+
+
+def iterable(library: str, endpoint: str) -> Iterable[Any]:
+    """The iterable dataset in one process."""
+    dataset: Iterable[Any] = _dataset(library, "S3IterableDataset", endpoint)
+    return dataset
+
+
+def iterable_in_workers(library: str, endpoint: str) -> Iterable[Any]:
+    """The iterable dataset in two DataLoader workers."""
+    from torch.utils.data import DataLoader
+
+    dataset = _dataset(library, "S3IterableDataset", endpoint, enable_sharding=True)
+    return DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork")
+
+
+def batches(library: str, endpoint: str) -> Iterable[Any]:
+    """Batches of 32 from the map dataset in one process."""
+    from torch.utils.data import DataLoader
+
+    dataset = _dataset(library, "S3MapDataset", endpoint)
+    return DataLoader(dataset, batch_size=32, collate_fn=list)
+
+
+def single(library: str, endpoint: str) -> Iterable[Any]:
+    """Samples of the map dataset, one index after the other."""
+    dataset = _dataset(library, "S3MapDataset", endpoint)
+    return (dataset[index] for index in range(len(dataset)))
+
+
+WAYS: dict[str, Callable[[str, str], Iterable[Any]]] = {
+    "iterable": iterable,
+    "2 workers": iterable_in_workers,
+    "batches": batches,
+    "single": single,
+}
+
+
+def main() -> None:
+    """Measures what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--objects", type=int, default=2000, help="objects of 100 KiB (default 2000)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each case runs (default 3)")
+    parser.add_argument(
+        "--latency", type=float, nargs="*", default=[0, 20], help="milliseconds, 0 for no proxy"
+    )
+    parser.add_argument("--ways", nargs="*", choices=sorted(WAYS), default=list(WAYS))
+    parser.add_argument("--transport", help="the transport of s3torch")
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
+    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.transport:
+        os.environ["S3TORCH_TRANSPORT"] = arguments.transport
+    if arguments.case:
+        print(json.dumps(_measure(*arguments.case)))
+        return
+    figures = _run(arguments)
+    _print_table(figures)
+    if arguments.json:
+        arguments.json.write_text(
+            json.dumps({" ".join(map(str, case)): all_ for case, all_ in figures.items()})
+        )
+
+
+Case = tuple[float, str, str]
+
+
+def _run(arguments: argparse.Namespace) -> dict[Case, list[dict[str, float]]]:
+    from s3torch.core.testing.servers import start_seaweedfs
+
+    small_objects.COUNT = arguments.objects
+    figures: dict[Case, list[dict[str, float]]] = {}
+    with start_seaweedfs() as server:
+        os.environ.update(server.environment())
+        boto = client(server.endpoint)
+        boto.create_bucket(Bucket=BUCKET)
+        small_objects.prepare(boto)
+        for _ in range(arguments.rounds):
+            for latency in arguments.latency:
+                with _slowed(server.endpoint, latency / 1000) as endpoint:
+                    os.environ["AWS_ENDPOINT_URL"] = endpoint
+                    for way in arguments.ways:
+                        for library in LIBRARIES:
+                            figure = _in_child(way, library)
+                            print(f"{latency:g} ms, {way}, {library}: {figure}", file=sys.stderr, flush=True)
+                            figures.setdefault((latency, way, library), []).append(figure)
+    return figures
+
+
+def _slowed(endpoint: str, seconds: float) -> Any:
+    if not seconds:
+        return nullcontext(endpoint)
+    return _behind_a_proxy(endpoint, seconds)
+
+
+@contextmanager
+def _behind_a_proxy(endpoint: str, seconds: float) -> Iterator[str]:
+    from s3torch.core.testing.faults import Fault, FaultProxy
+
+    with FaultProxy(endpoint) as proxy:
+        proxy.add(Fault(latency=seconds), method="GET")
+        yield proxy.endpoint
+
+
+def _in_child(way: str, library: str) -> dict[str, float]:
+    command = [sys.executable, sys.argv[0], "--case", way, library]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{way} with {library} failed:\n{done.stderr}")
+    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def _dataset(library: str, name: str, endpoint: str, **options: Any) -> Any:
+    package = import_module("s3torch.datasets" if library == "s3torch" else library)
+    if library != "s3torch":
+        options["s3client_config"] = package.S3ClientConfig(force_path_style=True)
+    return getattr(package, name).from_prefix(
+        URI, region=REGION, endpoint=endpoint, transform=methodcaller("read"), **options
+    )
+
+
+def _measure(way: str, library: str) -> dict[str, float]:
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    # Imports and the first connections are not what is asked for.
+    _dataset(library, "S3MapDataset", endpoint)[0]
+    samples = WAYS[way](library, endpoint)
+    before, start = _cpu_seconds(), time.perf_counter()
+    count = 0
+    for sample in samples:
+        for data in sample if isinstance(sample, list) else [sample]:
+            if len(data) != SIZE:
+                raise SystemExit(f"a sample has {len(data)} bytes")
+            count += 1
+    seconds = time.perf_counter() - start
+    del samples
+    return {"objects": count, "seconds": seconds, "cpu_seconds": _cpu_seconds() - before}
+
+
+def _cpu_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _print_table(figures: dict[Case, list[dict[str, float]]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="samples of 100 KiB, listed and read")
+    for column in ("latency", "way", "", "objects/s", "speed", "CPU ms/object", "CPU"):
+        table.add_column(column, justify="left" if column in {"way", ""} else "right")
+    base: dict[str, float] = {}
+    for (latency, way, library), rounds in figures.items():
+        rate = statistics.median(one["objects"] / one["seconds"] for one in rounds)
+        cpu = statistics.median(1000 * one["cpu_seconds"] / one["objects"] for one in rounds)
+        if library == LIBRARIES[0]:
+            base = {"rate": rate, "cpu": cpu}
+        table.add_row(
+            f"{latency:g} ms",
+            way,
+            library,
+            f"{rate:,.0f}",
+            f"{rate / base['rate']:.1f}x",
+            f"{cpu:.2f}",
+            f"{cpu / base['cpu']:.2f}x",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

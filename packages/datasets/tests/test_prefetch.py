@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.datasets.prefetch import DEFAULT_PREFETCH, check_prefetch, look_ahead
+from s3torch.datasets.prefetch import (
+    DEFAULT_PREFETCH,
+    Ahead,
+    SequentialAccess,
+    check_prefetch,
+    choose_ahead,
+    look_ahead,
+)
 
 
 class Started:
@@ -40,7 +47,7 @@ def readers_of(count):
 @given(st.integers(0, 40), st.integers(0, 10))
 def test_readers_come_in_order_and_at_most_depth_are_ahead(count, depth):
     readers, log = readers_of(count)
-    for position, reader in enumerate(look_ahead(readers, depth=depth)):
+    for position, reader in enumerate(look_ahead(readers, Ahead(depth))):
         assert reader is readers[position]
         ahead = min(position + depth + 1, count)
         assert log == ([] if depth == 0 else list(range(ahead)))
@@ -51,7 +58,7 @@ def test_readers_come_in_order_and_at_most_depth_are_ahead(count, depth):
 def test_dropping_the_iterator_closes_what_was_started_and_not_taken(count, depth, data):
     readers, log = readers_of(count)
     taken = data.draw(st.integers(1, count))
-    iterator = look_ahead(readers, depth=depth)
+    iterator = look_ahead(readers, Ahead(depth))
     for _ in range(taken):
         next(iterator)
     del iterator
@@ -68,13 +75,13 @@ def test_an_error_of_the_listing_closes_what_was_started():
         raise OSError("the listing broke")
 
     with pytest.raises(OSError, match="the listing broke"):
-        list(look_ahead(listing(), depth=5))
+        list(look_ahead(listing(), Ahead(5)))
     assert all(reader.closed for reader in readers)
 
 
 def test_readers_without_prefetch_wait_for_their_first_read():
     readers = [NeverStarted(), NeverStarted()]
-    assert list(look_ahead(readers, depth=2)) == readers
+    assert list(look_ahead(readers, Ahead(2))) == readers
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, "4", True])
@@ -86,3 +93,56 @@ def test_a_wrong_depth_is_refused(value):
 def test_none_is_the_default():
     assert check_prefetch(None) == DEFAULT_PREFETCH
     assert check_prefetch(0) == 0
+
+
+@given(st.integers(0, 40), st.integers(1, 20))
+def test_a_gentle_start_is_twice_what_was_taken(count, depth):
+    readers, log = readers_of(count)
+    for taken, _ in enumerate(look_ahead(readers, Ahead(depth), gently=True)):
+        assert len(log) <= min(taken + depth + 1, 3 * (taken + 1), count)
+
+
+@given(st.integers(3, 40), st.integers(1, 20))
+def test_bytes_bound_what_is_ahead(count, limit):
+    readers, log = readers_of(count)
+    for taken, _ in enumerate(look_ahead(readers, Ahead(100, limit), weigh=lambda _: 1)):
+        assert len(log) - taken <= max(3, limit + 1)
+
+
+def test_the_default_follows_the_memory_and_the_number_of_workers():
+    gib = 1024**3
+    alone = choose_ahead(None, memory_limit=gib, workers=1)
+    assert alone == Ahead(DEFAULT_PREFETCH, gib // 4)
+    assert choose_ahead(None, memory_limit=gib, workers=8).size == gib // 32
+    assert choose_ahead(5, memory_limit=gib, workers=1) == Ahead(5, gib // 4)
+    # Some read-ahead is always worth it.
+    assert choose_ahead(None, memory_limit=gib // 1024, workers=64).size == 16 * 1024**2
+
+
+def test_three_indices_in_a_row_are_read_ahead_and_a_jump_drops_it():
+    readers, log = readers_of(20)
+    access = SequentialAccess()
+
+    def ask(index):
+        return access.reader(index, lambda: look_ahead(readers[index:], Ahead(4)))
+
+    assert [ask(index) for index in (7, 8, 2, 3)] == [None] * 4
+    assert log == []
+    assert [ask(index) for index in (4, 5)] == readers[4:6]
+    assert log == [4, 5, 6, 7, 8, 9]
+    assert ask(0) is None
+    assert [reader.closed for reader in readers[4:10]] == [False, False, True, True, True, True]
+
+
+def test_an_error_of_the_read_ahead_does_not_look_like_the_end():
+    access = SequentialAccess()
+
+    def broken():
+        yield NeverStarted()
+        raise OSError("no connection")
+
+    assert [access.reader(index, broken) for index in (0, 1)] == [None, None]
+    assert access.reader(2, broken) is not None
+    with pytest.raises(OSError, match="no connection"):
+        access.reader(3, broken)
+    assert access.reader(4, broken) is None

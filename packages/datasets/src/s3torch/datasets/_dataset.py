@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch.utils.data import get_worker_info
 
 from s3torch.core import S3Client, S3ReaderConstructor, UserAgent
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
-from s3torch.datasets.prefetch import check_prefetch, look_ahead
+from s3torch.datasets._opening import Opener
+from s3torch.datasets._tally import Tally
+from s3torch.datasets.hedging import Hedging
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from s3torch.datasets.sources import ObjectSource
 
 _log = logging.getLogger(__name__)
-
-_UNKNOWN_SIZE = 1024 * 1024
-_SLOTS = 256
 
 
 class S3Dataset:
@@ -39,8 +36,10 @@ class S3Dataset:
         self._region = region
         self._get_dataset_objects = get_dataset_objects
         self._settings = settings
-        # Shared memory; each worker writes into its own slot, so that nothing is lost.
-        self._skipped = torch.zeros(_SLOTS, dtype=torch.int64).share_memory_()
+        self._tally = Tally()
+        self._hedging: Hedging | None = None
+        if settings.hedge_after is not None:
+            self._hedging = Hedging(settings.hedge_after, partial(self._tally.add, "hedged"))
         reader_type = S3ReaderConstructor.get_reader_type_string(settings.reader_constructor)
         # It connects when it is first used, travels with pickles and forks, and may be replaced.
         self._client = S3Client(
@@ -63,7 +62,12 @@ class S3Dataset:
     @property
     def skipped(self) -> int:
         """How many objects were missing or changed and were left out, by this process and its workers."""
-        return int(self._skipped.sum())
+        return self._tally.total("skipped")
+
+    @property
+    def hedged(self) -> int:
+        """How many second requests were sent because an answer was late, by this process and its workers."""
+        return self._tally.total("hedged")
 
     def close(self) -> None:
         """Closes the client of this process; may be called again."""
@@ -83,13 +87,8 @@ class S3Dataset:
     def _list(self) -> Iterable[S3BucketKeyData]:
         return self._get_dataset_objects(self._client)
 
-    def _open(self, item: S3BucketKeyData) -> S3Reader:
-        return self._client.get_object(
-            item.bucket,
-            item.key,
-            object_info=item.object_info,
-            reader_constructor=self._settings.reader_constructor,
-        )
+    def _opener(self) -> Opener:
+        return Opener(self._client, self._settings, self._hedging)
 
     def _sample(self, reader: S3Reader) -> Any:
         try:
@@ -106,17 +105,7 @@ class S3Dataset:
 
         With each comes how many items were taken so far, those that were skipped included.
         """
-        # A reader that is handed out stays unread, so that it can be pickled and holds no memory.
-        depth = 0 if self._settings.hands_readers_out else check_prefetch(self._settings.prefetch)
-        size = 0
-
-        def opened() -> Iterator[S3Reader]:
-            nonlocal size
-            for item in items:
-                size = _UNKNOWN_SIZE if item.object_info is None else item.object_info.size
-                yield self._open(item)
-
-        with closing(look_ahead(opened(), depth=depth, weigh=lambda _: size)) as readers:
+        with closing(self._opener().ahead(items)) as readers:
             for taken, reader in enumerate(readers, 1):
                 try:
                     sample = self._sample(reader)
@@ -130,8 +119,7 @@ class S3Dataset:
     def _skip(self, reader: S3Reader, exc: Exception) -> None:
         _log.warning("skipping %s: %s", _uri(reader), exc)
         reader.close()
-        info = get_worker_info()
-        self._skipped[0 if info is None else 1 + info.id % (_SLOTS - 1)] += 1
+        self._tally.add("skipped")
 
 
 def log_prefix(cls: type, s3_uri: object) -> None:

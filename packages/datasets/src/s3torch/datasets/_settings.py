@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from s3torch.core.errors import ConfigurationError
+from s3torch.datasets.hedging import check_hedge_after
 from s3torch.datasets.prefetch import check_prefetch
 from s3torch.datasets.transforms import identity
 
@@ -26,6 +27,7 @@ class ReadOptions(TypedDict, total=False):
 
     prefetch: int | None
     on_error: OnError
+    hedge_after: float | str | None
 
 
 class IterableOptions(ReadOptions, total=False):
@@ -48,6 +50,7 @@ class Settings:
     reader_constructor: S3ReaderConstructorProtocol | None = None
     prefetch: int | None = None
     on_error: OnError = "raise"
+    hedge_after: float | str | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.transform):
@@ -55,8 +58,14 @@ class Settings:
         if self.on_error not in {"raise", "skip"}:
             raise ConfigurationError(f"on_error must be 'raise' or 'skip', got {self.on_error!r}")
         check_prefetch(self.prefetch)
+        check_hedge_after(self.hedge_after)
 
     @property
     def hands_readers_out(self) -> bool:
         """Tells whether samples are unread readers, which hold no memory and can be pickled."""
         return self.transform is identity
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Tells whether downloads are started before they are asked for."""
+        return self.prefetch != 0 and not self.hands_readers_out

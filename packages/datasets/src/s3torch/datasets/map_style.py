@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from s3torch.datasets._dataset import S3Dataset, log_objects, log_prefix
 from s3torch.datasets._settings import Settings
+from s3torch.datasets.prefetch import SequentialAccess
 from s3torch.datasets.sources import ObjectsSource, PrefixSource
 from s3torch.datasets.transforms import identity
 
@@ -81,6 +82,7 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
         )
         super().__init__(region, get_dataset_objects, settings)
         self._objects: list[S3BucketKeyData] | None = None
+        self._sequential = SequentialAccess()
 
     @classmethod
     def from_prefix(
@@ -146,19 +148,36 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
         return len(self._listing())
 
     def __getitem__(self, index: SupportsIndex) -> Any:
-        return self._sample(self._open(self._item(index)))
+        number, objects = self._number(index), self._listing()
+        opener, reader = self._opener(), None
+        if self._settings.reads_ahead:
+            reader = self._sequential.reader(
+                number,
+                lambda: opener.ahead(map(objects.__getitem__, range(number, len(objects))), gently=True),
+            )
+        return self._sample(opener.open(objects[number]) if reader is None else reader)
 
     def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[Any]:
         """Returns the samples of a batch in the order of the indices, with several downloads in flight."""
         if type(self).__getitem__ is not S3MapDataset.__getitem__:
             # A subclass makes its own samples, and its method has to be the one that counts.
             return [self[index] for index in indices]
-        return [sample for _, sample in self._samples([self._item(index) for index in indices])]
+        objects = self._listing()
+        items = [objects[self._number(index)] for index in indices]
+        return [sample for _, sample in self._samples(items)]
 
     def __iter__(self) -> Iterator[Any]:
         # Without this, an IndexError of a transform would end a loop over the dataset in silence.
-        for index in range(len(self)):
-            yield self[index]
+        try:
+            for index in range(len(self)):
+                yield self[index]
+        finally:
+            self._sequential.stop()
+
+    def close(self) -> None:
+        """Closes the client of this process and drops what was read ahead; may be called again."""
+        self._sequential.stop()
+        super().close()
 
     def __getstate__(self) -> dict[str, Any]:
         if get_spawning_popen() is not None:
@@ -170,11 +189,10 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
             self._objects = list(self._list())
         return self._objects
 
-    def _item(self, index: SupportsIndex) -> S3BucketKeyData:
+    def _number(self, index: SupportsIndex) -> int:
         if isinstance(index, slice):
             raise TypeError("slices are not supported; torch.utils.data.Subset selects samples")
-        objects = self._listing()
-        number = operator.index(index)
-        if not -len(objects) <= number < len(objects):
-            raise IndexError(f"index {number} is out of range for {len(objects)} objects")
-        return objects[number]
+        count, number = len(self._listing()), operator.index(index)
+        if not -count <= number < count:
+            raise IndexError(f"index {number} is out of range for {count} objects")
+        return number % count

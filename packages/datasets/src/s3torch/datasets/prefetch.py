@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.errors import ConfigurationError
@@ -12,14 +15,32 @@ if TYPE_CHECKING:
 
     from s3torch.core import S3Reader
 
-__all__ = ["DEFAULT_PREFETCH", "check_prefetch", "look_ahead"]
+__all__ = ["DEFAULT_PREFETCH", "Ahead", "SequentialAccess", "check_prefetch", "choose_ahead", "look_ahead"]
 
-DEFAULT_PREFETCH = 64
-_BYTES_AHEAD = 64 * 1024 * 1024
+DEFAULT_PREFETCH = 128
+_MIB = 1024 * 1024
+_LOWEST_BYTES = 16 * _MIB
+_HIGHEST_BYTES = 256 * _MIB
+_SHARE_OF_LIMIT = 4
+# So many indices in a row are a habit; two may be chance, or a sampler of pairs.
+_HABIT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """How much may be under way ahead of a consumer.
+
+    Attributes:
+        objects: How many objects at most; 0 starts none.
+        size: How many bytes; the next two objects are started whatever they weigh.
+    """
+
+    objects: int
+    size: int = _HIGHEST_BYTES
 
 
 def check_prefetch(prefetch: int | None) -> int:
-    """Returns how many objects to start ahead, the default for ``None``.
+    """Returns how many objects to start ahead, the most that is ever started for ``None``.
 
     Raises:
         ConfigurationError: It is not an integer from 0 on.
@@ -30,40 +51,117 @@ def check_prefetch(prefetch: int | None) -> int:
     return value
 
 
+def choose_ahead(prefetch: int | None, *, memory_limit: int, workers: int) -> Ahead:
+    """Decides how much one of the workers of a loader starts ahead.
+
+    Many small objects are bounded by their number, large ones by their bytes.
+
+    Args:
+        prefetch: What the user asked for; ``None`` for the default.
+        memory_limit: The bytes that the process may have in flight.
+        workers: How many workers share the machine.
+    """
+    share = memory_limit // _SHARE_OF_LIMIT // workers
+    return Ahead(check_prefetch(prefetch), max(_LOWEST_BYTES, min(share, _HIGHEST_BYTES)))
+
+
 def look_ahead(
-    readers: Iterable[S3Reader], *, depth: int, weigh: Callable[[S3Reader], int] = lambda _: 0
+    readers: Iterable[S3Reader],
+    ahead: Ahead,
+    *,
+    weigh: Callable[[S3Reader], int] = lambda _: 0,
+    gently: bool = False,
 ) -> Generator[S3Reader]:
-    """Yields readers in their order while the downloads of up to ``depth`` more are under way.
+    """Yields readers in their order while the downloads of more are under way.
 
     Readers that cannot start on their own wait for their first read. When the iterator is closed or an error
     ends it, the readers that were started and not yielded are closed, which cancels their downloads.
 
     Args:
         readers: Unread readers, made as they are needed.
-        depth: How many to start ahead at most; 0 starts none.
-        weigh: Tells the bytes of a reader that was just made. Beyond the next one, no more are started than
-            fit in 64 MiB; the budget of the process bounds the downloads of all datasets together.
+        ahead: How many to start ahead; the budget of the process bounds the downloads of all datasets
+            together.
+        weigh: Tells the bytes that a reader, which was just made, starts.
+        gently: Starts few at first, and twice as many as were taken.
     """
-    if depth == 0:
+    if ahead.objects == 0:
         yield from readers
         return
     waiting: deque[S3Reader] = deque()
     sizes: deque[int] = deque()
-    weight = 0
+    weight = taken = 0
     try:
         for reader in readers:
             waiting.append(reader)
             sizes.append(weigh(reader))
             weight += sizes[-1]
             _start(reader)
-            while len(waiting) > depth or (len(waiting) > 2 and weight > _BYTES_AHEAD):
+            while (
+                len(waiting) > ahead.objects
+                or (len(waiting) > 2 and weight > ahead.size)
+                or (gently and len(waiting) > 2 * (taken + 1))
+            ):
                 weight -= sizes.popleft()
+                taken += 1
                 yield waiting.popleft()
         while waiting:
             yield waiting.popleft()
     finally:
         for reader in waiting:
             reader.close()
+
+
+class SequentialAccess:
+    """Notices when a thread asks for one index after another, and then reads ahead for it.
+
+    Threads do not disturb each other, and neither do forked processes.
+    """
+
+    def __init__(self) -> None:
+        self._run = _Run()
+
+    def reader(self, index: int, start: Callable[[], Generator[S3Reader]]) -> S3Reader | None:
+        """Returns the reader of an index if it is one of a row, else ``None``.
+
+        Args:
+            index: What is asked for now.
+            start: Returns the readers from this index on.
+        """
+        run = self._run
+        if index != run.following or run.pid != os.getpid():
+            run.begin(index)
+            return None
+        run.following += 1
+        run.length += 1
+        if run.readers is None and run.length >= _HABIT:
+            run.readers = start()
+        # None, too, after an error has ended the generator.
+        return None if run.readers is None else next(run.readers, None)
+
+    def stop(self) -> None:
+        """Drops what was read ahead for this thread."""
+        self._run.begin(-2)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (SequentialAccess, ())
+
+
+class _Run(threading.local):
+    """The indices that a thread has asked for without a gap."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.following = -1
+        self.length = 0
+        self.readers: Generator[S3Reader] | None = None
+
+    def begin(self, index: int) -> None:
+        readers, self.readers = self.readers, None
+        if readers is not None:
+            readers.close()
+        self.pid = os.getpid()
+        self.following = index + 1
+        self.length = 1
 
 
 def _start(reader: S3Reader) -> None:

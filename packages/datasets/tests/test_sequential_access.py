@@ -1,0 +1,137 @@
+"""Single indices of a map dataset, asked for one after the other, are read ahead."""
+
+from __future__ import annotations
+
+import os
+import threading
+from operator import methodcaller
+
+import pytest
+from torch.utils.data import DataLoader
+
+from s3torch.core import SequentialS3Reader
+from s3torch.datasets import S3MapDataset
+
+KEYS = [f"train/{number:02}" for number in range(12)]
+DATA = [key.encode() for key in KEYS]
+
+made: list[Recorded] = []
+
+
+class Recorded(SequentialS3Reader):
+    """A reader that tells when its download is started."""
+
+    def prefetch(self):
+        made.append(self)
+        super().prefetch()
+
+
+@pytest.fixture
+def make(memory, fill):
+    fill(*KEYS)
+    made.clear()
+
+    def make_dataset(**options):
+        defaults = {"transform": methodcaller("read"), "s3client_config": memory}
+        return S3MapDataset.from_prefix(
+            "s3://data/train/", **(defaults | {"reader_constructor": Recorded} | options)
+        )
+
+    return make_dataset
+
+
+def started():
+    return [reader.key for reader in made]
+
+
+def test_the_next_samples_are_started_and_each_object_is_read_once(make):
+    dataset = make()
+    assert [dataset[index] for index in range(4)] == DATA[:4]
+    assert len(started()) > 4
+    assert [dataset[index] for index in range(4, 12)] == DATA[4:]
+    assert started() == KEYS[2:]
+
+
+def test_random_indices_start_nothing(make):
+    dataset = make()
+    assert [dataset[index] for index in (3, 1, 2, 7, -1, 0)] == [DATA[index] for index in (3, 1, 2, 7, 11, 0)]
+    assert started() == []
+
+
+def test_a_jump_and_a_close_drop_what_was_started(make):
+    dataset = make(prefetch=3)
+    for leave in (lambda: dataset[0], dataset.close):
+        made.clear()
+        assert [dataset[index] for index in (4, 5, 6)] == DATA[4:7]
+        assert started() == KEYS[6:9]
+        leave()
+        assert [reader.closed for reader in made] == [False, True, True]
+
+
+def test_an_early_break_leaves_nothing_behind(make):
+    dataset = make()
+    for number, _ in enumerate(dataset):
+        if number == 4:
+            break
+    assert len(made) > 5
+    assert all(reader.closed for reader in made[3:])
+
+
+def test_dropping_the_dataset_leaves_nothing_behind(make):
+    dataset = make()
+    assert [dataset[index] for index in range(4)] == DATA[:4]
+    del dataset
+    assert all(reader.closed for reader in made[2:])
+
+
+@pytest.mark.parametrize("off", [{"prefetch": 0}, {"transform": methodcaller("tell")}])
+def test_it_can_be_switched_off(make, off):
+    dataset = make(**off)
+    list(dataset)
+    assert (started() == []) == ("prefetch" in off)
+
+
+def test_threads_do_not_disturb_each_other(make):
+    dataset = make()
+    parts = {}
+
+    def read(name):
+        parts[name] = [dataset[index] for index in range(12)]
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(parts.values()) == [DATA] * 3
+
+
+def test_a_forked_child_begins_anew(make):
+    dataset = make()
+    assert [dataset[index] for index in range(4)] == DATA[:4]
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if [dataset[index] for index in range(4, 12)] == DATA[4:] else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert [dataset[index] for index in range(4, 12)] == DATA[4:]
+
+
+class Labelled(S3MapDataset):
+    """A subclass, of whose single samples a loader makes batches."""
+
+    def __getitem__(self, index):
+        return index, super().__getitem__(index)
+
+
+def test_batches_of_a_subclass_are_read_ahead_too(memory, fill):
+    fill(*KEYS)
+    made.clear()
+    dataset = Labelled.from_prefix(
+        "s3://data/train/",
+        transform=methodcaller("read"),
+        s3client_config=memory,
+        reader_constructor=Recorded,
+    )
+    loader = DataLoader(dataset, batch_size=5, collate_fn=list)
+    assert [sample for batch in loader for sample in batch] == list(enumerate(DATA))
+    assert started() == KEYS[2:]

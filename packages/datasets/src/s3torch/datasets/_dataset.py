@@ -7,13 +7,17 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from s3torch.core import S3Client, S3ReaderConstructor, UserAgent
+from s3torch.core import S3Client, S3ReaderConstructor, UserAgent, parse_s3_uri
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
 from s3torch.datasets._opening import Opener
 from s3torch.datasets._tally import Tally
 from s3torch.datasets.hedging import Hedging
+from s3torch.datasets.manifest import Manifest, ManifestSource
+from s3torch.datasets.shared_listing import SharedFolder, SharedListing
+from s3torch.datasets.sources import GlobSource
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable, Iterator
     from types import TracebackType
     from typing import Self
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from s3torch.core import S3BucketKeyData, S3Reader
     from s3torch.datasets._settings import Settings
     from s3torch.datasets.sources import ObjectSource
+    from s3torch.datasets.table import ObjectTable
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +41,8 @@ class S3Dataset:
         self._region = region
         self._get_dataset_objects = get_dataset_objects
         self._settings = settings
+        self._folder = SharedFolder()
+        self._shared_listing = SharedListing(self._folder)
         self._tally = Tally()
         self._hedging: Hedging | None = None
         if settings.hedge_after is not None:
@@ -48,6 +55,53 @@ class S3Dataset:
             user_agent=UserAgent([f"md/dataset#{self._kind} md/reader_type#{reader_type}"]),
             s3client_config=settings.s3client_config,
         )
+
+    @classmethod
+    def from_glob(cls, s3_uri: str | os.PathLike[str], *, region: str | None = None, **options: Any) -> Self:
+        """Makes a dataset of all objects that match a pattern, in listing order.
+
+        ``*`` and ``?`` match within a folder, ``**/`` any number of folders, ``[a-z]`` one character. What
+        stands before the first of them is what is listed.
+
+        Args:
+            s3_uri: As in ``"s3://bucket/train/**/*.jpg"``.
+            region: The region.
+            options: The other arguments of the class.
+
+        Raises:
+            ConfigurationError: The URI or another argument is wrong.
+        """
+        _log.info("Building %s from_glob s3_uri=%r", cls.__name__, s3_uri)
+        return cls(region, GlobSource(parse_s3_uri(s3_uri)), **options)
+
+    @classmethod
+    def from_manifest(
+        cls, manifest: str | os.PathLike[str] | Manifest, *, region: str | None = None, **options: Any
+    ) -> Self:
+        """Makes a dataset of the objects of a manifest, in its order; S3 is not asked for a listing.
+
+        Every read is pinned to the ETag in the manifest: an object that was replaced since raises
+        ``ObjectChangedError``. States of the dataset can be resumed with the same manifest only.
+
+        Args:
+            manifest: The manifest, or where it was saved: an S3 URI or a local path, read at the first use.
+            region: The region.
+            options: The other arguments of the class.
+
+        Raises:
+            ConfigurationError: An argument is wrong.
+        """
+        _log.info("Building %s from_manifest", cls.__name__)
+        return cls(region, ManifestSource(manifest), **options)
+
+    def manifest(self) -> Manifest:
+        """Lists the objects of this dataset, as they are now, for ``Manifest.save`` and ``from_manifest``."""
+        return Manifest.build(lambda _: self._list(), self._client)
+
+    @property
+    def client(self) -> S3Client:
+        """The client that reads the objects."""
+        return self._client
 
     @property
     def region(self) -> str | None:
@@ -85,7 +139,20 @@ class S3Dataset:
         self.close()
 
     def _list(self) -> Iterable[S3BucketKeyData]:
-        return self._get_dataset_objects(self._client)
+        return self._selected(self._get_dataset_objects(self._client))
+
+    def _selected(self, objects: Iterable[S3BucketKeyData]) -> Iterable[S3BucketKeyData]:
+        select = self._settings.select
+        return objects if select is None else filter(select, objects)
+
+    def _listing(self) -> ObjectTable:
+        """All objects; listed once by all processes of the dataset together."""
+        return self._shared_listing.get(self._list)
+
+    def listing_identity(self) -> dict[str, str]:
+        """What else decides which samples there are; part of what a state is compared by."""
+        source = self._get_dataset_objects
+        return {"manifest": source.identity(self._client)} if isinstance(source, ManifestSource) else {}
 
     def _opener(self) -> Opener:
         return Opener(self._client, self._settings, self._hedging)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from s3torch.core.errors import ConfigurationError
 from s3torch.datasets.hedging import check_hedge_after
 from s3torch.datasets.prefetch import check_prefetch
+from s3torch.datasets.selection import Selection
 from s3torch.datasets.transforms import identity
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class ReadOptions(TypedDict, total=False):
     prefetch: int | None
     on_error: OnError
     hedge_after: float | str | None
+    select: Selection | None
 
 
 class IterableOptions(ReadOptions, total=False):
@@ -51,6 +53,7 @@ class Settings:
     prefetch: int | None = None
     on_error: OnError = "raise"
     hedge_after: float | str | None = None
+    select: Selection | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.transform):
@@ -59,6 +62,8 @@ class Settings:
             raise ConfigurationError(f"on_error must be 'raise' or 'skip', got {self.on_error!r}")
         check_prefetch(self.prefetch)
         check_hedge_after(self.hedge_after)
+        if self.select is not None and not isinstance(self.select, Selection):
+            raise ConfigurationError(f"select must be a Selection, got {self.select!r}")
 
     @property
     def hands_readers_out(self) -> bool:

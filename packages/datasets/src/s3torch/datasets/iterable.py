@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from s3torch.core.errors import ConfigurationError
 from s3torch.datasets._dataset import S3Dataset, log_objects, log_prefix
@@ -15,7 +15,8 @@ from s3torch.datasets.ordering import Course, Leg, Permutation, Uneven, check_un
 from s3torch.datasets.placement import current_rank, current_worker, given_place
 from s3torch.datasets.progress import course_from_state, course_to_state, resume, without_share
 from s3torch.datasets.sharding import Place, Shard
-from s3torch.datasets.sources import ObjectsSource, PrefixSource
+from s3torch.datasets.shared_pages import shared_pages
+from s3torch.datasets.sources import ObjectsSource, PagedSource, PrefixSource
 from s3torch.datasets.transforms import identity
 
 if TYPE_CHECKING:
@@ -111,14 +112,14 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         self._uneven = check_uneven(uneven)
         # Shared memory, so that persistent workers see the epoch that is set in their parent.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self._objects: list[S3BucketKeyData] | None = None
+        self._iterations = 0
         self._saved: Course | None = None
         self._course = Course()
 
     @classmethod
     def from_prefix(
         cls,
-        s3_uri: str | os.PathLike[str],
+        s3_uri: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         *,
         region: str | None = None,
         endpoint: str | None = None,
@@ -138,7 +139,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         log_prefix(cls, s3_uri)
         return cls(
             region,
-            PrefixSource.from_uri(s3_uri),
+            PrefixSource.from_uris(s3_uri),
             endpoint=endpoint,
             transform=transform,
             s3client_config=s3client_config,
@@ -199,6 +200,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         saved, self._saved = self._saved, None
         course = Course(int(self._epoch), shard=shard) if saved is None else resume(saved, shard)
         self._course = course
+        self._iterations += 1
         return self._run(course)
 
     def state_dict(self) -> dict[str, Any]:
@@ -241,7 +243,8 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         return course_to_state(Course(course.epoch, course.extended(leg)), self._order())
 
     def _order(self) -> dict[str, Any]:
-        return {"shuffle": self._shuffle, "seed": self._seed if self._shuffle else 0}
+        order = {"shuffle": self._shuffle, "seed": self._seed if self._shuffle else 0}
+        return order | self.listing_identity()
 
     def _run(self, course: Course) -> Iterator[Any]:
         for taken, sample in self._samples(self._chosen(course)):
@@ -250,15 +253,24 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
 
     def _chosen(self, course: Course) -> Iterator[S3BucketKeyData]:
         if not self._shuffle and self._uneven == "keep":
-            return pick(self._list(), course.positions())
-        if self._objects is None:
-            self._objects = list(self._list())
-        count = len(self._objects)
-        places = course.within(count, uneven=self._uneven)
+            return pick(self._listed_anew(), course.positions())
+        objects = self._listing()
+        places = course.within(len(objects), uneven=self._uneven)
         if not self._shuffle:
-            return map(self._objects.__getitem__, places)
-        order = Permutation(count, seed=self._seed, epoch=course.epoch)
-        return (self._objects[order[place]] for place in places)
+            return map(objects.__getitem__, places)
+        order = Permutation(len(objects), seed=self._seed, epoch=course.epoch)
+        return (objects[order[place]] for place in places)
+
+    def _listed_anew(self) -> Iterable[S3BucketKeyData]:
+        """Lists for this epoch, together with the other workers if each needs another part."""
+        source, info = self._get_dataset_objects, get_worker_info()
+        if not self._enable_sharding or info is None or info.num_workers == 1:
+            return self._list()
+        if not isinstance(source, PagedSource):
+            return self._list()
+        # The same in all workers of an epoch, and another in the next one, also where workers stay.
+        epoch = f"{info.seed - info.id}-{self._iterations}"
+        return self._selected(shared_pages(self._folder, epoch, source, self._client))
 
     def __getstate__(self) -> dict[str, Any]:
         self._rank()

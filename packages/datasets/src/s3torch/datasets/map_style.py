@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from typing import Self, SupportsIndex, Unpack
 
     from s3torch.core import (
-        S3BucketKeyData,
         S3ClientConfig,
         S3Reader,
         S3ReaderConstructorProtocol,
@@ -81,13 +80,12 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
             **options,
         )
         super().__init__(region, get_dataset_objects, settings)
-        self._objects: list[S3BucketKeyData] | None = None
         self._sequential = SequentialAccess()
 
     @classmethod
     def from_prefix(
         cls,
-        s3_uri: str | os.PathLike[str],
+        s3_uri: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         *,
         region: str | None = None,
         endpoint: str | None = None,
@@ -106,7 +104,7 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
         log_prefix(cls, s3_uri)
         return cls(
             region,
-            PrefixSource.from_uri(s3_uri),
+            PrefixSource.from_uris(s3_uri),
             endpoint=endpoint,
             transform=transform,
             s3client_config=s3client_config,
@@ -181,13 +179,9 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         if get_spawning_popen() is not None:
+            # Here the first epoch need not wait for a worker to list.
             self._listing()
         return self.__dict__.copy()
-
-    def _listing(self) -> list[S3BucketKeyData]:
-        if self._objects is None:
-            self._objects = list(self._list())
-        return self._objects
 
     def _number(self, index: SupportsIndex) -> int:
         if isinstance(index, slice):

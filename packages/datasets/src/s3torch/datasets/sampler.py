@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import Sampler
 
 from s3torch.core.errors import ConfigurationError
+from s3torch.datasets._dataset import S3Dataset
 from s3torch.datasets.ordering import Permutation, Uneven, check_uneven, even_length
 from s3torch.datasets.placement import current_rank, given_place
 from s3torch.datasets.sharding import Place
@@ -109,7 +110,9 @@ class S3Sampler(Sampler[int]):
         self._taken = 0
 
     def _order(self) -> dict[str, Any]:
-        return {"shuffle": self._shuffle, "seed": self._seed, "count": len(self._source)}
+        order = {"shuffle": self._shuffle, "seed": self._seed, "count": len(self._source)}
+        source = self._source
+        return order | source.listing_identity() if isinstance(source, S3Dataset) else order
 
     def _place(self) -> Place:
         return self._given or current_rank() or Place()

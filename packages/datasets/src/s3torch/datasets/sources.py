@@ -6,45 +6,97 @@ asks it anew for each listing; to work in spawned workers it has to be picklable
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from itertools import pairwise
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from s3torch.core import S3BucketKeyData, S3Client, S3Uri, parse_s3_uri
 from s3torch.core.errors import ConfigurationError
+from s3torch.datasets.selection import glob_pattern, glob_prefix
 
-__all__ = ["ObjectSource", "ObjectsSource", "PrefixSource"]
+__all__ = ["GlobSource", "ObjectSource", "ObjectsSource", "PagedSource", "PrefixSource"]
 
 ObjectSource: TypeAlias = Callable[[S3Client], Iterable[S3BucketKeyData]]
+Uris: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
+@runtime_checkable
+class PagedSource(Protocol):
+    """A source whose listing another process can take up at any page, so that workers can share one."""
+
+    def page(self, client: S3Client, cursor: str | None) -> tuple[list[S3BucketKeyData], str | None]:
+        """Returns a page, the first for ``None``, and the cursor of the next; ``None`` after the last."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixSource:
-    """All objects whose key begins with the key of a URI, in S3's listing order.
+    """All objects whose key begins with the key of a URI, in S3's listing order; one prefix after the other.
 
     The order is that of the keys' UTF-8 bytes; directory buckets have none. Markers of folders
     (``dir/``, no bytes) are objects like any other. Each object brings its size and ETag, so that no request
     has to ask for them.
     """
 
-    uri: S3Uri
+    uris: tuple[S3Uri, ...]
 
     @classmethod
-    def from_uri(cls, s3_uri: str | os.PathLike[str]) -> PrefixSource:
-        """Takes the URI apart.
+    def from_uris(cls, s3_uris: Uris) -> PrefixSource:
+        """Takes one URI or several apart.
 
         Raises:
-            ConfigurationError: It is no S3 URI.
+            ConfigurationError: One is no S3 URI, there are none, or one includes another.
         """
-        return cls(parse_s3_uri(s3_uri))
+        uris = _parsed(s3_uris)
+        if not uris:
+            raise ConfigurationError("expected at least one prefix, got none")
+        for one, other in pairwise(sorted(uris)):
+            if one.bucket == other.bucket and other.key.startswith(one.key):
+                raise ConfigurationError(f"{other} is part of {one}: its objects would come twice")
+        return cls(uris)
 
     def __call__(self, client: S3Client) -> Iterator[S3BucketKeyData]:
         """Lists, page by page, as far as the iterator is taken."""
-        bucket, prefix = self.uri
-        for page in client.list_objects(bucket, prefix):
-            for info in page.object_info:
-                yield S3BucketKeyData(bucket, info.key, info)
+        for bucket, prefix in self.uris:
+            for page in client.list_objects(bucket, prefix):
+                for info in page.object_info:
+                    yield S3BucketKeyData(bucket, info.key, info)
+
+    def page(self, client: S3Client, cursor: str | None) -> tuple[list[S3BucketKeyData], str | None]:
+        """Lists one page."""
+        number, token = (0, None) if cursor is None else json.loads(cursor)
+        bucket, prefix = self.uris[number]
+        pages = client.list_objects(bucket, prefix)
+        pages.continuation_token = token
+        objects = [S3BucketKeyData(bucket, info.key, info) for info in next(pages).object_info]
+        if not pages.complete:
+            return objects, json.dumps([number, pages.continuation_token])
+        return objects, json.dumps([number + 1, None]) if number + 1 < len(self.uris) else None
+
+
+@dataclass(frozen=True, slots=True)
+class GlobSource:
+    """All objects whose key matches a pattern, in S3's listing order; see ``glob_pattern``."""
+
+    uri: S3Uri
+
+    def page(self, client: S3Client, cursor: str | None) -> tuple[list[S3BucketKeyData], str | None]:
+        """Lists one page and leaves out what does not match."""
+        objects, cursor = self._prefix.page(client, cursor)
+        matches = glob_pattern(self.uri.key).fullmatch
+        return [item for item in objects if matches(item.key)], cursor
+
+    def __call__(self, client: S3Client) -> Iterator[S3BucketKeyData]:
+        """Lists what begins like the pattern, and leaves out what does not match."""
+        matches = glob_pattern(self.uri.key).fullmatch
+        return (item for item in self._prefix(client) if matches(item.key))
+
+    @property
+    def _prefix(self) -> PrefixSource:
+        return PrefixSource((S3Uri(self.uri.bucket, glob_prefix(self.uri.key)),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +106,22 @@ class ObjectsSource:
     objects: tuple[S3BucketKeyData, ...]
 
     @classmethod
-    def from_uris(
-        cls, object_uris: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
-    ) -> ObjectsSource:
+    def from_uris(cls, object_uris: Uris) -> ObjectsSource:
         """Takes one URI or all of an iterable, which is gone through once, now.
 
         Raises:
             ConfigurationError: One of them is no S3 URI.
         """
-        if isinstance(object_uris, str | os.PathLike):
-            object_uris = [object_uris]
-        elif not isinstance(object_uris, Iterable):
-            raise ConfigurationError(f"expected an S3 URI or several, got {object_uris!r}")
-        return cls(tuple(S3BucketKeyData(*parse_s3_uri(uri)) for uri in object_uris))
+        return cls(tuple(S3BucketKeyData(*uri) for uri in _parsed(object_uris)))
 
     def __call__(self, client: S3Client) -> tuple[S3BucketKeyData, ...]:  # noqa: ARG002
         """Returns the objects; asks S3 nothing."""
         return self.objects
+
+
+def _parsed(uris: Uris) -> tuple[S3Uri, ...]:
+    if isinstance(uris, str | os.PathLike):
+        uris = [uris]
+    elif not isinstance(uris, Iterable):
+        raise ConfigurationError(f"expected an S3 URI or several, got {uris!r}")
+    return tuple(parse_s3_uri(uri) for uri in uris)

@@ -1,0 +1,220 @@
+"""A stored listing: which objects a run reads, in which version, now and when the run is repeated."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from s3torch.core import ObjectInfo, S3BucketKeyData, parse_s3_uri
+from s3torch.core.errors import ConfigurationError
+from s3torch.datasets._manifest_files import format_of
+from s3torch.datasets.table import ObjectTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from s3torch.core import S3Client
+    from s3torch.datasets.sources import ObjectSource
+
+__all__ = ["Manifest", "ManifestChanges", "ManifestSource"]
+
+_HEADS_AT_A_TIME = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestChanges:
+    """What ``Manifest.refresh`` found, as URIs.
+
+    Attributes:
+        added: Objects that are new.
+        dropped: Objects that are gone.
+        changed: Objects that have another ETag than before.
+    """
+
+    added: tuple[str, ...]
+    dropped: tuple[str, ...]
+    changed: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.dropped or self.changed)
+
+
+class Manifest:
+    """Objects with their sizes and ETags.
+
+    A dataset made of it lists nothing, and every read is pinned to the ETag: an object that was replaced
+    meanwhile raises ``ObjectChangedError``.
+
+    Args:
+        objects: Objects whose size and ETag are known.
+
+    Raises:
+        ConfigurationError: Size or ETag of an object is not known.
+    """
+
+    def __init__(self, objects: Iterable[S3BucketKeyData]) -> None:
+        self._objects = ObjectTable.of(map(_pinned, objects))
+        self._identity: str | None = None
+
+    @classmethod
+    def build(cls, source: ObjectSource, client: S3Client) -> Manifest:
+        """Lists a source; asks S3 for the facts of objects of which it does not tell them."""
+
+        def complete(item: S3BucketKeyData) -> S3BucketKeyData:
+            if getattr(item.object_info, "etag", None):
+                return item
+            head = client.head_object(item.bucket, item.key)
+            info = ObjectInfo(item.key, head.etag, head.size, head.last_modified, head.storage_class)
+            return item._replace(object_info=info)
+
+        objects = ObjectTable.of(source(client))
+        with ThreadPoolExecutor(_HEADS_AT_A_TIME, "s3torch-manifest") as pool:
+            return cls(pool.map(complete, objects))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], client: S3Client | None = None) -> Manifest:
+        """Reads a manifest that was saved.
+
+        Args:
+            path: An S3 URI or a local path.
+            client: Reads from S3.
+
+        Raises:
+            ConfigurationError: It is no manifest, or its name ends in nothing known.
+        """
+        data = _client_for(path, client).get_object(*parse_s3_uri(path)).read() if _is_s3(path) else None
+        data = Path(path).read_bytes() if data is None else data
+        return cls(format_of(path).decode(data))
+
+    def save(self, path: str | os.PathLike[str], client: S3Client | None = None) -> None:
+        """Stores the manifest, whole or not at all.
+
+        The name decides the format: ``.jsonl`` has JSON lines with ``bucket``, ``key``, ``size``, ``etag``
+        and ``last_modified``, ``.jsonl.gz`` the same compressed, and ``.parquet`` the same columns (needs
+        ``pyarrow``).
+
+        Args:
+            path: An S3 URI or a local path.
+            client: Writes to S3.
+
+        Raises:
+            ConfigurationError: The name ends in nothing known.
+        """
+        data = format_of(path).encode(self._objects)
+        if _is_s3(path):
+            with _client_for(path, client).put_object(*parse_s3_uri(path)) as writer:
+                writer.write(data)
+            return
+        target = Path(path)
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            part.write_bytes(data)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def refresh(self, source: ObjectSource, client: S3Client) -> tuple[Manifest, ManifestChanges]:
+        """Lists the source anew; objects that stay keep their place, new ones come at the end.
+
+        Returns:
+            The new manifest, and in what it differs.
+        """
+        found = {(item.bucket, item.key): item for item in Manifest.build(source, client)}
+        added, dropped, changed, kept = [], [], [], []
+        for item in self:
+            now = found.pop((item.bucket, item.key), None)
+            if now is None:
+                dropped.append(_uri(item))
+                continue
+            if _facts(now) != _facts(item):
+                changed.append(_uri(item))
+            kept.append(now)
+        added = [_uri(item) for item in found.values()]
+        fresh = Manifest([*kept, *found.values()])
+        return fresh, ManifestChanges(tuple(added), tuple(dropped), tuple(changed))
+
+    @property
+    def identity(self) -> str:
+        """A digest of all objects, their sizes and ETags in their order: equal for equal content."""
+        if self._identity is not None:
+            return self._identity
+        digest = sha256()
+        for item in self._objects:
+            size, etag = _facts(item)
+            digest.update(f"{item.bucket}\0{item.key}\0{size}\0{etag}\n".encode())
+        self._identity = digest.hexdigest()
+        return self._identity
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def __iter__(self) -> Iterator[S3BucketKeyData]:
+        return iter(self._objects)
+
+    def __getitem__(self, index: int) -> S3BucketKeyData:
+        return self._objects[index]
+
+    def __call__(self, client: S3Client) -> ObjectTable:  # noqa: ARG002 - a source of a dataset
+        """Returns the objects; asks S3 nothing."""
+        return self._objects
+
+
+@dataclass(slots=True)
+class ManifestSource:
+    """The objects of a manifest, which is read at the first use."""
+
+    place: str | os.PathLike[str] | Manifest
+    _loaded: Manifest | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.place, Manifest):
+            format_of(self.place)
+            if _is_s3(self.place):
+                parse_s3_uri(self.place)
+
+    def __call__(self, client: S3Client) -> ObjectTable:
+        """Returns the objects."""
+        return self._manifest(client)(client)
+
+    def identity(self, client: S3Client) -> str:
+        """Returns the digest of the manifest."""
+        return self._manifest(client).identity
+
+    def _manifest(self, client: S3Client) -> Manifest:
+        if self._loaded is None:
+            place = self.place
+            self._loaded = place if isinstance(place, Manifest) else Manifest.load(place, client)
+        return self._loaded
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Each process reads a stored manifest itself, if it has to.
+        return (ManifestSource, (self.place,))
+
+
+def _pinned(item: S3BucketKeyData) -> S3BucketKeyData:
+    if not getattr(item.object_info, "etag", None):
+        raise ConfigurationError(f"a manifest needs the size and the ETag of {_uri(item)}")
+    return item
+
+
+def _facts(item: S3BucketKeyData) -> tuple[int, str]:
+    info = item.object_info
+    return (0, "") if info is None else (info.size, info.etag)
+
+
+def _uri(item: S3BucketKeyData) -> str:
+    return f"s3://{item.bucket}/{item.key}"
+
+
+def _is_s3(path: str | os.PathLike[str]) -> bool:
+    return os.fspath(path).startswith(("s3://", "s3:/"))
+
+
+def _client_for(path: str | os.PathLike[str], client: S3Client | None) -> S3Client:
+    if client is None:
+        raise ConfigurationError(f"a client is needed for {path!r}")
+    return client

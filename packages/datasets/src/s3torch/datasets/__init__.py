@@ -13,17 +13,29 @@ from s3torch.datasets._version import __version__
 
 if TYPE_CHECKING:
     from s3torch.datasets.iterable import S3IterableDataset
+    from s3torch.datasets.manifest import Manifest
     from s3torch.datasets.map_style import S3MapDataset
     from s3torch.datasets.resume import ResumableLoader
     from s3torch.datasets.sampler import S3Sampler
+    from s3torch.datasets.selection import Selection
 
-__all__ = ["ResumableLoader", "S3IterableDataset", "S3MapDataset", "S3Sampler", "__version__"]
+__all__ = [
+    "Manifest",
+    "ResumableLoader",
+    "S3IterableDataset",
+    "S3MapDataset",
+    "S3Sampler",
+    "Selection",
+    "__version__",
+]
 
 _MODULES = {
+    "Manifest": "s3torch.datasets.manifest",
     "ResumableLoader": "s3torch.datasets.resume",
     "S3IterableDataset": "s3torch.datasets.iterable",
     "S3MapDataset": "s3torch.datasets.map_style",
     "S3Sampler": "s3torch.datasets.sampler",
+    "Selection": "s3torch.datasets.selection",
 }
 
 

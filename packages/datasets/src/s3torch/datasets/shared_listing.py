@@ -112,7 +112,7 @@ class SharedListing:
     def _mapped(self) -> ObjectTable | None:
         try:
             return ObjectTable.mapped(self._file)
-        except FileNotFoundError:
+        except OSError:
             return None
 
     def _published(self, table: ObjectTable) -> ObjectTable:

@@ -55,7 +55,7 @@ def _read(folder: SharedFolder, epoch: str, place: int) -> _Record | None:
             head = file.read(_LENGTH.size)
             length = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else 0
             data = file.read(length)
-    except FileNotFoundError:
+    except OSError:
         return None
     if not data or len(data) < length:
         return None  # Somebody is writing it now, or has died of it.

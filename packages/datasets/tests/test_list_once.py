@@ -88,8 +88,11 @@ def test_a_listing_that_fails_in_a_worker_is_made_by_the_next(make, proxy):
     loader = DataLoader(
         dataset, batch_size=4, sampler=range(11), num_workers=2, multiprocessing_context="fork"
     )
+    batches = iter(loader)
     with pytest.raises(PermissionError):
-        list(loader)
+        next(batches)
+    # An iterator that has failed is in a cycle; when it is collected, it waits for its workers in vain.
+    batches._shutdown_workers()
     proxy.remove(rule)
     assert [sample for batch in loader for sample in batch] == DATA
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.utils.data import DataLoader
 
+from s3torch.datasets import Selection
 from s3torchconnector import (
     S3Checkpoint,
     S3ClientConfig,
@@ -81,6 +82,18 @@ def test_datasets_from_objects(images):
     assert (dataset.region, dataset.endpoint) == (REGION, None)
     stream = S3IterableDataset.from_objects(uris[0], region=REGION)
     assert [reader.key for reader in stream] == [uris[0].removeprefix("s3://").partition("/")[2]]
+
+
+def test_options_of_s3torch_work_under_the_old_names(images, tmp_path):
+    options = {"region": REGION, "transform": bytes_of, "prefetch": 3, "hedge_after": "p95"}
+    dataset = S3MapDataset.from_prefix(images, select=Selection(suffix=("1.bin", "4.bin")), **options)
+    assert [dataset[index] for index in range(2)] == [b"\1" * 100, b"\4" * 100]
+    dataset.manifest().save(tmp_path / "list.jsonl")
+    stream = S3IterableDataset.from_manifest(tmp_path / "list.jsonl", shuffle=True, **options)
+    assert type(stream) is S3IterableDataset
+    assert sorted(stream) == list(dataset)
+    with pytest.raises(TypeError, match="prefech"):
+        S3MapDataset.from_prefix(images, region=REGION, prefech=3)
 
 
 def test_an_error_in_a_worker_keeps_its_class_and_text(folder):

@@ -151,8 +151,11 @@ class S3Dataset:
 
     def listing_identity(self) -> dict[str, str]:
         """What else decides which samples there are; part of what a state is compared by."""
-        source = self._get_dataset_objects
-        return {"manifest": source.identity(self._client)} if isinstance(source, ManifestSource) else {}
+        return {"manifest": self._listing().digest} if self._has_manifest else {}
+
+    @property
+    def _has_manifest(self) -> bool:
+        return isinstance(self._get_dataset_objects, ManifestSource)
 
     def _opener(self) -> Opener:
         return Opener(self._client, self._settings, self._hedging)

@@ -34,10 +34,10 @@ __all__ = ["S3IterableDataset"]
 class S3IterableDataset(S3Dataset, IterableDataset[Any]):
     """The objects of a listing, one after the other.
 
-    Every epoch, that is every ``iter(dataset)``, lists anew and as far as it is read, unless it is shuffled
-    or made even, see below. While a transform
-    runs, the downloads of the next objects are under way; with the default transform they are not, because
-    its readers are handed out unread.
+    Every epoch, that is every ``iter(dataset)``, lists anew and as far as it is read, unless it is shuffled,
+    made even or of a manifest, see below. With sharding, the workers of a rank share that listing. While a
+    transform runs, the downloads of the next objects are under way; with the default transform they are not,
+    because its readers are handed out unread.
 
     Without sharding every worker of every rank yields everything. With sharding, object ``i`` belongs
     to rank ``i % world_size`` and is there number ``j = i // world_size``, which goes to worker
@@ -59,8 +59,6 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         s3client_config: The settings of the client.
         enable_sharding: Shares the objects out between ranks and workers.
         reader_constructor: How objects are read; the default is sequential.
-        prefetch: How many objects are fetched ahead in each worker, of each at most the first part until its
-            turn comes; 0 fetches one after the other.
         rank: This rank, for jobs without a process group; needs ``enable_sharding`` and ``world_size``.
         world_size: The number of ranks.
         shuffle: Lists everything once, and yields it in an order that ``seed`` and ``set_epoch`` decide.
@@ -68,8 +66,12 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         uneven: What becomes of a tail that the ranks cannot share evenly, so that collectives do not hang:
             ``"pad"`` repeats samples, ``"drop"`` leaves some out, ``"keep"`` lets ranks differ by one. All
             but ``"keep"`` list everything once.
-        on_error: ``"skip"`` leaves missing and changed objects out, with a warning in the log and a count
-            in ``skipped``.
+        options: ``prefetch`` is how many objects are fetched ahead in each worker, of each at most the first
+            part until its turn comes; 0 fetches one after the other, ``None`` takes as many as fit in a share
+            of the memory, at most 128. ``on_error="skip"`` leaves missing and changed objects out, with a
+            warning in the log and a count in ``skipped``. ``hedge_after`` sends a second request for a small
+            object whose answer is late, by seconds or by a quantile of the last answers, as in ``"p95"``; the
+            first answer wins, and ``hedged`` counts. ``select``, a ``Selection``, leaves out objects.
 
     Raises:
         ConfigurationError: An argument is wrong.
@@ -252,7 +254,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
             yield sample
 
     def _chosen(self, course: Course) -> Iterator[S3BucketKeyData]:
-        if not self._shuffle and self._uneven == "keep":
+        if not self._shuffle and self._uneven == "keep" and not self._has_manifest:
             return pick(self._listed_anew(), course.positions())
         objects = self._listing()
         places = course.within(len(objects), uneven=self._uneven)

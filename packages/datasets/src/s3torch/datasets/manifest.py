@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from hashlib import sha256
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from s3torch.core import ObjectInfo, S3BucketKeyData, parse_s3_uri
 from s3torch.core.errors import ConfigurationError
@@ -58,7 +57,6 @@ class Manifest:
 
     def __init__(self, objects: Iterable[S3BucketKeyData]) -> None:
         self._objects = ObjectTable.of(map(_pinned, objects))
-        self._identity: str | None = None
 
     @classmethod
     def build(cls, source: ObjectSource, client: S3Client) -> Manifest:
@@ -140,14 +138,7 @@ class Manifest:
     @property
     def identity(self) -> str:
         """A digest of all objects, their sizes and ETags in their order: equal for equal content."""
-        if self._identity is not None:
-            return self._identity
-        digest = sha256()
-        for item in self._objects:
-            size, etag = _facts(item)
-            digest.update(f"{item.bucket}\0{item.key}\0{size}\0{etag}\n".encode())
-        self._identity = digest.hexdigest()
-        return self._identity
+        return self._objects.digest
 
     def __len__(self) -> int:
         return len(self._objects)
@@ -163,12 +154,11 @@ class Manifest:
         return self._objects
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ManifestSource:
     """The objects of a manifest, which is read at the first use."""
 
     place: str | os.PathLike[str] | Manifest
-    _loaded: Manifest | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.place, Manifest):
@@ -178,27 +168,17 @@ class ManifestSource:
 
     def __call__(self, client: S3Client) -> ObjectTable:
         """Returns the objects."""
-        return self._manifest(client)(client)
-
-    def identity(self, client: S3Client) -> str:
-        """Returns the digest of the manifest."""
-        return self._manifest(client).identity
-
-    def _manifest(self, client: S3Client) -> Manifest:
-        if self._loaded is None:
-            place = self.place
-            self._loaded = place if isinstance(place, Manifest) else Manifest.load(place, client)
-        return self._loaded
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Each process reads a stored manifest itself, if it has to.
-        return (ManifestSource, (self.place,))
+        place = self.place
+        return (place if isinstance(place, Manifest) else Manifest.load(place, client))(client)
 
 
 def _pinned(item: S3BucketKeyData) -> S3BucketKeyData:
-    if not getattr(item.object_info, "etag", None):
+    info = item.object_info
+    if info is None or not getattr(info, "etag", None):
         raise ConfigurationError(f"a manifest needs the size and the ETag of {_uri(item)}")
-    return item
+    # No more than what is stored, so that a manifest that was loaded equals the one that was saved.
+    known = ObjectInfo(item.key, info.etag, info.size, getattr(info, "last_modified", 0))
+    return S3BucketKeyData(item.bucket, item.key, known)
 
 
 def _facts(item: S3BucketKeyData) -> tuple[int, str]:

@@ -34,13 +34,12 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
     """Objects of S3 by their number: ``len(dataset)``, ``dataset[3]``, ``dataset[-1]``.
 
     The first question for a length or a sample lists all objects; the list is kept and pickled with the
-    dataset. A dataset that is sent to a spawned or forkserver process is listed before, so that all workers
-    share one listing. Forked workers share it when the parent had it before they started: a shuffling
-    ``DataLoader`` and ``len(loader)`` see to that, otherwise call ``len(dataset)`` once; else every
-    forked worker lists for itself.
+    dataset. All workers of all epochs share one listing, however they were started: where the parent has
+    none, the first worker that needs it lists, and leaves it to the others in a private temporary folder.
 
-    ``DataLoader`` asks for whole batches (``__getitems__``), whose downloads run side by side, except
-    with the default transform, whose readers are handed out unread.
+    ``DataLoader`` asks for whole batches (``__getitems__``), whose downloads run side by side, and whoever
+    asks for one index after the other gets the next ones started, too. With the default transform nothing is
+    started, because its readers are handed out unread.
 
     The dataset can be pickled, survives ``fork`` and may be used by several threads.
 
@@ -51,10 +50,13 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
         transform: Makes a sample of an unread reader; the default returns the reader itself.
         s3client_config: The settings of the client.
         reader_constructor: How objects are read; the default is sequential.
-        prefetch: How many objects of a batch are fetched ahead, of each at most the first part until its
-            turn comes; 0 fetches one after the other.
-        on_error: ``"skip"`` leaves missing and changed objects out of batches, with a warning in the log and
-            a count in ``skipped``; a single ``dataset[i]`` always raises.
+        options: ``prefetch`` is how many objects are fetched ahead, of each at most the first part until its
+            turn comes; 0 fetches one after the other, ``None`` takes as many as fit in a share of the memory,
+            at most 128. ``on_error="skip"`` leaves missing and changed objects out of batches, with a warning
+            in the log and a count in ``skipped``; a single ``dataset[i]`` always raises. ``hedge_after``
+            sends a second request for a small object whose answer is late, by seconds or by a quantile of
+            the last answers, as in ``"p95"``; the first answer wins, and ``hedged`` counts. ``select``, a
+            ``Selection``, leaves out objects.
 
     Raises:
         ConfigurationError: An argument is wrong.

@@ -14,6 +14,8 @@ import struct
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import cached_property
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, overload
 
 from s3torch.core import ObjectInfo, S3BucketKeyData
@@ -90,6 +92,18 @@ class ObjectTable(Sequence[S3BucketKeyData]):
     def nbytes(self) -> int:
         """How many bytes the table takes, besides what is the same for all objects."""
         return len(memoryview(self._buffer))
+
+    @cached_property
+    def digest(self) -> str:
+        """Differs between tables that differ in objects, sizes, ETags or their order."""
+        digest = sha256(json.dumps([self._buckets, self._bucket_starts]).encode())
+        for name in ("ends", "sizes", "records"):
+            digest.update(self._columns[name])
+        for index, item in sorted(self._odd.items()):
+            info = item.object_info
+            facts = (getattr(info, "size", None), getattr(info, "etag", None))
+            digest.update(repr((index, item.bucket, item.key, *facts)).encode())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self._columns["ends"])

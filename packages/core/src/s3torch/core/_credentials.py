@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.errors import ConfigurationError, NoCredentialsError, S3Error
@@ -82,7 +83,22 @@ def make_botocore_session(
         ) from exc
     if provider is not None:
         _use_provider(session, provider)
+    # Most of the time that a listing takes would go into reading its times.
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_read_time)
     return session
+
+
+def _read_time(value: Any) -> datetime:
+    try:
+        time = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        time = None
+    if time is not None and time.tzinfo is not None:
+        return time
+    from botocore.utils import parse_timestamp
+
+    parsed: datetime = parse_timestamp(value)
+    return parsed
 
 
 def _use_provider(session: BotocoreSession, provider: Callable[[], Credentials]) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 import pickle
 from operator import attrgetter
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from s3torch.core.errors import ConfigurationError
 from s3torch.datasets import S3IterableDataset, S3MapDataset, Selection
-from s3torch.datasets.selection import glob_pattern, glob_prefix
 
 KEYS = ["a/", "a/1.jpg", "a/2.png", "a/b/3.jpg", "a/b/c/4.jpg", "ab/5.jpg", "c/long-name.jpg"]
 
@@ -84,21 +80,12 @@ def test_a_wrong_selection_is_refused(wrong):
         ("a*/[!1-4].jpg", ["ab/5.jpg"]),
         ("*/[35].jpg", ["ab/5.jpg"]),
         ("a/1.jpg", ["a/1.jpg"]),
+        ("{c,ab}/*.jpg", ["ab/5.jpg", "c/long-name.jpg"]),
         ("none/*", []),
     ],
 )
 def test_a_pattern_selects_keys(keys_of, cls, pattern, expected):
     assert keys_of(cls.from_glob, f"s3://data/{pattern}") == expected
-
-
-names = st.text(alphabet="ab.[]!^-\\", max_size=6)
-
-
-@given(st.text(alphabet="ab.*?[]!-\\^", max_size=6), names)
-def test_within_a_folder_a_pattern_means_what_fnmatch_means(pattern, name):
-    if "**" not in pattern:
-        assert bool(glob_pattern(pattern).fullmatch(name)) == fnmatch.fnmatchcase(name, pattern)
-        assert not glob_pattern(pattern).fullmatch(name) or name.startswith(glob_prefix(pattern))
 
 
 def test_several_prefixes_come_one_after_the_other(keys_of):
@@ -115,3 +102,18 @@ def test_a_dataset_of_a_pattern_travels(keys_of, memory):
         "s3://data/a/*", s3client_config=memory, select=Selection(suffix=".jpg"), transform=attrgetter("key")
     )
     assert list(pickle.loads(pickle.dumps(dataset))) == ["a/1.jpg"]
+
+
+def test_workers_share_the_pages_of_a_pattern(keys_of):
+    from torch.utils.data import DataLoader
+
+    found = keys_of(
+        lambda *places, **options: DataLoader(
+            S3IterableDataset.from_glob(*places, enable_sharding=True, **options),
+            batch_size=None,
+            num_workers=2,
+            multiprocessing_context="fork",
+        ),
+        "s3://data/{c,ab}/*.jpg",
+    )
+    assert sorted(found) == ["ab/5.jpg", "c/long-name.jpg"]

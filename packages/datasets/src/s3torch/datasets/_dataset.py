@@ -14,7 +14,7 @@ from s3torch.datasets._tally import Tally
 from s3torch.datasets.hedging import Hedging
 from s3torch.datasets.manifest import Manifest, ManifestSource
 from s3torch.datasets.shared_listing import SharedFolder, SharedListing
-from s3torch.datasets.sources import GlobSource
+from s3torch.datasets.sources import GlobSource, PrefixSource
 
 if TYPE_CHECKING:
     import os
@@ -60,8 +60,8 @@ class S3Dataset:
     def from_glob(cls, s3_uri: str | os.PathLike[str], *, region: str | None = None, **options: Any) -> Self:
         """Makes a dataset of all objects that match a pattern, in listing order.
 
-        ``*`` and ``?`` match within a folder, ``**/`` any number of folders, ``[a-z]`` one character. What
-        stands before the first of them is what is listed.
+        ``*`` and ``?`` match within a folder, ``**/`` any number of folders, ``[a-z]`` one character,
+        ``{a,b}`` either; see ``s3torch.core.globs``. Only what can match is listed.
 
         Args:
             s3_uri: As in ``"s3://bucket/train/**/*.jpg"``.
@@ -96,7 +96,7 @@ class S3Dataset:
 
     def manifest(self) -> Manifest:
         """Lists the objects of this dataset, as they are now, for ``Manifest.save`` and ``from_manifest``."""
-        return Manifest.build(lambda _: self._list(), self._client)
+        return Manifest.build(lambda _: self._list_whole(), self._client)
 
     @property
     def client(self) -> S3Client:
@@ -141,13 +141,19 @@ class S3Dataset:
     def _list(self) -> Iterable[S3BucketKeyData]:
         return self._selected(self._get_dataset_objects(self._client))
 
+    def _list_whole(self) -> Iterable[S3BucketKeyData]:
+        source = self._get_dataset_objects
+        if isinstance(source, PrefixSource):
+            return self._selected(source.whole(self._client))
+        return self._list()
+
     def _selected(self, objects: Iterable[S3BucketKeyData]) -> Iterable[S3BucketKeyData]:
         select = self._settings.select
         return objects if select is None else filter(select, objects)
 
     def _listing(self) -> ObjectTable:
         """All objects; listed once by all processes of the dataset together."""
-        return self._shared_listing.get(self._list)
+        return self._shared_listing.get(self._list_whole)
 
     def listing_identity(self) -> dict[str, str]:
         """What else decides which samples there are; part of what a state is compared by."""

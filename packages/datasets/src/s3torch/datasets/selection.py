@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,10 +12,7 @@ if TYPE_CHECKING:
 
     from s3torch.core import S3BucketKeyData
 
-__all__ = ["Selection", "glob_pattern", "glob_prefix"]
-
-_WILD = re.compile(r"[*?\[]")
-_TOKEN = re.compile(r"\*\*/|\*\*|\[!?\]?[^\]]*\]|.", re.DOTALL)
+__all__ = ["Selection"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,32 +63,3 @@ class Selection:
         if self.skip_markers and empty and item.key.endswith("/"):
             return False
         return self.where is None or bool(self.where(item))
-
-
-def glob_prefix(pattern: str) -> str:
-    """Returns what all keys that match a pattern begin with."""
-    wild = _WILD.search(pattern)
-    return pattern if wild is None else pattern[: wild.start()]
-
-
-def glob_pattern(pattern: str) -> re.Pattern[str]:
-    """Translates a pattern of keys.
-
-    ``*`` and ``?`` match within a folder, ``**/`` any number of folders, ``**`` anything, ``[a-z]`` and
-    ``[!a-z]`` one character.
-    """
-    parts = [_GLOBS.get(token) or _literal(token) for token in _TOKEN.findall(pattern)]
-    return re.compile("".join(parts), re.DOTALL)
-
-
-_GLOBS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-
-
-def _literal(text: str) -> str:
-    if len(text) < 3 or text[0] != "[":
-        return re.escape(text)
-    inner = text[1:-1].replace("\\", "\\\\").replace("[", "\\[")
-    negated = inner.startswith("!")
-    inner = inner.removeprefix("!")
-    inner = inner.replace("]", "\\]").replace("^", "\\^")
-    return f"[^/{inner}]" if negated else f"[{inner}]"

@@ -15,7 +15,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 from s3torch.core import S3BucketKeyData, S3Client, S3Uri, parse_s3_uri
 from s3torch.core.errors import ConfigurationError
-from s3torch.datasets.selection import glob_pattern, glob_prefix
+from s3torch.core.globs import Glob
 
 __all__ = ["GlobSource", "ObjectSource", "ObjectsSource", "PagedSource", "PrefixSource"]
 
@@ -65,6 +65,12 @@ class PrefixSource:
                 for info in page.object_info:
                     yield S3BucketKeyData(bucket, info.key, info)
 
+    def whole(self, client: S3Client) -> Iterator[S3BucketKeyData]:
+        """Lists everything, large folders side by side."""
+        for bucket, prefix in self.uris:
+            for info in client.walk(bucket, prefix):
+                yield S3BucketKeyData(bucket, info.key, info)
+
     def page(self, client: S3Client, cursor: str | None) -> tuple[list[S3BucketKeyData], str | None]:
         """Lists one page."""
         number, token = (0, None) if cursor is None else json.loads(cursor)
@@ -79,24 +85,21 @@ class PrefixSource:
 
 @dataclass(frozen=True, slots=True)
 class GlobSource:
-    """All objects whose key matches a pattern, in S3's listing order; see ``glob_pattern``."""
+    """All objects whose key matches a pattern, in S3's listing order; see ``s3torch.core.globs``."""
 
     uri: S3Uri
 
+    def __call__(self, client: S3Client) -> Iterator[S3BucketKeyData]:
+        """Lists what can match, with several requests at a time."""
+        bucket, pattern = self.uri
+        return (S3BucketKeyData(bucket, info.key, info) for info in client.glob(bucket, pattern))
+
     def page(self, client: S3Client, cursor: str | None) -> tuple[list[S3BucketKeyData], str | None]:
         """Lists one page and leaves out what does not match."""
-        objects, cursor = self._prefix.page(client, cursor)
-        matches = glob_pattern(self.uri.key).fullmatch
-        return [item for item in objects if matches(item.key)], cursor
-
-    def __call__(self, client: S3Client) -> Iterator[S3BucketKeyData]:
-        """Lists what begins like the pattern, and leaves out what does not match."""
-        matches = glob_pattern(self.uri.key).fullmatch
-        return (item for item in self._prefix(client) if matches(item.key))
-
-    @property
-    def _prefix(self) -> PrefixSource:
-        return PrefixSource((S3Uri(self.uri.bucket, glob_prefix(self.uri.key)),))
+        glob = Glob(self.uri.key)
+        prefixes = PrefixSource(tuple(S3Uri(self.uri.bucket, prefix) for prefix in glob.prefixes))
+        objects, cursor = prefixes.page(client, cursor)
+        return [item for item in objects if glob.matches(item.key)], cursor
 
 
 @dataclass(frozen=True, slots=True)

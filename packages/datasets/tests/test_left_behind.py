@@ -11,11 +11,13 @@ import pytest
 from torch.utils.data import DataLoader
 
 from s3torch.core import S3ClientConfig
+from s3torch.core.memory import Memory
 from s3torch.core.testing.faults import FaultProxy
 from s3torch.datasets import S3IterableDataset, S3MapDataset
 
 MIB = 1024 * 1024
 COUNT = 48
+MEMORY = 64 * MIB
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,7 @@ def test_a_slow_consumer_holds_no_more_than_what_is_ahead(make, server, cls):
 
 
 def test_what_is_ahead_is_bounded_by_the_memory_of_the_process(make, server):
-    config = S3ClientConfig(memory_limit=64 * MIB)
+    config = S3ClientConfig(memory_limit=MEMORY)
     with (
         FaultProxy(server.options["endpoint"]) as proxy,
         make(S3IterableDataset, endpoint=proxy.endpoint, s3client_config=config) as dataset,
@@ -106,6 +108,7 @@ def test_what_is_ahead_is_bounded_by_the_memory_of_the_process(make, server):
         begun = {request.key for request in proxy.requests("GET") if "large/" in request.path}
         # A quarter of the limit, that is eight objects, and the one that was taken.
         assert len(begun) <= 10
+        assert Memory.of_this_process(MEMORY).budget.used == 0
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")

@@ -10,7 +10,6 @@ from s3torch.core.errors import ConfigurationError
 from s3torch.datasets.prefetch import (
     DEFAULT_PREFETCH,
     Ahead,
-    SequentialAccess,
     check_prefetch,
     choose_ahead,
     look_ahead,
@@ -109,40 +108,10 @@ def test_bytes_bound_what_is_ahead(count, limit):
         assert len(log) - taken <= max(3, limit + 1)
 
 
-def test_the_default_follows_the_memory_and_the_number_of_workers():
+def test_the_default_follows_the_memory():
     gib = 1024**3
-    alone = choose_ahead(None, memory_limit=gib, workers=1)
-    assert alone == Ahead(DEFAULT_PREFETCH, gib // 4)
-    assert choose_ahead(None, memory_limit=gib, workers=8).size == gib // 32
-    assert choose_ahead(5, memory_limit=gib, workers=1) == Ahead(5, gib // 4)
-    # Some read-ahead is always worth it.
-    assert choose_ahead(None, memory_limit=gib // 1024, workers=64).size == 16 * 1024**2
-
-
-def test_three_indices_in_a_row_are_read_ahead_and_a_jump_drops_it():
-    readers, log = readers_of(20)
-    access = SequentialAccess()
-
-    def ask(index):
-        return access.reader(index, lambda: look_ahead(readers[index:], Ahead(4)))
-
-    assert [ask(index) for index in (7, 8, 2, 3)] == [None] * 4
-    assert log == []
-    assert [ask(index) for index in (4, 5)] == readers[4:6]
-    assert log == [4, 5, 6, 7, 8, 9]
-    assert ask(0) is None
-    assert [reader.closed for reader in readers[4:10]] == [False, False, True, True, True, True]
-
-
-def test_an_error_of_the_read_ahead_does_not_look_like_the_end():
-    access = SequentialAccess()
-
-    def broken():
-        yield NeverStarted()
-        raise OSError("no connection")
-
-    assert [access.reader(index, broken) for index in (0, 1)] == [None, None]
-    assert access.reader(2, broken) is not None
-    with pytest.raises(OSError, match="no connection"):
-        access.reader(3, broken)
-    assert access.reader(4, broken) is None
+    assert choose_ahead(None, memory_limit=gib) == Ahead(DEFAULT_PREFETCH, gib // 4)
+    assert choose_ahead(5, memory_limit=gib // 8) == Ahead(5, gib // 32)
+    # Some read-ahead is always worth it, and at some point more is not.
+    assert choose_ahead(None, memory_limit=gib // 1024).size == 16 * 1024**2
+    assert choose_ahead(None, memory_limit=64 * gib).size == gib // 4

@@ -134,4 +134,34 @@ def test_batches_of_a_subclass_are_read_ahead_too(memory, fill):
     )
     loader = DataLoader(dataset, batch_size=5, collate_fn=list)
     assert [sample for batch in loader for sample in batch] == list(enumerate(DATA))
-    assert started() == KEYS[2:]
+    assert started() == KEYS
+    made.clear()
+    assert dataset.__getitems__([9, 3, 6]) == [(9, DATA[9]), (3, DATA[3]), (6, DATA[6])]
+    assert started() == [KEYS[9], KEYS[3], KEYS[6]]
+
+
+class Twice(S3MapDataset):
+    """A subclass that counts in another way."""
+
+    def __len__(self):
+        return 2 * super().__len__()
+
+    def __getitem__(self, index):
+        return index % 2, super().__getitem__(index // 2)
+
+
+def test_a_subclass_may_count_as_it_likes(memory, fill):
+    fill(*KEYS)
+    made.clear()
+    dataset = Twice.from_prefix(
+        "s3://data/train/",
+        transform=methodcaller("read"),
+        s3client_config=memory,
+        reader_constructor=Recorded,
+    )
+    loader = DataLoader(dataset, batch_size=4, collate_fn=list)
+    assert [sample for batch in loader for sample in batch] == [
+        (side, data) for data in DATA for side in (0, 1)
+    ]
+    # The first batch was foreseen wrongly, and no other.
+    assert len(made) <= 4

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from s3torch.core import SequentialS3Reader
 from s3torch.core.memory import default_memory_limit
-from s3torch.datasets.placement import current_worker
 from s3torch.datasets.prefetch import choose_ahead, look_ahead
 
 if TYPE_CHECKING:
@@ -54,7 +53,6 @@ class Opener:
             # A reader that is handed out stays unread, so that it can be pickled and holds no memory.
             0 if self._settings.hands_readers_out else self._settings.prefetch,
             memory_limit=default_memory_limit() if limit is None else limit,
-            workers=current_worker().size,
         )
         size = 0
 

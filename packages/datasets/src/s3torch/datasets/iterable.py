@@ -35,8 +35,8 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
     """The objects of a listing, one after the other.
 
     Every epoch, that is every ``iter(dataset)``, lists anew and as far as it is read, unless it is shuffled,
-    made even or of a manifest, see below. With sharding, the workers of a rank share that listing. While a
-    transform runs, the downloads of the next objects are under way; with the default transform they are not,
+    made even or of a manifest, see below. The workers of a rank share that listing. While a transform
+    runs, the downloads of the next objects are under way; with the default transform they are not,
     because its readers are handed out unread.
 
     Without sharding every worker of every rank yields everything. With sharding, object ``i`` belongs
@@ -264,11 +264,9 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         return (objects[order[place]] for place in places)
 
     def _listed_anew(self) -> Iterable[S3BucketKeyData]:
-        """Lists for this epoch, together with the other workers if each needs another part."""
+        """Lists for this epoch, together with the other workers."""
         source, info = self._get_dataset_objects, get_worker_info()
-        if not self._enable_sharding or info is None or info.num_workers == 1:
-            return self._list()
-        if not isinstance(source, PagedSource):
+        if info is None or info.num_workers == 1 or not isinstance(source, PagedSource):
             return self._list()
         # The same in all workers of an epoch, and another in the next one, also where workers stay.
         epoch = f"{info.seed - info.id}-{self._iterations}"

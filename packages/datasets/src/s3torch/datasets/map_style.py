@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from s3torch.datasets._dataset import S3Dataset, log_objects, log_prefix
 from s3torch.datasets._settings import Settings
-from s3torch.datasets.prefetch import SequentialAccess
+from s3torch.datasets.index_access import IndexAccess
 from s3torch.datasets.sources import ObjectsSource, PrefixSource
 from s3torch.datasets.transforms import identity
 
@@ -82,7 +82,7 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
             **options,
         )
         super().__init__(region, get_dataset_objects, settings)
-        self._sequential = SequentialAccess()
+        self._access = IndexAccess()
 
     @classmethod
     def from_prefix(
@@ -151,7 +151,7 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
         number, objects = self._number(index), self._listing()
         opener, reader = self._opener(), None
         if self._settings.reads_ahead:
-            reader = self._sequential.reader(
+            reader = self._access.reader(
                 number,
                 lambda: opener.ahead(map(objects.__getitem__, range(number, len(objects))), gently=True),
             )
@@ -161,10 +161,21 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
         """Returns the samples of a batch in the order of the indices, with several downloads in flight."""
         if type(self).__getitem__ is not S3MapDataset.__getitem__:
             # A subclass makes its own samples, and its method has to be the one that counts.
+            self._foresee(indices)
             return [self[index] for index in indices]
         objects = self._listing()
         items = [objects[self._number(index)] for index in indices]
         return [sample for _, sample in self._samples(items)]
+
+    def _foresee(self, indices: Sequence[SupportsIndex]) -> None:
+        """Starts the objects of a batch that a subclass is about to ask for, most likely."""
+        opener, objects = self._opener(), self._listing()
+        try:
+            numbers = [self._number(index) for index in indices]
+        except (IndexError, TypeError):
+            return  # The subclass counts in another way.
+        if self._settings.reads_ahead:
+            self._access.expect(numbers, lambda: opener.ahead(map(objects.__getitem__, numbers)))
 
     def __iter__(self) -> Iterator[Any]:
         # Without this, an IndexError of a transform would end a loop over the dataset in silence.
@@ -172,11 +183,11 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
             for index in range(len(self)):
                 yield self[index]
         finally:
-            self._sequential.stop()
+            self._access.stop()
 
     def close(self) -> None:
         """Closes the client of this process and drops what was read ahead; may be called again."""
-        self._sequential.stop()
+        self._access.stop()
         super().close()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,15 +13,13 @@ if TYPE_CHECKING:
 
     from s3torch.core import S3Reader
 
-__all__ = ["DEFAULT_PREFETCH", "Ahead", "SequentialAccess", "check_prefetch", "choose_ahead", "look_ahead"]
+__all__ = ["DEFAULT_PREFETCH", "Ahead", "check_prefetch", "choose_ahead", "look_ahead"]
 
 DEFAULT_PREFETCH = 128
 _MIB = 1024 * 1024
 _LOWEST_BYTES = 16 * _MIB
 _HIGHEST_BYTES = 256 * _MIB
 _SHARE_OF_LIMIT = 4
-# So many indices in a row are a habit; two may be chance, or a sampler of pairs.
-_HABIT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +47,16 @@ def check_prefetch(prefetch: int | None) -> int:
     return value
 
 
-def choose_ahead(prefetch: int | None, *, memory_limit: int, workers: int) -> Ahead:
-    """Decides how much one of the workers of a loader starts ahead.
+def choose_ahead(prefetch: int | None, *, memory_limit: int) -> Ahead:
+    """Decides how much a process starts ahead.
 
     Many small objects are bounded by their number, large ones by their bytes.
 
     Args:
         prefetch: What the user asked for; ``None`` for the default.
         memory_limit: The bytes that the process may have in flight.
-        workers: How many workers share the machine.
     """
-    share = memory_limit // _SHARE_OF_LIMIT // workers
+    share = memory_limit // _SHARE_OF_LIMIT
     return Ahead(check_prefetch(prefetch), max(_LOWEST_BYTES, min(share, _HIGHEST_BYTES)))
 
 
@@ -109,59 +104,6 @@ def look_ahead(
     finally:
         for reader in waiting:
             reader.close()
-
-
-class SequentialAccess:
-    """Notices when a thread asks for one index after another, and then reads ahead for it.
-
-    Threads do not disturb each other, and neither do forked processes.
-    """
-
-    def __init__(self) -> None:
-        self._run = _Run()
-
-    def reader(self, index: int, start: Callable[[], Generator[S3Reader]]) -> S3Reader | None:
-        """Returns the reader of an index if it is one of a row, else ``None``.
-
-        Args:
-            index: What is asked for now.
-            start: Returns the readers from this index on.
-        """
-        run = self._run
-        if index != run.following or run.pid != os.getpid():
-            run.begin(index)
-            return None
-        run.following += 1
-        run.length += 1
-        if run.readers is None and run.length >= _HABIT:
-            run.readers = start()
-        # None, too, after an error has ended the generator.
-        return None if run.readers is None else next(run.readers, None)
-
-    def stop(self) -> None:
-        """Drops what was read ahead for this thread."""
-        self._run.begin(-2)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (SequentialAccess, ())
-
-
-class _Run(threading.local):
-    """The indices that a thread has asked for without a gap."""
-
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.following = -1
-        self.length = 0
-        self.readers: Generator[S3Reader] | None = None
-
-    def begin(self, index: int) -> None:
-        readers, self.readers = self.readers, None
-        if readers is not None:
-            readers.close()
-        self.pid = os.getpid()
-        self.following = index + 1
-        self.length = 1
 
 
 def _start(reader: S3Reader) -> None:

@@ -40,7 +40,7 @@ def replace(client, key, data):
 
 @pytest.fixture
 def manifest(client):
-    return Manifest.build(PrefixSource.from_uris("s3://data/train/"), client)
+    return Manifest.build(PrefixSource.from_uri("s3://data/train/"), client)
 
 
 @pytest.mark.parametrize("cls", [S3MapDataset, S3IterableDataset])
@@ -80,7 +80,7 @@ def test_every_read_is_pinned_to_the_version_of_the_manifest(manifest, client, r
 
 
 def test_a_refresh_tells_what_has_changed(manifest, client):
-    source = PrefixSource.from_uris("s3://data/train/")
+    source = PrefixSource.from_uri("s3://data/train/")
     same, changes = manifest.refresh(source, client)
     assert (same.identity, bool(changes)) == (manifest.identity, False)
     replace(client, "train/0a", b"new")

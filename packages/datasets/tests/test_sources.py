@@ -33,8 +33,8 @@ def test_wrong_uris_are_reported_at_once(wrong):
 @pytest.mark.parametrize("wrong", [None, "", "b/k", "http://b/k", "s3:///k"])
 def test_a_wrong_prefix_is_reported_at_once(wrong):
     with pytest.raises(ConfigurationError):
-        PrefixSource.from_uris(wrong)
+        PrefixSource.from_uri(wrong)
 
 
 def test_a_prefix_may_be_a_whole_bucket():
-    assert PrefixSource.from_uris("s3://b").uris == (("b", ""),)
+    assert PrefixSource.from_uri("s3://b").uris == (("b", ""),)

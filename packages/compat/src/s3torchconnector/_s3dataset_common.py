@@ -27,4 +27,4 @@ def get_objects_from_uris(object_uris: str | Iterable[str], client: S3Client) ->
 
 def get_objects_from_prefix(s3_uri: str, client: S3Client) -> Iterable[S3BucketKeyData]:
     """Lists the objects whose key begins with the key of the URI."""
-    return iter(PrefixSource.from_uris(s3_uri)(client))
+    return iter(PrefixSource.from_uri(s3_uri)(client))

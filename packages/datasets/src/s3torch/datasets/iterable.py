@@ -141,7 +141,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         log_prefix(cls, s3_uri)
         return cls(
             region,
-            PrefixSource.from_uris(s3_uri),
+            PrefixSource.from_uri(s3_uri),
             endpoint=endpoint,
             transform=transform,
             s3client_config=s3client_config,

@@ -106,7 +106,7 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
         log_prefix(cls, s3_uri)
         return cls(
             region,
-            PrefixSource.from_uris(s3_uri),
+            PrefixSource.from_uri(s3_uri),
             endpoint=endpoint,
             transform=transform,
             s3client_config=s3client_config,

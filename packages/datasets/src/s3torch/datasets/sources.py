@@ -44,13 +44,13 @@ class PrefixSource:
     uris: tuple[S3Uri, ...]
 
     @classmethod
-    def from_uris(cls, s3_uris: Uris) -> PrefixSource:
+    def from_uri(cls, s3_uri: Uris) -> PrefixSource:
         """Takes one URI or several apart.
 
         Raises:
             ConfigurationError: One is no S3 URI, there are none, or one includes another.
         """
-        uris = _parsed(s3_uris)
+        uris = _parsed(s3_uri)
         if not uris:
             raise ConfigurationError("expected at least one prefix, got none")
         for one, other in pairwise(sorted(uris)):

@@ -180,9 +180,22 @@ def test_a_page_that_a_dead_worker_left_half_is_listed_again(tmp_path):
     os.truncate(path, path.stat().st_size - 3)
     assert [item.key for item in shared_pages(folder, "1", source, None)][2:4] == ["1a", "1b"]
     assert source.log.read_text().split() == list("011234")
-    # The pages of an epoch that is over go when the next one begins.
-    next(shared_pages(folder, "2", source, None))
-    assert [path.name for path in folder.path.glob("pages-*")] == ["pages-2"]
+
+
+def test_the_pages_of_an_epoch_go_when_nobody_reads_them(tmp_path):
+    folder, source = SharedFolder(), Pages(tmp_path / "log")
+    first, second, third = (shared_pages(folder, epoch, source, None) for epoch in "123")
+
+    def kept():
+        return sorted(path.name for path in folder.path.glob("pages-*"))
+
+    next(first)
+    next(second)
+    assert kept() == ["pages-1", "pages-2"]
+    first.close()
+    assert [item.key for item in second][-1] == "4b"
+    next(third)
+    assert kept() == ["pages-3"]
 
 
 def test_datasets_of_other_sources_list_as_ever(memory, tmp_path):

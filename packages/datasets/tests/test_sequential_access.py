@@ -9,7 +9,8 @@ from operator import methodcaller
 import pytest
 from torch.utils.data import DataLoader
 
-from s3torch.core import SequentialS3Reader
+from s3torch.core import S3Client, SequentialS3Reader
+from s3torch.core.errors import NotFoundError
 from s3torch.datasets import S3MapDataset
 
 KEYS = [f"train/{number:02}" for number in range(12)]
@@ -50,6 +51,32 @@ def test_the_next_samples_are_started_and_each_object_is_read_once(make):
     assert len(started()) > 4
     assert [dataset[index] for index in range(4, 12)] == DATA[4:]
     assert started() == KEYS[2:]
+
+
+def test_a_batch_and_those_that_follow_it_are_started(make):
+    dataset = make()
+    assert dataset.__getitems__([0, 1, 2]) == DATA[:3]
+    assert started() == KEYS[:3]
+    assert dataset.__getitems__([3, 4, 5]) == DATA[3:6]
+    assert len(started()) > 6
+    assert dataset.__getitems__(range(6, 12)) == DATA[6:]
+    assert started() == KEYS
+    made.clear()
+    assert dataset.__getitems__([9, 2, 9]) == [DATA[9], DATA[2], DATA[9]]
+    assert started() == [KEYS[9], KEYS[2], KEYS[9]]
+
+
+def test_an_error_in_a_batch_drops_the_rest(make, memory):
+    dataset = make(prefetch=4)
+    assert len(dataset) == 12
+    with S3Client(s3client_config=memory) as client:
+        client.delete_object("data", KEYS[1])
+    with pytest.raises(NotFoundError):
+        dataset.__getitems__([0, 1, 2, 3])
+    assert [reader.closed for reader in made[2:]] == [True, True]
+    made.clear()
+    assert dataset.__getitems__([5, 3]) == [DATA[5], DATA[3]]
+    assert started() == [KEYS[5], KEYS[3]]
 
 
 def test_random_indices_start_nothing(make):

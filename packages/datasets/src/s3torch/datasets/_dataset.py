@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -176,21 +175,20 @@ class S3Dataset:
             exc.add_note(f"while transforming {_uri(reader)}")
             raise
 
-    def _samples(self, items: Iterable[S3BucketKeyData]) -> Iterator[tuple[int, Any]]:
-        """Yields the samples in the order of the items, with the downloads of the next ones under way.
+    def _samples(self, readers: Iterable[S3Reader]) -> Iterator[tuple[int, Any]]:
+        """Yields the samples of readers in their order.
 
-        With each comes how many items were taken so far, those that were skipped included.
+        With each comes how many readers were taken so far, those that were skipped included.
         """
-        with closing(self._opener().ahead(items)) as readers:
-            for taken, reader in enumerate(readers, 1):
-                try:
-                    sample = self._sample(reader)
-                except (NotFoundError, ObjectChangedError) as exc:
-                    if self._settings.on_error == "raise":
-                        raise
-                    self._skip(reader, exc)
-                    continue
-                yield taken, sample
+        for taken, reader in enumerate(readers, 1):
+            try:
+                sample = self._sample(reader)
+            except (NotFoundError, ObjectChangedError) as exc:
+                if self._settings.on_error == "raise":
+                    raise
+                self._skip(reader, exc)
+                continue
+            yield taken, sample
 
     def _skip(self, reader: S3Reader, exc: Exception) -> None:
         _log.warning("skipping %s: %s", _uri(reader), exc)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import cache
 from typing import TYPE_CHECKING
 
 from s3torch.core import SequentialS3Reader
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
     from s3torch.datasets.hedging import Hedging
 
 _UNKNOWN_SIZE = 1024 * 1024
+
+
+@cache
+def _default_limit(pid: int) -> int:  # noqa: ARG001 - a worker has another one than its parent
+    """Asks once in each process, for it takes longer than to start a download."""
+    return default_memory_limit()
 
 
 class Opener:
@@ -52,7 +60,7 @@ class Opener:
         ahead = choose_ahead(
             # A reader that is handed out stays unread, so that it can be pickled and holds no memory.
             0 if self._settings.hands_readers_out else self._settings.prefetch,
-            memory_limit=default_memory_limit() if limit is None else limit,
+            memory_limit=_default_limit(os.getpid()) if limit is None else limit,
         )
         size = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -249,9 +250,10 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         return order | self.listing_identity()
 
     def _run(self, course: Course) -> Iterator[Any]:
-        for taken, sample in self._samples(self._chosen(course)):
-            self._course = replace(course, taken=course.taken + taken)
-            yield sample
+        with closing(self._opener().ahead(self._chosen(course))) as readers:
+            for taken, sample in self._samples(readers):
+                self._course = replace(course, taken=course.taken + taken)
+                yield sample
 
     def _chosen(self, course: Course) -> Iterator[S3BucketKeyData]:
         if not self._shuffle and self._uneven == "keep" and not self._has_manifest:

@@ -37,9 +37,10 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
     dataset. All workers of all epochs share one listing, however they were started: where the parent has
     none, the first worker that needs it lists, and leaves it to the others in a private temporary folder.
 
-    ``DataLoader`` asks for whole batches (``__getitems__``), whose downloads run side by side, and whoever
-    asks for one index after the other gets the next ones started, too. With the default transform nothing is
-    started, because its readers are handed out unread.
+    ``DataLoader`` asks for whole batches (``__getitems__``), whose downloads run side by side. Whoever asks
+    for one index after the other, or for such batches, gets the next ones started, too; a jump to another
+    index and ``close()`` drop them. With the default transform nothing is started, because its readers are
+    handed out unread.
 
     The dataset can be pickled, survives ``fork`` and may be used by several threads.
 
@@ -148,34 +149,41 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
         return len(self._listing())
 
     def __getitem__(self, index: SupportsIndex) -> Any:
-        number, objects = self._number(index), self._listing()
-        opener, reader = self._opener(), None
+        return self._sample(self._reader(self._number(index)))
+
+    def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[Any]:
+        """Returns the samples of a batch in the order of the indices, with several downloads in flight."""
+        self._foresee(indices)
+        try:
+            if type(self).__getitem__ is not S3MapDataset.__getitem__:
+                # A subclass makes its own samples, and its method has to be the one that counts.
+                return [self[index] for index in indices]
+            numbers = [self._number(index) for index in indices]
+            return [sample for _, sample in self._samples(map(self._reader, numbers))]
+        except BaseException:
+            self._access.stop()
+            raise
+
+    def _reader(self, number: int) -> S3Reader:
+        opener, objects = self._opener(), self._listing()
+        reader = None
         if self._settings.reads_ahead:
             reader = self._access.reader(
                 number,
                 lambda: opener.ahead(map(objects.__getitem__, range(number, len(objects))), gently=True),
             )
-        return self._sample(opener.open(objects[number]) if reader is None else reader)
-
-    def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[Any]:
-        """Returns the samples of a batch in the order of the indices, with several downloads in flight."""
-        if type(self).__getitem__ is not S3MapDataset.__getitem__:
-            # A subclass makes its own samples, and its method has to be the one that counts.
-            self._foresee(indices)
-            return [self[index] for index in indices]
-        objects = self._listing()
-        items = [objects[self._number(index)] for index in indices]
-        return [sample for _, sample in self._samples(items)]
+        return opener.open(objects[number]) if reader is None else reader
 
     def _foresee(self, indices: Sequence[SupportsIndex]) -> None:
-        """Starts the objects of a batch that a subclass is about to ask for, most likely."""
+        """Starts the objects of a batch that somebody is about to ask for."""
+        if not self._settings.reads_ahead:
+            return
         opener, objects = self._opener(), self._listing()
         try:
             numbers = [self._number(index) for index in indices]
         except (IndexError, TypeError):
-            return  # The subclass counts in another way.
-        if self._settings.reads_ahead:
-            self._access.expect(numbers, lambda: opener.ahead(map(objects.__getitem__, numbers)))
+            return  # A subclass may count in another way; else it is an error in a moment.
+        self._access.expect(numbers, lambda: opener.ahead(map(objects.__getitem__, numbers)))
 
     def __iter__(self) -> Iterator[Any]:
         # Without this, an IndexError of a transform would end a loop over the dataset in silence.

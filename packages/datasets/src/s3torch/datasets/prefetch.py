@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.errors import ConfigurationError
@@ -19,6 +19,7 @@ DEFAULT_PREFETCH = 128
 _MIB = 1024 * 1024
 _LOWEST_BYTES = 16 * _MIB
 _HIGHEST_BYTES = 256 * _MIB
+_GENTLE_BYTES = 64 * _MIB
 _SHARE_OF_LIMIT = 4
 
 
@@ -77,8 +78,11 @@ def look_ahead(
         ahead: How many to start ahead; the budget of the process bounds the downloads of all datasets
             together.
         weigh: Tells the bytes that a reader, which was just made, starts.
-        gently: Starts few at first, and twice as many as were taken.
+        gently: Starts few at first, twice as many as were taken, and no more than 64 MiB: for a consumer that
+            may stop without a word.
     """
+    if gently:
+        ahead = replace(ahead, size=min(ahead.size, _GENTLE_BYTES))
     if ahead.objects == 0:
         yield from readers
         return

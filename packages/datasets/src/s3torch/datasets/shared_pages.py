@@ -1,12 +1,15 @@
 """One listing for all workers of an epoch, page by page and no further than it is read.
 
 Each worker reads the pages from a file. Whoever needs the next one first asks S3 for it, under a lock, and
-appends it; so no worker lists what another has listed, and none waits for more than it needs.
+appends it; so no worker lists what another has listed, and none waits for more than it needs. Who reads a
+file holds a shared lock on it, so that it goes away when nobody does any more.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import pickle
 import struct
 from contextlib import ExitStack
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from s3torch.core import S3BucketKeyData, S3Client
     from s3torch.datasets.shared_listing import SharedFolder
@@ -24,7 +28,6 @@ __all__ = ["shared_pages"]
 _log = logging.getLogger(__name__)
 
 _LENGTH = struct.Struct("<Q")
-_PREFIX = "pages-"
 
 
 class _Record(NamedTuple):
@@ -40,58 +43,86 @@ def shared_pages(
 ) -> Iterator[S3BucketKeyData]:
     """Yields the objects of a source; workers that name the same epoch list each page once together."""
     cursor, place = None, 0
-    while True:
-        record = _read(folder, epoch, place) or _listed(folder, epoch, place, cursor, source, client)
-        yield from record.objects
-        cursor, place = record.cursor, record.stop
-        if cursor is None:
-            return
-
-
-def _read(folder: SharedFolder, epoch: str, place: int) -> _Record | None:
+    pages = _Pages(folder, epoch)
     try:
-        with (folder.path / f"{_PREFIX}{epoch}").open("rb") as file:
-            file.seek(place)
-            head = file.read(_LENGTH.size)
-            length = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else 0
-            data = file.read(length)
+        while True:
+            record = pages.read(place) or pages.listed(place, cursor, source, client)
+            yield from record.objects
+            cursor, place = record.cursor, record.stop
+            if cursor is None:
+                return
+    finally:
+        pages.close()
+
+
+class _Pages:
+    """The file of an epoch, as one worker sees it."""
+
+    def __init__(self, folder: SharedFolder, epoch: str) -> None:
+        self._folder = folder
+        self._path = folder.path / f"pages-{epoch}"
+        self._descriptor: int | None = None
+
+    def read(self, place: int) -> _Record | None:
+        if self._descriptor is None:
+            self._descriptor = _open_shared(self._path)
+        if self._descriptor is None:
+            return None
+        head = os.pread(self._descriptor, _LENGTH.size, place)
+        length = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else 0
+        data = os.pread(self._descriptor, length, place + _LENGTH.size)
+        if not data or len(data) < length:
+            return None  # Somebody is writing it now, or has died of it.
+        objects, cursor = pickle.loads(data)  # noqa: S301 - from a private folder of this job
+        return _Record(objects, cursor, place + _LENGTH.size + length)
+
+    def listed(self, place: int, cursor: str | None, source: PagedSource, client: S3Client) -> _Record:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._folder.locked("pages.lock"))
+            except OSError as exc:
+                _log.warning("the workers cannot share a listing: %s", exc)
+                return _Record(*source.page(client, cursor), place)
+            record = self.read(place)
+            if record is None:
+                page = source.page(client, cursor)
+                record = _Record(*page, self._append(place, pickle.dumps(page)))
+            return record
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _append(self, place: int, data: bytes) -> int:
+        if place == 0:
+            _remove_unread(self._folder.path)
+        with self._path.open("ab") as file:
+            file.truncate(place)
+            file.write(_LENGTH.pack(len(data)) + data)
+        if self._descriptor is None:
+            self._descriptor = _open_shared(self._path)
+        return place + _LENGTH.size + len(data)
+
+
+def _open_shared(path: Path) -> int | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
-    if not data or len(data) < length:
-        return None  # Somebody is writing it now, or has died of it.
-    objects, cursor = pickle.loads(data)  # noqa: S301 - from a private folder of this job
-    return _Record(objects, cursor, place + _LENGTH.size + length)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    if os.fstat(descriptor).st_nlink == 0:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
-def _listed(
-    folder: SharedFolder,
-    epoch: str,
-    place: int,
-    cursor: str | None,
-    source: PagedSource,
-    client: S3Client,
-) -> _Record:
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(folder.locked(f"{_PREFIX.strip('-')}.lock"))
-        except OSError as exc:
-            _log.warning("the workers cannot share a listing: %s", exc)
-            return _Record(*source.page(client, cursor), place)
-        record = _read(folder, epoch, place)
-        if record is None:
-            page = source.page(client, cursor)
-            record = _Record(*page, _append(folder, epoch, place, pickle.dumps(page)))
-        return record
-
-
-def _append(folder: SharedFolder, epoch: str, place: int, data: bytes) -> int:
-    path = folder.path / f"{_PREFIX}{epoch}"
-    if place == 0:
-        # All workers have left the epoch before.
-        for old in folder.path.glob(f"{_PREFIX}*"):
-            if old != path:
-                old.unlink(missing_ok=True)
-    with path.open("ab") as file:
-        file.truncate(place)
-        file.write(_LENGTH.pack(len(data)) + data)
-    return place + _LENGTH.size + len(data)
+def _remove_unread(folder: Path) -> None:
+    """Removes the pages of epochs that are over."""
+    for path in folder.glob("pages-*"):
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            path.unlink()

@@ -59,6 +59,10 @@ def session_credentials(session: BotocoreSession, *, profile: str | None) -> Cre
     return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
 
 
+# By the path where a user has models of his own.
+_loaders: dict[str | None, Any] = {}
+
+
 def make_botocore_session(
     *, profile: str | None, provider: Callable[[], Credentials] | None
 ) -> BotocoreSession:
@@ -85,7 +89,17 @@ def make_botocore_session(
         _use_provider(session, provider)
     # Most of the time that a listing takes would go into reading its times.
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_read_time)
+    _share_models(session)
     return session
+
+
+def _share_models(session: BotocoreSession) -> None:
+    """Lets sessions have what others have read: it takes most of the time that a boto3 client takes."""
+    path = session.get_config_variable("data_path")
+    loader = _loaders.setdefault(path, session.get_component("data_loader"))
+    # Every boto3 session adds the same path.
+    loader.search_paths[:] = dict.fromkeys(loader.search_paths)
+    session.register_component("data_loader", loader)
 
 
 def _read_time(value: Any) -> datetime:

@@ -68,3 +68,38 @@ def server(seaweedfs, filled_bucket, monkeypatch):
     for name, value in seaweedfs.environment().items():
         monkeypatch.setenv(name, value)
     return Server(filled_bucket, {"region": seaweedfs.region, "endpoint": seaweedfs.endpoint})
+
+
+@pytest.fixture
+def proxy(server):
+    """A proxy in front of the server, which counts requests and makes faults."""
+    from s3torch.core.testing.faults import FaultProxy
+
+    with FaultProxy(server.options["endpoint"]) as running:
+        yield running
+
+
+class Started:
+    """Records what happens to a reader."""
+
+    def __init__(self, number, log):
+        self.number = number
+        self.log = log
+        self.closed = False
+
+    def prefetch(self):
+        self.log.append(self.number)
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture(scope="session")
+def readers_of():
+    """Makes so many readers, and the list of those that are started."""
+
+    def make(count):
+        log = []
+        return [Started(number, log) for number in range(count)], log
+
+    return make

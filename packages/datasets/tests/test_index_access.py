@@ -10,27 +10,7 @@ from s3torch.datasets.index_access import IndexAccess
 from s3torch.datasets.prefetch import Ahead, look_ahead
 
 
-class Started:
-    """Records what happens to a reader."""
-
-    def __init__(self, number, log):
-        self.number = number
-        self.log = log
-        self.closed = False
-
-    def prefetch(self):
-        self.log.append(self.number)
-
-    def close(self):
-        self.closed = True
-
-
-def readers_of(count):
-    log = []
-    return [Started(number, log) for number in range(count)], log
-
-
-def test_three_indices_in_a_row_are_read_ahead_and_a_jump_drops_it():
+def test_three_indices_in_a_row_are_read_ahead_and_a_jump_drops_it(readers_of):
     readers, log = readers_of(20)
     access = IndexAccess()
 
@@ -63,7 +43,7 @@ batches = st.lists(st.lists(st.integers(0, 19), max_size=6), max_size=6)
 
 
 @given(batches, st.data())
-def test_whatever_is_told_and_asked_every_reader_is_the_right_one(told, data):
+def test_whatever_is_told_and_asked_every_reader_is_the_right_one(readers_of, told, data):
     readers, _ = readers_of(20)
     access = IndexAccess()
     for batch in told:
@@ -74,7 +54,7 @@ def test_whatever_is_told_and_asked_every_reader_is_the_right_one(told, data):
             assert found is None or found is readers[index]
 
 
-def test_a_batch_that_is_told_is_started_together():
+def test_a_batch_that_is_told_is_started_together(readers_of):
     readers, log = readers_of(20)
     access = IndexAccess()
     batch = [7, 3, 9]
@@ -84,7 +64,7 @@ def test_a_batch_that_is_told_is_started_together():
     assert [access.reader(index, lambda: None) for index in (3, 9)] == [readers[3], readers[9]]
 
 
-def test_who_asks_for_something_else_is_not_believed_again():
+def test_who_asks_for_something_else_is_not_believed_again(readers_of):
     readers, log = readers_of(20)
     access = IndexAccess()
     for _ in range(3):

@@ -12,7 +12,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from s3torch.core import S3BucketKeyData, S3ClientConfig
-from s3torch.core.testing.faults import Fault, FaultProxy
+from s3torch.core.testing.faults import Fault
 from s3torch.datasets import S3IterableDataset, S3MapDataset
 from s3torch.datasets.shared_listing import SharedFolder
 from s3torch.datasets.shared_pages import shared_pages
@@ -24,12 +24,6 @@ DATA = [f"train/{number:02}".encode() for number in range(11)]
 
 # Three workers are more than some machines have cores for.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
-
-@pytest.fixture
-def proxy(server):
-    with FaultProxy(server.options["endpoint"]) as running:
-        yield running
 
 
 @pytest.fixture

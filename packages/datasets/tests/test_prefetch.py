@@ -16,21 +16,6 @@ from s3torch.datasets.prefetch import (
 )
 
 
-class Started:
-    """Records what happens to a reader; readers of users may be of any class."""
-
-    def __init__(self, number, log):
-        self.number = number
-        self.log = log
-        self.closed = False
-
-    def prefetch(self):
-        self.log.append(self.number)
-
-    def close(self):
-        self.closed = True
-
-
 class NeverStarted:
     """A reader that cannot start on its own."""
 
@@ -38,13 +23,8 @@ class NeverStarted:
         pass
 
 
-def readers_of(count):
-    log = []
-    return [Started(number, log) for number in range(count)], log
-
-
 @given(st.integers(0, 40), st.integers(0, 10))
-def test_readers_come_in_order_and_at_most_depth_are_ahead(count, depth):
+def test_readers_come_in_order_and_at_most_depth_are_ahead(readers_of, count, depth):
     readers, log = readers_of(count)
     for position, reader in enumerate(look_ahead(readers, Ahead(depth))):
         assert reader is readers[position]
@@ -54,7 +34,7 @@ def test_readers_come_in_order_and_at_most_depth_are_ahead(count, depth):
 
 
 @given(st.integers(1, 40), st.integers(1, 10), st.data())
-def test_dropping_the_iterator_closes_what_was_started_and_not_taken(count, depth, data):
+def test_dropping_the_iterator_closes_what_was_started_and_not_taken(readers_of, count, depth, data):
     readers, log = readers_of(count)
     taken = data.draw(st.integers(1, count))
     iterator = look_ahead(readers, Ahead(depth))
@@ -66,7 +46,7 @@ def test_dropping_the_iterator_closes_what_was_started_and_not_taken(count, dept
     ]
 
 
-def test_an_error_of_the_listing_closes_what_was_started():
+def test_an_error_of_the_listing_closes_what_was_started(readers_of):
     readers, _ = readers_of(3)
 
     def listing():
@@ -95,14 +75,14 @@ def test_none_is_the_default():
 
 
 @given(st.integers(0, 40), st.integers(1, 20))
-def test_a_gentle_start_is_twice_what_was_taken(count, depth):
+def test_a_gentle_start_is_twice_what_was_taken(readers_of, count, depth):
     readers, log = readers_of(count)
     for taken, _ in enumerate(look_ahead(readers, Ahead(depth), gently=True)):
         assert len(log) <= min(taken + depth + 1, 3 * (taken + 1), count)
 
 
 @given(st.integers(3, 40), st.integers(1, 20))
-def test_bytes_bound_what_is_ahead(count, limit):
+def test_bytes_bound_what_is_ahead(readers_of, count, limit):
     readers, log = readers_of(count)
     for taken, _ in enumerate(look_ahead(readers, Ahead(100, limit), weigh=lambda _: 1)):
         assert len(log) - taken <= max(3, limit + 1)

@@ -40,7 +40,8 @@ def listed(proxy):
     return lambda: sum("list-type" in request.query for request in proxy.requests("GET"))
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+# With "spawn" it is tried in test_workers.py.
+@pytest.mark.parametrize("context", ["fork", "forkserver"])
 def test_workers_of_a_map_dataset_list_once_though_nobody_asked_for_the_length(make, listed, context):
     loader = DataLoader(
         make(S3MapDataset), batch_size=4, sampler=range(11), num_workers=2, multiprocessing_context=context

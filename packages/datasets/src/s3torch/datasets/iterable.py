@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from s3torch.core.errors import ConfigurationError
 from s3torch.datasets._dataset import S3Dataset, log_objects, log_prefix
 from s3torch.datasets._settings import Settings
 from s3torch.datasets.ordering import Course, Leg, Permutation, Uneven, check_uneven, pick
-from s3torch.datasets.placement import current_rank, current_worker, given_place
+from s3torch.datasets.placement import current_rank, current_team, current_worker, given_place
 from s3torch.datasets.progress import course_from_state, course_to_state, resume, without_share
 from s3torch.datasets.sharding import Place, Shard
 from s3torch.datasets.shared_pages import shared_pages
@@ -267,11 +267,11 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
 
     def _listed_anew(self) -> Iterable[S3BucketKeyData]:
         """Lists for this epoch, together with the other workers."""
-        source, info = self._get_dataset_objects, get_worker_info()
-        if info is None or info.num_workers == 1 or not isinstance(source, PagedSource):
+        source = self._get_dataset_objects
+        if current_worker().size == 1 or not isinstance(source, PagedSource):
             return self._list()
         # The same in all workers of an epoch, and another in the next one, also where workers stay.
-        epoch = f"{info.seed - info.id}-{self._iterations}"
+        epoch = f"{current_team()}-{self._iterations}"
         return self._selected(shared_pages(self._folder, epoch, source, self._client))
 
     def __getstate__(self) -> dict[str, Any]:

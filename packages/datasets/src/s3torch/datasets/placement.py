@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from multiprocessing import current_process
+
 import torch.distributed as dist
 from torch.utils.data import get_worker_info
 
 from s3torch.core.errors import ConfigurationError
 from s3torch.datasets.sharding import Place
 
-__all__ = ["current_rank", "current_worker", "given_place"]
+__all__ = ["current_rank", "current_team", "current_worker", "given_place"]
 
 
 def current_rank() -> Place | None:
@@ -25,6 +27,21 @@ def current_worker() -> Place:
     """Returns the place of this ``DataLoader`` worker; the only one, outside of workers."""
     info = get_worker_info()
     return Place() if info is None else Place(info.id, info.num_workers)
+
+
+def current_team() -> str:
+    """Names the workers that a loader started together with this one; in another epoch it is another name.
+
+    Workers that stay for several epochs keep it.
+    """
+    info = get_worker_info()
+    if info is None:
+        return ""
+    # A process numbers its children, and a loader starts its workers one after the other. The seed alone may
+    # be the same in every epoch.
+    number = current_process().name.rpartition("-")[2]
+    first = int(number) - info.id if number.isdecimal() else ""
+    return f"{info.seed - info.id}-{first}"
 
 
 def given_place(rank: int | None, world_size: int | None) -> Place | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.errors import ConfigurationError, NoCredentialsError, S3Error
@@ -87,8 +86,6 @@ def make_botocore_session(
         ) from exc
     if provider is not None:
         _use_provider(session, provider)
-    # Most of the time that a listing takes would go into reading its times.
-    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_read_time)
     _share_models(session)
     return session
 
@@ -100,19 +97,6 @@ def _share_models(session: BotocoreSession) -> None:
     # Every boto3 session adds the same path.
     loader.search_paths[:] = dict.fromkeys(loader.search_paths)
     session.register_component("data_loader", loader)
-
-
-def _read_time(value: Any) -> datetime:
-    try:
-        time = datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        time = None
-    if time is not None and time.tzinfo is not None:
-        return time
-    from botocore.utils import parse_timestamp
-
-    parsed: datetime = parse_timestamp(value)
-    return parsed
 
 
 def _use_provider(session: BotocoreSession, provider: Callable[[], Credentials]) -> None:

@@ -1,7 +1,8 @@
 """PyTorch datasets on Amazon S3.
 
 ``S3MapDataset`` has a length and reads any sample by its index, ``S3IterableDataset`` streams the samples in
-order and shares them out between ranks and ``DataLoader`` workers. Importing this package does not import
+order and shares them out between ranks and ``DataLoader`` workers, ``S3ShardDataset`` those of tar archives
+and Parquet files. Importing this package does not import
 torch; the first use of a dataset class does.
 """
 
@@ -16,14 +17,23 @@ if TYPE_CHECKING:
     from s3torch.datasets.map_style import S3MapDataset
     from s3torch.datasets.resume import ResumableLoader
     from s3torch.datasets.sampler import S3Sampler
+    from s3torch.datasets.shards import S3ShardDataset
 
-__all__ = ["ResumableLoader", "S3IterableDataset", "S3MapDataset", "S3Sampler", "__version__"]
+__all__ = [
+    "ResumableLoader",
+    "S3IterableDataset",
+    "S3MapDataset",
+    "S3Sampler",
+    "S3ShardDataset",
+    "__version__",
+]
 
 _MODULES = {
     "ResumableLoader": "s3torch.datasets.resume",
     "S3IterableDataset": "s3torch.datasets.iterable",
     "S3MapDataset": "s3torch.datasets.map_style",
     "S3Sampler": "s3torch.datasets.sampler",
+    "S3ShardDataset": "s3torch.datasets.shards",
 }
 
 

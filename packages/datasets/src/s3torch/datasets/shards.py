@@ -1,0 +1,316 @@
+"""A dataset of shards, objects with many samples: tar archives, Parquet files, and formats of plugins."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import closing
+from dataclasses import asdict
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import IterableDataset
+
+from s3torch.core import S3Client, S3ReaderConstructor, UserAgent
+from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
+from s3torch.datasets.damage import DamagedShardError
+from s3torch.datasets.formats import ShardFormat, ShardObject, ShardSource, format_for_key, named_format
+from s3torch.datasets.ordering import Permutation
+from s3torch.datasets.placement import current_rank, current_worker, given_place
+from s3torch.datasets.shard_order import BlockProgress, Cursor, Mixer
+from s3torch.datasets.shard_pipeline import ShardPipeline
+from s3torch.datasets.sharding import Place, Shard
+from s3torch.datasets.sources import ObjectsSource, PrefixSource
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from s3torch.core import S3BucketKeyData, S3ClientConfig, S3ReaderConstructorProtocol
+    from s3torch.datasets.formats import OpenedShard
+    from s3torch.datasets.sources import ObjectSource
+
+__all__ = ["S3ShardDataset"]
+
+_log = logging.getLogger(__name__)
+_VERSION = 1
+
+
+class S3ShardDataset(IterableDataset[Any]):
+    """The samples of all shards of a listing, streamed.
+
+    A tar archive has samples by the naming of WebDataset: a ``dict`` with ``"__key__"``, ``"__url__"`` and
+    the ``bytes`` of each file by its suffix. A row of a Parquet file is a ``dict`` by column.
+
+    Shards are shared out between all DataLoader workers of all ranks: tar archives whole, Parquet files by
+    row group. So there should be a multiple of workers in all of them; ranks may get numbers of samples that
+    differ. While a shard is read, the downloads of the next ones are under way.
+
+    With ``shuffle``, shards come in an order that seed and ``set_epoch`` decide, and each worker mixes its
+    samples within blocks of ``shuffle_buffer``; the order depends on the numbers of ranks and workers.
+
+    ``state_dict()`` has a few numbers and resumes exactly: no sample comes twice and none is lost. It is the
+    state of one worker of one rank, so torchdata's ``StatefulDataLoader`` resumes with the same numbers of
+    ranks and workers. Up to two blocks are read again then.
+
+    Rank and world size are read as ``S3IterableDataset`` does. Every process lists once and keeps the list.
+
+    Args:
+        region: The region; ``None`` takes it from the usual AWS places.
+        get_dataset_objects: Takes the client and returns the shards.
+        format: ``"tar"``, ``"parquet"``, another name that a plugin has registered, or a format with its
+            options; ``None`` finds it by the suffix of each key.
+        endpoint: The URL of a store other than AWS.
+        transform: Makes what the dataset yields of a sample.
+        s3client_config: The settings of the client.
+        reader_constructor: How shards are read; the default is sequential.
+        shuffle: Shuffles shards and samples.
+        shuffle_buffer: How many samples a worker keeps to mix them; 1 shuffles only the shards.
+        seed: The same on all ranks.
+        shards_ahead: How many shards or row groups are fetched ahead in each worker while they fit in 128
+            MiB, of a shard at most the first part until its turn comes.
+        rank: This rank, for jobs without a process group; given together with ``world_size``.
+        world_size: The number of ranks.
+        on_error: ``"skip"`` leaves out shards that are missing, and the rest of those that changed or are
+            damaged, with a warning in the log.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
+    """
+
+    def __init__(
+        self,
+        region: str | None,
+        get_dataset_objects: ObjectSource,
+        *,
+        format: str | ShardFormat | None = None,  # noqa: A002 - the word that users know
+        endpoint: str | None = None,
+        transform: Callable[[Any], Any] | None = None,
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+        shuffle: bool = False,
+        shuffle_buffer: int = 1000,
+        seed: int = 0,
+        shards_ahead: int = 2,
+        rank: int | None = None,
+        world_size: int | None = None,
+        on_error: str = "raise",
+    ) -> None:
+        if not callable(get_dataset_objects) or not (transform is None or callable(transform)):
+            raise ConfigurationError("get_dataset_objects and transform must be callable")
+        if on_error not in {"raise", "skip"}:
+            raise ConfigurationError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+        for name, value, lowest in (("shuffle_buffer", shuffle_buffer, 1), ("shards_ahead", shards_ahead, 0)):
+            if type(value) is not int or value < lowest:
+                raise ConfigurationError(f"{name} must be an integer from {lowest} on, got {value!r}")
+        self._format = named_format(format) if isinstance(format, str) else format
+        self._get_dataset_objects = get_dataset_objects
+        self._transform = transform
+        self._reader_constructor = reader_constructor
+        self._shuffle = shuffle
+        self._buffer = shuffle_buffer if shuffle else 1
+        self._seed = seed
+        self._ahead = shards_ahead
+        self._skips = on_error == "skip"
+        self._given_rank = given_place(rank, world_size)
+        self._seen_rank = current_rank()
+        kind = S3ReaderConstructor.get_reader_type_string(reader_constructor)
+        self._client = S3Client(
+            region,
+            endpoint=endpoint,
+            user_agent=UserAgent([f"md/dataset#shards md/reader_type#{kind}"]),
+            s3client_config=s3client_config,
+        )
+        # Shared memory, so that persistent workers see the epoch that is set in their parent.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._objects: list[S3BucketKeyData] | None = None
+        self._saved: dict[str, Any] | None = None
+        self._state: dict[str, Any] | None = None
+
+    @classmethod
+    def from_prefix(
+        cls, s3_uri: str | os.PathLike[str], *, region: str | None = None, **options: Any
+    ) -> Self:
+        """Makes a dataset of all objects whose key begins with the key of the URI, in listing order.
+
+        Keys that end with no suffix of the format, or of any without a ``format``, are left out, so sidecars
+        may lie beside the shards. The other arguments are those of the class.
+
+        Raises:
+            ConfigurationError: The URI or another argument is wrong.
+        """
+        chosen = options.pop("format", None)
+        chosen = named_format(chosen) if isinstance(chosen, str) else chosen
+        return cls(region, ShardSource(PrefixSource.from_uri(s3_uri), chosen), format=chosen, **options)
+
+    @classmethod
+    def from_objects(
+        cls,
+        object_uris: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        region: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """Makes a dataset of the shards with these URIs, in their order.
+
+        The other arguments are those of the class.
+
+        Raises:
+            ConfigurationError: A URI or another argument is wrong.
+        """
+        return cls(region, ObjectsSource.from_uris(object_uris), **options)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of the next iteration, also in workers that run already.
+
+        A state that was loaded for another epoch is forgotten.
+        """
+        if self._saved is not None and self._saved["epoch"] != epoch:
+            self._saved = None
+        self._epoch[0] = epoch
+
+    def close(self) -> None:
+        """Closes the client of this process; may be called again."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Any]:
+        # Decided now, not at the first sample: a group may be gone by then.
+        share = Shard(self._rank(), current_worker())
+        saved, self._saved = self._saved, None
+        state = self._begin(share) if saved is None else saved
+        if state["share"] != self._share_of(share):
+            raise ConfigurationError(
+                f"the state is that of one worker among {state['share']}, and this is one among "
+                f"{self._share_of(share)}: shards are resumed with the same numbers of ranks and workers"
+            )
+        self._state = state
+        return self._run(share, state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tells how far the iteration is that this process started last."""
+        if self._saved is not None:
+            return dict(self._saved)
+        if self._state is None:
+            return self._begin(Shard(self._rank(), current_worker()))
+        return dict(self._state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Lets the next iteration go on where a state was saved.
+
+        Raises:
+            ConfigurationError: It is no such state, or the dataset has another order.
+        """
+        try:
+            loaded = {name: state[name] for name in ("epoch", "share", "shards", "progress")}
+            version, order = state["version"], dict(state["order"])
+            _progress(loaded["progress"])
+        except (KeyError, TypeError, ValueError) as exc:
+            raise ConfigurationError(f"this is no state of an S3ShardDataset: {exc!r}") from exc
+        if version != _VERSION:
+            raise ConfigurationError(f"the state has version {version!r}, this release reads {_VERSION}")
+        if order != self._order():
+            raise ConfigurationError(
+                f"the state was saved with {order}, the dataset has {self._order()}: the order would differ"
+            )
+        self._saved = {"version": version, "order": order, **loaded}
+        self._epoch[0] = loaded["epoch"]
+
+    def _order(self) -> dict[str, Any]:
+        return {"seed": self._seed if self._shuffle else 0, "buffer": self._buffer, "shuffle": self._shuffle}
+
+    def _share_of(self, share: Shard) -> list[int]:
+        return [share.rank.index, share.rank.size, share.worker.index, share.worker.size]
+
+    def _begin(self, share: Shard) -> dict[str, Any]:
+        return {
+            "version": _VERSION,
+            "order": self._order(),
+            "epoch": int(self._epoch),
+            "share": self._share_of(share),
+            "shards": None,
+            "progress": asdict(BlockProgress()),
+        }
+
+    def _run(self, share: Shard, state: dict[str, Any]) -> Iterator[Any]:
+        objects = self._listing(share)
+        shards = _digest(objects)
+        if state["shards"] not in {None, shards}:
+            raise ConfigurationError("the state was saved with other shards, or they have changed")
+        epoch, progress = state["epoch"], _progress(state["progress"])
+        order = Permutation(len(objects), seed=self._seed, epoch=epoch) if self._shuffle else None
+        pipeline = ShardPipeline(
+            len(objects),
+            lambda place: self._open(objects[place if order is None else order[place]]),
+            share=share,
+            ahead=self._ahead,
+            tolerate=self._tolerate,
+        )
+        mixer = Mixer(self._buffer, seed=self._seed, epoch=epoch, shard=share)
+        with closing(pipeline.samples(progress.begin)) as samples:
+            for after, sample in mixer.mix(samples, progress):
+                made = self._made(sample)
+                self._state = {**state, "shards": shards, "progress": asdict(after)}
+                yield made
+
+    def _made(self, sample: Any) -> Any:
+        if self._transform is None:
+            return sample
+        try:
+            return self._transform(sample)
+        except Exception as exc:
+            where = f"{sample.get('__key__')} of {sample.get('__url__')}" if isinstance(sample, dict) else ""
+            exc.add_note(f"while transforming {where}")
+            if not isinstance(exc, StopIteration):
+                raise
+            # A loader would take it for the end of the data and drop the rest in silence.
+            raise RuntimeError(f"the transform raised StopIteration for {where}") from exc
+
+    def _open(self, item: S3BucketKeyData) -> OpenedShard:
+        chosen = format_for_key(item.key) if self._format is None else self._format
+        return chosen.open(ShardObject(self._client, item, self._reader_constructor))
+
+    def _tolerate(self, exc: Exception) -> bool:
+        if not self._skips or not isinstance(exc, NotFoundError | ObjectChangedError | DamagedShardError):
+            return False
+        _log.warning("leaving out a shard, or the rest of it: %s", exc)
+        return True
+
+    def _listing(self, share: Shard) -> list[S3BucketKeyData]:
+        if self._objects is None:
+            self._objects = list(self._get_dataset_objects(self._client))
+            if len(self._objects) < share.step:
+                _log.warning("%d shards for %d workers in all", len(self._objects), share.step)
+        return self._objects
+
+    def _rank(self) -> Place:
+        self._seen_rank = current_rank() or self._seen_rank
+        return self._given_rank or self._seen_rank or Place()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._rank()
+        return self.__dict__.copy()
+
+
+def _progress(values: Mapping[str, Any]) -> BlockProgress:
+    return BlockProgress(values["block"], Cursor(**values["begin"]), values["given"])
+
+
+def _digest(objects: Iterable[S3BucketKeyData]) -> str:
+    digest = blake2b(digest_size=8)
+    for item in objects:
+        etag = "" if item.object_info is None else item.object_info.etag
+        digest.update(f"{item.bucket}/{item.key}\0{etag}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from s3torch.datasets._version import __version__
 
 if TYPE_CHECKING:
+    from s3torch.datasets.indexed_tar import S3IndexedTarDataset
     from s3torch.datasets.iterable import S3IterableDataset
     from s3torch.datasets.map_style import S3MapDataset
     from s3torch.datasets.resume import ResumableLoader
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ResumableLoader",
+    "S3IndexedTarDataset",
     "S3IterableDataset",
     "S3MapDataset",
     "S3Sampler",
@@ -30,6 +32,7 @@ __all__ = [
 
 _MODULES = {
     "ResumableLoader": "s3torch.datasets.resume",
+    "S3IndexedTarDataset": "s3torch.datasets.indexed_tar",
     "S3IterableDataset": "s3torch.datasets.iterable",
     "S3MapDataset": "s3torch.datasets.map_style",
     "S3Sampler": "s3torch.datasets.sampler",

@@ -158,16 +158,17 @@ class ShardSource:
 
     Attributes:
         source: The other source.
-        format: The format whose suffixes count; ``None`` for those of all that are installed.
+        suffixes: The suffixes; ``None`` for those of all formats that are installed.
     """
 
     source: ObjectSource
-    format: ShardFormat | None = None
+    suffixes: tuple[str, ...] | None = None
 
     def __call__(self, client: S3Client) -> Iterator[S3BucketKeyData]:
         """Lists what is left."""
-        formats = [make() for make in shard_formats().values()] if self.format is None else [self.format]
-        suffixes = [suffix for one in formats for suffix in one.suffixes]
+        suffixes = self.suffixes
+        if suffixes is None:
+            suffixes = tuple(suffix for make in shard_formats().values() for suffix in make().suffixes)
         return (item for item in self.source(client) if _match(item.key, suffixes))
 
 

@@ -17,6 +17,7 @@ from s3torch.datasets.damage import DamagedShardError
 from s3torch.datasets.formats import ShardFormat, ShardObject, ShardSource, format_for_key, named_format
 from s3torch.datasets.ordering import Permutation
 from s3torch.datasets.placement import current_rank, current_worker, given_place
+from s3torch.datasets.sample_transform import transformed
 from s3torch.datasets.shard_order import BlockProgress, Cursor, Mixer
 from s3torch.datasets.shard_pipeline import ShardPipeline
 from s3torch.datasets.sharding import Place, Shard
@@ -143,7 +144,10 @@ class S3ShardDataset(IterableDataset[Any]):
         """
         chosen = options.pop("format", None)
         chosen = named_format(chosen) if isinstance(chosen, str) else chosen
-        return cls(region, ShardSource(PrefixSource.from_uri(s3_uri), chosen), format=chosen, **options)
+        source = ShardSource(
+            PrefixSource.from_uri(s3_uri), None if chosen is None else tuple(chosen.suffixes)
+        )
+        return cls(region, source, format=chosen, **options)
 
     @classmethod
     def from_objects(
@@ -261,22 +265,9 @@ class S3ShardDataset(IterableDataset[Any]):
         mixer = Mixer(self._buffer, seed=self._seed, epoch=epoch, shard=share)
         with closing(pipeline.samples(progress.begin)) as samples:
             for after, sample in mixer.mix(samples, progress):
-                made = self._made(sample)
+                made = transformed(self._transform, sample)
                 self._state = {**state, "shards": shards, "progress": asdict(after)}
                 yield made
-
-    def _made(self, sample: Any) -> Any:
-        if self._transform is None:
-            return sample
-        try:
-            return self._transform(sample)
-        except Exception as exc:
-            where = f"{sample.get('__key__')} of {sample.get('__url__')}" if isinstance(sample, dict) else ""
-            exc.add_note(f"while transforming {where}")
-            if not isinstance(exc, StopIteration):
-                raise
-            # A loader would take it for the end of the data and drop the rest in silence.
-            raise RuntimeError(f"the transform raised StopIteration for {where}") from exc
 
     def _open(self, item: S3BucketKeyData) -> OpenedShard:
         chosen = format_for_key(item.key) if self._format is None else self._format

@@ -7,7 +7,7 @@ Files that follow each other and have the same name up to the first dot of the f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from s3torch.datasets.tar_archive import ArchiveError
 
@@ -31,7 +31,7 @@ class SampleParts:
 
     key: str
     start: int
-    parts: dict[str, object]
+    parts: dict[str, Any]
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -47,7 +47,7 @@ def split_name(name: str) -> tuple[str, str] | None:
     return f"{folder}{slash}{stem}", suffix.lower()
 
 
-def group_members(members: Iterable[TarMember], load: Callable[[TarMember], object]) -> Iterator[SampleParts]:
+def group_members(members: Iterable[TarMember], load: Callable[[TarMember], Any]) -> Iterator[SampleParts]:
     """Yields the samples of an archive in their order.
 
     Args:

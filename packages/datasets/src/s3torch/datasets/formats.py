@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.plugins.manager import shard_formats
+from s3torch.datasets.caching import open_ranges, through
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from s3torch.core import S3BucketKeyData, S3Client, S3Reader, S3ReaderConstructorProtocol
-    from s3torch.core.transfer.source import ObjectSource as RangeSource
+    from s3torch.core.transfer.source import RangeSource
+    from s3torch.datasets.disk_cache import DiskCache
     from s3torch.datasets.sources import ObjectSource
 
 __all__ = [
@@ -39,11 +41,13 @@ class ShardObject:
         client: The client of the dataset.
         item: Where the object is, and what the listing told of it.
         reader_constructor: How whole objects are read.
+        cache: Keeps what was read; ``None`` for no cache.
     """
 
     client: S3Client
     item: S3BucketKeyData
     reader_constructor: S3ReaderConstructorProtocol | None = None
+    cache: DiskCache | None = None
 
     @property
     def uri(self) -> str:
@@ -56,12 +60,12 @@ class ShardObject:
             self.item.bucket,
             self.item.key,
             object_info=self.item.object_info,
-            reader_constructor=self.reader_constructor,
+            reader_constructor=through(self.cache, self.reader_constructor),
         )
 
     def ranges(self) -> RangeSource:
         """Returns the object as a source of ranges."""
-        return self.client.open_ranges(self.item.bucket, self.item.key, object_info=self.item.object_info)
+        return open_ranges(self.client, self.item.bucket, self.item.key, self.item.object_info, self.cache)
 
 
 class ShardPiece(Protocol):

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from s3torch.core import S3BucketKeyData, S3Client, UserAgent
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.ranges import split_range
+from s3torch.datasets.caching import make_cache, open_ranges
 from s3torch.datasets.formats import ShardSource
 from s3torch.datasets.index_store import IndexStore
 from s3torch.datasets.prefetch import check_prefetch
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from typing import Self, SupportsIndex
 
     from s3torch.core import S3ClientConfig
-    from s3torch.core.transfer.source import ObjectRange
+    from s3torch.core.transfer.source import PendingRange
+    from s3torch.datasets.disk_cache import DiskCache
     from s3torch.datasets.sources import ObjectSource
 
 __all__ = ["S3IndexedTarDataset"]
@@ -56,6 +58,9 @@ class S3IndexedTarDataset(Dataset[Any]):
         index_location: An S3 URI or a folder for the indexes; ``None`` keeps each beside its archive.
         save_indexes: Saves the indexes that had to be made.
         prefetch: How many samples of a batch are fetched at once, while they fit in 64 MiB.
+        cache_dir: A folder on a local disk where what was read is kept, for all processes of this machine;
+            the second epoch reads from there. See ``DiskCache``.
+        cache_limit: How many bytes the folder may have; ``None`` for half of what its disk has for it.
 
     Raises:
         ConfigurationError: An argument is wrong.
@@ -72,6 +77,8 @@ class S3IndexedTarDataset(Dataset[Any]):
         index_location: str | os.PathLike[str] | None = None,
         save_indexes: bool = False,
         prefetch: int | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_limit: int | None = None,
     ) -> None:
         if not callable(get_dataset_objects) or not (transform is None or callable(transform)):
             raise ConfigurationError("get_dataset_objects and transform must be callable")
@@ -86,6 +93,7 @@ class S3IndexedTarDataset(Dataset[Any]):
             user_agent=UserAgent(["md/dataset#indexed_tar"]),
             s3client_config=s3client_config,
         )
+        self._cache = make_cache(cache_dir, cache_limit)
         self._archives: _Archives | None = None
 
     @classmethod
@@ -174,7 +182,7 @@ class S3IndexedTarDataset(Dataset[Any]):
         weight = 0
         try:
             for item, index, sample in wanted:
-                waiting.append(_Fetch(self._client, item, index, sample))
+                waiting.append(_Fetch(self._client, item, index, sample, self._cache))
                 weight += sample.stop - sample.start
                 while len(waiting) >= self._prefetch or (len(waiting) > 1 and weight > _BYTES_AHEAD):
                     weight -= waiting[0].length
@@ -212,13 +220,20 @@ class _Archives:
 class _Fetch:
     """The bytes of one sample on their way, in one request, or one for each part of a large sample."""
 
-    def __init__(self, client: S3Client, item: S3BucketKeyData, index: TarIndex, sample: SampleRange) -> None:
+    def __init__(
+        self,
+        client: S3Client,
+        item: S3BucketKeyData,
+        index: TarIndex,
+        sample: SampleRange,
+        cache: DiskCache | None,
+    ) -> None:
         self.length = sample.stop - sample.start
         self._url = f"s3://{item.bucket}/{item.key}"
         self._range = sample
-        source = client.open_ranges(item.bucket, item.key, object_info=index)
+        source = open_ranges(client, item.bucket, item.key, index, cache)
         self._into: memoryview | None = None
-        self._pending: list[ObjectRange] = []
+        self._pending: list[PendingRange] = []
         if self.length <= source.part_size:
             self._pending.append(source.start(sample.start, sample.stop))
             return

@@ -13,8 +13,7 @@ from s3torch.datasets.damage import DamagedShardError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from s3torch.core.transfer.source import ObjectRange
-    from s3torch.core.transfer.source import ObjectSource as RangeSource
+    from s3torch.core.transfer.source import PendingRange, RangeSource
     from s3torch.datasets.formats import ShardObject
 
 __all__ = ["ParquetFormat"]
@@ -71,7 +70,7 @@ class _ParquetShard:
         self._source = shard.ranges()
         size = self._source.known_size
         self._begin = 0 if size is None else max(0, size - _TAIL)
-        self._tail: ObjectRange | None = None
+        self._tail: PendingRange | None = None
         # Without a size, the end is not known before the first answer.
         if size is not None:
             self._tail = self._source.start(self._begin, size)
@@ -182,7 +181,7 @@ class _RowGroup:
 class _Stretch:
     """Bytes of a file from an offset on, here or on their way."""
 
-    def __init__(self, start: int, data: memoryview, pending: Sequence[ObjectRange] = ()) -> None:
+    def __init__(self, start: int, data: memoryview, pending: Sequence[PendingRange] = ()) -> None:
         self.start = start
         self.stop = start + len(data)
         self._data = data

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset
 
 from s3torch.core import S3Client, S3ReaderConstructor, UserAgent
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
+from s3torch.datasets.caching import make_cache
 from s3torch.datasets.damage import DamagedShardError
 from s3torch.datasets.formats import ShardFormat, ShardObject, ShardSource, format_for_key, named_format
 from s3torch.datasets.ordering import Permutation
@@ -76,6 +77,9 @@ class S3ShardDataset(IterableDataset[Any]):
         world_size: The number of ranks.
         on_error: ``"skip"`` leaves out shards that are missing, and the rest of those that changed or are
             damaged, with a warning in the log.
+        cache_dir: A folder on a local disk where what was read is kept, for all processes of this machine, so
+            that the second epoch reads from there; see ``DiskCache``.
+        cache_limit: How many bytes the folder may have; ``None`` for half of what its disk has for it.
 
     Raises:
         ConfigurationError: An argument is wrong.
@@ -98,6 +102,8 @@ class S3ShardDataset(IterableDataset[Any]):
         rank: int | None = None,
         world_size: int | None = None,
         on_error: str = "raise",
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_limit: int | None = None,
     ) -> None:
         if not callable(get_dataset_objects) or not (transform is None or callable(transform)):
             raise ConfigurationError("get_dataset_objects and transform must be callable")
@@ -117,6 +123,7 @@ class S3ShardDataset(IterableDataset[Any]):
         self._skips = on_error == "skip"
         self._given_rank = given_place(rank, world_size)
         self._seen_rank = current_rank()
+        self._cache = make_cache(cache_dir, cache_limit)
         kind = S3ReaderConstructor.get_reader_type_string(reader_constructor)
         self._client = S3Client(
             region,
@@ -271,7 +278,7 @@ class S3ShardDataset(IterableDataset[Any]):
 
     def _open(self, item: S3BucketKeyData) -> OpenedShard:
         chosen = format_for_key(item.key) if self._format is None else self._format
-        return chosen.open(ShardObject(self._client, item, self._reader_constructor))
+        return chosen.open(ShardObject(self._client, item, self._reader_constructor, self._cache))
 
     def _tolerate(self, exc: Exception) -> bool:
         if not self._skips or not isinstance(exc, NotFoundError | ObjectChangedError | DamagedShardError):

@@ -84,6 +84,11 @@ def test_shards_are_shared_out_between_ranks(make):
             assert sum(len(part) for part in shards) == len(KEYS)
 
 
+def test_a_worker_without_shards_is_told(make, caplog):
+    assert list(make(rank=6, world_size=7)) == []
+    assert "there are too few" in caplog.text
+
+
 def test_an_epoch_has_its_own_order(make):
     dataset = make(shuffle=True, shuffle_buffer=5)
     first = list(dataset)

@@ -16,6 +16,7 @@ from s3torch.core import S3BucketKeyData, S3Client, UserAgent
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.ranges import split_range
 from s3torch.datasets.caching import make_cache, open_ranges
+from s3torch.datasets.describe import describe_objects
 from s3torch.datasets.formats import ShardSource
 from s3torch.datasets.index_store import IndexStore
 from s3torch.datasets.prefetch import check_prefetch
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from s3torch.core import S3ClientConfig
     from s3torch.core.transfer.source import PendingRange
+    from s3torch.datasets.describe import DatasetSummary
     from s3torch.datasets.disk_cache import DiskCache
     from s3torch.datasets.sources import ObjectSource
 
@@ -144,6 +146,11 @@ class S3IndexedTarDataset(Dataset[Any]):
         for sample in self._fetched(map(archives.find, range(archives.count))):
             yield transformed(self._transform, sample)
 
+    def describe(self) -> DatasetSummary:
+        """Summarises the archives and counts their samples, from listing and indexes."""
+        archives = self._loaded()
+        return describe_objects(archives.items, estimated_samples=archives.count)
+
     def close(self) -> None:
         """Closes the client of this process; may be called again."""
         self._client.close()
@@ -198,7 +205,7 @@ class _Archives:
     """The archives of a dataset and where their samples are."""
 
     def __init__(self, items: Sequence[S3BucketKeyData], indexes: Sequence[TarIndex]) -> None:
-        self._items = items
+        self.items = items
         self._indexes = indexes
         self._ends = list(accumulate(map(len, indexes)))
         self.count = self._ends[-1] if self._ends else 0
@@ -214,7 +221,7 @@ class _Archives:
         number %= self.count
         shard = bisect_right(self._ends, number)
         index = self._indexes[shard]
-        return self._items[shard], index, index[number - self._ends[shard] + len(index)]
+        return self.items[shard], index, index[number - self._ends[shard] + len(index)]
 
 
 class _Fetch:

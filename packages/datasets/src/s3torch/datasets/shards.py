@@ -15,6 +15,7 @@ from s3torch.core import S3Client, S3ReaderConstructor, UserAgent
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
 from s3torch.datasets.caching import make_cache
 from s3torch.datasets.damage import DamagedShardError
+from s3torch.datasets.describe import describe_objects
 from s3torch.datasets.formats import ShardFormat, ShardObject, ShardSource, format_for_key, named_format
 from s3torch.datasets.ordering import Permutation
 from s3torch.datasets.placement import current_rank, current_worker, given_place
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from s3torch.core import S3BucketKeyData, S3ClientConfig, S3ReaderConstructorProtocol
+    from s3torch.datasets.describe import DatasetSummary
     from s3torch.datasets.formats import OpenedShard
     from s3torch.datasets.sources import ObjectSource
 
@@ -182,6 +184,25 @@ class S3ShardDataset(IterableDataset[Any]):
             self._saved = None
         self._epoch[0] = epoch
 
+    def describe(self, *, count_samples: bool = False) -> DatasetSummary:
+        """Summarises the shards, from their listing.
+
+        Args:
+            count_samples: Reads the shard of median size, counts its samples and estimates from that how many
+                there are in all.
+        """
+        objects = self._listing()
+        known = sorted((item for item in objects if item.object_info), key=_size)
+        if not (count_samples and known):
+            return describe_objects(objects)
+        probe = known[len(known) // 2]
+        found = 0
+        for piece in self._open(probe).pieces():
+            with closing(piece):
+                found += sum(1 for _ in piece.samples(0))
+        total = sum(map(_size, known))
+        return describe_objects(objects, estimated_samples=round(found * total / max(1, _size(probe))))
+
     def close(self) -> None:
         """Closes the client of this process; may be called again."""
         self._client.close()
@@ -256,7 +277,7 @@ class S3ShardDataset(IterableDataset[Any]):
         }
 
     def _run(self, share: Shard, state: dict[str, Any]) -> Iterator[Any]:
-        objects = self._listing(share)
+        objects = self._listing()
         shards = _digest(objects)
         if state["shards"] not in {None, shards}:
             raise ConfigurationError("the state was saved with other shards, or they have changed")
@@ -275,6 +296,8 @@ class S3ShardDataset(IterableDataset[Any]):
                 made = transformed(self._transform, sample)
                 self._state = {**state, "shards": shards, "progress": asdict(after)}
                 yield made
+        if self._state is state and progress == BlockProgress():
+            _log.warning("no samples for %s of %d shards: there are too few", share, len(objects))
 
     def _open(self, item: S3BucketKeyData) -> OpenedShard:
         chosen = format_for_key(item.key) if self._format is None else self._format
@@ -286,11 +309,9 @@ class S3ShardDataset(IterableDataset[Any]):
         _log.warning("leaving out a shard, or the rest of it: %s", exc)
         return True
 
-    def _listing(self, share: Shard) -> list[S3BucketKeyData]:
+    def _listing(self) -> list[S3BucketKeyData]:
         if self._objects is None:
             self._objects = list(self._get_dataset_objects(self._client))
-            if len(self._objects) < share.step:
-                _log.warning("%d shards for %d workers in all", len(self._objects), share.step)
         return self._objects
 
     def _rank(self) -> Place:
@@ -300,6 +321,10 @@ class S3ShardDataset(IterableDataset[Any]):
     def __getstate__(self) -> dict[str, Any]:
         self._rank()
         return self.__dict__.copy()
+
+
+def _size(item: S3BucketKeyData) -> int:
+    return 0 if item.object_info is None else item.object_info.size
 
 
 def _progress(values: Mapping[str, Any]) -> BlockProgress:

@@ -8,7 +8,7 @@ can be read again from where it began, the state of a worker is a few numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -95,10 +95,9 @@ class Mixer:
                 following += islice(samples, 1)
                 if given <= progress.given:
                     continue
-                done = given == len(slots)
-                yield (
-                    BlockProgress(progress.block + 1, end) if done else replace(progress, given=given),
-                    sample,
-                )
+                if given < len(slots):
+                    yield BlockProgress(progress.block, progress.begin, given), sample
+                else:
+                    yield BlockProgress(progress.block + 1, end), sample
             progress = BlockProgress(progress.block + 1, end)
             current = following

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,9 @@ from s3torch.datasets.formats import ShardFormat, ShardObject, ShardSource, form
 from s3torch.datasets.ordering import Permutation
 from s3torch.datasets.placement import current_rank, current_worker, given_place
 from s3torch.datasets.sample_transform import transformed
-from s3torch.datasets.shard_order import BlockProgress, Cursor, Mixer
+from s3torch.datasets.shard_order import BlockProgress, Mixer
 from s3torch.datasets.shard_pipeline import ShardPipeline
+from s3torch.datasets.shard_state import ShardState
 from s3torch.datasets.sharding import Place, Shard
 from s3torch.datasets.sources import ObjectsSource, PrefixSource
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["S3ShardDataset"]
 
 _log = logging.getLogger(__name__)
-_VERSION = 1
 
 
 class S3ShardDataset(IterableDataset[Any]):
@@ -136,8 +136,8 @@ class S3ShardDataset(IterableDataset[Any]):
         # Shared memory, so that persistent workers see the epoch that is set in their parent.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._objects: list[S3BucketKeyData] | None = None
-        self._saved: dict[str, Any] | None = None
-        self._state: dict[str, Any] | None = None
+        self._saved: ShardState | None = None
+        self._state: ShardState | None = None
 
     @classmethod
     def from_prefix(
@@ -180,7 +180,7 @@ class S3ShardDataset(IterableDataset[Any]):
 
         A state that was loaded for another epoch is forgotten.
         """
-        if self._saved is not None and self._saved["epoch"] != epoch:
+        if self._saved is not None and self._saved.epoch != epoch:
             self._saved = None
         self._epoch[0] = epoch
 
@@ -220,24 +220,21 @@ class S3ShardDataset(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         # Decided now, not at the first sample: a group may be gone by then.
-        share = Shard(self._rank(), current_worker())
+        share = self._share()
         saved, self._saved = self._saved, None
-        state = self._begin(share) if saved is None else saved
-        if state["share"] != self._share_of(share):
+        state = ShardState(int(self._epoch), share) if saved is None else replace(saved)
+        if state.share != share:
             raise ConfigurationError(
-                f"the state is that of one worker among {state['share']}, and this is one among "
-                f"{self._share_of(share)}: shards are resumed with the same numbers of ranks and workers"
+                f"the state is that of {state.share}, and this is {share}: shards are resumed with the same "
+                "numbers of ranks and workers"
             )
         self._state = state
-        return self._run(share, state)
+        return self._run(state)
 
     def state_dict(self) -> dict[str, Any]:
         """Tells how far the iteration is that this process started last."""
-        if self._saved is not None:
-            return dict(self._saved)
-        if self._state is None:
-            return self._begin(Shard(self._rank(), current_worker()))
-        return dict(self._state)
+        state = self._saved or self._state or ShardState(int(self._epoch), self._share())
+        return state.to_dict(self._order())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Lets the next iteration go on where a state was saved.
@@ -245,59 +242,34 @@ class S3ShardDataset(IterableDataset[Any]):
         Raises:
             ConfigurationError: It is no such state, or the dataset has another order.
         """
-        try:
-            loaded = {name: state[name] for name in ("epoch", "share", "shards", "progress")}
-            version, order = state["version"], dict(state["order"])
-            _progress(loaded["progress"])
-        except (KeyError, TypeError, ValueError) as exc:
-            raise ConfigurationError(f"this is no state of an S3ShardDataset: {exc!r}") from exc
-        if version != _VERSION:
-            raise ConfigurationError(f"the state has version {version!r}, this release reads {_VERSION}")
-        if order != self._order():
-            raise ConfigurationError(
-                f"the state was saved with {order}, the dataset has {self._order()}: the order would differ"
-            )
-        self._saved = {"version": version, "order": order, **loaded}
-        self._epoch[0] = loaded["epoch"]
+        self._saved = ShardState.from_dict(state, self._order())
+        self._epoch[0] = self._saved.epoch
 
     def _order(self) -> dict[str, Any]:
-        return {"seed": self._seed if self._shuffle else 0, "buffer": self._buffer, "shuffle": self._shuffle}
+        return {"shuffle": self._shuffle, "seed": self._seed if self._shuffle else 0, "buffer": self._buffer}
 
-    def _share_of(self, share: Shard) -> list[int]:
-        return [share.rank.index, share.rank.size, share.worker.index, share.worker.size]
-
-    def _begin(self, share: Shard) -> dict[str, Any]:
-        return {
-            "version": _VERSION,
-            "order": self._order(),
-            "epoch": int(self._epoch),
-            "share": self._share_of(share),
-            "shards": None,
-            "progress": asdict(BlockProgress()),
-        }
-
-    def _run(self, share: Shard, state: dict[str, Any]) -> Iterator[Any]:
+    def _run(self, state: ShardState) -> Iterator[Any]:
         objects = self._listing()
         shards = _digest(objects)
-        if state["shards"] not in {None, shards}:
+        if state.shards not in {"", shards}:
             raise ConfigurationError("the state was saved with other shards, or they have changed")
-        epoch, progress = state["epoch"], _progress(state["progress"])
-        order = Permutation(len(objects), seed=self._seed, epoch=epoch) if self._shuffle else None
+        state.shards = shards
+        order = Permutation(len(objects), seed=self._seed, epoch=state.epoch) if self._shuffle else None
         pipeline = ShardPipeline(
             len(objects),
             lambda place: self._open(objects[place if order is None else order[place]]),
-            share=share,
+            share=state.share,
             ahead=self._ahead,
             tolerate=self._tolerate,
         )
-        mixer = Mixer(self._buffer, seed=self._seed, epoch=epoch, shard=share)
-        with closing(pipeline.samples(progress.begin)) as samples:
-            for after, sample in mixer.mix(samples, progress):
+        mixer = Mixer(self._buffer, seed=self._seed, epoch=state.epoch, shard=state.share)
+        with closing(pipeline.samples(state.progress.begin)) as samples:
+            for after, sample in mixer.mix(samples, state.progress):
                 made = transformed(self._transform, sample)
-                self._state = {**state, "shards": shards, "progress": asdict(after)}
+                state.progress = after
                 yield made
-        if self._state is state and progress == BlockProgress():
-            _log.warning("no samples for %s of %d shards: there are too few", share, len(objects))
+        if state.progress == BlockProgress():
+            _log.warning("no samples for %s of %d shards: there are too few", state.share, len(objects))
 
     def _open(self, item: S3BucketKeyData) -> OpenedShard:
         chosen = format_for_key(item.key) if self._format is None else self._format
@@ -314,6 +286,9 @@ class S3ShardDataset(IterableDataset[Any]):
             self._objects = list(self._get_dataset_objects(self._client))
         return self._objects
 
+    def _share(self) -> Shard:
+        return Shard(self._rank(), current_worker())
+
     def _rank(self) -> Place:
         self._seen_rank = current_rank() or self._seen_rank
         return self._given_rank or self._seen_rank or Place()
@@ -325,10 +300,6 @@ class S3ShardDataset(IterableDataset[Any]):
 
 def _size(item: S3BucketKeyData) -> int:
     return 0 if item.object_info is None else item.object_info.size
-
-
-def _progress(values: Mapping[str, Any]) -> BlockProgress:
-    return BlockProgress(values["block"], Cursor(**values["begin"]), values["given"])
 
 
 def _digest(objects: Iterable[S3BucketKeyData]) -> str:

@@ -84,6 +84,27 @@ def test_shards_are_shared_out_between_ranks(make):
             assert sum(len(part) for part in shards) == len(KEYS)
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("count", [3, 60])
+def test_workers_may_all_yield_the_same_number(make, shuffle, count):
+    options = {"shuffle": shuffle, "shuffle_buffer": 4, "samples_per_worker": count}
+    for rank in range(2):
+        whole = list(make(rank=rank, world_size=2, **options))
+        own = set(make(rank=rank, world_size=2, shuffle=shuffle))
+        assert len(whole) == count
+        assert set(whole) <= own
+        # All come before any comes again.
+        assert len(set(whole[: len(own)])) == min(count, len(own))
+        for stop in range(0, count + 1, 7):
+            dataset = make(rank=rank, world_size=2, **options)
+            taken = list(islice(iter(dataset), stop))
+            again = make(rank=rank, world_size=2, **options)
+            again.load_state_dict(json.loads(json.dumps(dataset.state_dict())))
+            assert taken + list(again) == whole
+    with pytest.raises(ConfigurationError, match="no samples for"):
+        list(make(rank=6, world_size=7, **options))
+
+
 def test_a_worker_without_shards_is_told(make, caplog):
     assert list(make(rank=6, world_size=7)) == []
     assert "there are too few" in caplog.text
@@ -280,6 +301,7 @@ def test_arguments_are_checked(make, memory):
         ({"format": "zip"}, r"unknown format of shards 'zip'; installed are: parquet, tar"),
         ({"shuffle_buffer": 0}, "shuffle_buffer"),
         ({"shards_ahead": -1}, "shards_ahead"),
+        ({"samples_per_worker": 0}, "samples_per_worker"),
         ({"on_error": "ignore"}, "on_error"),
         ({"transform": 3}, "callable"),
     ]:

@@ -62,12 +62,13 @@ class Mixer:
         size: The samples of a block; 1 keeps their order.
         seed: Any integer.
         epoch: Any integer.
+        turn: How often the worker has begun with its shards again in this epoch.
         shard: The share of this worker.
     """
 
-    def __init__(self, size: int, *, seed: int, epoch: int, shard: Shard) -> None:
+    def __init__(self, size: int, *, seed: int, epoch: int, turn: int, shard: Shard) -> None:
         self._size = size
-        self._salt = f"{seed}/{epoch}/{shard.first}/{shard.step}"
+        self._salt = f"{seed}/{epoch}/{turn}/{shard.first}/{shard.step}"
 
     def order(self, block: int, count: int) -> Permutation | range:
         """Returns the order of a block with this many samples."""

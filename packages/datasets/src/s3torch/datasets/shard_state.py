@@ -25,12 +25,16 @@ class ShardState:
         epoch: The number of the epoch.
         share: The share of the worker.
         shards: What tells these shards from others; empty before they were listed.
-        progress: How far the worker is.
+        turn: How often the worker has begun with its shards again in this epoch.
+        taken: How many samples it took in all turns.
+        progress: How far it is in this turn.
     """
 
     epoch: int
     share: Shard
     shards: str = ""
+    turn: int = 0
+    taken: int = 0
     progress: BlockProgress = field(default_factory=BlockProgress)
 
     def to_dict(self, order: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,6 +51,8 @@ class ShardState:
             "rank": [rank.index, rank.size],
             "worker": [worker.index, worker.size],
             "shards": self.shards,
+            "turn": self.turn,
+            "taken": self.taken,
             "progress": asdict(self.progress),
         }
 
@@ -63,6 +69,8 @@ class ShardState:
                 epoch=state["epoch"],
                 share=Shard(Place(*state["rank"]), Place(*state["worker"])),
                 shards=state["shards"],
+                turn=state["turn"],
+                taken=state["taken"],
                 progress=BlockProgress(progress["block"], Cursor(**progress["begin"]), progress["given"]),
             )
         except (KeyError, TypeError, ValueError) as exc:

@@ -6,6 +6,7 @@ import logging
 from contextlib import closing
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +29,7 @@ from s3torch.datasets.sources import ObjectsSource, PrefixSource
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -73,6 +74,9 @@ class S3ShardDataset(IterableDataset[Any]):
         shuffle: Shuffles shards and samples.
         shuffle_buffer: How many samples a worker keeps to mix them; 1 shuffles only the shards.
         seed: The same on all ranks.
+        samples_per_worker: How many samples each worker yields an epoch, so that ranks get the same number
+            and collectives do not hang: it stops there, or goes on with its shards from the beginning.
+            ``None`` yields each sample once.
         shards_ahead: How many shards or row groups are fetched ahead in each worker while they fit in 128
             MiB, of a shard at most the first part until its turn comes.
         rank: This rank, for jobs without a process group; given together with ``world_size``.
@@ -100,6 +104,7 @@ class S3ShardDataset(IterableDataset[Any]):
         shuffle: bool = False,
         shuffle_buffer: int = 1000,
         seed: int = 0,
+        samples_per_worker: int | None = None,
         shards_ahead: int = 2,
         rank: int | None = None,
         world_size: int | None = None,
@@ -111,7 +116,12 @@ class S3ShardDataset(IterableDataset[Any]):
             raise ConfigurationError("get_dataset_objects and transform must be callable")
         if on_error not in {"raise", "skip"}:
             raise ConfigurationError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-        for name, value, lowest in (("shuffle_buffer", shuffle_buffer, 1), ("shards_ahead", shards_ahead, 0)):
+        numbers = (
+            ("shuffle_buffer", shuffle_buffer, 1),
+            ("shards_ahead", shards_ahead, 0),
+            ("samples_per_worker", 1 if samples_per_worker is None else samples_per_worker, 1),
+        )
+        for name, value, lowest in numbers:
             if type(value) is not int or value < lowest:
                 raise ConfigurationError(f"{name} must be an integer from {lowest} on, got {value!r}")
         self._format = named_format(format) if isinstance(format, str) else format
@@ -121,6 +131,7 @@ class S3ShardDataset(IterableDataset[Any]):
         self._shuffle = shuffle
         self._buffer = shuffle_buffer if shuffle else 1
         self._seed = seed
+        self._count = samples_per_worker
         self._ahead = shards_ahead
         self._skips = on_error == "skip"
         self._given_rank = given_place(rank, world_size)
@@ -254,6 +265,19 @@ class S3ShardDataset(IterableDataset[Any]):
         if state.shards not in {"", shards}:
             raise ConfigurationError("the state was saved with other shards, or they have changed")
         state.shards = shards
+        while True:
+            begun = state.taken if state.progress == BlockProgress() else -1
+            yield from self._turn(state, objects)
+            if self._count is None or state.taken >= self._count:
+                break
+            if state.taken == begun:
+                raise ConfigurationError(f"there are no samples for {state.share} of {len(objects)} shards")
+            state.turn, state.progress = state.turn + 1, BlockProgress()
+        if state.taken == 0:
+            _log.warning("no samples for %s of %d shards: there are too few", state.share, len(objects))
+
+    def _turn(self, state: ShardState, objects: Sequence[S3BucketKeyData]) -> Iterator[Any]:
+        """Yields what is left of all samples of this worker, or of the number that was asked for."""
         order = Permutation(len(objects), seed=self._seed, epoch=state.epoch) if self._shuffle else None
         pipeline = ShardPipeline(
             len(objects),
@@ -262,14 +286,14 @@ class S3ShardDataset(IterableDataset[Any]):
             ahead=self._ahead,
             tolerate=self._tolerate,
         )
-        mixer = Mixer(self._buffer, seed=self._seed, epoch=state.epoch, shard=state.share)
+        mixer = Mixer(self._buffer, seed=self._seed, epoch=state.epoch, turn=state.turn, shard=state.share)
+        left = None if self._count is None else max(0, self._count - state.taken)
         with closing(pipeline.samples(state.progress.begin)) as samples:
-            for after, sample in mixer.mix(samples, state.progress):
+            for after, sample in islice(mixer.mix(samples, state.progress), left):
                 made = transformed(self._transform, sample)
                 state.progress = after
+                state.taken += 1
                 yield made
-        if state.progress == BlockProgress():
-            _log.warning("no samples for %s of %d shards: there are too few", state.share, len(objects))
 
     def _open(self, item: S3BucketKeyData) -> OpenedShard:
         chosen = format_for_key(item.key) if self._format is None else self._format

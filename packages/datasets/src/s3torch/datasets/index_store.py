@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 
+from s3torch.core import SequentialS3Reader
 from s3torch.core.errors import NotFoundError
 from s3torch.core.uri import parse_s3_uri
-from s3torch.datasets.prefetch import look_ahead
 from s3torch.datasets.tar_index import INDEX_SUFFIX
 
 if TYPE_CHECKING:
@@ -44,14 +44,18 @@ class IndexStore:
                 path = self._path(self._folder, item)
                 yield path.read_bytes() if path.exists() else None
             return
-        readers = (client.get_object(*self._place(item)) for item in items)
-        with closing(look_ahead(readers, depth=_AHEAD)) as started:
-            for reader in started:
-                try:
-                    with reader:
+        for first in range(0, len(items), _AHEAD):
+            readers = [client.get_object(*self._place(item)) for item in items[first : first + _AHEAD]]
+            with ExitStack() as opened:
+                for reader in readers:
+                    opened.enter_context(reader)
+                    if isinstance(reader, SequentialS3Reader):
+                        reader.prefetch()
+                for reader in readers:
+                    try:
                         yield reader.read()
-                except NotFoundError:
-                    yield None
+                    except NotFoundError:
+                        yield None
 
     def save(self, client: S3Client, item: S3BucketKeyData, data: bytes) -> None:
         """Stores an index, whole or not at all."""

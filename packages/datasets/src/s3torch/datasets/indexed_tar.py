@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
-from s3torch.core import S3BucketKeyData, S3Client, UserAgent
-from s3torch.core.errors import ConfigurationError
 from s3torch.core.ranges import split_range
-from s3torch.datasets.caching import make_cache, open_ranges
+from s3torch.datasets._sample_dataset import SampleDataset
+from s3torch.datasets.caching import open_ranges
 from s3torch.datasets.describe import describe_objects
 from s3torch.datasets.formats import ShardSource
 from s3torch.datasets.index_store import IndexStore
 from s3torch.datasets.prefetch import check_prefetch
 from s3torch.datasets.sample_transform import transformed
-from s3torch.datasets.sources import ObjectsSource, PrefixSource
+from s3torch.datasets.sources import PrefixSource
 from s3torch.datasets.tar_index import SampleRange, TarIndex
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Self, SupportsIndex
 
-    from s3torch.core import S3ClientConfig
+    from s3torch.core import S3BucketKeyData, S3Client, S3ClientConfig
     from s3torch.core.transfer.source import PendingRange
     from s3torch.datasets.describe import DatasetSummary
     from s3torch.datasets.disk_cache import DiskCache
@@ -41,7 +40,7 @@ _log = logging.getLogger(__name__)
 _BYTES_AHEAD = 64 * 1024 * 1024
 
 
-class S3IndexedTarDataset(Dataset[Any]):
+class S3IndexedTarDataset(SampleDataset, Dataset[Any]):
     """The samples of tar archives by their number, each read by one ranged request.
 
     Samples are those of ``S3ShardDataset``. The first question for a length or a sample lists the archives
@@ -82,20 +81,19 @@ class S3IndexedTarDataset(Dataset[Any]):
         cache_dir: str | os.PathLike[str] | None = None,
         cache_limit: int | None = None,
     ) -> None:
-        if not callable(get_dataset_objects) or not (transform is None or callable(transform)):
-            raise ConfigurationError("get_dataset_objects and transform must be callable")
-        self._get_dataset_objects = get_dataset_objects
-        self._transform = transform
+        super().__init__(
+            region,
+            get_dataset_objects,
+            agent="md/dataset#indexed_tar",
+            endpoint=endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            cache_dir=cache_dir,
+            cache_limit=cache_limit,
+        )
         self._store = IndexStore(index_location)
         self._save_indexes = save_indexes
         self._prefetch = max(1, check_prefetch(prefetch))
-        self._client = S3Client(
-            region,
-            endpoint=endpoint,
-            user_agent=UserAgent(["md/dataset#indexed_tar"]),
-            s3client_config=s3client_config,
-        )
-        self._cache = make_cache(cache_dir, cache_limit)
         self._archives: _Archives | None = None
 
     @classmethod
@@ -110,23 +108,6 @@ class S3IndexedTarDataset(Dataset[Any]):
             ConfigurationError: The URI or another argument is wrong.
         """
         return cls(region, ShardSource(PrefixSource.from_uri(s3_uri), (".tar",)), **options)
-
-    @classmethod
-    def from_objects(
-        cls,
-        object_uris: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-        *,
-        region: str | None = None,
-        **options: Any,
-    ) -> Self:
-        """Makes a dataset of the archives with these URIs, in their order.
-
-        The other arguments are those of the class.
-
-        Raises:
-            ConfigurationError: A URI or another argument is wrong.
-        """
-        return cls(region, ObjectsSource.from_uris(object_uris), **options)
 
     def __len__(self) -> int:
         return self._loaded().count
@@ -150,10 +131,6 @@ class S3IndexedTarDataset(Dataset[Any]):
         """Summarises the archives and counts their samples, from listing and indexes."""
         archives = self._loaded()
         return describe_objects(archives.items, estimated_samples=archives.count)
-
-    def close(self) -> None:
-        """Closes the client of this process; may be called again."""
-        self._client.close()
 
     def __getstate__(self) -> dict[str, Any]:
         if get_spawning_popen() is not None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import IterableDataset
 
-from s3torch.core import S3Client, S3ReaderConstructor, UserAgent
+from s3torch.core import S3ReaderConstructor
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
-from s3torch.datasets.caching import make_cache
+from s3torch.datasets._sample_dataset import SampleDataset
 from s3torch.datasets.damage import DamagedShardError
 from s3torch.datasets.describe import describe_objects
 from s3torch.datasets.formats import ShardFormat, ShardObject, ShardSource, format_for_key, named_format
@@ -25,12 +25,11 @@ from s3torch.datasets.shard_order import BlockProgress, Mixer
 from s3torch.datasets.shard_pipeline import ShardPipeline
 from s3torch.datasets.shard_state import ShardState
 from s3torch.datasets.sharding import Place, Shard
-from s3torch.datasets.sources import ObjectsSource, PrefixSource
+from s3torch.datasets.sources import PrefixSource
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from types import TracebackType
     from typing import Self
 
     from s3torch.core import S3BucketKeyData, S3ClientConfig, S3ReaderConstructorProtocol
@@ -43,7 +42,7 @@ __all__ = ["S3ShardDataset"]
 _log = logging.getLogger(__name__)
 
 
-class S3ShardDataset(IterableDataset[Any]):
+class S3ShardDataset(SampleDataset, IterableDataset[Any]):
     """The samples of all shards of a listing, streamed.
 
     A tar archive has samples by the naming of WebDataset: a ``dict`` with ``"__key__"``, ``"__url__"`` and
@@ -112,8 +111,6 @@ class S3ShardDataset(IterableDataset[Any]):
         cache_dir: str | os.PathLike[str] | None = None,
         cache_limit: int | None = None,
     ) -> None:
-        if not callable(get_dataset_objects) or not (transform is None or callable(transform)):
-            raise ConfigurationError("get_dataset_objects and transform must be callable")
         if on_error not in {"raise", "skip"}:
             raise ConfigurationError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
         numbers = (
@@ -124,9 +121,18 @@ class S3ShardDataset(IterableDataset[Any]):
         for name, value, lowest in numbers:
             if type(value) is not int or value < lowest:
                 raise ConfigurationError(f"{name} must be an integer from {lowest} on, got {value!r}")
+        reader_type = S3ReaderConstructor.get_reader_type_string(reader_constructor)
+        super().__init__(
+            region,
+            get_dataset_objects,
+            agent=f"md/dataset#shards md/reader_type#{reader_type}",
+            endpoint=endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            cache_dir=cache_dir,
+            cache_limit=cache_limit,
+        )
         self._format = named_format(format) if isinstance(format, str) else format
-        self._get_dataset_objects = get_dataset_objects
-        self._transform = transform
         self._reader_constructor = reader_constructor
         self._shuffle = shuffle
         self._buffer = shuffle_buffer if shuffle else 1
@@ -136,14 +142,6 @@ class S3ShardDataset(IterableDataset[Any]):
         self._skips = on_error == "skip"
         self._given_rank = given_place(rank, world_size)
         self._seen_rank = current_rank()
-        self._cache = make_cache(cache_dir, cache_limit)
-        kind = S3ReaderConstructor.get_reader_type_string(reader_constructor)
-        self._client = S3Client(
-            region,
-            endpoint=endpoint,
-            user_agent=UserAgent([f"md/dataset#shards md/reader_type#{kind}"]),
-            s3client_config=s3client_config,
-        )
         # Shared memory, so that persistent workers see the epoch that is set in their parent.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._objects: list[S3BucketKeyData] | None = None
@@ -168,23 +166,6 @@ class S3ShardDataset(IterableDataset[Any]):
             PrefixSource.from_uri(s3_uri), None if chosen is None else tuple(chosen.suffixes)
         )
         return cls(region, source, format=chosen, **options)
-
-    @classmethod
-    def from_objects(
-        cls,
-        object_uris: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-        *,
-        region: str | None = None,
-        **options: Any,
-    ) -> Self:
-        """Makes a dataset of the shards with these URIs, in their order.
-
-        The other arguments are those of the class.
-
-        Raises:
-            ConfigurationError: A URI or another argument is wrong.
-        """
-        return cls(region, ObjectsSource.from_uris(object_uris), **options)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of the next iteration, also in workers that run already.
@@ -213,21 +194,6 @@ class S3ShardDataset(IterableDataset[Any]):
                 found += sum(1 for _ in piece.samples(0))
         total = sum(map(_size, known))
         return describe_objects(objects, estimated_samples=round(found * total / max(1, _size(probe))))
-
-    def close(self) -> None:
-        """Closes the client of this process; may be called again."""
-        self._client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[Any]:
         # Decided now, not at the first sample: a group may be gone by then.

@@ -19,6 +19,8 @@ from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChanged
 from s3torch.core.testing.memory import MemoryStore
 from s3torch.datasets import S3ShardDataset
 from s3torch.datasets.damage import DamagedShardError
+from s3torch.datasets.shard_order import BlockProgress, Cursor, Mixer
+from s3torch.datasets.sharding import Shard
 from s3torch.datasets.tar_format import TarFormat
 
 KEYS = [[f"d/{shard}-{number}" for number in range(shard + 2)] for shard in range(6)]
@@ -174,6 +176,23 @@ def test_a_state_resumes_exactly(archives, make_tar, counts, shuffle, buffer, ra
         assert taken == whole
         seen += whole
     assert sorted(seen) == sorted(expected)
+
+
+def test_a_worker_keeps_no_more_samples_than_its_buffer():
+    class Sample:
+        alive = 0
+
+        def __init__(self):
+            Sample.alive += 1
+
+        def __del__(self):
+            Sample.alive -= 1
+
+    mixer = Mixer(10, seed=0, epoch=0, turn=0, shard=Shard())
+    most = 0
+    for _, sample in mixer.mix(((Cursor(), Sample()) for _ in range(100)), BlockProgress()):
+        most = max(most, sample.alive)
+    assert most <= 10 + 2
 
 
 def test_the_size_of_a_state_is_bounded(make):

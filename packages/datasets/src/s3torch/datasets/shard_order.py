@@ -91,6 +91,8 @@ class Mixer:
             end = current[-1][0]
             following: list[tuple[Cursor, Any]] = []
             slots: list[Any] = [sample for _, sample in current]
+            # A sample that was given out is kept by its user alone.
+            current.clear()
             for given, place in enumerate(self.order(progress.block, len(slots)), 1):
                 sample, slots[place] = slots[place], None
                 following += islice(samples, 1)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from s3torch.core.errors import ConfigurationError
+from s3torch.core.errors import ConfigurationError, ObjectChangedError
 from s3torch.datasets import S3ShardDataset
 from s3torch.datasets.damage import DamagedShardError
 from s3torch.datasets.parquet_format import ParquetFormat
@@ -105,6 +105,16 @@ def test_a_file_of_unknown_size(memory, store):
     store.put("data", "a.parquet", parquet(ROWS[:3]))
     dataset = S3ShardDataset.from_objects(["s3://data/a.parquet"], s3client_config=memory)
     assert list(dataset) == ROWS[:3]
+
+
+def test_all_row_groups_are_of_one_version(memory, store):
+    store.put("data", "a.parquet", parquet(ROWS, row_group_size=10))
+    dataset = S3ShardDataset.from_objects("s3://data/a.parquet", s3client_config=memory, shards_ahead=0)
+    samples = iter(dataset)
+    assert next(samples) == ROWS[0]
+    store.put("data", "a.parquet", parquet(ROWS[::-1], row_group_size=10))
+    with pytest.raises(ObjectChangedError):
+        list(samples)
 
 
 def test_only_what_is_wanted_is_asked_for(seaweedfs, fault_proxy, server):

@@ -195,6 +195,17 @@ def test_a_worker_keeps_no_more_samples_than_its_buffer():
     assert most <= 10 + 2
 
 
+def test_a_state_at_the_end_of_an_archive_with_a_short_end_marker(make, store, make_tar):
+    archive = make_tar(files_of(KEYS[0])).rstrip(b"\0")
+    store.put("data", "short/a.tar", archive + bytes(-len(archive) % 512 + 512))
+    dataset = make("s3://data/short/")
+    samples = iter(dataset)
+    taken = [next(samples) for _ in KEYS[0]]
+    again = make("s3://data/short/")
+    again.load_state_dict(dataset.state_dict())
+    assert (taken, list(again)) == (KEYS[0], [])
+
+
 def test_the_size_of_a_state_is_bounded(make):
     dataset = make(shuffle=True)
     samples = iter(dataset)

@@ -65,7 +65,6 @@ class ParquetFormat:
 
 class _ParquetShard:
     def __init__(self, shard: ShardObject, chosen: ParquetFormat) -> None:
-        self._shard = shard
         self._chosen = chosen
         self._source = shard.ranges()
         size = self._source.known_size
@@ -79,7 +78,7 @@ class _ParquetShard:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        item = self._shard.item
+        item = self._source
         if self._tail is None:
             size = self._source.head().size
             self._begin = max(0, size - _TAIL)
@@ -105,7 +104,7 @@ class _ParquetShard:
         except (pa.ArrowException, OSError) as exc:
             raise DamagedShardError.at(item.bucket, item.key, begin, f"the footer: {exc}") from exc
         groups = range(metadata.num_row_groups)
-        return [_RowGroup(self._shard, self._chosen, size, metadata, number, indices) for number in groups]
+        return [_RowGroup(self._source, self._chosen, size, metadata, number, indices) for number in groups]
 
     def close(self) -> None:
         if self._tail is not None:
@@ -117,14 +116,15 @@ class _RowGroup:
 
     def __init__(
         self,
-        shard: ShardObject,
+        source: RangeSource,
         chosen: ParquetFormat,
         file_size: int,
         metadata: Any,
         number: int,
         indices: Sequence[int],
     ) -> None:
-        self._shard = shard
+        # That of the footer, so that both are of the same version of the object.
+        self._source = source
         self._chosen = chosen
         self._file_size = file_size
         self._metadata = metadata
@@ -135,13 +135,12 @@ class _RowGroup:
 
     def prefetch(self) -> None:
         if self._fetched is None:
-            self._fetched = _fetch(self._shard.ranges(), self._ranges)
+            self._fetched = _fetch(self._source, self._ranges)
 
     def samples(self, position: int) -> Iterator[tuple[int, Any]]:
         import pyarrow as pa
 
         self.prefetch()
-        item = self._shard.item
         try:
             table = self._table()
         except S3Error:
@@ -149,7 +148,7 @@ class _RowGroup:
         except (pa.ArrowException, OSError) as exc:
             begin = self._ranges[0].start if self._ranges else 0
             why = f"row group {self._number}: {exc}"
-            raise DamagedShardError.at(item.bucket, item.key, begin, why) from exc
+            raise DamagedShardError.at(self._source.bucket, self._source.key, begin, why) from exc
         finally:
             self.close()
         rows = self._chosen.batch_rows

@@ -52,6 +52,11 @@ class TarMember:
     offset: int
     size: int
 
+    @property
+    def end(self) -> int:
+        """Where the padding behind its bytes ends, and the next header begins."""
+        return self.offset + -(-self.size // _BLOCK) * _BLOCK
+
 
 class ForwardStream:
     """Takes bytes one after the other from a file, with few calls of it.

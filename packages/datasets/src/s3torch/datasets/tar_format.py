@@ -85,12 +85,19 @@ class _TarPiece:
             members = read_members(stream, require_end=self._require_end)
             base = {"__url__": self._shard.uri}
             before: dict[str, Any] | None = None
-            for sample in group_members(members, lambda member: _load(stream, member)):
+            end = position
+
+            def load(member: TarMember) -> bytes:
+                nonlocal end
+                end = member.end
+                return _load(stream, member)
+
+            for sample in group_members(members, load):
                 if before is not None:
                     yield sample.start, before
                 before = {"__key__": sample.key, **base, **sample.parts}
             if before is not None:
-                yield stream.offset, before
+                yield end, before
         except ArchiveError as exc:
             raise DamagedShardError.at(place.bucket, place.key, exc.offset, exc.why) from exc
         except S3Error:

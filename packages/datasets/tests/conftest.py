@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from dataclasses import dataclass
 
 import pytest
@@ -29,6 +31,28 @@ def fill(memory):
                     writer.write(key.encode())
 
         yield put
+
+
+@pytest.fixture
+def store(memory):
+    """The store in memory behind ``memory``."""
+    return MemoryStore.at(memory.endpoint)
+
+
+@pytest.fixture
+def make_tar():
+    """A function that packs names and bytes into a tar archive."""
+
+    def make(files, *, mode="w", **options):
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode=mode, **options) as tar:
+            for name, data in files:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        return archive.getvalue()
+
+    return make
 
 
 @pytest.fixture

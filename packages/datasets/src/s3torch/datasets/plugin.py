@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from s3torch.core.plugins.hookspecs import hookimpl
 
-__all__ = ["s3torch_user_agent"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["s3torch_shard_formats", "s3torch_user_agent"]
+
+
+@hookimpl
+def s3torch_shard_formats() -> Mapping[str, Callable[..., Any]]:
+    """Registers the formats of this package; a format imports what it needs when it is used."""
+    from s3torch.datasets.parquet_format import ParquetFormat
+    from s3torch.datasets.tar_format import TarFormat
+
+    return {"parquet": ParquetFormat, "tar": TarFormat}
 
 
 @hookimpl

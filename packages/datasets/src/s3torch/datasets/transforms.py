@@ -1,13 +1,48 @@
-"""Functions that make samples of unread readers."""
+"""Functions that make samples: of unread readers, or of the parts of a shard's sample.
+
+The decoders take an unread reader, which ``S3MapDataset`` and ``S3IterableDataset`` give to a transform, or
+the ``bytes`` of a part of a sample of ``S3ShardDataset``. All can be pickled, so they work in spawned
+workers::
+
+    S3MapDataset.from_prefix(uri, transform=ImageTensor())
+    S3ShardDataset.from_prefix(uri, transform=DecodeParts({"jpg": ImageTensor(), "cls": decode_text}))
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import io
+import json
+import math
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import torch
+
+from s3torch.core import S3Reader
+from s3torch.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from s3torch.core import S3Reader
+    from collections.abc import Callable, Mapping
 
-__all__ = ["identity"]
+    from PIL.Image import Image
+
+__all__ = [
+    "Compose",
+    "DecodeParts",
+    "ImageTensor",
+    "Images",
+    "RawTensor",
+    "decode_json",
+    "decode_npy",
+    "decode_text",
+    "identity",
+    "read_bytes",
+]
+
+# Those whose samples are whole bytes, and how many a pixel has.
+_CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4, "CMYK": 4, "YCbCr": 3, "HSV": 3}
 
 
 def identity(reader: S3Reader) -> S3Reader:
@@ -17,3 +52,169 @@ def identity(reader: S3Reader) -> S3Reader:
     pickled and holds no memory until it is read.
     """
     return reader
+
+
+def read_bytes(source: S3Reader | bytes) -> bytes:
+    """Returns the bytes as they came."""
+    if isinstance(source, S3Reader):
+        with source:
+            return source.read()
+    return source
+
+
+def decode_text(source: S3Reader | bytes) -> str:
+    """Decodes UTF-8."""
+    return read_bytes(source).decode()
+
+
+def decode_json(source: S3Reader | bytes) -> Any:
+    """Decodes a JSON document."""
+    return json.loads(read_bytes(source))
+
+
+def decode_npy(source: S3Reader | bytes) -> Any:
+    """Decodes an array in the ``.npy`` format; one of Python objects, which could run code, is refused."""
+    import numpy as np
+
+    return np.load(io.BytesIO(read_bytes(source)), allow_pickle=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Compose:
+    """Applies functions one after the other.
+
+    Attributes:
+        steps: The functions; the first takes what the dataset gives.
+    """
+
+    steps: tuple[Callable[[Any], Any], ...]
+
+    def __init__(self, *steps: Callable[[Any], Any]) -> None:
+        object.__setattr__(self, "steps", steps)
+
+    def __call__(self, value: Any) -> Any:
+        """Returns what the last one returns."""
+        for step in self.steps:
+            value = step(value)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeParts:
+    """Decodes parts of samples of shards, by their suffix; other parts stay as they are.
+
+    Attributes:
+        decoders: A function for each suffix, without its dot.
+    """
+
+    decoders: Mapping[str, Callable[[Any], Any]]
+
+    def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns another ``dict`` of the sample."""
+        return {
+            suffix: self.decoders[suffix](part) if suffix in self.decoders else part
+            for suffix, part in sample.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RawTensor:
+    """Makes a tensor of the bytes themselves, without copying them.
+
+    Attributes:
+        dtype: The type of its elements, whose byte order is that of this machine.
+        shape: Its shape, in which one length may be -1; ``None`` for one dimension.
+        writable: The tensor may be changed in place; this copies bytes that had come before they were asked
+            for. Otherwise it shares memory with ``bytes`` and must not be changed; collating, ``.to(device)``
+            and other operations that make new tensors are fine.
+    """
+
+    dtype: torch.dtype = torch.uint8
+    shape: tuple[int, ...] | None = None
+    writable: bool = False
+
+    def __call__(self, source: S3Reader | bytes) -> torch.Tensor:
+        """Returns the tensor.
+
+        Raises:
+            ConfigurationError: The bytes do not fit the type and the shape.
+        """
+        if not self.writable:
+            tensor = _shared(read_bytes(source))
+        elif isinstance(source, S3Reader):
+            with source:
+                buffer = bytearray(source.size)
+                source.readinto(buffer)
+            tensor = _shared(buffer)
+        else:
+            tensor = _shared(bytearray(source))
+        return self._shaped(tensor)
+
+    def _shaped(self, tensor: torch.Tensor) -> torch.Tensor:
+        count = tensor.numel()
+        fixed = math.prod(length for length in self.shape or (-1,) if length != -1) * self.dtype.itemsize
+        free = self.shape is None or -1 in self.shape
+        if (count % fixed if free and fixed else count != fixed) or (free and not fixed):
+            raise ConfigurationError(f"{count} bytes are no {self.dtype} of shape {self.shape}")
+        return tensor.view(self.dtype) if self.shape is None else tensor.view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Decodes images to ``PIL.Image.Image``, in any format that Pillow knows; needs the extra ``images``.
+
+    Attributes:
+        mode: The mode to convert to, as in ``"RGB"`` or ``"L"``; ``None`` keeps that of the file.
+    """
+
+    mode: str | None = "RGB"
+
+    def __call__(self, source: S3Reader | bytes) -> Image:
+        """Returns the image, decoded."""
+        try:
+            from PIL import Image
+        except ImportError as exc:
+            raise ConfigurationError('images need Pillow; pip install "s3torch-datasets[images]"') from exc
+        file: BinaryIO = source if isinstance(source, S3Reader) else io.BytesIO(source)
+        with file, Image.open(file) as image:
+            # Opening reads the head alone.
+            image.load()
+            return image.copy() if self.mode in {None, image.mode} else image.convert(self.mode)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTensor:
+    """Decodes images to tensors of ``uint8``: channels, height, width; needs the extra ``images``.
+
+    Attributes:
+        mode: The mode to convert to; one with a byte for each channel.
+    """
+
+    mode: str = "RGB"
+
+    def __post_init__(self) -> None:
+        if self.mode not in _CHANNELS:
+            raise ConfigurationError(f"mode must be one of {', '.join(_CHANNELS)}, got {self.mode!r}")
+
+    def __call__(self, source: S3Reader | bytes) -> torch.Tensor:
+        """Returns the tensor."""
+        image = Images(self.mode)(source)
+        pixels = _shared(image.tobytes()).view(image.height, image.width, _CHANNELS[self.mode])
+        return pixels.permute(2, 0, 1).contiguous()
+
+
+def _shared(data: bytes | bytearray) -> torch.Tensor:
+    """Makes a tensor that shares memory with the bytes."""
+    # Python has only one object for each of the shortest ones, which nobody may come to change.
+    if len(data) < 2:
+        return torch.tensor(list(data), dtype=torch.uint8)
+    _accept_read_only()
+    return torch.frombuffer(data, dtype=torch.uint8)
+
+
+@cache
+def _accept_read_only() -> None:
+    """Takes torch's warning about memory that is not writable, which comes once in a process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.frombuffer(b"\0\0", dtype=torch.uint8)

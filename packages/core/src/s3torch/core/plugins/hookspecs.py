@@ -23,6 +23,7 @@ __all__ = [
     "s3torch_create_transport",
     "s3torch_prefix_strategies",
     "s3torch_reader_kinds",
+    "s3torch_shard_formats",
     "s3torch_transfer_observers",
     "s3torch_user_agent",
 ]
@@ -65,6 +66,16 @@ def s3torch_prefix_strategies() -> Mapping[str, Callable[..., Any]]:  # type: ig
     Returns:
         For each name a function that takes the options of the strategy and returns a function from the rank
         to the prefix of its files.
+    """
+
+
+@_hookspec
+def s3torch_shard_formats() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
+    """Names formats of shards, objects with many samples, for the datasets of s3torch-datasets.
+
+    Returns:
+        For each name a function that takes the options of the format, all with defaults, and returns a
+        ``s3torch.datasets.formats.ShardFormat``.
     """
 
 

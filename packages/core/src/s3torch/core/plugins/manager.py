@@ -31,6 +31,7 @@ __all__ = [
     "failures",
     "prefix_strategy",
     "reader_kind",
+    "shard_formats",
     "transfer_observers",
     "transport_names",
     "user_agent_tokens",
@@ -92,6 +93,11 @@ def prefix_strategy(name: str) -> Callable[..., Any]:
     return _named("prefix strategy", name, _plugins.get().ask("s3torch_prefix_strategies"))
 
 
+def shard_formats() -> dict[str, Callable[..., Any]]:
+    """Returns what makes formats of shards, by their names."""
+    return _merged(_plugins.get().ask("s3torch_shard_formats"))
+
+
 def user_agent_tokens() -> list[str]:
     """Lists the tokens that plugins add to the ``User-Agent`` header."""
     return sorted({token for token in _plugins.get().ask("s3torch_user_agent") if token})
@@ -117,13 +123,15 @@ def _find_transport(name: str) -> EntryPoint:
 
 
 def _named(what: str, name: str, found: list[Mapping[str, Callable[..., Any]]]) -> Callable[..., Any]:
-    merged: dict[str, Callable[..., Any]] = {
-        key: value for mapping in reversed(found) for key, value in mapping.items()
-    }
+    merged = _merged(found)
     if name not in merged:
         installed = ", ".join(sorted(merged)) or "none"
         raise ConfigurationError(f"unknown {what} {name!r}; installed are: {installed}")
     return merged[name]
+
+
+def _merged(found: list[Mapping[str, Callable[..., Any]]]) -> dict[str, Callable[..., Any]]:
+    return {key: value for mapping in reversed(found) for key, value in mapping.items()}
 
 
 def _new_manager() -> pluggy.PluginManager:

@@ -77,3 +77,10 @@ def test_tqdm_shows_the_count(memory, fill, capsys):
     assert "listing: 2 objects" in capsys.readouterr().err
     with pytest.raises(ConfigurationError, match="report must be"):
         ReportedSource(source, "rich")
+
+
+def test_datasets_of_objects_describe_themselves(memory, fill):
+    fill("a.jpg", "b.jpg")
+    summary = S3MapDataset.from_prefix("s3://data/", region="us-east-1", s3client_config=memory).describe()
+    assert (summary.objects, summary.bytes, summary.estimated_samples) == (2, 10, 2)
+    assert summary.suffixes == {".jpg": 2}

@@ -233,16 +233,13 @@ def test_the_second_epoch_asks_s3_nothing(tmp_path, seaweedfs, server, fault_pro
     client.close()
     proxy = fault_proxy(seaweedfs)
     options = {"region": seaweedfs.region, "endpoint": proxy.endpoint}
-    if kind in {"stream", "indexed", "parquet"}:
-        cls = S3IndexedTarDataset if kind == "indexed" else S3ShardDataset
-        options |= {"cache_dir": tmp_path}
-    else:
-        cls = S3IterableDataset if kind == "iterable" else S3MapDataset
-        inner = S3ReaderConstructor.range_based() if kind == "range_based" else None
-        options |= {
-            "reader_constructor": CachedReaders(DiskCache(tmp_path), inner),
-            "transform": methodcaller("read"),
-        }
+    cls = {"iterable": S3IterableDataset, "indexed": S3IndexedTarDataset}.get(kind, S3ShardDataset)
+    cls = S3MapDataset if kind in {"map", "range_based"} else cls
+    options |= {"cache_dir": tmp_path, "cache_limit": 10**9}
+    if cls in {S3MapDataset, S3IterableDataset}:
+        options["transform"] = methodcaller("read")
+    if kind == "range_based":
+        options["reader_constructor"] = S3ReaderConstructor.range_based()
     dataset = cls.from_prefix(f"s3://{bucket}/", **options)
     first = list(dataset)
     before = len(proxy.requests("GET", key=None))

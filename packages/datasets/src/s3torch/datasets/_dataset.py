@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from s3torch.core import S3Client, S3ReaderConstructor, UserAgent, parse_s3_uri
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
 from s3torch.datasets._opening import Opener
 from s3torch.datasets._tally import Tally
+from s3torch.datasets.caching import make_cache, through
+from s3torch.datasets.describe import describe_objects
 from s3torch.datasets.hedging import Hedging
 from s3torch.datasets.manifest import Manifest, ManifestSource
 from s3torch.datasets.shared_listing import SharedFolder, SharedListing
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     from s3torch.core import S3BucketKeyData, S3Reader
     from s3torch.datasets._settings import Settings
+    from s3torch.datasets.describe import DatasetSummary
     from s3torch.datasets.sources import ObjectSource
     from s3torch.datasets.table import ObjectTable
 
@@ -37,6 +41,9 @@ class S3Dataset:
     def __init__(self, region: str | None, get_dataset_objects: ObjectSource, settings: Settings) -> None:
         if not callable(get_dataset_objects):
             raise ConfigurationError(f"get_dataset_objects must be callable, got {get_dataset_objects!r}")
+        # One cache for all readers, so that it warns once.
+        cache = make_cache(settings.cache_dir, settings.cache_limit)
+        settings = replace(settings, reader_constructor=through(cache, settings.reader_constructor))
         self._region = region
         self._get_dataset_objects = get_dataset_objects
         self._settings = settings
@@ -96,6 +103,11 @@ class S3Dataset:
     def manifest(self) -> Manifest:
         """Lists the objects of this dataset, as they are now, for ``Manifest.save`` and ``from_manifest``."""
         return Manifest.build(lambda _: self._list_whole(), self._client)
+
+    def describe(self) -> DatasetSummary:
+        """Summarises the objects, from their listing: how many, how large, with which suffixes."""
+        objects = self._listing()
+        return describe_objects(objects, estimated_samples=len(objects))
 
     @property
     def client(self) -> S3Client:

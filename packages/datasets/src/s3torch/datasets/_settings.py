@@ -15,6 +15,7 @@ from s3torch.datasets.selection import Selection
 from s3torch.datasets.transforms import identity
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
 
     from s3torch.core import S3ClientConfig, S3Reader, S3ReaderConstructorProtocol
@@ -30,6 +31,8 @@ class ReadOptions(TypedDict, total=False):
     on_error: OnError
     hedge_after: float | str | None
     select: Selection | None
+    cache_dir: str | os.PathLike[str] | None
+    cache_limit: int | None
 
 
 class IterableOptions(ReadOptions, total=False):
@@ -54,6 +57,8 @@ class Settings:
     on_error: OnError = "raise"
     hedge_after: float | str | None = None
     select: Selection | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    cache_limit: int | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.transform):

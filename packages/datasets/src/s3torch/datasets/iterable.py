@@ -73,6 +73,8 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
             warning in the log and a count in ``skipped``. ``hedge_after`` sends a second request for a small
             object whose answer is late, by seconds or by a quantile of the last answers, as in ``"p95"``; the
             first answer wins, and ``hedged`` counts. ``select``, a ``Selection``, leaves out objects.
+            ``cache_dir`` keeps what was read in a folder on a local disk, of at most ``cache_limit`` bytes,
+            so that the second epoch reads from there.
 
     Raises:
         ConfigurationError: An argument is wrong.

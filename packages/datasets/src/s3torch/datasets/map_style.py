@@ -57,7 +57,9 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
             in the log and a count in ``skipped``; a single ``dataset[i]`` always raises. ``hedge_after``
             sends a second request for a small object whose answer is late, by seconds or by a quantile of
             the last answers, as in ``"p95"``; the first answer wins, and ``hedged`` counts. ``select``, a
-            ``Selection``, leaves out objects.
+            ``Selection``, leaves out objects. ``cache_dir`` keeps what was
+            read in a folder on a local disk, of at most ``cache_limit`` bytes, so that the second epoch reads
+            from there.
 
     Raises:
         ConfigurationError: An argument is wrong.

@@ -185,14 +185,14 @@ class Connection:
 
     def _receive_head(self) -> ResponseHead:
         end = self._ahead.find(_HEAD_END)
-        while end < 0:
-            if len(self._ahead) > MAX_HEAD:
-                raise S3ConnectionError(f"the head of the answer is longer than {MAX_HEAD} bytes")
+        while end < 0 and len(self._ahead) <= MAX_HEAD:
             piece = self._socket.receive(_RECEIVE)
             if not piece:
                 raise ConnectionResetError("the server closed the connection before its answer was whole")
             self._ahead += piece
             end = self._ahead.find(_HEAD_END)
+        if not 0 <= end <= MAX_HEAD:
+            raise S3ConnectionError(f"the head of the answer is longer than {MAX_HEAD} bytes")
         head = response_head(self._ahead[:end])
         self._ahead = self._ahead[end + len(_HEAD_END) :]
         return head

@@ -169,7 +169,7 @@ class Connection:
         while start < size:
             with data[start : start + _SEND] as piece:
                 count = self._socket.send(piece)
-            patience.sent(count)
+            patience.moved(count)
             start += count
             if start < size and self._socket.has_answer():
                 answer = self._receive_head()

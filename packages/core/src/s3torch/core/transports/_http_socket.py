@@ -13,7 +13,13 @@ import ssl
 import struct
 import time
 from contextlib import suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+A = TypeVar("A")
+T = TypeVar("T")
 
 # How often a send that makes no way looks whether there is an answer already.
 _TICK_SECONDS = 1.0
@@ -124,20 +130,24 @@ class TlsSocket:
         self._timeout = timeout
         # What came while it was only asked whether something has come.
         self._ahead = b""
-        wrapped.settimeout(timeout)
+        self._tick = min(timeout, _TICK_SECONDS)
+        wrapped.settimeout(self._tick)
         self._poll = select.poll()
         self._poll.register(wrapped, select.POLLIN)
 
     def send(self, data: bytes | memoryview) -> int:
-        """Sends a record or more."""
-        return self._socket.send(data)
+        """Waits until the kernel has taken all of it, or for a tick; then the same has to be sent again."""
+        try:
+            return self._socket.send(data)
+        except TimeoutError:
+            return 0
 
     def receive(self, limit: int, *, whole: bool = False) -> bytes:  # noqa: ARG002 - A record is all there is.
         """Receives the content of a record."""
         if self._ahead:
             piece, self._ahead = self._ahead[:limit], self._ahead[limit:]
             return piece
-        return self._socket.recv(limit)
+        return self._patiently(self._socket.recv, limit)
 
     def receive_into(self, view: memoryview) -> int:
         """Receives the content of a record."""
@@ -145,7 +155,7 @@ class TlsSocket:
             piece = self.receive(len(view))
             view[: len(piece)] = piece
             return len(piece)
-        return self._socket.recv_into(view)
+        return self._patiently(self._socket.recv_into, view)
 
     def has_answer(self) -> bool:
         """Tells whether there is content to receive, or the end; a session ticket is neither."""
@@ -157,7 +167,7 @@ class TlsSocket:
         except ssl.SSLWantReadError:
             return False
         finally:
-            self._socket.settimeout(self._timeout)
+            self._socket.settimeout(self._tick)
         return True
 
     def is_alive(self) -> bool:
@@ -178,9 +188,19 @@ class TlsSocket:
         self.interrupt()
         self._socket.close()
 
+    def _patiently(self, receive: Callable[[A], T], argument: A) -> T:
+        ticks = 0
+        while True:
+            try:
+                return receive(argument)
+            except TimeoutError:
+                ticks += 1
+                if ticks * self._tick >= self._timeout:
+                    raise _stalled(self._timeout) from None
+
 
 class Patience:
-    """Measures how long a send has made no way.
+    """Measures for how long no byte has moved.
 
     Args:
         timeout: Seconds after which that is too long.
@@ -190,11 +210,11 @@ class Patience:
         self._timeout = timeout
         self._since = time.monotonic()
 
-    def sent(self, count: int) -> None:
-        """Takes note of a send.
+    def moved(self, count: int) -> None:
+        """Takes note that so many bytes have moved.
 
         Raises:
-            TimeoutError: No byte was sent for too long.
+            TimeoutError: None has for too long.
         """
         now = time.monotonic()
         if count:

@@ -6,6 +6,7 @@ import socket
 import ssl
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -82,6 +83,13 @@ def serve(certificates, monkeypatch):
         one.close()
 
 
+def end(connected, *, in_order):
+    if in_order:
+        with suppress(OSError):  # The client need not answer that in TLS.
+            connected.unwrap()
+    connected.close()
+
+
 def test_bytes_go_to_and_from_a_real_server(connect, monkeypatch):
     data = bytes(range(256)) * (9 * MIB // 256)
     with start_seaweedfs(tls=True) as server:
@@ -155,13 +163,30 @@ def test_a_body_that_stalls_is_a_timeout(connect, serve):
     done.set()
 
 
-def test_a_body_that_breaks_off_is_an_error(connect, serve):
+@pytest.mark.parametrize("with_buffer", [True, False])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_body_that_breaks_off_is_an_error(connect, serve, with_buffer, in_order):
     def close_early(connected):
         connected.sendall(HEAD + b"x" * 1000)
-        connected.close()
+        end(connected, in_order=in_order)
 
+    into = memoryview(bytearray(SIZE)) if with_buffer else None
     with pytest.raises((TruncatedError, S3ConnectionError)):
-        connect(serve(close_early), max_attempts=1).get("bucket", "key").result(PATIENCE)
+        connect(serve(close_early), max_attempts=1).get("bucket", "key", into=into).result(PATIENCE)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_body_without_a_length_ends_only_as_tls_ends(connect, serve, in_order):
+    def answer(connected):
+        connected.sendall(b"HTTP/1.1 200 OK\r\n\r\nwhole")
+        end(connected, in_order=in_order)
+
+    transfer = connect(serve(answer), max_attempts=1).get("bucket", "key")
+    if in_order:
+        assert transfer.result(PATIENCE).data == b"whole"
+    else:
+        with pytest.raises(S3ConnectionError):
+            transfer.result(PATIENCE)
 
 
 def test_an_answer_before_the_end_of_an_upload_is_read(connect, serve):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from s3torch.core._process import Birthplace
 from s3torch.core.errors import S3ConnectionError, TruncatedError
 from s3torch.core.ranges import KIB, MIB
 from s3torch.core.transports._http_chunks import ChunkedDecoder
@@ -39,6 +40,7 @@ class Connection:
         self.origin = origin
         self.reused = False
         self.idle_since = 0.0
+        self._birthplace = Birthplace()
         self._socket = connected
         self._timeout = timeout
         # What was received beyond what was asked for.
@@ -65,7 +67,9 @@ class Connection:
         self._socket.close()
 
     def __del__(self) -> None:
-        self.close()
+        # In a forked child it is the parent that goes on to use it.
+        if self._birthplace.is_here:
+            self.close()
 
     def rest(self) -> None:
         """Takes note that it is idle from now on."""

@@ -7,8 +7,8 @@ start, none to lose in a fork.
 
 Its processor time for a byte is about that of the copy out of the kernel, half of what ``crt`` takes; for a
 small object it is half as well. Over TLS Python decrypts records of 16 KiB, which takes about as long as in
-``crt``, and the interpreter's lock for a moment each. Each transfer under way takes a thread and a connection,
-as many as ``throughput_target_gbps`` asks for at 0.4 Gbit/s each, from 10 to 64.
+``crt``, and the interpreter's lock for a moment each. Each transfer under way takes a thread and a
+connection, as many as ``throughput_target_gbps`` asks for at 0.4 Gbit/s each, from 10 to 64.
 
 Certificates are checked against ``AWS_CA_BUNDLE``, else against those of the machine, else those of botocore.
 Proxies are not known; ``boto`` takes them from the environment.

@@ -78,7 +78,9 @@ def test_it_is_the_signature_of_botocore(method, key, query, lines, token, regio
 
 def test_keys_of_directory_buckets_have_a_header_of_their_own():
     keys = Credentials(KEYS.access_key, KEYS.secret_key, "token")
-    endpoint = BucketEndpoint("https", "b--x-s3.example.com", "/", "us-east-1", "s3express")
+    endpoint = BucketEndpoint(
+        "https", "b--x-s3.example.com", "/", "us-east-1", "s3express", session_auth=True
+    )
     found = by_us("GET", "/key", [("Host", endpoint.host)], endpoint, keys)
     assert found["x-amz-s3session-token"] == "token"
     assert "x-amz-security-token" not in found

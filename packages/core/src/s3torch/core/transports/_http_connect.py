@@ -1,4 +1,4 @@
-"""How the ``http`` transport reaches a host: its addresses in turn, TCP, TLS."""
+"""How the ``http`` transport reaches a host: its addresses in turn, proxies, TCP, TLS."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from s3torch.core.errors import S3ConnectionError
 from s3torch.core.transports._http_connection import Connection
+from s3torch.core.transports._http_proxy import Proxy
 from s3torch.core.transports._http_socket import PlainSocket
 from s3torch.core.transports._http_tls import TlsSocket, trusting_context
 
@@ -47,17 +48,30 @@ class Connector:
             OSError: There is no connection to be had in time.
         """
         deadline = time.monotonic() + self._connect_timeout
-        connected = self._connect_tcp(scheme, host, deadline)
+        proxy = Proxy.of_environment(scheme, host)
+        if proxy is None:
+            connected = self._connect_tcp(scheme, host, deadline)
+        else:
+            connected = self._connect_tcp("http", proxy.host, deadline)
         try:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             plain = PlainSocket(connected, max(0.001, deadline - time.monotonic()))
-            name = urlsplit(f"//{host}").hostname or host
-            secure = TlsSocket(plain, self._tls_context(), name) if scheme == "https" else None
+            secure = self._secure(plain, host, proxy) if scheme == "https" else None
             plain.set_timeout(self._read_timeout)
         except BaseException:
             connected.close()
             raise
-        return Connection((scheme, host), secure or plain, self._read_timeout)
+        connection = Connection((scheme, host), secure or plain, self._read_timeout)
+        if proxy is not None and secure is None:
+            connection.target_prefix, connection.headers = f"{scheme}://{host}", proxy.headers
+        return connection
+
+    def _secure(self, plain: PlainSocket, host: str, proxy: Proxy | None) -> TlsSocket:
+        name = urlsplit(f"//{host}").hostname or host
+        if proxy is not None:
+            has_port = urlsplit(f"//{host}").port is not None
+            proxy.open_tunnel(plain, host if has_port else f"{host}:{_PORTS['https']}")
+        return TlsSocket(plain, self._tls_context(), name)
 
     def _connect_tcp(self, scheme: str, host: str, deadline: float) -> socket.socket:
         """Tries the addresses of a host, the next one first, while there is time."""

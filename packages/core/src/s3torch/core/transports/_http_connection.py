@@ -34,12 +34,16 @@ class Connection:
         origin: What it is connected to; equal origins can share connections.
         reused: Whether it has served a request already.
         idle_since: When it was given back, by the monotonic clock.
+        target_prefix: What a proxy wants before the path.
+        headers: What a proxy wants besides.
     """
 
     def __init__(self, origin: tuple[str, str], connected: ByteSocket, timeout: float) -> None:
         self.origin = origin
         self.reused = False
         self.idle_since = 0.0
+        self.target_prefix = ""
+        self.headers: tuple[tuple[str, str], ...] = ()
         self._birthplace = Birthplace()
         self._socket = connected
         self._timeout = timeout

@@ -12,7 +12,7 @@ from s3torch.core.transports._http_connections import Connections
 from s3torch.core.transports._http_exchange import refusal
 from s3torch.core.transports._http_head import request_head
 from s3torch.core.transports._http_signing import Signer
-from s3torch.core.transports._retries import backoff, has_expired, may_succeed_now, tell_retry
+from s3torch.core.transports._retries import backoff, has_expired, may_succeed_now
 
 if TYPE_CHECKING:
     from s3torch.core.models import BucketEndpoint, Credentials
@@ -74,7 +74,7 @@ class Sender:
                 seconds = backoff(attempt, error)
             else:
                 return exchange.recover(error)
-            tell_retry(self._context.on_retry, transfer, attempt=attempt, error=error, seconds=seconds)
+            self._tell(transfer, attempt, error, seconds)
             transfer.pause(seconds)
 
     def close(self) -> None:
@@ -124,7 +124,7 @@ class Sender:
         try:
             uploads = exchange.method in {"PUT", "POST"}
             size = (0 if buffer is None else len(buffer)) if uploads else None
-            head = self._head(exchange, size, endpoint, credentials)
+            head = self._head(exchange, connection, size, endpoint, credentials)
             answer = connection.ask(head, buffer if uploads else None)
             if answer.status >= _FIRST_ERROR_STATUS:
                 raise refusal(exchange, answer, connection.body(answer, _MAX_ERROR_BODY))
@@ -135,6 +135,7 @@ class Sender:
     def _head(
         self,
         exchange: Exchange[Any],
+        connection: Connection,
         size: int | None,
         endpoint: BucketEndpoint,
         credentials: Credentials | None,
@@ -150,7 +151,21 @@ class Sender:
             headers += self._signer.sign(
                 exchange.method, target, headers, endpoint=endpoint, credentials=credentials
             )
-        return request_head(exchange.method, target, headers)
+        headers += connection.headers
+        return request_head(exchange.method, connection.target_prefix + target, headers)
+
+    def _tell(self, transfer: PooledTransfer[Any], attempt: int, error: S3Error, seconds: float) -> None:
+        listener = self._context.on_retry
+        if listener is not None:
+            listener(
+                operation=transfer.operation,
+                bucket=transfer.bucket,
+                key=transfer.key,
+                attempt=attempt,
+                error=error,
+                seconds=seconds,
+                transfer=transfer,
+            )
 
 
 def _about(error: S3Error, exchange: Exchange[Any]) -> S3Error:

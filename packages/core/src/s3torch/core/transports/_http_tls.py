@@ -142,11 +142,12 @@ class TlsSocket:
 
 
 def trusting_context() -> ssl.SSLContext:
-    """Makes the context that trusts ``AWS_CA_BUNDLE``, else what this machine trusts.
+    """Makes the context that trusts the bundle of the environment, else what this machine trusts.
 
     Raises:
         TransportError: The bundle cannot be used.
     """
+    # As botocore does for the control plane.
     variable = "AWS_CA_BUNDLE" if os.environ.get("AWS_CA_BUNDLE") else "REQUESTS_CA_BUNDLE"
     bundle = os.environ.get(variable) or None
     try:

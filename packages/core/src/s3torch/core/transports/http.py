@@ -10,8 +10,8 @@ small object it is half as well. Over TLS Python decrypts records of 16 KiB, whi
 ``crt``, and the interpreter's lock for a moment each. Each transfer under way takes a thread and a
 connection, as many as ``throughput_target_gbps`` asks for at 0.4 Gbit/s each, from 10 to 64.
 
-Certificates are checked against ``AWS_CA_BUNDLE``, else against those of the machine, else those of botocore.
-Proxies are not known; ``boto`` takes them from the environment.
+Certificates are checked against ``AWS_CA_BUNDLE`` or ``REQUESTS_CA_BUNDLE``, else against those of the
+machine, else those of botocore. ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY`` are heeded.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ def _print_table(question: Question, figures: dict[str, list[Figures]]) -> None:
             name,
             f"{question.units / seconds:,.2f}",
             f"{median(base, 'seconds') / seconds:.2f}x",
-            f"{cpu / question.units:.4f}",
+            f"{cpu / question.units:.3g}",
             f"{cpu / median(base, 'cpu_seconds'):.2f}x",
             f"{median(name, 'peak_bytes') / MIB:.0f}",
             f"{median(name, 'peak_bytes') / question.size:.2f}" if question.size else "",

@@ -137,3 +137,61 @@ def test_the_interpreter_does_not_wait_for_a_server(python, stub, answer):
     began = time.monotonic()
     assert python(code, stub.endpoint).stdout == "end\n"
     assert time.monotonic() - began < 30  # The server stalls for 60.
+
+
+@pytest.fixture
+def busy_pool():
+    """A pool whose only thread is busy."""
+    pool = TransferPool(1, name="s3torch-pool-test")
+    go_on = threading.Event()
+    pool.start(transfer_of(lambda _: go_on.wait(PATIENCE)))
+    yield pool
+    go_on.set()
+    pool.close()
+
+
+def test_whoever_waits_for_work_that_nobody_has_begun_does_it(busy_pool):
+    transfer = busy_pool.start(transfer_of(lambda _: threading.get_ident()))
+    assert transfer.result() == threading.get_ident()
+    assert transfer.result(0) == threading.get_ident()
+
+
+def test_errors_of_work_that_is_done_by_whoever_waits(busy_pool):
+    with pytest.raises(ZeroDivisionError):
+        busy_pool.start(transfer_of(lambda _: 1 // 0)).result()
+
+
+def test_work_that_is_done_by_whoever_waits_can_be_cancelled(busy_pool):
+    begun = threading.Event()
+
+    def work(transfer):
+        begun.set()
+        transfer.pause(PATIENCE)
+
+    transfer = busy_pool.start(transfer_of(work))
+
+    def cancel():
+        begun.wait(PATIENCE)
+        transfer.cancel()
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    with pytest.raises(TransferCancelledError):
+        transfer.result()
+    canceller.join()
+
+
+def test_callbacks_run_on_a_thread_of_the_pool(busy_pool):
+    called = []
+    ended = threading.Event()
+
+    def note(_):
+        called.append(threading.current_thread().name)
+        ended.set()
+
+    def work(transfer):
+        transfer.add_done_callback(note)
+
+    busy_pool.start(transfer_of(work)).result()
+    assert ended.wait(PATIENCE)
+    assert called[0].startswith("s3torch-pool-test")

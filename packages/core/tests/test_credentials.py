@@ -1,4 +1,4 @@
-"""Every source of credentials at the wire: who signs a read, and who signs a HEAD, by all transports."""
+"""Every source of credentials at the wire: who signs a read, and who signs a HEAD."""
 
 from __future__ import annotations
 
@@ -140,13 +140,17 @@ def signer(request):
     return access_key, request.headers.get("x-amz-security-token")
 
 
-@pytest.fixture(params=["crt", "boto", "http"])
+every_transport = pytest.mark.parametrize("signed", ["crt", "boto", "http"], indirect=True)
+
+
+@pytest.fixture
 def signed(request, moto, fault_proxy):
-    signed = Signed(moto, fault_proxy(moto), request.param)
+    signed = Signed(moto, fault_proxy(moto), getattr(request, "param", "crt"))
     yield signed
     signed.close()
 
 
+@every_transport
 def test_nobody(signed, moto):
     boto = moto.client()
     boto.put_bucket_acl(Bucket=signed.bucket, ACL="public-read")
@@ -155,6 +159,7 @@ def test_nobody(signed, moto):
     assert signed.signers(unsigned=True) == [(None, None)] * 2
 
 
+@every_transport
 def test_keys_of_the_environment(signed, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "env-key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
@@ -254,6 +259,7 @@ def test_a_function(signed, monkeypatch):
     assert found == [("function-key", "t")] * 2
 
 
+@every_transport
 def test_keys_that_end_are_renewed_while_a_client_lives(signed, issuer, monkeypatch):
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{issuer.url}/keys")
     issuer.lives = [SHORT, SHORT, LONG]
@@ -263,6 +269,15 @@ def test_keys_that_end_are_renewed_while_a_client_lives(signed, issuer, monkeypa
     assert issuer.issued == 3
 
 
+def test_keys_that_a_listing_is_refused_with_are_renewed_once(signed, issuer, monkeypatch):
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{issuer.url}/keys")
+    client = signed.client()
+    signed.proxy.add(Fault.expired_token(), method="GET", times=1)
+    assert [info.key for page in client.list_objects(signed.bucket) for info in page.object_info] == ["key"]
+    assert [signer(request)[0] for request in signed.proxy.requests("GET")] == ["key-1", "key-2"]
+
+
+@every_transport
 def test_keys_that_are_refused_are_renewed_once(signed, issuer, monkeypatch):
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{issuer.url}/keys")
     client = signed.client()
@@ -313,6 +328,7 @@ def test_a_role_that_is_refused(signed, sts, files):
         signed.client(profile="work").get_object(signed.bucket, "key").read()
 
 
+@every_transport
 def test_a_secret_shows_up_nowhere(signed, issuer, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG, logger="s3torch")
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{issuer.url}/keys")

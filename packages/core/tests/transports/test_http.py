@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -57,10 +58,11 @@ def serve():
         sockets.append(listener)
 
         def accept():
-            for function in connections:
-                connected, _ = listener.accept()
-                sockets.append(connected)
-                function(connected)
+            with suppress(OSError):  # The client may go away at any time.
+                for function in connections:
+                    connected, _ = listener.accept()
+                    sockets.append(connected)
+                    function(connected)
 
         threading.Thread(target=accept, daemon=True).start()
         return "http://{}:{}".format(*listener.getsockname())
@@ -74,7 +76,8 @@ def head_from(connected):
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         piece = connected.recv(1)
-        assert piece
+        if not piece:
+            raise ConnectionResetError
         head += piece
     return head.decode()
 
@@ -221,10 +224,7 @@ def test_after_cancelling_a_buffer_is_not_touched_any_more(connect, serve, how, 
         connected.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * (size // 2))
         half_sent.set()
         go_on.wait(PATIENCE)
-        try:
-            connected.sendall(b"y" * (size // 2))
-        except OSError:
-            return
+        connected.sendall(b"y" * (size // 2))
 
     transport = connect(serve(stall_in_the_middle))
     buffer = bytearray(size)

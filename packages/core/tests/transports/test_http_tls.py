@@ -63,17 +63,15 @@ def serve(certificates, monkeypatch):
         sockets.append(listener)
 
         def accept():
-            connected, _ = listener.accept()
-            try:
+            with suppress(OSError):  # The client may go away at any time.
+                connected, _ = listener.accept()
+                sockets.append(connected)
                 wrapped = context.wrap_socket(connected, server_side=True)
-            except OSError:
-                connected.close()
-                return
-            sockets.append(wrapped)
-            head = b""
-            while not head.endswith(b"\r\n\r\n"):
-                head += wrapped.recv(1)
-            function(wrapped)
+                sockets.append(wrapped)
+                head = b""
+                while not head.endswith(b"\r\n\r\n"):
+                    head += wrapped.recv(1)
+                function(wrapped)
 
         threading.Thread(target=accept, daemon=True).start()
         return f"https://127.0.0.1:{listener.getsockname()[1]}"
@@ -133,10 +131,7 @@ def test_after_cancelling_a_buffer_is_not_touched_any_more(connect, serve):
         connected.sendall(HEAD + b"x" * (SIZE // 2))
         half_sent.set()
         go_on.wait(PATIENCE)
-        try:
-            connected.sendall(b"y" * (SIZE // 2))
-        except OSError:
-            return
+        connected.sendall(b"y" * (SIZE // 2))
 
     buffer = bytearray(SIZE)
     transfer = connect(serve(stall_in_the_middle)).get("bucket", "key", into=memoryview(buffer))

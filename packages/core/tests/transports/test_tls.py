@@ -1,12 +1,15 @@
-"""Certificates that only a bundle of the environment vouches for, by all transports and planes."""
+"""Certificates that only a bundle of the environment vouches for, by all transports."""
 
 from __future__ import annotations
 
+import awscrt.exceptions
 import pytest
 
 from s3torch.core import S3Client, S3ClientConfig
-from s3torch.core.errors import TransportError
+from s3torch.core.errors import S3ConnectionError, TransportError
+from s3torch.core.observers import TransferCounters, observe
 from s3torch.core.testing.servers import start_seaweedfs
+from s3torch.core.transports._retries import may_succeed_now
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,25 @@ def test_a_bundle_of_the_environment(connect, server, bucket, monkeypatch, varia
             writer.write(b"sealed")
         assert client.get_object(bucket, "key").read() == b"sealed"
         assert client.head_object(bucket, "key").size == 6
+
+
+def test_a_certificate_that_is_not_trusted_is_not_asked_for_again(server, bucket):
+    """At the wire for ``http`` only: the CRT takes up to 30 seconds to tell."""
+    config = S3ClientConfig(transport="http", unsigned=True, max_attempts=5)
+    with (
+        S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config) as client,
+        observe(TransferCounters()) as counters,
+        pytest.raises(S3ConnectionError, match="certificate"),
+    ):
+        client.get_object(bucket, "key").read()
+    assert counters.snapshot().retries == 0
+
+
+def test_what_the_crt_says_of_such_a_certificate_is_not_tried_again():
+    error = S3ConnectionError("TLS (SSL) negotiation failed")
+    assert may_succeed_now(error)
+    error.__cause__ = awscrt.exceptions.from_code(1029)
+    assert not may_succeed_now(error)
 
 
 def test_a_bundle_that_is_not_there_is_named(server, bucket, monkeypatch):

@@ -12,7 +12,7 @@ from s3torch.core.transports._http_connections import Connections
 from s3torch.core.transports._http_exchange import refusal
 from s3torch.core.transports._http_head import request_head
 from s3torch.core.transports._http_signing import Signer
-from s3torch.core.transports._retries import backoff, has_expired, may_succeed_now
+from s3torch.core.transports._retries import backoff, has_expired, may_succeed_now, tell_retry
 
 if TYPE_CHECKING:
     from s3torch.core.models import BucketEndpoint, Credentials
@@ -74,7 +74,7 @@ class Sender:
                 seconds = backoff(attempt, error)
             else:
                 return exchange.recover(error)
-            self._tell(transfer, attempt, error, seconds)
+            tell_retry(self._context.on_retry, transfer, attempt=attempt, error=error, seconds=seconds)
             transfer.pause(seconds)
 
     def close(self) -> None:
@@ -153,19 +153,6 @@ class Sender:
             )
         headers += connection.headers
         return request_head(exchange.method, connection.target_prefix + target, headers)
-
-    def _tell(self, transfer: PooledTransfer[Any], attempt: int, error: S3Error, seconds: float) -> None:
-        listener = self._context.on_retry
-        if listener is not None:
-            listener(
-                operation=transfer.operation,
-                bucket=transfer.bucket,
-                key=transfer.key,
-                attempt=attempt,
-                error=error,
-                seconds=seconds,
-                transfer=transfer,
-            )
 
 
 def _about(error: S3Error, exchange: Exchange[Any]) -> S3Error:

@@ -46,6 +46,7 @@ class Question:
         units: How many ``unit`` one run does.
         unit: As in ``"GB"`` or ``"objects"``.
         prepare: Called once with a boto3 client, to put objects into the bucket.
+        size: How many bytes one run moves; 0 where that is not the point.
         baseline: The case that ratios refer to.
     """
 
@@ -54,6 +55,7 @@ class Question:
     units: float
     unit: str
     prepare: Callable[[Any], None]
+    size: int = 0
     baseline: str = "s3torchconnector"
 
 
@@ -62,6 +64,7 @@ def main(question: Question) -> None:
     parser = argparse.ArgumentParser(description=question.title)
     parser.add_argument("--rounds", type=int, default=5, help="how often each case runs (default 5)")
     parser.add_argument("--only", nargs="*", choices=sorted(question.cases), help="run just these cases")
+    parser.add_argument("--tls", action="store_true", help="over TLS")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -69,7 +72,7 @@ def main(question: Question) -> None:
         print(json.dumps(asdict(_measure(question.cases[arguments.case](os.environ["AWS_ENDPOINT_URL"])))))
         return
     names = [name for name in question.cases if not arguments.only or name in arguments.only]
-    figures = _run(question, names, arguments.rounds)
+    figures = _run(question, names, arguments.rounds, tls=arguments.tls)
     _print_table(question, figures)
     if arguments.json:
         raw = {name: [asdict(one) for one in rounds] for name, rounds in figures.items()}
@@ -83,12 +86,44 @@ def client(endpoint: str) -> Any:
     return boto3.client("s3", endpoint_url=endpoint, region_name=REGION)
 
 
-def _run(question: Question, names: list[str], rounds: int) -> dict[str, list[Figures]]:
+def s3torch_with(transport: str) -> Any:
+    """A client of ours with this transport."""
+    from s3torch.core import S3Client, S3ClientConfig
+
+    config = S3ClientConfig(transport=transport)
+    return S3Client(REGION, endpoint=os.environ["AWS_ENDPOINT_URL"], s3client_config=config)
+
+
+def connector_client(endpoint: str) -> Any:
+    """The client of s3torchconnector."""
+    from s3torchconnector import S3ClientConfig
+    from s3torchconnector._s3client import S3Client
+
+    return S3Client(REGION, endpoint=endpoint, s3client_config=S3ClientConfig(force_path_style=True))
+
+
+def obstore_client(endpoint: str) -> Any:
+    """The store of obstore."""
+    from obstore.store import S3Store
+
+    return S3Store(BUCKET, endpoint=endpoint, region=REGION, client_options={"allow_http": True})
+
+
+def s3fs_client(endpoint: str) -> Any:
+    """The filesystem of s3fs."""
+    import s3fs
+
+    return s3fs.S3FileSystem(client_kwargs={"endpoint_url": endpoint, "region_name": REGION})
+
+
+def _run(question: Question, names: list[str], rounds: int, *, tls: bool) -> dict[str, list[Figures]]:
     from s3torch.core.testing.servers import start_seaweedfs
 
     figures: dict[str, list[Figures]] = {name: [] for name in names}
-    with start_seaweedfs() as server:
+    with start_seaweedfs(tls=tls) as server:
         os.environ.update(server.environment())
+        if tls:
+            os.environ.update(AWS_CA_BUNDLE=str(server.ca_file), SSL_CERT_FILE=str(server.ca_file))
         boto = client(server.endpoint)
         boto.create_bucket(Bucket=BUCKET)
         question.prepare(boto)
@@ -135,7 +170,15 @@ def _print_table(question: Question, figures: dict[str, list[Figures]]) -> None:
         return float(statistics.median(getattr(one, field) for one in figures[name]))
 
     table = Table(title=question.title)
-    for column in ("", f"{question.unit}/s", "speed", f"CPU s/{question.unit}", "CPU", "peak MiB"):
+    for column in (
+        "",
+        f"{question.unit}/s",
+        "speed",
+        f"CPU s/{question.unit}",
+        "CPU",
+        "peak MiB",
+        "peak/byte",
+    ):
         table.add_column(column, justify="right" if column else "left")
     base = question.baseline if question.baseline in figures else next(iter(figures))
     for name in figures:
@@ -144,8 +187,9 @@ def _print_table(question: Question, figures: dict[str, list[Figures]]) -> None:
             name,
             f"{question.units / seconds:,.2f}",
             f"{median(base, 'seconds') / seconds:.2f}x",
-            f"{cpu / question.units:.4f}",
+            f"{cpu / question.units:.3g}",
             f"{cpu / median(base, 'cpu_seconds'):.2f}x",
             f"{median(name, 'peak_bytes') / MIB:.0f}",
+            f"{median(name, 'peak_bytes') / question.size:.2f}" if question.size else "",
         )
     Console().print(table)

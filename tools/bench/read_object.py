@@ -5,7 +5,17 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-from measure import BUCKET, MIB, REGION, Question, client, main
+from measure import (
+    BUCKET,
+    MIB,
+    Question,
+    client,
+    connector_client,
+    main,
+    obstore_client,
+    s3fs_client,
+    s3torch_with,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,20 +29,19 @@ def prepare(boto: Any) -> None:
     boto.upload_fileobj(io.BytesIO(bytes(range(256)) * (SIZE // 256)), BUCKET, KEY)
 
 
-def s3torch(endpoint: str) -> Callable[[], object]:
+def s3torch(transport: str) -> Callable[[str], Callable[[], object]]:
     """read() of our sequential reader."""
-    from s3torch.core import S3Client
 
-    s3 = S3Client(REGION, endpoint=endpoint)
-    return lambda: s3.get_object(BUCKET, KEY).read()
+    def case(_: str) -> Callable[[], object]:
+        s3 = s3torch_with(transport)
+        return lambda: s3.get_object(BUCKET, KEY).read()
+
+    return case
 
 
 def connector(endpoint: str) -> Callable[[], object]:
     """read() of s3torchconnector's sequential reader."""
-    from s3torchconnector import S3ClientConfig
-    from s3torchconnector._s3client import S3Client
-
-    s3 = S3Client(REGION, endpoint=endpoint, s3client_config=S3ClientConfig(force_path_style=True))
+    s3 = connector_client(endpoint)
     return lambda: s3.get_object(BUCKET, KEY).read()
 
 
@@ -44,18 +53,15 @@ def boto3(endpoint: str) -> Callable[[], object]:
 
 def s3fs(endpoint: str) -> Callable[[], object]:
     """cat_file() of s3fs."""
-    import s3fs
-
-    fs = s3fs.S3FileSystem(endpoint_url=endpoint)
+    fs = s3fs_client(endpoint)
     return lambda: fs.cat_file(f"{BUCKET}/{KEY}")
 
 
 def obstore(endpoint: str) -> Callable[[], object]:
     """get() of obstore."""
     import obstore
-    from obstore.store import S3Store
 
-    store = S3Store(BUCKET, endpoint=endpoint, region=REGION, client_options={"allow_http": True})
+    store = obstore_client(endpoint)
     return lambda: bytes(obstore.get(store, KEY).bytes())
 
 
@@ -63,13 +69,15 @@ READ = Question(
     title="read() of one object of 256 MiB",
     cases={
         "s3torchconnector": connector,
-        "s3torch": s3torch,
+        "s3torch (crt)": s3torch("crt"),
+        "s3torch (http)": s3torch("http"),
         "boto3": boto3,
         "s3fs": s3fs,
         "obstore": obstore,
     },
     units=SIZE / 1e9,
     unit="GB",
+    size=SIZE,
     prepare=prepare,
 )
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from measure import BUCKET, REGION, Question, main
+from measure import (
+    BUCKET,
+    Question,
+    client,
+    connector_client,
+    main,
+    obstore_client,
+    s3fs_client,
+    s3torch_with,
+)
 from read_object import KEY, SIZE, prepare
 
 if TYPE_CHECKING:
@@ -20,32 +29,79 @@ def _buffer() -> bytearray:
     return _target
 
 
-def s3torch(endpoint: str) -> Callable[[], object]:
+def s3torch(transport: str) -> Callable[[str], Callable[[], object]]:
     """readinto() of our range-based reader."""
-    from s3torch.core import S3Client, S3ReaderConstructor
 
-    s3 = S3Client(REGION, endpoint=endpoint)
-    constructor = S3ReaderConstructor.range_based(0)
-    return lambda: s3.get_object(BUCKET, KEY, reader_constructor=constructor).readinto(_buffer())
+    def case(_: str) -> Callable[[], object]:
+        from s3torch.core import S3ReaderConstructor
+
+        s3 = s3torch_with(transport)
+        constructor = S3ReaderConstructor.range_based(0)
+        return lambda: s3.get_object(BUCKET, KEY, reader_constructor=constructor).readinto(_buffer())
+
+    return case
 
 
 def connector(endpoint: str) -> Callable[[], object]:
     """readinto() of s3torchconnector's range-based reader."""
-    from s3torchconnector import S3ClientConfig, S3ReaderConstructor
-    from s3torchconnector._s3client import S3Client
+    from s3torchconnector import S3ReaderConstructor
 
-    s3 = S3Client(REGION, endpoint=endpoint, s3client_config=S3ClientConfig(force_path_style=True))
+    s3 = connector_client(endpoint)
     constructor = S3ReaderConstructor.range_based(0)
     return lambda: s3.get_object(BUCKET, KEY, reader_constructor=constructor).readinto(_buffer())
+
+
+def boto3(endpoint: str) -> Callable[[], object]:
+    """One GetObject of boto3, its body read into the buffer."""
+    s3 = client(endpoint)
+
+    def work() -> None:
+        rest = memoryview(_buffer())
+        body = s3.get_object(Bucket=BUCKET, Key=KEY)["Body"]
+        while rest:
+            rest = rest[body.readinto(rest) :]
+
+    return work
+
+
+def s3fs(endpoint: str) -> Callable[[], object]:
+    """readinto() of a file of s3fs."""
+    fs = s3fs_client(endpoint)
+
+    def work() -> None:
+        with fs.open(f"{BUCKET}/{KEY}", "rb") as file:
+            file.readinto(_buffer())
+
+    return work
+
+
+def obstore(endpoint: str) -> Callable[[], object]:
+    """get() of obstore, copied into the buffer: it has no other way."""
+    import obstore
+
+    store = obstore_client(endpoint)
+
+    def work() -> None:
+        memoryview(_buffer())[:] = memoryview(obstore.get(store, KEY).bytes())
+
+    return work
 
 
 if __name__ == "__main__":
     main(
         Question(
             title="readinto() of one object of 256 MiB, into memory that was touched before",
-            cases={"s3torchconnector": connector, "s3torch": s3torch},
+            cases={
+                "s3torchconnector": connector,
+                "s3torch (crt)": s3torch("crt"),
+                "s3torch (http)": s3torch("http"),
+                "boto3": boto3,
+                "s3fs": s3fs,
+                "obstore": obstore,
+            },
             units=SIZE / 1e9,
             unit="GB",
+            size=SIZE,
             prepare=prepare,
         )
     )

@@ -6,7 +6,16 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from measure import BUCKET, REGION, Question, client, main
+from measure import (
+    BUCKET,
+    Question,
+    client,
+    connector_client,
+    main,
+    obstore_client,
+    s3fs_client,
+    s3torch_with,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,20 +36,14 @@ def prepare(boto: Any) -> None:
         list(pool.map(put, range(COUNT)))
 
 
-def s3torch(endpoint: str) -> Callable[[], object]:
+def s3torch(transport: str) -> Callable[[str], Callable[[], object]]:
     """Our client."""
-    from s3torch.core import S3Client
-
-    return _read_all(S3Client(REGION, endpoint=endpoint))
+    return lambda _: _read_all(s3torch_with(transport))
 
 
 def connector(endpoint: str) -> Callable[[], object]:
     """The client of s3torchconnector."""
-    from s3torchconnector import S3ClientConfig
-    from s3torchconnector._s3client import S3Client
-
-    config = S3ClientConfig(force_path_style=True)
-    return _read_all(S3Client(REGION, endpoint=endpoint, s3client_config=config))
+    return _read_all(connector_client(endpoint))
 
 
 def boto3(endpoint: str) -> Callable[[], object]:
@@ -51,6 +54,32 @@ def boto3(endpoint: str) -> Callable[[], object]:
         for page in s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=PREFIX):
             for entry in page["Contents"]:
                 s3.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read()
+
+    return work
+
+
+def s3fs(endpoint: str) -> Callable[[], object]:
+    """cat_file() of s3fs."""
+    fs = s3fs_client(endpoint)
+
+    def work() -> None:
+        fs.invalidate_cache()
+        for path in fs.find(f"{BUCKET}/{PREFIX}"):
+            fs.cat_file(path)
+
+    return work
+
+
+def obstore(endpoint: str) -> Callable[[], object]:
+    """get() of obstore."""
+    import obstore
+
+    store = obstore_client(endpoint)
+
+    def work() -> None:
+        for page in obstore.list(store, PREFIX):
+            for entry in page:
+                bytes(obstore.get(store, entry["path"]).bytes())
 
     return work
 
@@ -69,9 +98,17 @@ if __name__ == "__main__":
     main(
         Question(
             title=f"{COUNT} objects of 100 KiB, listed and read one at a time",
-            cases={"s3torchconnector": connector, "s3torch": s3torch, "boto3": boto3},
+            cases={
+                "s3torchconnector": connector,
+                "s3torch (crt)": s3torch("crt"),
+                "s3torch (http)": s3torch("http"),
+                "boto3": boto3,
+                "s3fs": s3fs,
+                "obstore": obstore,
+            },
             units=COUNT,
             unit="objects",
+            size=COUNT * SIZE,
             prepare=prepare,
         )
     )

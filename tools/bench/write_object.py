@@ -5,7 +5,17 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from measure import BUCKET, MIB, REGION, Question, client, main
+from measure import (
+    BUCKET,
+    MIB,
+    Question,
+    client,
+    connector_client,
+    main,
+    obstore_client,
+    s3fs_client,
+    s3torch_with,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,20 +34,14 @@ def _pieces() -> list[memoryview]:
     return [data] * (SIZE // STEP)
 
 
-def s3torch(endpoint: str) -> Callable[[], object]:
+def s3torch(transport: str) -> Callable[[str], Callable[[], object]]:
     """Our writer."""
-    from s3torch.core import S3Client
-
-    return _write_all(S3Client(REGION, endpoint=endpoint))
+    return lambda _: _write_all(s3torch_with(transport))
 
 
 def connector(endpoint: str) -> Callable[[], object]:
     """The writer of s3torchconnector."""
-    from s3torchconnector import S3ClientConfig
-    from s3torchconnector._s3client import S3Client
-
-    config = S3ClientConfig(force_path_style=True)
-    return _write_all(S3Client(REGION, endpoint=endpoint, s3client_config=config))
+    return _write_all(connector_client(endpoint))
 
 
 def boto3(endpoint: str) -> Callable[[], object]:
@@ -51,9 +55,7 @@ def boto3(endpoint: str) -> Callable[[], object]:
 
 def s3fs(endpoint: str) -> Callable[[], object]:
     """open("wb") of s3fs."""
-    import s3fs
-
-    fs = s3fs.S3FileSystem(endpoint_url=endpoint)
+    fs = s3fs_client(endpoint)
     pieces = _pieces()
 
     def work() -> None:
@@ -67,9 +69,8 @@ def s3fs(endpoint: str) -> Callable[[], object]:
 def obstore(endpoint: str) -> Callable[[], object]:
     """put() of obstore, from an iterator."""
     import obstore
-    from obstore.store import S3Store
 
-    store = S3Store(BUCKET, endpoint=endpoint, region=REGION, client_options={"allow_http": True})
+    store = obstore_client(endpoint)
     pieces = [bytes(piece) for piece in _pieces()]
     return lambda: obstore.put(store, KEY, iter(pieces))
 
@@ -91,13 +92,15 @@ if __name__ == "__main__":
             title="write() of one object of 256 MiB, in pieces of 16 MiB",
             cases={
                 "s3torchconnector": connector,
-                "s3torch": s3torch,
+                "s3torch (crt)": s3torch("crt"),
+                "s3torch (http)": s3torch("http"),
                 "boto3": boto3,
                 "s3fs": s3fs,
                 "obstore": obstore,
             },
             units=SIZE / 1e9,
             unit="GB",
+            size=SIZE,
             prepare=prepare,
         )
     )

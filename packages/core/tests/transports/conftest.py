@@ -46,6 +46,7 @@ class Stub(socketserver.ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: deque[Answer] = deque()
         self.requests: list[Request] = []
+        self.connections = 0
         self.released = threading.Event()
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -58,6 +59,7 @@ class Stub(socketserver.ThreadingTCPServer):
 
 class Handler(socketserver.StreamRequestHandler):
     def handle(self):
+        self.server.connections += 1
         while line := self.rfile.readline():
             method, path, _ = line.decode().split(" ", 2)
             headers = {}
@@ -102,6 +104,7 @@ def stub(stub_server):
     """The server, with neither answers nor requests."""
     stub_server.answers.clear()
     stub_server.requests.clear()
+    stub_server.connections = 0
     stub_server.released = threading.Event()
     yield stub_server
     stub_server.released.set()

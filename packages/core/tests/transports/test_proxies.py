@@ -1,14 +1,17 @@
-"""Requests through an HTTP proxy that the environment names, by both transports."""
+"""Requests through an HTTP proxy that the environment names, by all transports."""
 
 from __future__ import annotations
+
+import base64
 
 import pytest
 
 from s3torch.core import S3Client, S3ClientConfig
 from s3torch.core.errors import S3ConnectionError
+from s3torch.core.transports.http import HttpTransport
 
 
-@pytest.fixture(params=["crt", "boto"])
+@pytest.fixture(params=["crt", "boto", "http"])
 def read(request, monkeypatch):
     """Reads an object of a store at an endpoint, as a new client does."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "access")
@@ -49,3 +52,15 @@ def test_hosts_that_need_none_are_asked_directly(read, stub, answer, monkeypatch
     stub.will(answer(206, b"data", {"Content-Range": "bytes 0-3/4", "ETag": '"e"'}))
     assert read(stub.endpoint) == b"data"
     assert stub.requests[0].path == "/bucket/key"
+
+
+def test_a_proxy_may_want_a_password(stub, answer, make_context, monkeypatch):
+    set_proxy(monkeypatch, stub.endpoint.replace("//", "//user:p%40ss@"))
+    stub.will(answer(200, b"data"), answer(200, b"data"))
+    transport = HttpTransport(make_context("http://storage.invalid:9000"))
+    for _ in range(2):
+        assert transport.get("bucket", "key").result(20).data == b"data"
+    transport.close()
+    expected = "Basic " + base64.b64encode(b"user:p@ss").decode()
+    assert [request.headers["proxy-authorization"] for request in stub.requests] == [expected] * 2
+    assert stub.connections == 1

@@ -49,7 +49,7 @@ class ReportedSource:
     """
 
     source: ObjectSource
-    report: Callable[[ListingProgress], None] | Literal["tqdm"] = "tqdm"
+    report: Callable[[ListingProgress], object] | Literal["tqdm"] = "tqdm"
 
     def __post_init__(self) -> None:
         if self.report != "tqdm" and not callable(self.report):
@@ -68,7 +68,7 @@ class ReportedSource:
             yield from self._listed(client, lambda now: bar.update(now.objects - bar.n))
 
     def _listed(
-        self, client: S3Client, report: Callable[[ListingProgress], None]
+        self, client: S3Client, report: Callable[[ListingProgress], object]
     ) -> Iterator[S3BucketKeyData]:
         count = total = 0
         for item in self.source(client):

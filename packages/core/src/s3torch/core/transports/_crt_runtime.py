@@ -72,7 +72,7 @@ class CrtRuntime:
                 while len(self._signing) >= _MAX_SIGNING_CONFIGS:
                     # The oldest first: its keys have most likely been renewed since.
                     del self._signing[next(iter(self._signing))]
-                config = self._signing[how] = _signing_config(credentials, endpoint)
+                config = self._signing[how] = make_signing_config(credentials, endpoint)
         return config
 
     @staticmethod
@@ -161,7 +161,8 @@ def _tls_options(host: str) -> Any:
     return connection
 
 
-def _signing_config(credentials: Credentials, endpoint: BucketEndpoint) -> AwsSigningConfig:
+def make_signing_config(credentials: Credentials, endpoint: BucketEndpoint) -> AwsSigningConfig:
+    """Tells awscrt how requests to an endpoint are signed with these keys."""
     from awscrt.auth import (
         AwsCredentialsProvider,
         AwsSignatureType,

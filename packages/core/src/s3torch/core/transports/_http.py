@@ -8,6 +8,7 @@ import json
 import re
 from datetime import UTC
 from email.utils import format_datetime, parsedate_to_datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 from xml.etree import ElementTree as ET
@@ -135,7 +136,7 @@ def head_from_headers(headers: Mapping[str, str]) -> HeadObjectResult:
     return HeadObjectResult(
         etag=headers.get("etag", ""),
         size=int(total) if total.isdecimal() else int(headers.get("content-length", "0")),
-        last_modified=int(parsedate_to_datetime(modified).timestamp()) if modified else 0,
+        last_modified=_seconds(modified) if modified else 0,
         storage_class=headers.get("x-amz-storage-class"),
         restore_status=restore_status(headers.get("x-amz-restore")),
         version_id=headers.get("x-amz-version-id"),
@@ -157,6 +158,12 @@ def head_from_headers(headers: Mapping[str, str]) -> HeadObjectResult:
         kms_key_id=headers.get("x-amz-server-side-encryption-aws-kms-key-id"),
         tag_count=int(headers.get("x-amz-tagging-count") or 0),
     )
+
+
+@lru_cache(maxsize=1024)
+def _seconds(date: str) -> int:
+    """Reads a date of HTTP; objects of one upload often share theirs, and to read it takes long."""
+    return int(parsedate_to_datetime(date).timestamp())
 
 
 def announced_length(headers: Mapping[str, str], byte_range: ByteRange | None) -> int | None:
@@ -188,7 +195,7 @@ def restore_status(header: str | None) -> RestoreStatus | None:
     found = _RESTORE.search(header or "")
     if found is None:
         return None
-    expiry = int(parsedate_to_datetime(found[2]).timestamp()) if found[2] else None
+    expiry = _seconds(found[2]) if found[2] else None
     return RestoreStatus(found[1] == "true", expiry)
 
 

@@ -1,21 +1,22 @@
-"""How the ``http`` transport reaches a host: its addresses in turn, TCP, TLS."""
+"""How the ``http`` transport reaches a host: its addresses in turn, proxies, TCP, TLS."""
 
 from __future__ import annotations
 
-import os
 import socket
-import ssl
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from s3torch.core.errors import S3ConnectionError, TransportError
+from s3torch.core.errors import S3ConnectionError
 from s3torch.core.transports._http_connection import Connection
-from s3torch.core.transports._http_socket import PlainSocket, TlsSocket
+from s3torch.core.transports._http_proxy import Proxy
+from s3torch.core.transports._http_socket import PlainSocket
+from s3torch.core.transports._http_tls import TlsSocket, trusting_context
 
 if TYPE_CHECKING:
+    import ssl
+
     from s3torch.core.config import S3ClientConfig
 
 _PORTS = {"http": 80, "https": 443}
@@ -47,20 +48,30 @@ class Connector:
             OSError: There is no connection to be had in time.
         """
         deadline = time.monotonic() + self._connect_timeout
-        connected = self._connect_tcp(scheme, host, deadline)
+        proxy = Proxy.of_environment(scheme, host)
+        if proxy is None:
+            connected = self._connect_tcp(scheme, host, deadline)
+        else:
+            connected = self._connect_tcp("http", proxy.host, deadline)
         try:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if scheme != "https":
-                return Connection(
-                    (scheme, host), PlainSocket(connected, self._read_timeout), self._read_timeout
-                )
-            connected.settimeout(max(0.001, deadline - time.monotonic()))
-            name = urlsplit(f"//{host}").hostname
-            wrapped = self._tls_context().wrap_socket(connected, server_hostname=name)
+            plain = PlainSocket(connected, max(0.001, deadline - time.monotonic()))
+            secure = self._secure(plain, host, proxy) if scheme == "https" else None
+            plain.set_timeout(self._read_timeout)
         except BaseException:
             connected.close()
             raise
-        return Connection((scheme, host), TlsSocket(wrapped, self._read_timeout), self._read_timeout)
+        connection = Connection((scheme, host), secure or plain, self._read_timeout)
+        if proxy is not None and secure is None:
+            connection.target_prefix, connection.headers = f"{scheme}://{host}", proxy.headers
+        return connection
+
+    def _secure(self, plain: PlainSocket, host: str, proxy: Proxy | None) -> TlsSocket:
+        name = urlsplit(f"//{host}").hostname or host
+        if proxy is not None:
+            has_port = urlsplit(f"//{host}").port is not None
+            proxy.open_tunnel(plain, host if has_port else f"{host}:{_PORTS['https']}")
+        return TlsSocket(plain, self._tls_context(), name)
 
     def _connect_tcp(self, scheme: str, host: str, deadline: float) -> socket.socket:
         """Tries the addresses of a host, the next one first, while there is time."""
@@ -95,7 +106,7 @@ class Connector:
     def _tls_context(self) -> ssl.SSLContext:
         with self._lock:
             if self._tls is None:
-                self._tls = _tls_context()
+                self._tls = trusting_context()
             return self._tls
 
 
@@ -129,24 +140,3 @@ class Addresses:
     def failed(self, address: _Address) -> None:
         """Takes note that an address could not be reached."""
         self._failed.add(address)
-
-
-def _tls_context() -> ssl.SSLContext:
-    variable = "AWS_CA_BUNDLE" if os.environ.get("AWS_CA_BUNDLE") else "REQUESTS_CA_BUNDLE"
-    bundle = os.environ.get(variable) or None
-    try:
-        context = ssl.create_default_context(cafile=bundle or _own_bundle())
-    except OSError as exc:
-        raise TransportError(f"{variable}={bundle} cannot be used: {exc}") from exc
-    context.set_alpn_protocols(["http/1.1"])
-    return context
-
-
-def _own_bundle() -> str | None:
-    """Finds the certificates that come with botocore, for machines that have none."""
-    paths = ssl.get_default_verify_paths()
-    if paths.cafile or (paths.capath and any(Path(paths.capath).iterdir())):
-        return None
-    import botocore
-
-    return str(Path(botocore.__file__).with_name("cacert.pem"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from s3torch.core._process import Birthplace
 from s3torch.core.errors import S3ConnectionError, TruncatedError
 from s3torch.core.ranges import KIB, MIB
 from s3torch.core.transports._http_chunks import ChunkedDecoder
@@ -33,12 +34,17 @@ class Connection:
         origin: What it is connected to; equal origins can share connections.
         reused: Whether it has served a request already.
         idle_since: When it was given back, by the monotonic clock.
+        target_prefix: What a proxy wants before the path.
+        headers: What a proxy wants besides.
     """
 
     def __init__(self, origin: tuple[str, str], connected: ByteSocket, timeout: float) -> None:
         self.origin = origin
         self.reused = False
         self.idle_since = 0.0
+        self.target_prefix = ""
+        self.headers: tuple[tuple[str, str], ...] = ()
+        self._birthplace = Birthplace()
         self._socket = connected
         self._timeout = timeout
         # What was received beyond what was asked for.
@@ -65,7 +71,9 @@ class Connection:
         self._socket.close()
 
     def __del__(self) -> None:
-        self.close()
+        # In a forked child it is the parent that goes on to use it.
+        if self._birthplace.is_here:
+            self.close()
 
     def rest(self) -> None:
         """Takes note that it is idle from now on."""
@@ -169,7 +177,7 @@ class Connection:
         while start < size:
             with data[start : start + _SEND] as piece:
                 count = self._socket.send(piece)
-            patience.sent(count)
+            patience.moved(count)
             start += count
             if start < size and self._socket.has_answer():
                 answer = self._receive_head()
@@ -185,14 +193,14 @@ class Connection:
 
     def _receive_head(self) -> ResponseHead:
         end = self._ahead.find(_HEAD_END)
-        while end < 0:
-            if len(self._ahead) > MAX_HEAD:
-                raise S3ConnectionError(f"the head of the answer is longer than {MAX_HEAD} bytes")
+        while end < 0 and len(self._ahead) <= MAX_HEAD:
             piece = self._socket.receive(_RECEIVE)
             if not piece:
                 raise ConnectionResetError("the server closed the connection before its answer was whole")
             self._ahead += piece
             end = self._ahead.find(_HEAD_END)
+        if not 0 <= end <= MAX_HEAD:
+            raise S3ConnectionError(f"the head of the answer is longer than {MAX_HEAD} bytes")
         head = response_head(self._ahead[:end])
         self._ahead = self._ahead[end + len(_HEAD_END) :]
         return head

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 MAX_HEAD = 64 * 1024
 
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: .*)?")
-_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - A token of HTTP, no secret.
-_NAME = re.compile(_TOKEN)
-_REQUEST = re.compile(rf"[A-Z]+ [^\s\0]+ HTTP/1\.1\r\n(?:{_TOKEN}: [^\r\n\0]*\r\n)*\r\n")
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _WITHOUT_BODY = {204, 304}
 
 
@@ -47,8 +45,10 @@ def request_head(method: str, target: str, headers: Sequence[tuple[str, str]]) -
     """
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
     text = "\r\n".join(lines) + "\r\n\r\n"
-    # Both: a line break within a value may look like one more header.
-    if _REQUEST.fullmatch(text) is None or text.count("\n") != len(lines) + 1:
+    # One line break too many may look like one more header.
+    breaks = len(lines) + 1
+    clean = text.count("\r") == text.count("\n") == breaks and "\0" not in text and " " not in target
+    if not (clean and all(_NAME.fullmatch(name) for name, _ in headers)):
         wrong = next((name for name, value in headers if not _is_header(name, value)), target)
         raise ConfigurationError(f"{wrong!r} cannot be sent: it has characters that HTTP does not allow")
     return text.encode()

@@ -124,7 +124,7 @@ class Sender:
         try:
             uploads = exchange.method in {"PUT", "POST"}
             size = (0 if buffer is None else len(buffer)) if uploads else None
-            head = self._head(exchange, size, endpoint, credentials)
+            head = self._head(exchange, connection, size, endpoint, credentials)
             answer = connection.ask(head, buffer if uploads else None)
             if answer.status >= _FIRST_ERROR_STATUS:
                 raise refusal(exchange, answer, connection.body(answer, _MAX_ERROR_BODY))
@@ -135,6 +135,7 @@ class Sender:
     def _head(
         self,
         exchange: Exchange[Any],
+        connection: Connection,
         size: int | None,
         endpoint: BucketEndpoint,
         credentials: Credentials | None,
@@ -150,7 +151,8 @@ class Sender:
             headers += self._signer.sign(
                 exchange.method, target, headers, endpoint=endpoint, credentials=credentials
             )
-        return request_head(exchange.method, target, headers)
+        headers += connection.headers
+        return request_head(exchange.method, connection.target_prefix + target, headers)
 
 
 def _about(error: S3Error, exchange: Exchange[Any]) -> S3Error:

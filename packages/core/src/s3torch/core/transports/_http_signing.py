@@ -11,7 +11,7 @@ import hmac
 import time
 from typing import TYPE_CHECKING
 
-from s3torch.core.errors import TransportError
+from s3torch.core.transports._http_signing_v4a import sign_for_all_regions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _ALGORITHM = "AWS4-HMAC-SHA256"
 # Parts carry checksums of their own; hashing every upload for the signature would cost more than sending it.
 _PAYLOAD = "UNSIGNED-PAYLOAD"
+_ALL_REGIONS = "*"
 _ALSO_SIGNED = {"host", "content-type", "content-md5"}
 
 
@@ -49,15 +50,9 @@ class Signer:
             endpoint: Where it goes.
             credentials: The keys to sign with.
             now: Seconds since 1970; ``None`` for the clock of this machine.
-
-        Raises:
-            TransportError: The endpoint wants a signature for all regions.
         """
-        if endpoint.signing_region == "*":
-            raise TransportError(
-                "transport 'http' cannot sign for multi-region access points (SigV4A); "
-                "use transport='crt' or transport='boto'"
-            )
+        if endpoint.signing_region == _ALL_REGIONS:
+            return sign_for_all_regions(method, target, headers, endpoint=endpoint, credentials=credentials)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
         added = [("x-amz-content-sha256", _PAYLOAD), ("x-amz-date", stamp)]
         if credentials.session_token is not None:

@@ -1,7 +1,7 @@
-"""Sockets as the ``http`` transport uses them: plain or TLS, with few calls for many bytes.
+"""Sockets as the ``http`` transport uses them, with few calls for many bytes.
 
-A plain socket stays in blocking mode and the kernel keeps its time, so one call without the interpreter's
-lock moves megabytes. The calls of both kinds raise ``TimeoutError`` when no byte has moved for long enough,
+A socket stays in blocking mode and the kernel keeps its time, so one call without the interpreter's
+lock moves megabytes. The calls raise ``TimeoutError`` when no byte has moved for long enough,
 and ``OSError`` when the connection is broken. Only ``interrupt`` may be called by another thread.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import select
 import socket
-import ssl
 import struct
 import time
 from contextlib import suppress
@@ -17,14 +16,13 @@ from typing import Protocol
 
 # How often a send that makes no way looks whether there is an answer already.
 _TICK_SECONDS = 1.0
-_ONCE = 16 * 1024
 
 
 class ByteSocket(Protocol):
     """A connected socket."""
 
     def send(self, data: bytes | memoryview) -> int:
-        """Sends some bytes and returns how many; 0 if none could be sent for a short time."""
+        """Sends some bytes and returns how many; 0 if it could not for a short time, and has to again."""
         ...
 
     def receive(self, limit: int, *, whole: bool = False) -> bytes:
@@ -63,12 +61,17 @@ class PlainSocket:
 
     def __init__(self, connected: socket.socket, timeout: float) -> None:
         self._socket = connected
-        self._timeout = timeout
         connected.settimeout(None)
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(timeout))
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(min(timeout, _TICK_SECONDS)))
+        self.set_timeout(timeout)
         self._poll = select.poll()
         self._poll.register(connected, select.POLLIN)
+
+    def set_timeout(self, timeout: float) -> None:
+        """Has other patience from now on."""
+        self._timeout = timeout
+        tick = min(timeout, _TICK_SECONDS)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(timeout))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(tick))
 
     def send(self, data: bytes | memoryview) -> int:
         """Waits until the kernel has taken all of it, or for a tick."""
@@ -88,6 +91,13 @@ class PlainSocket:
         """Fills memory, unless the end or a stall comes first."""
         try:
             return self._socket.recv_into(view, 0, socket.MSG_WAITALL)
+        except BlockingIOError:
+            raise _stalled(self._timeout) from None
+
+    def receive_some(self, view: memoryview) -> int:
+        """Receives what is there into memory, at least a byte unless the end comes first."""
+        try:
+            return self._socket.recv_into(view)
         except BlockingIOError:
             raise _stalled(self._timeout) from None
 
@@ -111,76 +121,8 @@ class PlainSocket:
         self._socket.close()
 
 
-class TlsSocket:
-    """A TLS connection over TCP.
-
-    Args:
-        wrapped: The socket, after its handshake.
-        timeout: Seconds without a byte after which a call gives up.
-    """
-
-    def __init__(self, wrapped: ssl.SSLSocket, timeout: float) -> None:
-        self._socket = wrapped
-        self._timeout = timeout
-        # What came while it was only asked whether something has come.
-        self._ahead = b""
-        wrapped.settimeout(timeout)
-        self._poll = select.poll()
-        self._poll.register(wrapped, select.POLLIN)
-
-    def send(self, data: bytes | memoryview) -> int:
-        """Sends a record or more."""
-        return self._socket.send(data)
-
-    def receive(self, limit: int, *, whole: bool = False) -> bytes:  # noqa: ARG002 - A record is all there is.
-        """Receives the content of a record."""
-        if self._ahead:
-            piece, self._ahead = self._ahead[:limit], self._ahead[limit:]
-            return piece
-        return self._socket.recv(limit)
-
-    def receive_into(self, view: memoryview) -> int:
-        """Receives the content of a record."""
-        if self._ahead:
-            piece = self.receive(len(view))
-            view[: len(piece)] = piece
-            return len(piece)
-        return self._socket.recv_into(view)
-
-    def has_answer(self) -> bool:
-        """Tells whether there is content to receive, or the end; a session ticket is neither."""
-        if not (self._ahead or self._socket.pending() or self._poll.poll(0)):
-            return False
-        self._socket.settimeout(0)
-        try:
-            self._ahead = self._ahead or self._socket.recv(_ONCE)
-        except ssl.SSLWantReadError:
-            return False
-        finally:
-            self._socket.settimeout(self._timeout)
-        return True
-
-    def is_alive(self) -> bool:
-        """An idle connection has nothing to say."""
-        try:
-            return not self.has_answer()
-        except OSError:
-            return False
-
-    def interrupt(self) -> None:
-        """Ends the connection below TLS."""
-        with suppress(OSError):
-            # The method of SSLSocket would let a waiting call go on as if there were no TLS.
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Closes the socket."""
-        self.interrupt()
-        self._socket.close()
-
-
 class Patience:
-    """Measures how long a send has made no way.
+    """Measures for how long no byte has moved.
 
     Args:
         timeout: Seconds after which that is too long.
@@ -190,11 +132,11 @@ class Patience:
         self._timeout = timeout
         self._since = time.monotonic()
 
-    def sent(self, count: int) -> None:
-        """Takes note of a send.
+    def moved(self, count: int) -> None:
+        """Takes note that so many bytes have moved.
 
         Raises:
-            TimeoutError: No byte was sent for too long.
+            TimeoutError: None has for too long.
         """
         now = time.monotonic()
         if count:

@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core.errors import S3Error, TransferCancelledError
+from s3torch.core.sharing import throughput_share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,7 @@ _MAX_WORKERS = 64
 
 def workers_for(config: S3ClientConfig) -> int:
     """Tells how many transfers a transport runs at a time, each with a connection of its own."""
-    connections = math.ceil(config.throughput_target_gbps / _GBPS_PER_CONNECTION)
+    connections = math.ceil(throughput_share(config.throughput_target_gbps) / _GBPS_PER_CONNECTION)
     return min(max(connections, _MIN_WORKERS), _MAX_WORKERS)
 
 
@@ -64,6 +65,7 @@ class PooledTransfer(Future[T]):
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._decided = False
+        self._watched = False
         self._interrupt: Callable[[], object] | None = None
         # Held while the buffer is borrowed, by the thread that is named.
         self._borrowed = threading.Lock()
@@ -147,27 +149,43 @@ class PooledTransfer(Future[T]):
             self._release_buffer()
         self._borrowed.release()
 
-    def run(self) -> None:
-        """Does the work; called by the pool on one of its threads."""
-        work = self._work
+    def result(self, timeout: float | None = None) -> T:
+        """Waits for the end and returns what the work was for.
+
+        Work that no thread has begun is done here and now, which spares two changes of threads.
+        """
+        if timeout is None and self._work is not None and not self._watched and self._pool is not None:
+            self._pool.run_here(self)
+        return super().result(timeout)
+
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        """Calls ``fn`` on a thread of the pool when the work has ended, at once if it has already."""
+        self._watched = True
+        super().add_done_callback(fn)
+
+    def run(self) -> bool:
+        """Does the work, unless somebody has begun it or it was cancelled; tells whether."""
+        with self._lock:
+            work, self._work = self._work, None
         if work is None:
-            return
+            return False
         try:
             result = work(self)
         except Stop:
-            return
+            pass
         except BaseException as exc:  # noqa: BLE001 - It is raised where it is waited for.
             self.fail(exc)
         else:
             if self._take_end():
-                self.set_result(result)
+                self._end(self.set_result, result)
+        return True
 
     def fail(self, error: BaseException) -> None:
         """Ends the transfer with an error that names what it was about."""
         if isinstance(error, S3Error) and error.bucket is None:
             error.operation, error.bucket, error.key = self.operation, self.bucket, self.key
         if self._take_end():
-            self.set_exception(error)
+            self._end(self.set_exception, error)
 
     def end_cancelled(self) -> None:
         """Ends a cancelled transfer; called by the pool on one of its threads."""
@@ -189,9 +207,14 @@ class PooledTransfer(Future[T]):
             if self._decided:
                 return False
             self._decided = True
-            self._work = None
             self._release_buffer()
             return True
+
+    def _end(self, end: Callable[[Any], None], outcome: object) -> None:
+        if self._watched and self._pool is not None:
+            self._pool.call_inside(end, outcome)
+        else:
+            end(outcome)
 
     def _release_buffer(self) -> None:
         buffer, self._buffer = self._buffer, None
@@ -222,12 +245,21 @@ class TransferPool:
             transfer.run()
         return transfer
 
+    def run_here(self, transfer: PooledTransfer[Any]) -> None:
+        """Does the work of a transfer on the calling thread, if no thread of the pool has begun it."""
+        if transfer.run():
+            self._crew.leave(transfer)
+
+    def call_inside(self, function: Callable[..., None], *arguments: object) -> None:
+        """Calls a function on a thread of the pool: this one if it is one."""
+        if self._crew.is_inside:
+            function(*arguments)
+        else:
+            self._call_later(function, *arguments)
+
     def finish_cancelled(self, transfer: PooledTransfer[Any]) -> None:
-        """Ends a cancelled transfer on a thread of the pool."""
-        try:
-            self._ender.submit(transfer.end_cancelled)
-        except RuntimeError:  # The pool or the interpreter is ending at this moment.
-            transfer.end_cancelled()
+        """Ends a cancelled transfer on a thread of the pool that is not waiting for the network."""
+        self._call_later(transfer.end_cancelled)
 
     def close(self) -> bool:
         """Cancels all transfers and ends the threads.
@@ -240,6 +272,12 @@ class TransferPool:
         outside = not self._crew.is_inside
         self._ender.shutdown(wait=outside)
         return self._crew.wait(_CLOSE_GRACE_SECONDS if outside else 0)
+
+    def _call_later(self, function: Callable[..., None], *arguments: object) -> None:
+        try:
+            self._ender.submit(function, *arguments)
+        except RuntimeError:  # The pool or the interpreter is ending at this moment.
+            function(*arguments)
 
 
 class _Crew:
@@ -303,6 +341,13 @@ class _Crew:
         """Tells whether the calling thread is one of the pool's."""
         return threading.get_ident() in self._inside
 
+    def leave(self, transfer: PooledTransfer[Any]) -> None:
+        """Takes note that nobody works for a transfer any more."""
+        with self._changed:
+            self._live.discard(transfer)
+            if self._closed:
+                self._changed.notify_all()
+
     def _start_thread(self) -> bool:
         name = f"{self._name}_{self._count}"
         try:
@@ -315,13 +360,12 @@ class _Crew:
     def _work(self) -> None:
         self.enter()
         while (transfer := self._queue.get()) is not None:
-            transfer.run()
-            with self._changed:
-                self._live.discard(transfer)
-                self._idle += 1
-                if self._closed:
-                    self._changed.notify_all()
+            # Whoever waits for a transfer may have begun it before.
+            if transfer.run() or transfer.stopped:
+                self.leave(transfer)
             del transfer
+            with self._changed:
+                self._idle += 1
 
 
 _crews: weakref.WeakSet[_Crew] = weakref.WeakSet()

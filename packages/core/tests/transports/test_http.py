@@ -1,0 +1,439 @@
+"""What only the http transport promises: bodies resumed at the byte, kept connections, odd answers."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+
+from s3torch.core.errors import (
+    AccessDeniedError,
+    ConfigurationError,
+    PreconditionFailedError,
+    S3ConnectionError,
+    S3TimeoutError,
+    ServerError,
+    ThrottledError,
+    TransferCancelledError,
+    TruncatedError,
+)
+from s3torch.core.models import MultipartUpload, PutOptions
+from s3torch.core.ranges import MIB, ByteRange
+from s3torch.core.transports.http import HttpTransport
+
+PATIENCE = 30
+DATA = bytes(range(251)) * 12_000
+SIZE = len(DATA)
+
+
+@pytest.fixture
+def connect(make_context):
+    transports = []
+
+    def make(endpoint, **settings):
+        transports.append(HttpTransport(make_context(endpoint, **settings)))
+        return transports[-1]
+
+    yield make
+    for transport in transports:
+        transport.close()
+
+
+@pytest.fixture
+def transport(connect, stub):
+    return connect(stub.endpoint)
+
+
+@pytest.fixture
+def serve():
+    """Starts a server that calls a function with each connection, once a request head has come."""
+    sockets = []
+
+    def start(*connections):
+        listener = socket.create_server(("127.0.0.1", 0))
+        sockets.append(listener)
+
+        def accept():
+            with suppress(OSError):  # The client may go away at any time.
+                for function in connections:
+                    connected, _ = listener.accept()
+                    sockets.append(connected)
+                    function(connected)
+
+        threading.Thread(target=accept, daemon=True).start()
+        return "http://{}:{}".format(*listener.getsockname())
+
+    yield start
+    for one in sockets:
+        one.close()
+
+
+def head_from(connected):
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        piece = connected.recv(1)
+        if not piece:
+            raise ConnectionResetError
+        head += piece
+    return head.decode()
+
+
+def put(transport, body=b"body"):
+    return transport.put("bucket", "key", memoryview(body), options=PutOptions())
+
+
+def ranges(stub):
+    return [request.headers.get("range") for request in stub.requests]
+
+
+@pytest.mark.parametrize("with_buffer", [True, False])
+@pytest.mark.parametrize("size", [1000, SIZE])
+@pytest.mark.parametrize("start", [None, 0, 100])
+def test_a_body_that_breaks_is_resumed_at_the_byte(transport, stub, answer, start, size, with_buffer):
+    first, stop = start or 0, (start or 0) + size
+    whole = DATA * 2
+
+    def part(begin, cut=None):
+        told = (
+            {} if begin == first and start is None else {"Content-Range": f"bytes {begin}-{stop - 1}/{stop}"}
+        )
+        return answer(206 if told else 200, whole[begin:stop], told, cut=cut)
+
+    stub.will(part(first, 700), part(first + 700))
+    buffer = bytearray(size) if with_buffer else None
+    result = transport.get(
+        "bucket",
+        "key",
+        byte_range=None if start is None else ByteRange(start, stop),
+        into=memoryview(buffer) if with_buffer else None,
+    ).result(PATIENCE)
+    assert (buffer if with_buffer else result.data) == whole[first:stop]
+    assert (result.length, result.head.size) == (size, stop)
+    asked = None if start is None else f"bytes={first}-{stop - 1}"
+    assert ranges(stub) == [asked, f"bytes={first + 700}-{stop - 1}"]
+    assert [request.headers.get("if-match") for request in stub.requests] == [None, '"e"']
+
+
+def test_each_break_is_an_attempt(connect, stub, answer):
+    transport = connect(stub.endpoint, max_attempts=3)
+    for begin in (0, 10, 20):
+        told = {"Content-Range": f"bytes {begin}-999/1000"}
+        stub.will(answer(206, DATA[begin:1000], told, cut=10))
+    with pytest.raises(TruncatedError, match="30 of 1000"):
+        transport.get("bucket", "key", byte_range=ByteRange(0, 1000)).result(PATIENCE)
+    assert ranges(stub) == ["bytes=0-999", "bytes=10-999", "bytes=20-999"]
+
+
+def test_an_object_that_is_replaced_between_two_attempts_is_read_anew(
+    transport, connect, stub, answer, refusal
+):
+    transport = connect(stub.endpoint, max_attempts=3)
+    new = DATA[::-1]
+    stub.will(
+        answer(200, DATA, cut=500), refusal(412, "PreconditionFailed"), answer(200, new, {"ETag": '"f"'})
+    )
+    result = transport.get("bucket", "key").result(PATIENCE)
+    assert result.data == new
+    assert result.head.etag == '"f"'
+    assert ranges(stub) == [None, f"bytes=500-{SIZE - 1}", None]
+
+
+def test_an_object_that_must_not_be_replaced_is_not_read_anew(transport, stub, answer, refusal):
+    stub.will(answer(200, DATA, cut=500), refusal(412, "PreconditionFailed"))
+    with pytest.raises(PreconditionFailedError):
+        transport.get("bucket", "key", if_match='"e"').result(PATIENCE)
+
+
+def test_a_server_that_ignores_conditions_cannot_mix_two_versions(connect, stub, answer):
+    transport = connect(stub.endpoint, max_attempts=3)
+    new = DATA[::-1]
+    told = {"Content-Range": f"bytes 500-{SIZE - 1}/{SIZE}", "ETag": '"f"'}
+    stub.will(answer(200, DATA, cut=500), answer(206, new[500:], told), answer(200, new, {"ETag": '"f"'}))
+    assert transport.get("bucket", "key").result(PATIENCE).data == new
+
+
+@pytest.mark.parametrize("etag", ['W/"weak"', ""])
+def test_without_a_strong_etag_a_body_is_read_from_its_start(transport, stub, answer, etag):
+    stub.will(*[answer(200, DATA, {"ETag": etag}, cut=cut) for cut in (500, None)])
+    assert transport.get("bucket", "key").result(PATIENCE).data == DATA
+    assert ranges(stub) == [None, None]
+
+
+def test_connections_are_kept(transport, stub, answer, refusal):
+    stub.will(*[answer(200, b"x")] * 3, refusal(404, "NoSuchKey"), answer(), answer(204), answer(200, b"y"))
+    for _ in range(3):
+        transport.get("bucket", "key").result(PATIENCE)
+    with pytest.raises(FileNotFoundError):
+        transport.get("bucket", "key").result(PATIENCE)
+    put(transport).result(PATIENCE)
+    transport.abort_multipart_upload(MultipartUpload("bucket", "key", "id")).result(PATIENCE)
+    assert transport.get("bucket", "key").result(PATIENCE).data == b"y"
+    assert stub.connections == 1
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Connection": "close"}, {"Content-Length": "1"}], ids=["announced", "more than announced"]
+)
+def test_connections_that_are_of_no_more_use_are_not_kept(transport, stub, answer, headers):
+    stub.will(
+        *[answer(200, b"xHTTP/1.1 200 OK\r\n\r\n"[: 1 if "Connection" in headers else None], headers)] * 2
+    )
+    for _ in range(2):
+        assert transport.get("bucket", "key").result(PATIENCE).data == b"x"
+    assert stub.connections == 2
+
+
+def test_a_kept_connection_that_the_server_has_closed_is_no_attempt(connect, serve):
+    closed = threading.Event()
+
+    def answer_once(connected):
+        head_from(connected)
+        connected.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+        connected.close()
+        closed.set()
+
+    def reset_at_the_next(connected):
+        head_from(connected)
+        connected.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+        head_from(connected)
+        connected.close()
+
+    transport = connect(serve(answer_once, reset_at_the_next, answer_once), max_attempts=1)
+    for _ in range(3):
+        assert transport.get("bucket", "key").result(PATIENCE).data == b"x"
+        closed.wait(PATIENCE)
+
+
+def test_a_new_connection_that_is_closed_at_once_is_an_attempt(connect, serve):
+    transport = connect(serve(lambda connected: (head_from(connected), connected.close())), max_attempts=1)
+    with pytest.raises(S3ConnectionError, match="closed"):
+        transport.get("bucket", "key").result(PATIENCE)
+
+
+@pytest.mark.parametrize("how", ["cancel", "close"])
+@pytest.mark.parametrize("size", [1000, 4 * MIB])
+def test_after_cancelling_a_buffer_is_not_touched_any_more(connect, serve, how, size):
+    half_sent, go_on = threading.Event(), threading.Event()
+
+    def stall_in_the_middle(connected):
+        head_from(connected)
+        connected.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * (size // 2))
+        half_sent.set()
+        go_on.wait(PATIENCE)
+        connected.sendall(b"y" * (size // 2))
+
+    transport = connect(serve(stall_in_the_middle))
+    buffer = bytearray(size)
+    transfer = transport.get("bucket", "key", into=memoryview(buffer))
+    assert half_sent.wait(PATIENCE)
+    while not buffer[size // 2 - 1]:
+        time.sleep(0.001)
+    assert transfer.cancel() if how == "cancel" else transport.close() is None
+    buffer.append(0)  # Python refuses while anything holds a view of it.
+    buffer[:] = b"mine" * (size // 4)
+    go_on.set()
+    with pytest.raises(TransferCancelledError):
+        transfer.result(PATIENCE)
+    assert buffer == b"mine" * (size // 4)
+
+
+def test_an_upload_can_be_cancelled_while_the_server_takes_nothing(connect, serve):
+    asked, done = threading.Event(), threading.Event()
+
+    def take_only_the_head(connected):
+        head_from(connected)
+        asked.set()
+        done.wait(PATIENCE)
+
+    transport = connect(serve(take_only_the_head))
+    body = bytearray(32 * MIB)
+    transfer = put(transport, body)
+    assert asked.wait(PATIENCE)
+    assert transfer.cancel()
+    body.append(0)
+    with pytest.raises(TransferCancelledError):
+        transfer.result(PATIENCE)
+    done.set()
+
+
+@pytest.mark.parametrize("closes", [True, False])
+@pytest.mark.parametrize(
+    ("status", "code", "cls"), [(403, "AccessDenied", AccessDeniedError), (503, "SlowDown", ThrottledError)]
+)
+def test_an_answer_before_the_end_of_an_upload_is_read(connect, serve, closes, status, code, cls):
+    done = threading.Event()
+
+    def answer_early(connected):
+        head_from(connected)
+        body = f"<Error><Code>{code}</Code></Error>".encode()
+        connected.sendall(b"HTTP/1.1 %d No\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body)
+        if closes:
+            connected.close()
+        else:
+            done.wait(PATIENCE)
+
+    with pytest.raises(cls) as caught:
+        put(connect(serve(answer_early), max_attempts=1), bytes(32 * MIB)).result(PATIENCE)
+    done.set()
+    assert (caught.value.status, caught.value.code) == (status, code)
+
+
+def test_an_upload_goes_on_after_an_answer_that_is_not_the_last(connect, serve):
+    size = 16 * MIB
+
+    def go_ahead(connected):
+        head_from(connected)
+        connected.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        received = 0
+        while received < size:
+            received += len(connected.recv(MIB))
+        connected.sendall(
+            b'HTTP/1.1 103 Early\r\n\r\nHTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: 0\r\n\r\n'
+        )
+
+    transport = connect(serve(go_ahead), max_attempts=1)
+    assert put(transport, bytes(size)).result(PATIENCE).etag == '"e"'
+
+
+def test_success_before_the_end_of_an_upload_is_none(connect, serve):
+    def accept_early(connected):
+        head_from(connected)
+        connected.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    with pytest.raises(S3ConnectionError, match="before it had all"):
+        put(connect(serve(accept_early), max_attempts=1), bytes(32 * MIB)).result(PATIENCE)
+
+
+def test_a_server_that_takes_nothing_is_a_timeout(connect, serve):
+    done = threading.Event()
+
+    def take_only_the_head(connected):
+        head_from(connected)
+        done.wait(PATIENCE)
+
+    transport = connect(serve(take_only_the_head), max_attempts=1, read_timeout=0.2)
+    with pytest.raises(S3TimeoutError, match="no byte has moved"):
+        put(transport, bytes(32 * MIB)).result(PATIENCE)
+    done.set()
+
+
+def chunked(*pieces):
+    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+def raw(head, body):
+    """A server function that sends exactly this, and waits for more requests."""
+
+    def function(connected):
+        head_from(connected)
+        connected.sendall(head.encode() + b"\r\n\r\n" + body)
+
+    return function
+
+
+RESULT = b"CompleteMultipartUploadResult"
+COMPLETED = b'<?xml version="1.0"?><%s><ETag>"whole"</ETag></%s>' % (RESULT, RESULT)
+LATE = b'<?xml version="1.0"?><Error><Code>%s</Code><Message>late</Message></Error>'
+
+
+def complete(transport):
+    upload = MultipartUpload("bucket", "key", "id")
+    return transport.complete_multipart_upload(upload, [], options=PutOptions())
+
+
+def test_a_completion_that_takes_long_comes_in_chunks_after_white_space(connect, serve):
+    answer = raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked", chunked(b" ", b"\n ", COMPLETED))
+    assert complete(connect(serve(answer))).result(PATIENCE).etag == '"whole"'
+
+
+def test_a_completion_that_fails_late_is_tried_again_where_that_may_help(connect, serve):
+    head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close"
+    busy, good = raw(head, chunked(b" ", LATE % b"SlowDown")), raw(head, chunked(COMPLETED))
+    assert complete(connect(serve(busy, good))).result(PATIENCE).etag == '"whole"'
+    failed = raw(head, chunked(b"   ", LATE % b"InternalError"))
+    with pytest.raises(ServerError) as caught:
+        complete(connect(serve(failed), max_attempts=1)).result(PATIENCE)
+    assert (caught.value.code, caught.value.operation) == ("InternalError", "CompleteMultipartUpload")
+
+
+@pytest.mark.parametrize("with_buffer", [True, False])
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked",
+            chunked(DATA[:10], DATA[10:2_000_000], DATA[2_000_000:]),
+        ),
+        ("HTTP/1.0 200 OK", DATA),
+    ],
+    ids=["chunked", "until the connection ends"],
+)
+def test_a_body_may_come_without_its_length(connect, serve, head, body, with_buffer):
+    def answer(connected):
+        raw(head, body)(connected)
+        connected.shutdown(socket.SHUT_WR)
+
+    buffer = bytearray(SIZE)
+    transfer = connect(serve(answer)).get("bucket", "key", into=memoryview(buffer) if with_buffer else None)
+    result = transfer.result(PATIENCE)
+    assert result.length == SIZE
+    assert (buffer if with_buffer else result.data) == DATA
+
+
+def test_chunks_that_break_off_are_an_error(connect, serve):
+    def answer(connected):
+        raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked", b"5\r\nab")(connected)
+        connected.shutdown(socket.SHUT_WR)
+
+    with pytest.raises(TruncatedError):
+        connect(serve(answer), max_attempts=1).get("bucket", "key").result(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    "head", ["SSH-2.0-OpenSSH", "HTTP/1.1 200 OK\r\nbroken", "HTTP/1.1 200 OK\r\nX: " + "x" * 80_000]
+)
+def test_what_is_no_answer_of_http_is_an_error(connect, serve, head):
+    with pytest.raises(S3ConnectionError):
+        connect(serve(raw(head, b"")), max_attempts=1).get("bucket", "key").result(PATIENCE)
+
+
+def test_a_value_that_would_become_another_header_is_refused(transport, stub):
+    with pytest.raises(ConfigurationError, match="If-Match"):
+        transport.get("bucket", "key", if_match='"e"\r\nx-amz-acl: public-read').result(PATIENCE)
+    assert stub.requests == []
+
+
+def test_retries_are_told(make_context, stub, answer, refusal):
+    told = []
+    context = replace(
+        make_context(stub.endpoint, max_attempts=3), on_retry=lambda **facts: told.append(facts)
+    )
+    transport = HttpTransport(context)
+    stub.will(refusal(503, "SlowDown"), answer(200, DATA, cut=5), answer(200, DATA))
+    assert transport.get("bucket", "key").result(PATIENCE).data == DATA
+    transport.close()
+    assert [type(facts["error"]) for facts in told] == [ThrottledError, TruncatedError]
+    assert [facts["attempt"] for facts in told] == [1, 2]
+    assert {(facts["operation"], facts["bucket"], facts["key"]) for facts in told} == {
+        ("GetObject", "bucket", "key")
+    }
+
+
+def test_all_addresses_of_a_host_are_used_and_those_that_fail_come_last(connect, stub, answer, monkeypatch):
+    port = int(stub.endpoint.rpartition(":")[2])
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.2", 0))
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.2", port)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_how: found)
+        transport = connect(stub.endpoint.replace("127.0.0.1", "store.test"), max_attempts=1)
+        stub.will(*[answer(200, b"x", {"Connection": "close"})] * 3)
+        for _ in range(3):
+            assert transport.get("bucket", "key").result(PATIENCE).data == b"x"
+    assert {request.headers["host"] for request in stub.requests} == {f"store.test:{port}"}

@@ -1,0 +1,198 @@
+"""The http transport over TLS."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from contextlib import suppress
+
+import pytest
+
+from s3torch.core.errors import (
+    AccessDeniedError,
+    S3ConnectionError,
+    S3TimeoutError,
+    TransferCancelledError,
+    TransportError,
+    TruncatedError,
+)
+from s3torch.core.models import PutOptions
+from s3torch.core.ranges import MIB, ByteRange
+from s3torch.core.testing._certificate import AUTHORITY, CERTIFICATE, PRIVATE_KEY, certificate_files
+from s3torch.core.testing.servers import start_seaweedfs
+from s3torch.core.transports.http import HttpTransport
+
+PATIENCE = 30
+SIZE = 4 * MIB
+HEAD = b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: %d\r\n\r\n' % SIZE
+
+
+@pytest.fixture
+def connect(make_context):
+    transports = []
+
+    def make(endpoint, **settings):
+        transports.append(HttpTransport(make_context(endpoint, **settings)))
+        return transports[-1]
+
+    yield make
+    for transport in transports:
+        transport.close()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("certificates")
+    for name, content in certificate_files().items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def serve(certificates, monkeypatch):
+    """Starts a server with TLS that calls a function with each connection, once a request head has come."""
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificates / AUTHORITY))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / CERTIFICATE, certificates / PRIVATE_KEY)
+    sockets = []
+
+    def start(function):
+        listener = socket.create_server(("127.0.0.1", 0))
+        sockets.append(listener)
+
+        def accept():
+            with suppress(OSError):  # The client may go away at any time.
+                connected, _ = listener.accept()
+                sockets.append(connected)
+                wrapped = context.wrap_socket(connected, server_side=True)
+                sockets.append(wrapped)
+                head = b""
+                while not head.endswith(b"\r\n\r\n"):
+                    head += wrapped.recv(1)
+                function(wrapped)
+
+        threading.Thread(target=accept, daemon=True).start()
+        return f"https://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield start
+    for one in sockets:
+        one.close()
+
+
+def end(connected, *, in_order):
+    if in_order:
+        with suppress(OSError):  # The client need not answer that in TLS.
+            connected.unwrap()
+    connected.close()
+
+
+def test_bytes_go_to_and_from_a_real_server(connect, monkeypatch):
+    data = bytes(range(256)) * (9 * MIB // 256)
+    with start_seaweedfs(tls=True) as server:
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(server.ca_file))
+        bucket = server.create_bucket()
+        transport = connect(server.endpoint, keys=(server.access_key, server.secret_key))
+        transport.put(bucket, "key", memoryview(data), options=PutOptions()).result(PATIENCE)
+        for _ in range(2):
+            assert transport.get(bucket, "key").result(PATIENCE).data == data
+        buffer = bytearray(5 * MIB)
+        ranged = ByteRange(MIB, 6 * MIB)
+        transport.get(bucket, "key", byte_range=ranged, into=memoryview(buffer)).result(PATIENCE)
+        assert buffer == data[MIB : 6 * MIB]
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_server_must_be_who_it_says(connect, serve, monkeypatch, trusted):
+    endpoint = serve(lambda connected: None)
+    if trusted:
+        # The authority is known, but the certificate is for another name.
+        endpoint = endpoint.replace("127.0.0.1", "127.0.0.1.nip.test")
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", int(endpoint.rpartition(":")[2])))]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_how: found)
+    else:
+        monkeypatch.delenv("AWS_CA_BUNDLE")
+    with pytest.raises(S3ConnectionError, match="certificate verify failed"):
+        connect(endpoint, max_attempts=1).get("bucket", "key").result(PATIENCE)
+
+
+def test_a_bundle_that_cannot_be_read_is_named(connect, serve, monkeypatch, tmp_path):
+    bundle = tmp_path / "no-bundle.pem"
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
+    with pytest.raises(TransportError, match="no-bundle"):
+        connect(serve(lambda connected: None)).get("bucket", "key").result(PATIENCE)
+
+
+def test_after_cancelling_a_buffer_is_not_touched_any_more(connect, serve):
+    half_sent, go_on = threading.Event(), threading.Event()
+
+    def stall_in_the_middle(connected):
+        connected.sendall(HEAD + b"x" * (SIZE // 2))
+        half_sent.set()
+        go_on.wait(PATIENCE)
+        connected.sendall(b"y" * (SIZE // 2))
+
+    buffer = bytearray(SIZE)
+    transfer = connect(serve(stall_in_the_middle)).get("bucket", "key", into=memoryview(buffer))
+    assert half_sent.wait(PATIENCE)
+    while not buffer[SIZE // 2 - 1]:
+        time.sleep(0.001)
+    assert transfer.cancel()
+    buffer[:] = b"mine" * (SIZE // 4)
+    go_on.set()
+    with pytest.raises(TransferCancelledError):
+        transfer.result(PATIENCE)
+    assert buffer == b"mine" * (SIZE // 4)
+
+
+def test_a_body_that_stalls_is_a_timeout(connect, serve):
+    done = threading.Event()
+
+    def stall(connected):
+        connected.sendall(HEAD + b"x")
+        done.wait(PATIENCE)
+
+    with pytest.raises(S3TimeoutError):
+        connect(serve(stall), max_attempts=1, read_timeout=0.2).get("bucket", "key").result(PATIENCE)
+    done.set()
+
+
+@pytest.mark.parametrize("with_buffer", [True, False])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_body_that_breaks_off_is_an_error(connect, serve, with_buffer, in_order):
+    def close_early(connected):
+        connected.sendall(HEAD + b"x" * 1000)
+        end(connected, in_order=in_order)
+
+    into = memoryview(bytearray(SIZE)) if with_buffer else None
+    with pytest.raises((TruncatedError, S3ConnectionError)):
+        connect(serve(close_early), max_attempts=1).get("bucket", "key", into=into).result(PATIENCE)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_body_without_a_length_ends_only_as_tls_ends(connect, serve, in_order):
+    def answer(connected):
+        connected.sendall(b"HTTP/1.1 200 OK\r\n\r\nwhole")
+        end(connected, in_order=in_order)
+
+    transfer = connect(serve(answer), max_attempts=1).get("bucket", "key")
+    if in_order:
+        assert transfer.result(PATIENCE).data == b"whole"
+    else:
+        with pytest.raises(S3ConnectionError):
+            transfer.result(PATIENCE)
+
+
+def test_an_answer_before_the_end_of_an_upload_is_read(connect, serve):
+    done = threading.Event()
+
+    def answer_early(connected):
+        body = b"<Error><Code>AccessDenied</Code></Error>"
+        connected.sendall(b"HTTP/1.1 403 No\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        done.wait(PATIENCE)
+
+    body = memoryview(bytes(32 * MIB))
+    with pytest.raises(AccessDeniedError):
+        connect(serve(answer_early)).put("bucket", "key", body, options=PutOptions()).result(PATIENCE)
+    done.set()

@@ -1,0 +1,197 @@
+"""Transfers on threads: who may touch a buffer when, and how threads end."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+
+import pytest
+
+from s3torch.core.errors import TransferCancelledError
+from s3torch.core.transports._pool import PooledTransfer, TransferPool
+
+PATIENCE = 20
+
+
+@pytest.fixture
+def pool():
+    pool = TransferPool(4, name="s3torch-pool-test")
+    yield pool
+    pool.close()
+
+
+def transfer_of(work, buffer=None):
+    view = None if buffer is None else memoryview(buffer)
+    return PooledTransfer(work, operation="GetObject", bucket="bucket", key="key", buffer=view)
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("s3torch-pool-test_")]
+
+
+def ends(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return condition()
+
+
+def test_cancelling_waits_for_a_borrowed_buffer(pool):
+    borrowed, interrupted, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def work(transfer):
+        view = transfer.borrow(interrupted.set)
+        borrowed.set()
+        go_on.wait(PATIENCE)
+        view[0] = 1
+        transfer.give_back()
+
+    buffer = bytearray(8)
+    transfer = pool.start(transfer_of(work, buffer))
+    assert borrowed.wait(PATIENCE)
+    canceller = threading.Thread(target=transfer.cancel)
+    canceller.start()
+    assert interrupted.wait(PATIENCE)
+    assert canceller.is_alive()
+    go_on.set()
+    canceller.join(PATIENCE)
+    assert not canceller.is_alive()
+    assert buffer[0] == 1
+    buffer.append(0)  # Python refuses while anything holds a view of it.
+    with pytest.raises(TransferCancelledError):
+        transfer.result(PATIENCE)
+
+
+def test_a_thread_may_cancel_what_it_is_doing_itself(pool):
+    """As the collector does when it finds a dropped reader just then."""
+
+    def work(transfer):
+        transfer.borrow(lambda: None)
+        assert transfer.cancel()
+        transfer.give_back()
+
+    buffer = bytearray(8)
+    transfer = pool.start(transfer_of(work, buffer))
+    with pytest.raises(TransferCancelledError):
+        transfer.result(PATIENCE)
+    assert ends(lambda: transfer._buffer is None)
+    buffer.append(0)
+
+
+def test_a_buffer_is_not_lent_after_cancelling(pool):
+    begun, cancelled = threading.Event(), threading.Event()
+    lent = []
+
+    def work(transfer):
+        begun.set()
+        cancelled.wait(PATIENCE)
+        lent.append(transfer.borrow(lambda: None))
+
+    transfer = pool.start(transfer_of(work, bytearray(8)))
+    assert begun.wait(PATIENCE)
+    assert transfer.cancel()
+    cancelled.set()
+    with pytest.raises(TransferCancelledError):
+        transfer.result(PATIENCE)
+    pool.close()
+    assert lent == []
+
+
+def test_threads_are_started_as_they_are_needed(pool):
+    assert threads() == []
+    for _ in range(20):
+        pool.start(transfer_of(lambda _: None)).result(PATIENCE)
+    assert 1 <= len(threads()) <= 2
+    go_on = threading.Event()
+    waiting = [pool.start(transfer_of(lambda _: go_on.wait(PATIENCE))) for _ in range(20)]
+    assert len(threads()) == 4
+    go_on.set()
+    assert all(transfer.result(PATIENCE) for transfer in waiting)
+
+
+@pytest.mark.parametrize("how", ["closed", "dropped"])
+def test_threads_end_with_their_pool(how):
+    pool = TransferPool(4, name="s3torch-pool-test")
+    assert pool.start(transfer_of(lambda _: 1)).result(PATIENCE) == 1
+    if how == "closed":
+        assert pool.close()
+    del pool
+    gc.collect()
+    assert ends(lambda: not threads())
+
+
+def test_the_interpreter_does_not_wait_for_a_server(python, stub, answer):
+    stub.will(answer(200, b"x" * 1000, stall=10))
+    code = """
+        import sys, time
+        from s3torch.core import Credentials, S3Client, S3ClientConfig
+
+        config = S3ClientConfig(transport="http", credentials=lambda: Credentials("a", "b"))
+        client = S3Client("us-east-1", endpoint=sys.argv[1], s3client_config=config)
+        reader = client.get_object("bucket", "key")
+        reader.prefetch()
+        time.sleep(0.2)
+        print("end")
+    """
+    began = time.monotonic()
+    assert python(code, stub.endpoint).stdout == "end\n"
+    assert time.monotonic() - began < 30  # The server stalls for 60.
+
+
+@pytest.fixture
+def busy_pool():
+    """A pool whose only thread is busy."""
+    pool = TransferPool(1, name="s3torch-pool-test")
+    go_on = threading.Event()
+    pool.start(transfer_of(lambda _: go_on.wait(PATIENCE)))
+    yield pool
+    go_on.set()
+    pool.close()
+
+
+def test_whoever_waits_for_work_that_nobody_has_begun_does_it(busy_pool):
+    transfer = busy_pool.start(transfer_of(lambda _: threading.get_ident()))
+    assert transfer.result() == threading.get_ident()
+    assert transfer.result(0) == threading.get_ident()
+
+
+def test_errors_of_work_that_is_done_by_whoever_waits(busy_pool):
+    with pytest.raises(ZeroDivisionError):
+        busy_pool.start(transfer_of(lambda _: 1 // 0)).result()
+
+
+def test_work_that_is_done_by_whoever_waits_can_be_cancelled(busy_pool):
+    begun = threading.Event()
+
+    def work(transfer):
+        begun.set()
+        transfer.pause(PATIENCE)
+
+    transfer = busy_pool.start(transfer_of(work))
+
+    def cancel():
+        begun.wait(PATIENCE)
+        transfer.cancel()
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    with pytest.raises(TransferCancelledError):
+        transfer.result()
+    canceller.join()
+
+
+def test_callbacks_run_on_a_thread_of_the_pool(busy_pool):
+    called = []
+    ended = threading.Event()
+
+    def note(_):
+        called.append(threading.current_thread().name)
+        ended.set()
+
+    def work(transfer):
+        transfer.add_done_callback(note)
+
+    busy_pool.start(transfer_of(work)).result()
+    assert ended.wait(PATIENCE)
+    assert called[0].startswith("s3torch-pool-test")

@@ -90,7 +90,8 @@ class BotoTransport:
         params = given_params(IfMatch=if_match, VersionId=version_id)
         if byte_range is not None:
             params["Range"] = byte_range.header
-        else:
+        if byte_range is None or not byte_range.start:
+            # The range may turn out to be the whole object.
             params["ChecksumMode"] = "ENABLED"
         room = len(into) if into is not None else None
 

@@ -79,7 +79,8 @@ class CrtTransport:
         headers = []
         if byte_range is not None:
             headers.append(("Range", byte_range.header))
-        else:
+        if byte_range is None or not byte_range.start:
+            # The range may turn out to be the whole object.
             headers.append(("x-amz-checksum-mode", "ENABLED"))
         if if_match is not None:
             headers.append(("If-Match", if_match))

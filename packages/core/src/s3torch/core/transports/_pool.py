@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core.errors import S3Error, TransferCancelledError
+from s3torch.core.sharing import throughput_share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,7 @@ _MAX_WORKERS = 64
 
 def workers_for(config: S3ClientConfig) -> int:
     """Tells how many transfers a transport runs at a time, each with a connection of its own."""
-    connections = math.ceil(config.throughput_target_gbps / _GBPS_PER_CONNECTION)
+    connections = math.ceil(throughput_share(config.throughput_target_gbps) / _GBPS_PER_CONNECTION)
     return min(max(connections, _MIN_WORKERS), _MAX_WORKERS)
 
 

@@ -92,10 +92,9 @@ class S3Checkpoint:
             map_location: Where tensors go, as in ``torch.load``.
             weights_only: Whether only tensors and plain values may be loaded; ``None`` for torch's default.
                 A checkpoint may run any code otherwise.
-            mmap: ``True`` downloads the object into one file in memory, which tensors on the CPU alias.
-                It takes no more memory than the object has, which is freed when the last tensor is gone, and
-                is the faster way for very many small tensors. Not for formats of torch before 1.6. ``None``
-                for torch's default.
+            mmap: ``True`` downloads the object into one file in memory, which tensors on the CPU alias. It
+                takes no more memory than the object has, which is freed when the last tensor is gone. Not for
+                formats of torch before 1.6. ``None`` for torch's default.
 
         Raises:
             CheckpointFormatError: The object is not what ``torch.save`` writes, or not all of it.

@@ -45,7 +45,7 @@ GOOD = {
     "memory_limit": [None, 5 * MIB, 64 * GIB],
     "connect_timeout": [0.001, 1, 3600],
     "read_timeout": [0.001, 1, 3600],
-    "checksum_algorithm": ["CRC64NVME", "CRC32C", "CRC32", "off"],
+    "checksum_algorithm": ["CRC64NVME", "CRC32C", "CRC32", "SHA256", "off"],
     "credentials": [None, keys],
     "put_options": [None, PutOptions(storage_class="STANDARD_IA")],
     "expected_bucket_owner": [None, "012345678901"],

@@ -54,7 +54,7 @@ def state(error):
 
 
 def test_there_is_a_class_for_each_decision():
-    assert len(CLASSES) == 19
+    assert len(CLASSES) == 21
     assert {cls.__name__ for cls in CLASSES} == set(errors.__all__) - {"error_from_response"}
 
 

@@ -11,6 +11,10 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+MIB = 2**20
 
 
 def stored(store, key="key"):
@@ -38,6 +42,25 @@ BUFFERS = {
     "empty": np.zeros((3, 0), dtype=np.float32),
     "ctypes": (ctypes.c_double * 3)(1, 2, 3),
     "mmap": mapped(),
+}
+
+
+def in_pages(content):
+    if not content:
+        return content
+    pages = mmap.mmap(-1, len(content))
+    pages[:] = content
+    return pages
+
+
+# How bytes, a multiple of eight, get into a buffer of each kind.
+KINDS = {
+    "bytes": bytes,
+    "bytearray": bytearray,
+    "floats": lambda content: memoryview(content).cast("f") if content else b"",
+    "array": lambda content: array.array("d", content),
+    "numpy": lambda content: np.frombuffer(content, dtype=">u4").reshape(2, -1),
+    "mmap": in_pages,
 }
 
 
@@ -101,3 +124,35 @@ def test_it_lies_under_other_files(client, store):
     with client.put_object("bucket", "npy") as writer:
         np.save(writer, np.arange(1000.0))
     assert (np.load(io.BytesIO(stored(store, "npy"))) == np.arange(1000.0)).all()
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_writes_of_any_buffers_arrive_in_order(data, client, store):
+    pieces = data.draw(
+        st.lists(st.tuples(st.sampled_from(sorted(KINDS)), st.integers(0, 3 * MIB), st.integers(0, 255)))
+    )
+    expected = b""
+    with client.put_object("bucket", "key") as writer:
+        for kind, count, byte in pieces:
+            content = bytes([byte]) * (count * 8)
+            buffer = KINDS[kind](content)
+            assert writer.write(buffer) == len(content)
+            if kind in {"bytearray", "mmap"} and count:
+                # The writer has made its copy.
+                buffer[:8] = b"overture"
+            expected += content
+        assert writer.tell() == len(expected)
+    assert stored(store) == expected
+
+
+@given(data=st.binary(max_size=200), cuts=st.lists(st.integers(0, 200)))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_cuts_of_small_data_arrive_in_order(data, cuts, client, store):
+    ends = [*sorted(cuts), len(data)]
+    start = 0
+    with client.put_object("bucket", "key") as writer:
+        for end in ends:
+            writer.write(memoryview(data)[start:end])
+            start = max(start, min(end, len(data)))
+    assert stored(store) == data

@@ -363,3 +363,46 @@ def test_what_is_kept_behind_can_be_chosen(ledger, opened):
     assert source.requests.count((0, 10)) == 2
     with pytest.raises(ConfigurationError, match="keep_behind"):
         opened(SequentialS3Reader, source, keep_behind=-1)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_prefetch_fills_the_buffer_of_a_ranged_reader(known, ledger, opened):
+    source = ledger(DATA, known=known)
+    reader = opened(RangedS3Reader, source, buffer_size=8)
+    reader.seek(20)
+    reader.prefetch()
+    reader.prefetch()
+    assert (source.requests, source.waited) == ([(20, 28)], [])
+    reader.seek(22)
+    assert (reader.read(3), reader.read(2)) == (DATA[22:25], DATA[25:27])
+    reader.prefetch()
+    assert (source.requests, source.shared.used) == ([(20, 28)], 0)
+    assert reader.read(20) == DATA[27:47]
+    # What was started for another place is dropped.
+    reader.seek(100)
+    reader.prefetch()
+    reader.seek(60)
+    assert reader.read(3) == DATA[60:63]
+    assert source.cancelled == [(100, 108)]
+    reader.seek(0, io.SEEK_END)
+    count = len(source.requests)
+    reader.prefetch()
+    assert len(source.requests) == count
+    reader.seek(150)
+    reader.prefetch()
+    reader.close()
+    assert source.cancelled == [(100, 108), (150, 158)]
+    assert source.shared.used == 0
+
+
+def test_a_prefetch_that_fails_is_asked_for_again(ledger, opened):
+    source = ledger(DATA)
+    reader = opened(RangedS3Reader, source, buffer_size=8)
+    source.fail(0, ConnectionError())
+    reader.prefetch()
+    with pytest.raises(ConnectionError):
+        reader.read(3)
+    assert reader.read(3) == DATA[:3]
+    unbuffered = opened(RangedS3Reader, source, buffer_size=0)
+    unbuffered.prefetch()
+    assert len(source.requests) == 2

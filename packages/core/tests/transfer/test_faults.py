@@ -212,6 +212,39 @@ def test_a_flipped_bit_of_a_whole_object_is_an_error(wire, constructor, size):
     assert reader.read() == DATA[:size]
 
 
+def test_a_bit_that_flipped_on_the_way_is_right_the_next_time(wire, constructor):
+    wire.put("k", DATA[:PART], ChecksumAlgorithm="CRC64NVME")
+    client = wire.client()
+    info = client.head_object(wire.bucket, "k")
+    rule = wire.proxy.add(Fault.flip(1000), method="GET", times=1)
+    reader = client.get_object(wire.bucket, "k", object_info=info, reader_constructor=constructor)
+    buffer = bytearray(PART)
+    assert reader.readinto(buffer) == PART
+    assert buffer == DATA[:PART]
+    assert rule.hits == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "offset", "is_wrong"),
+    [("chdGpg==", 0, False), ("AAAAAA==", 0, True), ("AAAAAA==-3", 0, False), ("AAAAAA==", 500, False)],
+    ids=["right", "wrong", "of-parts", "of-another-range"],
+)
+def test_a_range_that_is_the_whole_object_is_checked_if_the_server_can(wire, value, offset, is_wrong):
+    wire.put("k", DATA[:1000])
+    wire.proxy.add(Fault.header("x-amz-checksum-crc32", value), method="GET")
+    reader = wire.client().get_object(
+        wire.bucket, "k", reader_constructor=S3ReaderConstructor.range_based(PART)
+    )
+    reader.seek(offset)
+    if is_wrong:
+        with pytest.raises(ChecksumMismatchError, match="chdGpg=="):
+            reader.read()
+    else:
+        assert reader.read() == DATA[offset:1000]
+    modes = {"x-amz-checksum-mode" in request.headers for request in wire.proxy.requests("GET")}
+    assert modes == {offset == 0}
+
+
 @pytest.mark.parametrize("size", [1000, PART + 1000])
 def test_a_flipped_bit_of_an_upload_is_refused(wire, size):
     wire.put("k", b"old")

@@ -10,10 +10,12 @@ from s3torch.core.config import S3ClientConfig
 from s3torch.core.deleting import Deletion
 from s3torch.core.errors import (
     AccessDeniedError,
+    CheckpointFormatError,
     ChecksumMismatchError,
     ConfigurationError,
     ConflictError,
     ForkedProcessError,
+    MissingPackageError,
     NoCredentialsError,
     NotFoundError,
     ObjectChangedError,
@@ -57,6 +59,7 @@ from s3torch.core.writers import PutObjectStream, S3Writer
 
 __all__ = [
     "AccessDeniedError",
+    "CheckpointFormatError",
     "ChecksumMismatchError",
     "ConfigurationError",
     "ConflictError",
@@ -71,6 +74,7 @@ __all__ = [
     "ListObjectStream",
     "ListVersionStream",
     "ListVersionsResult",
+    "MissingPackageError",
     "NoCredentialsError",
     "NotFoundError",
     "ObjectChangedError",

@@ -17,16 +17,27 @@ if TYPE_CHECKING:
 
     from s3torch.core.models import Credentials
 
-__all__ = ["CHECKSUM_ALGORITHMS", "DEFAULT_TRANSPORT", "TRANSPORT_VARIABLE", "S3ClientConfig"]
+__all__ = [
+    "CHECKSUM_ALGORITHMS",
+    "DEFAULT_TRANSPORT",
+    "TRANSPORT_VARIABLE",
+    "S3ClientConfig",
+    "checksum_type",
+]
 
 DEFAULT_TRANSPORT = "crt"
 TRANSPORT_VARIABLE = "S3TORCH_TRANSPORT"
-CHECKSUM_ALGORITHMS = ("CRC64NVME", "CRC32C", "CRC32")
+CHECKSUM_ALGORITHMS = ("CRC64NVME", "CRC32C", "CRC32", "SHA256")
 _CHECKSUM_OFF = "off"
 _MAX_GBPS = 10_000
 _MAX_ATTEMPTS = 100
 _CUSTOMER_KEY_BYTES = 32
 _ACCOUNT = re.compile(r"[0-9]{12}")
+
+
+def checksum_type(algorithm: str) -> str:
+    """Tells what S3 makes of the checksums of parts: one of all bytes, or one of the checksums."""
+    return "COMPOSITE" if algorithm == "SHA256" else "FULL_OBJECT"
 
 
 @dataclass(frozen=True)
@@ -59,8 +70,9 @@ class S3ClientConfig:
             times as long again. The CRT itself ends a connection that was silent for about 30 seconds. Either
             way the request is tried again, and ``S3TimeoutError`` or ``S3ConnectionError`` comes after the
             last time.
-        checksum_algorithm: What uploads carry: ``"CRC64NVME"``, ``"CRC32C"``, ``"CRC32"``, or ``"off"`` for
-            stores that do not know checksums.
+        checksum_algorithm: What uploads carry: ``"CRC64NVME"``, ``"CRC32C"``, ``"CRC32"``, ``"SHA256"``, or
+            ``"off"`` for stores that do not know checksums. Objects of more than one part get a checksum of
+            all their bytes, but with ``"SHA256"``, for which S3 has only one of the parts' checksums.
         credentials: A function that returns the keys to sign with. Asked again when ``expires_at`` of the
             last ones is near. It has to be picklable where the client is.
         put_options: How all uploads of the client are stored, as far as a call does not say otherwise. Copies

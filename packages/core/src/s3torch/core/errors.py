@@ -4,7 +4,8 @@
 
     S3Error
     ├── ConfigurationError      (ValueError)         a setting, an argument, a URI or an endpoint is wrong
-    │   └── TransportError      (ImportError)        a transport is unknown or cannot be used here
+    │   ├── TransportError      (ImportError)        a transport is unknown or cannot be used here
+    │   └── MissingPackageError (ImportError)        what was asked for needs a package that is not installed
     ├── NotFoundError           (FileNotFoundError)  no such object, bucket or upload
     ├── AccessDeniedError       (PermissionError)    S3 refuses these credentials
     │   └── NoCredentialsError                       there are none to sign with
@@ -18,6 +19,7 @@
     ├── S3ConnectionError       (ConnectionError)    no connection, or it broke
     ├── S3TimeoutError          (TimeoutError)       no answer in time
     ├── ChecksumMismatchError                        the bytes are not those that were stored
+    ├── CheckpointFormatError   (ValueError)         the object is not what ``torch.save`` writes
     ├── TruncatedError          (EOFError)           fewer or more bytes came than were announced
     ├── TransferCancelledError                       the transfer was cancelled or aborted by this side
     └── ForkedProcessError      (RuntimeError)       a reader or writer was used in a forked child
@@ -33,10 +35,12 @@ from typing import Any
 
 __all__ = [
     "AccessDeniedError",
+    "CheckpointFormatError",
     "ChecksumMismatchError",
     "ConfigurationError",
     "ConflictError",
     "ForkedProcessError",
+    "MissingPackageError",
     "NoCredentialsError",
     "NotFoundError",
     "ObjectChangedError",
@@ -118,6 +122,10 @@ class TransportError(ConfigurationError, ImportError):
     """A transport is not installed, or something that it needs is missing on this machine."""
 
 
+class MissingPackageError(ConfigurationError, ImportError):
+    """What was asked for needs a package that is not installed; the text says which."""
+
+
 class NotFoundError(S3Error, FileNotFoundError):
     """The object, the bucket or the multipart upload does not exist."""
 
@@ -174,6 +182,10 @@ class S3TimeoutError(S3Error, TimeoutError):
 
 class ChecksumMismatchError(S3Error):
     """The bytes that arrived are not the bytes that were stored."""
+
+
+class CheckpointFormatError(S3Error, ValueError):
+    """The object is not what ``torch.save`` writes, or not all of it."""
 
 
 class TruncatedError(S3Error, EOFError):

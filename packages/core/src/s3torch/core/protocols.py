@@ -151,7 +151,7 @@ class Transport(Protocol):
             key: The key.
             options: How the object will be stored; the conditions go with the completion.
             checksum_algorithm: The algorithm of the parts' checksums; that of the whole object is of
-                type FULL_OBJECT.
+                type FULL_OBJECT, but with SHA256, which S3 has only as COMPOSITE.
         """
         ...
 

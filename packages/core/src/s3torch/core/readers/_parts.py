@@ -143,6 +143,10 @@ class PartCache:
         for begin in begins:
             self._parts.pop(begin).cancel()
 
+    def clear(self) -> None:
+        """Lets go of all parts."""
+        self.forget(list(self._parts))
+
     def drop(self) -> list[Any]:
         """Forgets all parts and returns them."""
         parts, self._parts = list(self._parts.values()), {}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.memory import new_bytes
 from s3torch.core.ranges import MIB
+from s3torch.core.readers._parts import PartCache
 from s3torch.core.readers._positioned import PositionedReader
 from s3torch.core.transfer.window import receive_all
 
@@ -48,15 +49,43 @@ class RangedS3Reader(PositionedReader):
         super().__init__(bucket, key, get_object_info, get_stream)
         self._buffer_size = _DEFAULT_BUFFER if buffer_size is None else buffer_size
         self._buffer_start = 0
+        self._ahead = PartCache(self._source)
+
+    def prefetch(self) -> None:
+        """Starts to fill the buffer from the position on and returns at once.
+
+        Does nothing without a buffer, and while the memory budget of this process is used up.
+        """
+        self._start_reading()
+        start, size = self._position, self._source.known_size
+        stop = start + min(self._buffer_size, self._source.part_size)
+        if size is not None:
+            stop = min(stop, size)
+        if start < stop and not self._piece(start, 1) and start not in self._ahead:
+            self._ahead.clear()
+            self._ahead.try_ahead(start, stop)
 
     def _begin(self, start: int, count: int) -> memoryview:
+        self._adopt(start)
+        if self._piece(start, 1):
+            return self._buffer[start - self._buffer_start :][:count]
         wanted = max(count, min(self._buffer_size, self._source.part_size))
         data = self._source.start(start, start + wanted).wait()
         if count < self._buffer_size:
             self._buffer, self._buffer_start = data, start
         return data[:count]
 
+    def _adopt(self, start: int) -> None:
+        """Makes the buffer of what was started ahead, if the position is in it."""
+        for begin, size in list(self._ahead):
+            if begin <= start < begin + size:
+                self._buffer = memoryview(b"")
+                self._buffer, self._buffer_start = self._ahead.wait(begin, begin + size), begin
+        self._ahead.clear()
+
     def _fill(self, start: int, view: memoryview) -> None:
+        if not self._piece(start, 1):
+            self._adopt(start)
         ready = self._from_buffer(start, view)
         start, view = start + ready, view[ready:]
         if not view:
@@ -95,4 +124,4 @@ class RangedS3Reader(PositionedReader):
 
     def _drop(self) -> list[Any]:
         self._buffer = memoryview(b"")
-        return []
+        return self._ahead.drop()

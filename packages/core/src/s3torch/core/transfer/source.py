@@ -6,9 +6,11 @@ as ``If-Match``. A range that did not arrive whole raises; it never turns into a
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from s3torch.core.errors import (
+    ChecksumMismatchError,
     ObjectChangedError,
     PreconditionFailedError,
     RangeNotSatisfiableError,
@@ -146,16 +148,17 @@ class ObjectSource:
         whole = start == 0 and self._size is not None and stop >= self._size
         if into is not None and self._size is not None:
             into = into[: self._size - start]
-        transfer = self._connector.get().transport.get(
+        send = partial(
+            self._connector.get().transport.get,
             self.bucket,
             self.key,
-            # Only the answer to a request without a range has the checksum of the object.
+            # The answer to a request without a range has the checksum of the object.
             byte_range=None if whole else ByteRange(start, stop),
             into=into,
             if_match=self._etag,
             version_id=self._version_id,
         )
-        return _Pending(self, transfer, start, stop, into)
+        return _Pending(self, send, start, stop, into)
 
     def settle(self, result: GetResult, start: int, stop: int, data: memoryview) -> None:
         """Checks an answer against all that is known of the object, and learns from it."""
@@ -258,18 +261,27 @@ class _Pending:
     def __init__(
         self,
         source: ObjectSource,
-        transfer: Transfer[GetResult],
+        send: Callable[[], Transfer[GetResult]],
         start: int,
         stop: int,
         into: memoryview | None,
     ) -> None:
         self._source = source
-        self._transfer = transfer
+        self._send = send
+        self._transfer = send()
         self._start = start
         self._stop = stop
         self._into = into
 
     def wait(self) -> memoryview:
+        try:
+            return self._receive()
+        except ChecksumMismatchError:
+            # A bit that flipped on the way is right the next time; one that flipped in the store is not.
+            self._transfer = self._send()
+            return self._receive()
+
+    def _receive(self) -> memoryview:
         try:
             result = self._transfer.result()
         except PreconditionFailedError as exc:

@@ -15,7 +15,7 @@ from s3torch.core.errors import ConfigurationError, S3Error, TransferCancelledEr
 from s3torch.core.ranges import MAX_PARTS, MIB, upload_part_size
 from s3torch.core.transfer._lost_answers import etag_of_body, etag_of_parts, stored_after_all
 from s3torch.core.transfer._queued_part import QueuedPart
-from s3torch.core.transfer.checksums import RunningChecksum
+from s3torch.core.transfer.checksums import PartedChecksum, checksum
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +54,8 @@ class Upload:
         self._connector = connector
         self._options = options
         self._algorithm = connector.config.upload_checksum
-        self._whole = RunningChecksum(self._algorithm) if self._algorithm else None
+        self._parted = PartedChecksum(self._algorithm) if self._algorithm else None
+        self._checksum: tuple[str, str] | None = None
         self._buffer: _PartBuffer | None = None
         self._number = 0
         self._multipart: Transfer[MultipartUpload] | None = None
@@ -105,8 +106,11 @@ class Upload:
 
     @property
     def checksum(self) -> tuple[str, str] | None:
-        """The algorithm and the checksum of the whole object, in base64, once it is complete."""
-        return self._whole.value if self._whole is not None else None
+        """The algorithm and the checksum of the whole object, in base64, once it is complete.
+
+        With SHA256 and more than one part it is the checksum of the parts' checksums, with their number.
+        """
+        return self._checksum
 
     @property
     def is_open(self) -> bool:
@@ -165,12 +169,7 @@ class Upload:
                 checksum_algorithm=self._algorithm,
             )
         body = buffer.body
-        part_checksum = None
-        if self._whole is not None:
-            part = RunningChecksum(self._whole.algorithm)
-            part.update(body)
-            self._whole.extend(part, len(body))
-            part_checksum = part.value
+        part_checksum = self._parted.add(body) if self._parted is not None else None
         while self._in_flight and (len(self._in_flight) + 1) * len(body) > _IN_FLIGHT:
             self._finish_part()
         self._number += 1
@@ -192,8 +191,7 @@ class Upload:
         transport = self._connection.transport
         if self._multipart is None:
             body = self._buffer.body if self._buffer is not None else memoryview(b"")
-            if self._whole is not None:
-                self._whole.update(body)
+            self._checksum = checksum(self._algorithm, body)
             put = transport.put(
                 self.bucket,
                 self.key,
@@ -206,6 +204,7 @@ class Upload:
             self._send_part(self._buffer)
         while self._in_flight:
             self._finish_part()
+        self._checksum = self._parted.value if self._parted is not None else None
         completion = transport.complete_multipart_upload(
             self._multipart.result(),
             self._parts,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from s3torch.core.errors import (
@@ -146,7 +147,8 @@ class CrtTransfer(Future[T]):
             self.fail(exc)
         else:
             self._end()
-            self.set_result(result)
+            with suppress(InvalidStateError):  # An interrupt has ended it.
+                self.set_result(result)
 
     def _attempt(self) -> None:
         """Sends the next attempt."""
@@ -162,9 +164,13 @@ class CrtTransfer(Future[T]):
             self.exchange.begin()
         try:
             request = self._send()
-        except BaseException as exc:  # noqa: BLE001 - The transfer raises it.
+        except Exception as exc:  # noqa: BLE001 - The transfer raises it.
             self.fail(exc)
             return
+        except BaseException as exc:
+            # An interrupt is for whoever is starting the transfer, and may have come when it had begun.
+            self.fail(exc)
+            raise
         with self._lock:
             # It may be over already, and the next one under way.
             if self.done() or self._attempts != number or self._waiting:

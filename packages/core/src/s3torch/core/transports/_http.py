@@ -124,6 +124,15 @@ def condition_headers(options: PutOptions) -> list[tuple[str, str]]:
     return [(name, value) for name, value in conditions if value is not None]
 
 
+def _is_whole(content_range: str) -> bool:
+    """Tells whether a range, if there is one, has all bytes of its object."""
+    match = _CONTENT_RANGE.fullmatch(content_range)
+    if match is None:
+        return not content_range
+    first, last, total = map(int, match.groups())
+    return first == 0 and last + 1 == total
+
+
 def head_from_headers(headers: Mapping[str, str]) -> HeadObjectResult:
     """Reads the facts of an object from the headers of a GET; names are in lower case.
 
@@ -132,7 +141,7 @@ def head_from_headers(headers: Mapping[str, str]) -> HeadObjectResult:
     content_range = headers.get("content-range", "")
     total = content_range.rpartition("/")[2]
     modified = headers.get("last-modified")
-    whole = "x-amz-checksum-type" not in headers or headers["x-amz-checksum-type"] == "FULL_OBJECT"
+    of_all = headers.get("x-amz-checksum-type", "FULL_OBJECT") == "FULL_OBJECT" and _is_whole(content_range)
     return HeadObjectResult(
         etag=headers.get("etag", ""),
         size=int(total) if total.isdecimal() else int(headers.get("content-length", "0")),
@@ -146,7 +155,7 @@ def head_from_headers(headers: Mapping[str, str]) -> HeadObjectResult:
             name.removeprefix(_CHECKSUM).upper(): value
             for name, value in headers.items()
             # A value with a hyphen is a checksum of checksums, not of the bytes.
-            if name.startswith(_CHECKSUM) and whole and "-" not in value and not content_range
+            if name.startswith(_CHECKSUM) and of_all and "-" not in value
             if name != "x-amz-checksum-type"
         },
         cache_control=headers.get("cache-control"),

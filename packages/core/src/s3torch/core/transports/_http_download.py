@@ -72,7 +72,8 @@ class Download:
         missing = self._missing
         if missing is not None:
             headers.append(("Range", missing.header))
-        else:
+        if missing is None or not missing.start:
+            # The range may turn out to be the whole object.
             headers.append(("x-amz-checksum-mode", "ENABLED"))
         etag = self._if_match if not self._received else self._etag
         if etag is not None:

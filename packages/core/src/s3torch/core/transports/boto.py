@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from s3torch.core.config import checksum_type
 from s3torch.core.errors import (
     NotFoundError,
     RangeNotSatisfiableError,
@@ -90,7 +91,8 @@ class BotoTransport:
         params = given_params(IfMatch=if_match, VersionId=version_id)
         if byte_range is not None:
             params["Range"] = byte_range.header
-        else:
+        if byte_range is None or not byte_range.start:
+            # The range may turn out to be the whole object.
             params["ChecksumMode"] = "ENABLED"
         room = len(into) if into is not None else None
 
@@ -125,7 +127,8 @@ class BotoTransport:
         """Starts a CreateMultipartUpload request."""
         params = storage_params(options)
         if checksum_algorithm is not None:
-            params |= {"ChecksumAlgorithm": checksum_algorithm, "ChecksumType": "FULL_OBJECT"}
+            params["ChecksumAlgorithm"] = checksum_algorithm
+            params["ChecksumType"] = checksum_type(checksum_algorithm)
 
         def finish(response: Any, _: object) -> MultipartUpload:
             return MultipartUpload(bucket, key, response["UploadId"])
@@ -165,7 +168,7 @@ class BotoTransport:
             **checksum_params(checksum),
         }
         if checksum is not None:
-            params["ChecksumType"] = "FULL_OBJECT"
+            params["ChecksumType"] = checksum_type(checksum[0])
         return self._start("CompleteMultipartUpload", upload.bucket, upload.key, params, _put_result)
 
     def abort_multipart_upload(self, upload: MultipartUpload) -> Future[None]:

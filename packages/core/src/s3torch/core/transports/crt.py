@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
+from s3torch.core.config import checksum_type
 from s3torch.core.errors import NotFoundError, S3Error
 from s3torch.core.models import CompletedPart, MultipartUpload, PutResult
 from s3torch.core.plugins.hookspecs import hookimpl
@@ -79,7 +80,8 @@ class CrtTransport:
         headers = []
         if byte_range is not None:
             headers.append(("Range", byte_range.header))
-        else:
+        if byte_range is None or not byte_range.start:
+            # The range may turn out to be the whole object.
             headers.append(("x-amz-checksum-mode", "ENABLED"))
         if if_match is not None:
             headers.append(("If-Match", if_match))
@@ -114,7 +116,7 @@ class CrtTransport:
         headers = put_headers(options)
         if checksum_algorithm is not None:
             headers.append(("x-amz-checksum-algorithm", checksum_algorithm))
-            headers.append(("x-amz-checksum-type", "FULL_OBJECT"))
+            headers.append(("x-amz-checksum-type", checksum_type(checksum_algorithm)))
         return self._start(
             "CreateMultipartUpload",
             "POST",
@@ -160,7 +162,7 @@ class CrtTransport:
         """Starts a CompleteMultipartUpload request."""
         headers = [*condition_headers(options), *_checksum(checksum)]
         if checksum is not None:
-            headers.append(("x-amz-checksum-type", "FULL_OBJECT"))
+            headers.append(("x-amz-checksum-type", checksum_type(checksum[0])))
         return self._start(
             "CompleteMultipartUpload",
             "POST",

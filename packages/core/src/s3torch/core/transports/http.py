@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
+from s3torch.core.config import checksum_type
 from s3torch.core.errors import NotFoundError, S3Error
 from s3torch.core.models import CompletedPart, MultipartUpload, PutResult
 from s3torch.core.plugins.hookspecs import hookimpl
@@ -109,7 +110,7 @@ class HttpTransport:
         headers = put_headers(options)
         if checksum_algorithm is not None:
             headers.append(("x-amz-checksum-algorithm", checksum_algorithm))
-            headers.append(("x-amz-checksum-type", "FULL_OBJECT"))
+            headers.append(("x-amz-checksum-type", checksum_type(checksum_algorithm)))
         return self._start(
             Call("CreateMultipartUpload", "POST", bucket, key, finish, query="uploads=", headers=headers)
         )
@@ -149,7 +150,7 @@ class HttpTransport:
         """Starts a CompleteMultipartUpload request."""
         headers = [*condition_headers(options), *_checksum(checksum)]
         if checksum is not None:
-            headers.append(("x-amz-checksum-type", "FULL_OBJECT"))
+            headers.append(("x-amz-checksum-type", checksum_type(checksum[0])))
         call = Call(
             "CompleteMultipartUpload",
             "POST",

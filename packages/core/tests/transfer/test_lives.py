@@ -1,0 +1,176 @@
+"""Threads, processes and their ends: nothing partial appears, nothing hangs, nothing is mixed up."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from s3torch.core import S3ReaderConstructor
+from s3torch.core.testing.faults import Fault
+
+PART = 5 * 2**20
+SIZE = 2 * PART + 1000
+PATIENCE = 60
+
+WRITE = """
+    import os, sys
+    from s3torch.core import S3Client, S3ClientConfig
+
+    transport, endpoint, bucket, end = sys.argv[1:]
+    config = S3ClientConfig(transport=transport, part_size=5 * 2**20)
+    writer = S3Client("us-east-1", endpoint=endpoint, s3client_config=config).put_object(bucket, "k")
+    writer.write(bytes(range(250)) * 50_000)
+    print("written", flush=True)
+    exec(end)
+"""
+
+
+def writing(wire, end):
+    """Starts a process that writes two parts and a half, and then comes to an end of some kind."""
+    arguments = [wire.transport, wire.proxy.endpoint, wire.bucket, end]
+    command = [sys.executable, "-c", textwrap.dedent(WRITE), *arguments]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def await_upload(wire):
+    deadline = time.monotonic() + PATIENCE
+    while not wire.uploads():
+        assert time.monotonic() < deadline, "the upload has not begun"
+        time.sleep(0.02)
+
+
+def test_a_process_that_is_killed_leaves_the_old_object(wire):
+    wire.put("k", b"old")
+    with writing(wire, "sys.stdin.read()") as process:
+        assert process.stdout.readline() == "written\n"
+        await_upload(wire)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(PATIENCE) == -signal.SIGKILL
+    assert wire.get("k") == b"old"
+    # What nobody could abort any more is left for a sweep.
+    assert [upload["Key"] for upload in wire.uploads()] == ["k"]
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("pass", 0), ("sys.exit(3)", 3), ("raise KeyError", 1)],
+    ids=["end-of-program", "exit", "exception"],
+)
+def test_a_program_that_ends_without_closing_aborts(wire, end, code):
+    wire.put("k", b"old")
+    with writing(wire, end) as process:
+        assert process.wait(PATIENCE) == code
+    assert wire.get("k") == b"old"
+    assert wire.uploads() == []
+
+
+def test_a_dropped_writer_aborts(wire):
+    wire.put("k", b"old")
+    writer = wire.client().put_object(wire.bucket, "k")
+    writer.write(wire.content(SIZE))
+    dropped = [writer]
+    del writer
+    with pytest.warns(ResourceWarning, match="dropped without close"):
+        dropped.clear()
+    gc.collect()
+    assert wire.get("k") == b"old"
+    assert wire.uploads() == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_upload_aborts(wire, error):
+    wire.put("k", b"old")
+    with pytest.raises(error), wire.client().put_object(wire.bucket, "k") as writer:
+        writer.write(wire.content(SIZE))
+        raise error
+    assert wire.get("k") == b"old"
+    assert wire.uploads() == []
+
+
+def test_ctrl_c_in_a_read_that_waits(wire):
+    bucket, key = wire.stock(SIZE)
+    client = wire.client()
+    rule = wire.proxy.add(Fault.stall(PATIENCE, 1000), method="GET", skip=1)
+    reader = client.get_object(bucket, key)
+
+    interrupted = threading.Event()
+
+    def interrupt():
+        while not rule.hits:
+            time.sleep(0.01)
+        # CPython may miss a signal that comes when it is just about to wait.
+        while not interrupted.wait(1):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt), reader:
+        try:
+            reader.read()
+        finally:
+            interrupted.set()
+    thread.join()
+    wire.proxy.heal()
+    assert client.get_object(bucket, key).read() == wire.content(SIZE)
+
+
+def test_many_threads_share_a_client(wire):
+    client = wire.client()
+    contents = {f"k{number}": wire.content(1000 + number) for number in range(64)}
+
+    def work(key):
+        for kind in (None, S3ReaderConstructor.range_based(100)):
+            with client.put_object(wire.bucket, key) as writer:
+                writer.write(contents[key])
+            with client.get_object(wire.bucket, key, reader_constructor=kind) as reader:
+                assert reader.read() == contents[key]
+        return key
+
+    with ThreadPoolExecutor(64) as pool:
+        assert set(pool.map(work, contents)) == set(contents)
+    bucket, key = wire.stock(SIZE)
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda _: client.get_object(bucket, key).read() == wire.content(SIZE), range(8))
+        assert all(found)
+
+
+def test_a_fork_with_reads_in_flight(wire, in_child):
+    bucket, key = wire.stock(SIZE)
+    client = wire.client()
+    reader = client.get_object(bucket, key)
+    wire.proxy.add(Fault(latency=0.3), method="GET", skip=1)
+    assert reader.read(PART + 10) == wire.content(PART + 10)
+    reader.prefetch()
+
+    def child():
+        # The client goes on here; the parent's reader is left alone, also by its end.
+        with pytest.raises(RuntimeError, match="forked child"):
+            reader.read(1)
+        reader.close()
+        gc.collect()
+        return client.get_object(bucket, key).read() == wire.content(SIZE)
+
+    assert in_child(child)
+    assert reader.read() == wire.content(SIZE)[PART + 10 :]
+
+
+def test_a_fork_with_an_upload_in_flight(wire, in_child):
+    client = wire.client()
+    with client.put_object(wire.bucket, "k") as writer:
+        writer.write(wire.content(SIZE))
+
+        def child():
+            with client.put_object(wire.bucket, "of-the-child") as own:
+                own.write(wire.content(1000))
+
+        in_child(child)
+    assert wire.get("k") == wire.content(SIZE)
+    assert wire.get("of-the-child") == wire.content(1000)

@@ -1,0 +1,117 @@
+"""How much memory a process takes, measured from outside, and how many bytes move for it."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+
+import pytest
+
+MIB = 2**20
+GIB = 2**30
+PART = 8 * MIB
+# awscrt holds each part that is on its way until it is whole: a window of them.
+EXTRA = {"crt": 160 * MIB, "boto": 64 * MIB, "http": 64 * MIB}
+
+MEASURE = """
+    import json, sys
+    from pathlib import Path
+    from s3torch.core import S3Client, S3ClientConfig, S3ReaderConstructor
+
+    transport, endpoint, size, kind = sys.argv[1:]
+    size = int(size)
+
+    def status(field):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+    config = S3ClientConfig(transport=transport)
+    client = S3Client("us-east-1", endpoint=endpoint, s3client_config=config)
+    client.get_object("bucket", "1000").read()  # Connections and imports.
+    buffer = bytearray(b"1") * size if kind == "readinto" else None
+    Path("/proc/self/clear_refs").write_text("5")  # Resets the peak.
+    before = status("VmRSS")
+    reader = client.get_object("bucket", str(size))
+    if kind == "few":
+        assert reader.read(4) == bytes(4)
+    elif kind == "readinto":
+        assert reader.readinto(buffer) == size
+    else:
+        assert len(reader.read()) == size
+    memory = client._connector.get().memory
+    used = memory.budget.used
+    reader.close()
+    print(json.dumps([status("VmHWM") - before, used, memory.budget.used, memory.pool.kept]))
+"""
+
+
+class Zeros(http.server.BaseHTTPRequestHandler):
+    """Answers for objects of zeros, as many as their key says."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        size = int(self.path.rpartition("/")[2])
+        asked = self.headers["Range"]
+        start, stop = (int(n) for n in asked.removeprefix("bytes=").split("-")) if asked else (0, size - 1)
+        stop = min(stop + 1, size)
+        self.send_response(206 if asked else 200)
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
+        self.send_header("ETag", '"zeros"')
+        self.send_header("Content-Length", str(stop - start))
+        self.end_headers()
+        self.server.sent += stop - start
+        piece = bytes(MIB)
+        for at in range(start, stop, MIB):
+            self.wfile.write(piece[: stop - at])
+
+    def log_message(self, *_):
+        """Tells nobody."""
+
+
+@pytest.fixture
+def zeros():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Zeros)
+    server.handle_error = lambda *_: None
+    server.sent = 0
+    thread = threading.Thread(target=server.serve_forever, args=[0.05])
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(params=["crt", "boto", "http"])
+def measure(request, zeros, python):
+    def run(size, kind):
+        environment = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+        endpoint = f"http://127.0.0.1:{zeros.server_address[1]}"
+        done = python(MEASURE, request.param, endpoint, size, kind, environment=environment)
+        return request.param, *json.loads(done.stdout)
+
+    return run
+
+
+def test_a_few_bytes_of_a_large_object(measure, zeros):
+    _, peak, _, used, kept = measure(GIB, "few")
+    assert zeros.sent <= 2 * PART
+    assert peak <= 4 * PART
+    assert (used, kept) == (0, 0)
+
+
+def test_a_whole_object(measure, zeros):
+    size = 96 * MIB
+    transport, peak, _, used, kept = measure(size, "read")
+    assert zeros.sent == size + 1000
+    assert peak <= size + EXTRA[transport]
+    assert (used, kept) == (0, 0)
+
+
+def test_into_memory_of_the_caller(measure):
+    size = 96 * MIB
+    transport, peak, _, used, kept = measure(size, "readinto")
+    assert peak <= EXTRA[transport]
+    assert (used, kept) == (0, 0)

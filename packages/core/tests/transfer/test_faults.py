@@ -325,6 +325,35 @@ def test_an_upload_that_is_aborted_before_it_has_begun_sends_no_part(wire):
     assert wire.uploads() == []
 
 
+def test_parts_on_their_way_have_their_answers_before_the_abort(wire):
+    unanswered = []
+
+    def note(request):
+        unanswered.append([part.query for part in wire.proxy.requests("PUT") if part.status is None])
+        return False
+
+    wire.proxy.add(Fault(latency=0.3), method="PUT")
+    wire.proxy.add(Fault(), method="DELETE", match=note)
+    with pytest.raises(KeyError), wire.client().put_object(wire.bucket, "k") as writer:
+        writer.write(DATA)
+        while len(wire.proxy.requests("PUT")) < 2:
+            time.sleep(0.01)
+        raise KeyError
+    assert unanswered == [[]]
+    assert wire.uploads() == []
+
+
+def test_an_upload_with_a_part_that_was_cut_off_is_aborted_again(wire):
+    rule = wire.proxy.add(Fault.stall(60), method="PUT")
+    writer = wire.client().put_object(wire.bucket, "k")
+    writer.write(DATA)
+    while not rule.hits:
+        time.sleep(0.01)
+    writer.abort()
+    assert len(wire.proxy.requests("DELETE")) > 1
+    assert wire.uploads() == []
+
+
 def test_an_upload_that_cannot_begin_is_an_error(wire):
     wire.proxy.add(Fault.error(403, "AccessDenied"), method="POST")
     with pytest.raises(AccessDeniedError) as caught, wire.client().put_object(wire.bucket, "k") as writer:

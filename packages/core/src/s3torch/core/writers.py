@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import io
 import threading
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
+from s3torch.core._ending import Stage, at_exit
 from s3torch.core._process import Birthplace
 from s3torch.core.errors import TransferCancelledError
 
@@ -256,8 +256,10 @@ def _readable(data: Any) -> memoryview:
     return view.cast("B") if view.nbytes else memoryview(b"")
 
 
-@atexit.register
 def _abort_open_writers() -> None:
     for writer in list(_open_writers):
         if writer._birthplace.is_here:
             writer.abort()
+
+
+at_exit(Stage.UPLOADS, _abort_open_writers)

@@ -12,8 +12,10 @@ from s3torch.core.observers._listening import listening
 from s3torch.core.observers._observations import Observations
 from s3torch.core.observers._observed import ObservedControl, ObservedTransport
 from s3torch.core.plugins.manager import create_transport
-from s3torch.core.protocols import SupportsControl, TransportContext
+from s3torch.core.protocols import HoldsParts, SupportsControl, TransportContext
 from s3torch.core.session import AwsSession
+from s3torch.core.sharing import throughput_share
+from s3torch.core.transfer._pace import Pace
 
 if TYPE_CHECKING:
     from s3torch.core.config import S3ClientConfig
@@ -25,7 +27,13 @@ __all__ = ["Connection", "Connector"]
 
 
 class Connection:
-    """Everything of one client that lives in one process."""
+    """Everything of one client that lives in one process.
+
+    Attributes:
+        memory: Budget and buffers.
+        transport: What moves the bytes.
+        pace: How much to have on its way where that costs memory; ``None`` where it costs none.
+    """
 
     def __init__(self, settings: Connector) -> None:
         agent = settings.user_agent.prefix
@@ -43,6 +51,9 @@ class Connection:
         context = TransportContext(config, self._session, agent, self._observations.retried)
         self.memory = Memory.of_this_process(settings.config.memory_limit)
         self._transport = create_transport(settings.config.transport_name, context)
+        self.pace: Pace | None = None
+        if isinstance(self._transport, HoldsParts) and self._transport.holds_parts:
+            self.pace = Pace(throughput_share(config.throughput_target_gbps), config.part_size)
         # What is used: the transport and its control plane, or what stands in front while somebody listens.
         self.transport: Transport = self._transport
         self._used_control: ControlPlane | None = None

@@ -6,6 +6,8 @@ as ``If-Match``. A range that did not arrive whole raises; it never turns into a
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from s3torch.core.memory import MemoryBudget
     from s3torch.core.models import GetResult, HeadObjectResult
     from s3torch.core.protocols import Transfer
+    from s3torch.core.transfer._pace import Pace
 
 __all__ = ["GetObjectStream", "ObjectRange", "ObjectSource", "PendingRange", "RangeSource"]
 
@@ -133,6 +136,11 @@ class ObjectSource:
     def budget(self) -> MemoryBudget:
         """The budget of this process."""
         return self._connector.get().memory.budget
+
+    @property
+    def pace(self) -> Pace | None:
+        """How much to have on its way, where that costs memory."""
+        return self._connector.get().pace
 
     def start(self, start: int, stop: int, into: memoryview | None = None) -> ObjectRange:
         """Starts one GetObject request for the bytes from ``start`` to ``stop``, at most a part.
@@ -269,6 +277,8 @@ class _Pending:
         self._source = source
         self._send = send
         self._transfer = send()
+        if source.pace is not None:
+            _tell_duration(self._transfer, source.pace)
         self._start = start
         self._stop = stop
         self._into = into
@@ -299,6 +309,17 @@ class _Pending:
 
     def add_done_callback(self, fn: Callable[[], object], /) -> None:
         self._transfer.add_done_callback(lambda _: fn())
+
+
+def _tell_duration(transfer: Transfer[GetResult], pace: Pace) -> None:
+    began = time.monotonic()
+
+    def tell(ended: Transfer[GetResult]) -> None:
+        # Asked so, an error is not raised here: its traceback would hold the buffers of these frames.
+        if isinstance(ended, Future) and ended.exception(0) is None:
+            pace.took(ended.result(0).length, time.monotonic() - began)
+
+    transfer.add_done_callback(tell)
 
 
 class _NoBytes:

@@ -56,6 +56,8 @@ def s3torch_create_transport(context: TransportContext) -> CrtTransport:
 class CrtTransport:
     """Moves bytes with awscrt. The rules are those of ``s3torch.core.protocols``."""
 
+    holds_parts = True
+
     def __init__(self, context: TransportContext) -> None:
         self._context = context
         self._runtime = CrtRuntime(context)

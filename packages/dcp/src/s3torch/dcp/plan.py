@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NOTE",
+    "SUFFIX",
     "FilePlan",
     "ItemRange",
     "RangeGroup",
@@ -37,7 +38,7 @@ __all__ = [
 # The attribute of torch's own storage entries where our writer notes more; stock torch ignores it.
 NOTE = "tensor_layout"
 
-_SUFFIX = ".distcp"
+SUFFIX = ".distcp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +191,10 @@ class FilePlan:
     name: str
     items: tuple[WriteItem, ...]
 
+    def named_for(self, save_id: str) -> FilePlan:
+        """Returns the same file with a name that no other save uses."""
+        return replace(self, name=f"{self.name.removesuffix(SUFFIX)}-{save_id}{SUFFIX}")
+
 
 def plan_files(
     items: Sequence[WriteItem], prefix: str, *, files: int, single_file_per_rank: bool = True
@@ -207,7 +212,7 @@ def plan_files(
     else:
         buckets = [[item] for item in items]
     filled = [tuple(bucket) for bucket in buckets if bucket]
-    return [FilePlan(f"{prefix}{n}{_SUFFIX}", bucket) for n, bucket in enumerate(filled)]
+    return [FilePlan(f"{prefix}{n}{SUFFIX}", bucket) for n, bucket in enumerate(filled)]
 
 
 def unstored(state_dict_metadata: Mapping[str, Any], stored: Iterable[Any]) -> list[str]:

@@ -67,6 +67,11 @@ class S3FileSystem(FileSystemBase):
             s3_client = S3Client(region, endpoint=endpoint, user_agent=agent, s3client_config=s3client_config)
         self._client = s3_client
 
+    @property
+    def client(self) -> S3Client:
+        """The client that serves all requests."""
+        return self._client
+
     @contextmanager
     def create_stream(
         self,

@@ -286,8 +286,6 @@ def test_what_torch_takes_is_taken():
     assert isinstance(writer, dcp.FileSystemWriter)
     assert (writer.thread_count, writer.single_file_per_rank, writer.overwrite) == (3, False, False)
     assert (writer.per_thread_copy_ahead, writer.sync_files) == (5, False)
-    with pytest.raises(ValueError, match="only SerializationFormat.TORCH_SAVE"):
-        S3StorageWriter("us-east-1", "s3://bucket/a", serialization_format=SerializationFormat.SAFETENSORS)
 
 
 @pytest.mark.parametrize("make", [S3StorageReader, S3StorageWriter])

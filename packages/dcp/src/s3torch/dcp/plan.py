@@ -31,6 +31,7 @@ __all__ = [
     "group_ranges",
     "merge_chunks",
     "plan_files",
+    "plan_tensor_files",
     "stored_at",
     "unstored",
 ]
@@ -186,10 +187,12 @@ class FilePlan:
     Attributes:
         name: Its path relative to the checkpoint, ``{prefix}{n}.distcp``.
         items: What goes into it, in order: objects, then tensors.
+        is_safetensors: It has the safetensors format.
     """
 
     name: str
     items: tuple[WriteItem, ...]
+    is_safetensors: bool = False
 
     def named_for(self, save_id: str) -> FilePlan:
         """Returns the same file with a name that no other save uses."""
@@ -213,6 +216,27 @@ def plan_files(
         buckets = [[item] for item in items]
     filled = [tuple(bucket) for bucket in buckets if bucket]
     return [FilePlan(f"{prefix}{n}{SUFFIX}", bucket) for n, bucket in enumerate(filled)]
+
+
+def plan_tensor_files(
+    items: Sequence[WriteItem], prefix: str, *, files: int, single_file_per_rank: bool = True
+) -> list[FilePlan]:
+    """Does the same as ``plan_files`` for the safetensors format, which holds only tensors, and each name once.
+
+    Tensors are sorted by the size of their elements, largest first, so that each is aligned. Objects go into a
+    file of their own.
+    """
+    tensors = [item for item in items if not _is_object(item)]
+    objects = [item for item in items if _is_object(item)]
+    buckets = _share_out(tensors, files) if single_file_per_rank else [[item] for item in tensors]
+    parts = [sorted(part, key=_element_size, reverse=True) for bucket in buckets for part in _apart(bucket)]
+    plans = [
+        FilePlan(f"{prefix}{n}{SUFFIX}", tuple(part), is_safetensors=True) for n, part in enumerate(parts)
+    ]
+    rest = plan_files(objects, prefix, files=1, single_file_per_rank=single_file_per_rank)
+    return plans + [
+        replace(plan, name=f"{prefix}{n}{SUFFIX}") for n, plan in enumerate(rest, start=len(plans))
+    ]
 
 
 def unstored(state_dict_metadata: Mapping[str, Any], stored: Iterable[Any]) -> list[str]:
@@ -256,6 +280,24 @@ def _objects_first(items: Sequence[WriteItem]) -> list[WriteItem]:
 def _tensor_bytes(item: WriteItem) -> int:
     data = item.tensor_data
     return 0 if data is None else math.prod(data.chunk.sizes) * data.properties.dtype.itemsize
+
+
+def _element_size(item: WriteItem) -> int:
+    data = item.tensor_data
+    return 0 if data is None else data.properties.dtype.itemsize
+
+
+def _apart(items: Sequence[WriteItem]) -> list[list[WriteItem]]:
+    """Puts the second, third … chunk of one tensor into lists of their own."""
+    parts: list[list[WriteItem]] = []
+    seen: dict[str, int] = {}
+    for item in items:
+        turn = seen.get(item.index.fqn, 0)
+        seen[item.index.fqn] = turn + 1
+        if turn == len(parts):
+            parts.append([])
+        parts[turn].append(item)
+    return parts
 
 
 def _share_out(items: Sequence[WriteItem], count: int) -> list[list[WriteItem]]:

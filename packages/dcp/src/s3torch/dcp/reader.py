@@ -13,6 +13,7 @@ from torch.futures import Future
 
 from s3torch.core.errors import ConfigurationError, NotFoundError
 from s3torch.core.ranges import MIB
+from s3torch.dcp.archives import noted_layout, tensor_of
 from s3torch.dcp.filesystem import S3FileSystem
 from s3torch.dcp.loading import FileSlice, Window, load_chunks
 from s3torch.dcp.metadata import decode_metadata
@@ -195,6 +196,10 @@ class S3StorageReader(FileSystemReader):
     def _value(self, chunk: StoredChunk, stored: io.IOBase) -> Any:
         request = chunk.requests[0]
         raw: Any = stored
+        layout = None if chunk.descriptors else noted_layout(chunk.note, chunk.size)
+        if layout is not None and layout.stop - layout.start == chunk.size:
+            # Only the bytes of the tensor, as in a safetensors file.
+            return tensor_of(raw.read(-1), layout)
         stream = self.transforms.transform_load_stream(request, chunk.descriptors, raw)
         if request.type == LoadItemType.BYTE_IO:
             return stream.read(-1)

@@ -18,7 +18,7 @@ from s3torch.dcp.filesystem import S3FileSystem
 from s3torch.dcp.leftovers import remove_replaced
 from s3torch.dcp.metadata import file_names
 from s3torch.dcp.paths import checked_uri, join_path
-from s3torch.dcp.plan import plan_files, unstored
+from s3torch.dcp.plan import plan_files, plan_tensor_files, unstored
 from s3torch.dcp.prefixes import DefaultPrefixStrategy
 from s3torch.dcp.rank_files import RankFiles
 from s3torch.dcp.saving import write_files
@@ -61,6 +61,14 @@ class S3StorageWriter(FileSystemWriter):
     all ranks are complete. An error in any thread of any rank fails the save. The writer can be pickled,
     and can write one checkpoint after another.
 
+    Where there is a checkpoint already, or the rest of one, the new files have other names,
+    ``{prefix}{n}-{id}.distcp``. The old checkpoint stays whole until the new one is committed in its place;
+    then its files are removed. So whatever fails, one of the two can be loaded, and so it is when two jobs
+    save to one path. ``s3torch.dcp.manage.sweep_checkpoint`` removes what interrupted saves leave.
+
+    With ``serialization_format=SerializationFormat.SAFETENSORS`` each file of tensors has the safetensors
+    format; ``S3StorageReader`` loads it, stock torch does not.
+
     Args:
         region: The region of the bucket; ``None`` takes it from the environment.
         path: The ``s3://bucket/prefix`` of the checkpoint.
@@ -102,10 +110,9 @@ class S3StorageWriter(FileSystemWriter):
         if not isinstance(thread_count, int) or thread_count < 1:
             raise ConfigurationError(f"thread_count must be at least 1, got {thread_count!r}")
         super().__init__(path=path, sync_files=False, thread_count=thread_count, **kwargs)
-        if self.serialization_format is not SerializationFormat.TORCH_SAVE:
-            raise ConfigurationError(
-                f"only SerializationFormat.TORCH_SAVE can be written, got {self.serialization_format}"
-            )
+        self._is_safetensors = self.serialization_format is SerializationFormat.SAFETENSORS
+        if self._is_safetensors and self.transforms.extensions:
+            raise ConfigurationError("_extensions work with SerializationFormat.TORCH_SAVE only")
         self.fs: S3FileSystem = S3FileSystem(  # type: ignore[assignment]
             region, s3_client, s3client_config, endpoint=endpoint, put_options=put_options
         )
@@ -168,7 +175,8 @@ class S3StorageWriter(FileSystemWriter):
         # A plan that torch has cached carries the prefix of an older save; the rank, where torch tells
         # it, is that of this one.
         prefix = plan.storage_data.prefix if self.rank is None else self._prefix(self.rank)
-        planned = plan_files(
+        make_plan = plan_tensor_files if self._is_safetensors else plan_files
+        planned = make_plan(
             plan.items,
             prefix,
             files=self.thread_count,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from s3torch.core.errors import ConflictError, NotFoundError, PreconditionFailedError, S3Error
 from s3torch.dcp.paths import join_path
-from s3torch.dcp.plan import SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,7 +46,7 @@ class Surroundings:
 
     @classmethod
     def look(
-        cls, fs: S3FileSystem, path: str, *, metadata_name: str, prefixes: Iterable[str]
+        cls, fs: S3FileSystem, path: str, *, metadata_name: str, prefixes: Iterable[str], suffix: str
     ) -> Surroundings:
         """Lists the path, with one request in all usual cases.
 
@@ -56,13 +55,14 @@ class Surroundings:
             path: The URI of the checkpoint.
             metadata_name: The name of the object that makes it visible.
             prefixes: What the names of the files begin with.
+            suffix: What they end with.
         """
         names = list(islice(fs.walk(path), _PAGE))
         committed = metadata_name in names
         if not committed and len(names) == _PAGE:
             committed = fs.exists(join_path(path, metadata_name))
         beginnings = tuple(prefix.lstrip("/") for prefix in prefixes)
-        taken = any(name.startswith(beginnings) and name.endswith(SUFFIX) for name in names)
+        taken = any(name.startswith(beginnings) and name.endswith(suffix) for name in names)
         return cls(committed, taken)
 
 

@@ -109,10 +109,17 @@ class S3FileSystem(FileSystemBase):
                 f"Invalid {mode=} mode argument: create_stream only supports rb (read mode) & wb (write mode)"
             )
 
-    def open_ranges(self, path: str | os.PathLike[str]) -> ObjectSource:
-        """Opens an object as a source of ranges, many of which can be in flight."""
+    def open_ranges(
+        self, path: str | os.PathLike[str], *, object_info: ObjectInfo | None = None
+    ) -> ObjectSource:
+        """Opens an object as a source of ranges, many of which can be in flight.
+
+        Args:
+            path: The URI of the object.
+            object_info: What a listing told of it.
+        """
         bucket, key = parse_s3_uri(path)
-        return self._client.open_ranges(bucket, key)
+        return self._client.open_ranges(bucket, key, object_info=object_info)
 
     def concat_path(self, path: str | os.PathLike[str], suffix: str) -> str:
         """Joins a folder and a relative path with exactly one slash."""

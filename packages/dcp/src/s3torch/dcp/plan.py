@@ -15,7 +15,7 @@ from s3torch.core.errors import ConfigurationError
 from s3torch.dcp.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch.distributed.checkpoint.planner import ReadItem, WriteItem
 
@@ -31,6 +31,7 @@ __all__ = [
     "group_ranges",
     "merge_chunks",
     "plan_files",
+    "plan_numbered_files",
     "plan_tensor_files",
     "stored_at",
     "unstored",
@@ -196,7 +197,8 @@ class FilePlan:
 
     def named_for(self, save_id: str) -> FilePlan:
         """Returns the same file with a name that no other save uses."""
-        return replace(self, name=f"{self.name.removesuffix(SUFFIX)}-{save_id}{SUFFIX}")
+        stem, dot, suffix = self.name.rpartition(".")
+        return replace(self, name=f"{stem}-{save_id}{dot}{suffix}")
 
 
 def plan_files(
@@ -218,13 +220,24 @@ def plan_files(
     return [FilePlan(f"{prefix}{n}{SUFFIX}", bucket) for n, bucket in enumerate(filled)]
 
 
+def plan_numbered_files(items: Sequence[WriteItem], name_of: Callable[[str], str]) -> list[FilePlan]:
+    """Puts tensors into the safetensors files that are chosen by their names."""
+    buckets: dict[str, list[WriteItem]] = {}
+    for item in items:
+        buckets.setdefault(name_of(item.index.fqn), []).append(item)
+    return [
+        FilePlan(name, tuple(sorted(bucket, key=_element_size, reverse=True)), is_safetensors=True)
+        for name, bucket in sorted(buckets.items())
+    ]
+
+
 def plan_tensor_files(
     items: Sequence[WriteItem], prefix: str, *, files: int, single_file_per_rank: bool = True
 ) -> list[FilePlan]:
-    """Does the same as ``plan_files`` for the safetensors format, which holds only tensors, and each name once.
+    """Does what ``plan_files`` does, for the safetensors format: it holds only tensors, and each name once.
 
-    Tensors are sorted by the size of their elements, largest first, so that each is aligned. Objects go into a
-    file of their own.
+    Tensors are sorted by the size of their elements, largest first, so that each is aligned. Objects go into
+    a file of their own.
     """
     tensors = [item for item in items if not _is_object(item)]
     objects = [item for item in items if _is_object(item)]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from s3torch.dcp.plan import FilePlan
 
-__all__ = ["write_file", "write_files", "write_tensors"]
+__all__ = ["bytes_of", "write_file", "write_files", "write_tensors"]
 
 
 def write_files(
@@ -127,17 +127,22 @@ def write_tensors(
         tensor = planner.resolve_data(item)
         if not isinstance(tensor, torch.Tensor) or tensor.dtype != place.dtype or tensor.shape != place.sizes:
             raise CheckpointError(f"{item.index} is not the {place.dtype} of {place.sizes} that was planned")
-        if place.stop > place.start:
-            plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-            stream.write(memory_of(plain))
+        stream.write(bytes_of(tensor))
         info = _StorageInfo(file.name, place.start, place.stop - place.start)
         setattr(info, NOTE, TensorLayout(0, place.dtype, place.sizes).note())
         results.append(WriteResult(index=item.index, size_in_bytes=info.length, storage_data=info))
     return results
 
 
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """Returns the elements of a tensor in order; without a copy where they are so on the CPU."""
+    if not tensor.nbytes:
+        return memoryview(b"")
+    return memory_of(tensor.detach().cpu().resolve_conj().resolve_neg().contiguous())
+
+
 def sharding_texts(items: Sequence[WriteItem]) -> dict[str, str]:
-    """Returns what torch's Hugging Face reader looks for in the header: where each tensor is in the whole one."""
+    """Returns what torch's Hugging Face reader wants in a header: where each tensor is in the whole one."""
     chunks = {item.index.fqn: item.tensor_data.chunk for item in items if item.tensor_data is not None}
     offsets = {name: {SAVED_OFFSETS_KEY: list(chunk.offsets)} for name, chunk in chunks.items()}
     return {

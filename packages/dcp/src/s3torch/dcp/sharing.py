@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.distributed as dist
 
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["shared"]
 
+T = TypeVar("T")
 
-def shared(fetch: Callable[[], bytes], group: ProcessGroup | None) -> bytes:
+
+def shared(fetch: Callable[[], T], group: ProcessGroup | None) -> T:
     """Returns what the first rank of the group has fetched, on all of its ranks.
 
     All ranks of the group must call it. An error of S3 is raised on all.
@@ -27,14 +29,14 @@ def shared(fetch: Callable[[], bytes], group: ProcessGroup | None) -> bytes:
     """
     if group is None:
         return fetch()
-    outcome: list[bytes | S3Error | None] = [None]
+    outcome: list[Any] = [None]
     if dist.get_rank(group) == 0:
         try:
             outcome[0] = fetch()
         except S3Error as exc:
             outcome[0] = exc
     dist.broadcast_object_list(outcome, src=dist.get_global_rank(group, 0), group=group)
-    found = outcome[0]
-    if isinstance(found, bytes):
-        return found
-    raise found if found is not None else S3Error("the first rank of the group has sent nothing")
+    found: T | S3Error = outcome[0]
+    if isinstance(found, S3Error):
+        raise found
+    return found

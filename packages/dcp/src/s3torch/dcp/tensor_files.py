@@ -1,4 +1,4 @@
-"""The safetensors format: 8 bytes with the length of the header, the header as JSON, the bytes of all tensors.
+"""The safetensors format: the length of the header in 8 bytes, the header as JSON, the bytes of the tensors.
 
 It is read and written here without the safetensors library, whose functions hold whole files in memory.
 https://github.com/huggingface/safetensors describes the format.

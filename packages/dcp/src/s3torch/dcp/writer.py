@@ -16,9 +16,9 @@ from s3torch.dcp.committing import CommitObject, Surroundings
 from s3torch.dcp.errors import CheckpointError
 from s3torch.dcp.filesystem import S3FileSystem
 from s3torch.dcp.leftovers import remove_replaced
-from s3torch.dcp.metadata import file_names
+from s3torch.dcp.metadata import decode_metadata, file_names
 from s3torch.dcp.paths import checked_uri, join_path
-from s3torch.dcp.plan import plan_files, plan_tensor_files, unstored
+from s3torch.dcp.plan import SUFFIX, plan_files, plan_tensor_files, unstored
 from s3torch.dcp.prefixes import DefaultPrefixStrategy
 from s3torch.dcp.rank_files import RankFiles
 from s3torch.dcp.saving import write_files
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch.distributed.checkpoint.metadata import Metadata
-    from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+    from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
     from torch.distributed.checkpoint.storage import WriteResult
 
     from s3torch.core import S3Client, S3ClientConfig
+    from s3torch.dcp.plan import FilePlan
 __all__ = ["S3StorageWriter", "StorageMetadata"]
 
 # The version of the layout, as torch writes it into the metadata.
@@ -93,6 +94,10 @@ class S3StorageWriter(FileSystemWriter):
         TypeError: A keyword is not known.
     """
 
+    # What the names of all files end with.
+    _suffix = SUFFIX
+    _may_share_names = False
+
     def __init__(
         self,
         region: str | None,
@@ -153,12 +158,12 @@ class S3StorageWriter(FileSystemWriter):
             prefixes = [self._prefix(self.rank) for _ in plans]
         else:
             prefixes = [self._prefix(rank) for rank in range(len(plans))]
-            if len(set(prefixes)) < len(prefixes):
+            if len(set(prefixes)) < len(prefixes) and not self._may_share_names:
                 raise ConfigurationError(
                     f"the prefix strategy gives several ranks the same prefix: {prefixes[:16]}"
                 )
         self._before = Surroundings.look(
-            self.fs, self.path, metadata_name=self._metadata_name(), prefixes=prefixes
+            self.fs, self.path, metadata_name=self._metadata_name(), prefixes=prefixes, suffix=self._suffix
         )
         self._check_overwrite(self._before)
         return [
@@ -175,13 +180,7 @@ class S3StorageWriter(FileSystemWriter):
         # A plan that torch has cached carries the prefix of an older save; the rank, where torch tells
         # it, is that of this one.
         prefix = plan.storage_data.prefix if self.rank is None else self._prefix(self.rank)
-        make_plan = plan_tensor_files if self._is_safetensors else plan_files
-        planned = make_plan(
-            plan.items,
-            prefix,
-            files=self.thread_count,
-            single_file_per_rank=self.single_file_per_rank,
-        )
+        planned = self._plan_files(plan.items, prefix)
         files = RankFiles(
             self.fs,
             self.path,
@@ -212,7 +211,7 @@ class S3StorageWriter(FileSystemWriter):
         metadata.version = _LAYOUT_VERSION
         metadata.storage_data = stored
         metadata.storage_meta = self.storage_meta()
-        body = pickle.dumps(metadata)
+        body = self._commit_body(metadata)
         commit = CommitObject(self.fs, self._metadata_uri(), self._put_options)
         if not self.overwrite:
             if not commit.create(body):
@@ -221,9 +220,20 @@ class S3StorageWriter(FileSystemWriter):
         before, self._before = self._before, None
         previous = commit.replace(body, is_new=before is not None and not before.committed)
         if previous is not None:
-            remove_replaced(
-                self.fs, self.path, self._metadata_uri(), old=previous.body, kept=file_names(metadata)
-            )
+            names = self._names_in
+            remove_replaced(self.fs, self.path, lambda: names(previous.body), kept=names(body))
+
+    def _plan_files(self, items: list[WriteItem], prefix: str) -> list[FilePlan]:
+        make = plan_tensor_files if self._is_safetensors else plan_files
+        return make(items, prefix, files=self.thread_count, single_file_per_rank=self.single_file_per_rank)
+
+    def _commit_body(self, metadata: Metadata) -> bytes:
+        """Returns what makes the checkpoint visible."""
+        return pickle.dumps(metadata)
+
+    def _names_in(self, body: bytes) -> set[str]:
+        """Lists the files that a checkpoint with this body has."""
+        return file_names(decode_metadata(body, uri=self._metadata_uri()))
 
     def _is_fresh(self, noted: StorageMetadata, first_name: str) -> bool:
         """Tells whether files can have their plain names, as the rank that planned has seen it."""

@@ -28,13 +28,13 @@ from s3torch.dcp.plan import NOTE
 from s3torch.dcp.tensor_files import make_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch.distributed.checkpoint.planner import SavePlanner, WriteItem
 
     from s3torch.dcp.plan import FilePlan
 
-__all__ = ["bytes_of", "write_file", "write_files", "write_tensors"]
+__all__ = ["bytes_of", "write_file", "write_files"]
 
 
 def write_files(
@@ -92,7 +92,7 @@ def write_file(
         check: Called before each item.
     """
     if file.is_safetensors:
-        return write_tensors(stream, file, planner, check)
+        return _write_tensors(stream, file, planner, check)
     target = _Target(stream)
     try:
         return [_write_item(target, file.name, item, planner, transforms, check) for item in file.items]
@@ -102,12 +102,11 @@ def write_file(
         raise target.error from exc
 
 
-def write_tensors(
+def _write_tensors(
     stream: io.IOBase,
     file: FilePlan,
     planner: SavePlanner,
     check: Callable[[], None],
-    metadata: Mapping[str, str] | None = None,
 ) -> list[WriteResult]:
     """Writes the tensors of one file in the safetensors format, each straight from its memory.
 
@@ -116,10 +115,9 @@ def write_tensors(
         file: What goes into it, tensors only.
         planner: Gives the data, asked as late as possible.
         check: Called before each tensor.
-        metadata: Texts for the header; ``None`` for those that torch's writer puts there.
     """
-    texts = metadata if metadata is not None else sharding_texts(file.items)
-    header, places = make_header((_described(item) for item in file.items), texts)
+    described = (_described(item) for item in file.items)
+    header, places = make_header(described, _sharding_texts(file.items))
     stream.write(header)
     results = []
     for item, place in zip(file.items, places, strict=True):
@@ -141,7 +139,7 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     return memory_of(tensor.detach().cpu().resolve_conj().resolve_neg().contiguous())
 
 
-def sharding_texts(items: Sequence[WriteItem]) -> dict[str, str]:
+def _sharding_texts(items: Sequence[WriteItem]) -> dict[str, str]:
     """Returns what torch's Hugging Face reader wants in a header: where each tensor is in the whole one."""
     chunks = {item.index.fqn: item.tensor_data.chunk for item in items if item.tensor_data is not None}
     offsets = {name: {SAVED_OFFSETS_KEY: list(chunk.offsets)} for name, chunk in chunks.items()}

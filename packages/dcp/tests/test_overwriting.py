@@ -110,6 +110,26 @@ def test_a_damaged_checkpoint_can_be_replaced(place, damaged):
     assert loaded_number(place) == 1
 
 
+class Note:
+    """Something that a planner of somebody's own writes into the metadata."""
+
+
+class NotingPlanner(DefaultSavePlanner):
+    def create_global_plan(self, all_plans):
+        plans, metadata = super().create_global_plan(all_plans)
+        metadata.planner_data["note"] = Note()
+        return plans, metadata
+
+
+def test_metadata_with_classes_of_others_can_be_replaced(place):
+    for number in (1, 2):
+        dcp.save(state_of(number), storage_writer=place.writer(), planner=NotingPlanner())
+    with torch.serialization.safe_globals([Note]):
+        assert loaded_number(place) == 2
+        save(place, 3)
+    assert loaded_number(place) == 3
+
+
 def test_a_save_without_permission_to_delete_succeeds(proxied, proxy):
     save(proxied, 1)
     proxy.add(Fault.error(403, "AccessDenied"), method="POST")

@@ -220,8 +220,8 @@ class S3StorageWriter(FileSystemWriter):
         before, self._before = self._before, None
         previous = commit.replace(body, is_new=before is not None and not before.committed)
         if previous is not None:
-            names = self._names_in
-            remove_replaced(self.fs, self.path, lambda: names(previous.body), kept=names(body))
+            kept = {info.relative_path for info in stored.values()}
+            remove_replaced(self.fs, self.path, lambda: self._names_in(previous.body), kept=kept)
 
     def _plan_files(self, items: list[WriteItem], prefix: str) -> list[FilePlan]:
         make = plan_tensor_files if self._is_safetensors else plan_files

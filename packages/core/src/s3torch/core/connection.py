@@ -42,7 +42,9 @@ class Connection:
         self._observations = Observations()
         context = TransportContext(config, self._session, agent, self._observations.retried)
         self.memory = Memory.of_this_process(settings.config.memory_limit)
-        self._transport = create_transport(settings.config.transport_name, context)
+        self._transport = create_transport(
+            config.transport_for(encrypted=self._session.is_encrypted), context
+        )
         # What is used: the transport and its control plane, or what stands in front while somebody listens.
         self.transport: Transport = self._transport
         self._used_control: ControlPlane | None = None

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from s3torch.core.config import checksum_type
 from s3torch.core.errors import ConfigurationError, S3Error
 from s3torch.core.ranges import MIB
-from s3torch.core.transfer.checksums import RunningChecksum
+from s3torch.core.transfer.checksums import PartedChecksum, checksum
 from s3torch.core.uri import parse_s3_uri
 from s3torch.dcp.metadata import file_facts
 from s3torch.dcp.paths import join_path
@@ -110,12 +111,22 @@ def _checksum(client: S3Client, uri: str, known: FileFacts | None, depth: Depth)
     if known is None or known.checksum is None:
         return None
     bucket, key = parse_s3_uri(uri)
-    algorithm = known.checksum[0]
+    algorithm, stored = known.checksum
     if depth == "checksums":
         return client.head_object(bucket, key).checksums.get(algorithm)
-    running = RunningChecksum(algorithm)
+    if "-" in stored:
+        # A checksum of the parts' checksums, and nothing tells where the parts were.
+        return None
+    if checksum_type(algorithm) == "COMPOSITE":
+        with client.get_object(bucket, key) as reader:
+            return _value(checksum(algorithm, memoryview(reader.read())))
+    parts = PartedChecksum(algorithm)
     buffer = memoryview(bytearray(min(_BUFFER, max(1, known.size))))
     with client.get_object(bucket, key) as reader:
         while count := reader.readinto(buffer):
-            running.update(buffer[:count])
-    return running.value[1]
+            parts.add(buffer[:count])
+    return _value(parts.value)
+
+
+def _value(computed: tuple[str, str] | None) -> str | None:
+    return None if computed is None else computed[1]

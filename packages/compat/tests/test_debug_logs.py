@@ -13,7 +13,7 @@ from s3torchconnector._debug_logs import native_level
 ASK = """
 from s3torchconnector import S3ClientConfig
 from s3torchconnector._s3client import S3Client
-config = S3ClientConfig(unsigned=True, max_attempts=1)
+config = S3ClientConfig(unsigned=True, max_attempts=1, transport="crt")
 client = S3Client("us-east-1", endpoint="http://127.0.0.1:9", s3client_config=config)
 try:
     client.get_object("bucket", "key").read()

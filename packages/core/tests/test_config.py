@@ -174,14 +174,15 @@ def test_without_the_environment_the_field_counts(monkeypatch):
     assert S3ClientConfig(max_attempts=7).attempts == 7
 
 
-def test_the_transport_is_the_field_then_the_environment_then_crt(monkeypatch):
+@pytest.mark.parametrize(("encrypted", "default"), [(True, "crt"), (False, "http")])
+def test_the_transport_is_the_field_then_the_environment_then_what_suits(monkeypatch, encrypted, default):
     monkeypatch.delenv("S3TORCH_TRANSPORT", raising=False)
-    assert S3ClientConfig().transport_name == "crt"
+    assert S3ClientConfig().transport_for(encrypted=encrypted) == default
     monkeypatch.setenv("S3TORCH_TRANSPORT", "boto")
-    assert S3ClientConfig().transport_name == "boto"
-    assert S3ClientConfig(transport="memory").transport_name == "memory"
+    assert S3ClientConfig().transport_for(encrypted=encrypted) == "boto"
+    assert S3ClientConfig(transport="memory").transport_for(encrypted=encrypted) == "memory"
     monkeypatch.setenv("S3TORCH_TRANSPORT", "")
-    assert S3ClientConfig().transport_name == "crt"
+    assert S3ClientConfig().transport_for(encrypted=encrypted) == default
 
 
 def test_checksums_can_be_off():

@@ -305,3 +305,22 @@ def test_closing_twice_is_no_error():
     held.boto_client()
     held.close()
     held.close()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "encrypted"), [(None, True), ("http://127.0.0.1:9000", False), ("https://store", True)]
+)
+def test_it_tells_whether_requests_go_over_tls(endpoint, encrypted):
+    config = S3ClientConfig()
+    session = AwsSession(
+        region="us-east-1", endpoint=endpoint, config=config, user_agent="test", endpoints={}
+    )
+    assert session.is_encrypted is encrypted
+
+
+def test_addresses_that_came_along_tell_whether_requests_go_over_tls():
+    known = {"bucket": BucketEndpoint("http", "store:9000", "/bucket/", "us-east-1")}
+    session = AwsSession(
+        region="us-east-1", endpoint=None, config=S3ClientConfig(), user_agent="test", endpoints=known
+    )
+    assert not session.is_encrypted

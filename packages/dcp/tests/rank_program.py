@@ -100,6 +100,20 @@ def asynchronous(rank, bucket):
         check(loaded, factor)
 
 
+def too_long(rank):
+    """A prefix that S3 refuses; spawned processes find it by its name."""
+    return "x" * 2000 + str(rank)
+
+
+def asynchronous_failing(rank, bucket):
+    """What fails in the other process fails here, and then the writer can be used again."""
+    writer = writer_of(bucket, "failing", prefix_strategy=too_long)
+    options = {"async_checkpointer_type": dcp.state_dict_saver.AsyncCheckpointerType.PROCESS}
+    saving = dcp.async_save(state_of(rank), storage_writer=writer, **options)
+    with pytest.raises(BaseException, match="KeyTooLong"):
+        saving.result()
+
+
 def failing(rank, bucket):
     """The last rank cannot write its files: the save fails on all."""
     last = dist.get_world_size() - 1

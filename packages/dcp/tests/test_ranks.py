@@ -106,3 +106,8 @@ def test_a_failure_of_one_rank_fails_all(run, seaweed_place):
 
 def test_saves_from_another_process(run):
     run("asynchronous")
+
+
+def test_a_failure_in_another_process_reaches_all(run, seaweed_place):
+    run("asynchronous_failing")
+    assert "failing/.metadata" not in seaweed_place.listed()

@@ -19,6 +19,8 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:Detected an existing checkpoint",
 )
 
+# The listing that begins a save.
+LOOK = ("GET", "")
 ONE = {"a": torch.arange(100.0), "b": torch.ones(7), "object": {"step": 3}}
 
 
@@ -52,26 +54,35 @@ def test_building_sends_nothing(proxied, proxy):
 
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_a_save_of_one_file_is_three_requests(proxied, proxy, overwrite):
-    expected = [
-        ("HEAD", "checkpoint/.metadata"),
-        ("PUT", "checkpoint/__0_0.distcp"),
+    dcp.save(ONE, storage_writer=proxied.writer(overwrite=overwrite))
+    assert sent(proxy) == [LOOK, ("PUT", "checkpoint/__0_0.distcp"), ("PUT", "checkpoint/.metadata")]
+    conditions = [request.headers.get("if-none-match") for request in proxy.requests()]
+    assert conditions == [None, "*", "*"]
+
+
+def test_a_save_over_another_one_is_five_requests(proxied, proxy):
+    dcp.save(ONE, storage_writer=proxied.writer())
+    etag = proxied.client().head_object(proxied.bucket, "checkpoint/.metadata").etag
+    proxy.clear()
+    dcp.save(ONE, storage_writer=proxied.writer())
+    look, file, *commit, removal = proxy.requests()
+    assert (look.method, look.key) == LOOK
+    assert file.method == "PUT"
+    assert file.key.startswith("checkpoint/__0_0-")
+    assert [(one.method, one.key) for one in commit] == [
+        ("GET", "checkpoint/.metadata"),
         ("PUT", "checkpoint/.metadata"),
     ]
-    dcp.save(ONE, storage_writer=proxied.writer(overwrite=overwrite))
-    assert sent(proxy) == expected
-    conditions = [request.headers.get("if-none-match") for request in proxy.requests()]
-    assert conditions == [None, None, None if overwrite else "*"]
-    if overwrite:
-        proxy.clear()
-        dcp.save(ONE, storage_writer=proxied.writer())
-        assert sent(proxy) == expected
+    assert commit[1].headers["if-match"] == etag
+    assert removal.method == "POST"
+    assert proxied.listed() == ["checkpoint/.metadata", file.key]
 
 
 def test_a_save_of_several_files(proxied, proxy):
     state = {str(n): torch.ones(10) for n in range(20)}
     dcp.save(state, storage_writer=proxied.writer(thread_count=4))
     requests = sent(proxy)
-    assert requests[0] == ("HEAD", "checkpoint/.metadata")
+    assert requests[0] == LOOK
     assert sorted(requests[1:5]) == [("PUT", f"checkpoint/__0_{n}.distcp") for n in range(4)]
     assert requests[5:] == [("PUT", "checkpoint/.metadata")]
 
@@ -114,12 +125,12 @@ def test_only_the_ranges_that_are_needed_are_fetched(proxied, proxy, gap, groups
 def test_a_refused_upload_in_one_thread_fails_the_save(proxied, proxy, threads, numbers):
     state = {str(n): torch.ones(10) for n in range(4)} | {"large": torch.ones(numbers)}
     dcp.save(ONE, storage_writer=proxied.writer())
-    rule = proxy.add(Fault.error(403, "AccessDenied"), key="__0_1.distcp")
+    rule = proxy.add(Fault.error(403, "AccessDenied"), key="__0_1")
     proxy.clear()
     with pytest.raises(CheckpointException) as caught:
         dcp.save(state, storage_writer=proxied.writer(thread_count=threads))
     assert isinstance(failure_of(caught), AccessDeniedError)
-    assert failure_of(caught).key == "checkpoint/__0_1.distcp"
+    assert failure_of(caught).key.startswith("checkpoint/__0_1")
     assert rule.hits >= 1
     assert ("PUT", "checkpoint/.metadata") not in sent(proxy)
 
@@ -150,10 +161,11 @@ def test_a_commit_whose_answer_is_lost_has_happened(proxied, proxy):
 
 
 def test_an_early_check_that_fails_is_no_missing_checkpoint(proxied, proxy):
-    proxy.add(Fault.error(403, "AccessDenied"), method="HEAD")
+    proxy.add(Fault.error(403, "AccessDenied"), method="GET")
     with pytest.raises(CheckpointException) as caught:
         dcp.save(ONE, storage_writer=proxied.writer())
     assert isinstance(failure_of(caught), AccessDeniedError)
+    proxy.heal()
     assert proxied.listed() == []
 
 

@@ -78,7 +78,7 @@ def test_overwrite_can_be_forbidden(server_place):
         dcp.save({"a": torch.zeros(3)}, storage_writer=writer)
 
     class Late(S3StorageWriter):
-        def _check_overwrite(self):
+        def _check_overwrite(self, before):
             """Looks before the other job has committed."""
 
     late = Late("us-east-1", server_place.uri("checkpoint"), server_place.config, overwrite=False)

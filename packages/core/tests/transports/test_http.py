@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 import time
@@ -437,3 +438,15 @@ def test_all_addresses_of_a_host_are_used_and_those_that_fail_come_last(connect,
         for _ in range(3):
             assert transport.get("bucket", "key").result(PATIENCE).data == b"x"
     assert {request.headers["host"] for request in stub.requests} == {f"store.test:{port}"}
+
+
+def test_a_transport_that_is_dropped_closes_its_connections(make_context, stub, answer, recwarn):
+    stub.will(answer())
+    transport = HttpTransport(make_context(stub.endpoint))
+    transport.put("bucket", "key", memoryview(b"data"), options=PutOptions()).result(PATIENCE)
+    # The collector finds it in a cycle, as it finds clients.
+    cycle = [transport]
+    cycle.append(cycle)
+    del transport, cycle
+    gc.collect()
+    assert not [str(warning.message) for warning in recwarn if warning.category is ResourceWarning]

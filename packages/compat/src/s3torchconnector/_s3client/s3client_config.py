@@ -18,15 +18,13 @@ class S3ClientConfig(CoreConfig):
     def check_part_size(self) -> None:
         """Does nothing; the transport of the drop-in checks it."""
 
-    @property
-    def transport_name(self) -> str:
-        """The name of the transport that gives errors the old texts."""
+    def transport_for(self, *, encrypted: bool) -> str:  # noqa: ARG002
+        """Names the transport that gives errors the old texts."""
         return TRANSPORT
 
-    @property
-    def wrapped_transport_name(self) -> str:
-        """The name of the transport that does the work."""
-        return super().transport_name
+    def wrapped_transport_for(self, *, encrypted: bool) -> str:
+        """Names the transport that does the work."""
+        return super().transport_for(encrypted=encrypted)
 
 
 def drop_in_config(config: CoreConfig | None) -> CoreConfig:

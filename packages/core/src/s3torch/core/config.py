@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 __all__ = [
     "CHECKSUM_ALGORITHMS",
     "DEFAULT_TRANSPORT",
+    "PLAIN_TRANSPORT",
     "TRANSPORT_VARIABLE",
     "S3ClientConfig",
     "checksum_type",
 ]
 
 DEFAULT_TRANSPORT = "crt"
+PLAIN_TRANSPORT = "http"
 TRANSPORT_VARIABLE = "S3TORCH_TRANSPORT"
 CHECKSUM_ALGORITHMS = ("CRC64NVME", "CRC32C", "CRC32", "SHA256")
 _CHECKSUM_OFF = "off"
@@ -59,7 +61,8 @@ class S3ClientConfig:
         requester_pays: Agrees to pay for requests to buckets that ask for it.
         endpoint: The URL of a store that speaks S3; ``None`` takes ``AWS_ENDPOINT_URL_S3``,
             ``AWS_ENDPOINT_URL``, the profile, and at last AWS itself.
-        transport: The name of the transport plugin; ``None`` takes ``S3TORCH_TRANSPORT``, then ``"crt"``.
+        transport: The name of the transport plugin; ``None`` takes ``S3TORCH_TRANSPORT``, then ``"crt"`` for
+            requests over TLS and ``"http"`` for stores without it, where it takes half the processor time.
         memory_limit: Bytes that may be in flight in this process; ``None`` takes an eighth of the memory of
             its control group or machine, divided between the local ranks and DataLoader workers, from
             64 MiB to 2 GiB.
@@ -189,10 +192,10 @@ class S3ClientConfig:
         valid = value.isdecimal() and int(value) > 0
         return min(int(value), _MAX_ATTEMPTS) if valid else self.max_attempts
 
-    @property
-    def transport_name(self) -> str:
-        """The name of the transport, with ``S3TORCH_TRANSPORT`` taken into account."""
-        return self.transport or os.environ.get(TRANSPORT_VARIABLE) or DEFAULT_TRANSPORT
+    def transport_for(self, *, encrypted: bool) -> str:
+        """Names the transport, for requests over TLS or not; ``S3TORCH_TRANSPORT`` counts as well."""
+        default = DEFAULT_TRANSPORT if encrypted else PLAIN_TRANSPORT
+        return self.transport or os.environ.get(TRANSPORT_VARIABLE) or default
 
     def check_part_size(self) -> None:
         """Checks ``part_size``; a subclass may override it to check later, at the first use of a client.

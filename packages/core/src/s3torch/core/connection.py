@@ -50,7 +50,9 @@ class Connection:
         self._observations = Observations()
         context = TransportContext(config, self._session, agent, self._observations.retried)
         self.memory = Memory.of_this_process(settings.config.memory_limit)
-        self._transport = create_transport(settings.config.transport_name, context)
+        self._transport = create_transport(
+            config.transport_for(encrypted=self._session.is_encrypted), context
+        )
         self.pace: Pace | None = None
         if isinstance(self._transport, HoldsParts) and self._transport.holds_parts:
             self.pace = Pace(throughput_share(config.throughput_target_gbps), config.part_size)

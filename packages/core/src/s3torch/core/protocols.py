@@ -305,6 +305,11 @@ class ResolvedSession(Protocol):
         """
         ...
 
+    @property
+    def is_encrypted(self) -> bool:
+        """Tells whether requests go over TLS."""
+        ...
+
     def boto_client(self) -> Any:
         """Returns this session's boto3 client for S3, made at the first call."""
         ...

@@ -143,6 +143,14 @@ class AwsSession:
             self._boto_client = self._session_client = None
 
     @property
+    def is_encrypted(self) -> bool:
+        """Tells whether requests go over TLS."""
+        if self._endpoint is None and self._endpoints:
+            return all(known.scheme == "https" for known in self._endpoints.values())
+        self._ask_profile()
+        return self._endpoint is None or self._endpoint.startswith("https:")
+
+    @property
     def region(self) -> str:
         """The region that requests are signed for."""
         region = self._region or os.environ.get("AWS_REGION")

@@ -14,6 +14,7 @@ from s3torch.dcp._version import __version__
 if TYPE_CHECKING:
     from s3torch.dcp.errors import CheckpointError
     from s3torch.dcp.filesystem import S3FileSystem
+    from s3torch.dcp.hugging_face import S3HuggingFaceStorageReader, S3HuggingFaceStorageWriter
     from s3torch.dcp.plan import ItemRange, RangeGroup
     from s3torch.dcp.planned import (
         DCPOptimizedConstructor,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         S3PrefixStrategyBase,
     )
     from s3torch.dcp.reader import S3StorageReader
+    from s3torch.dcp.state_files import load_file, save_file
     from s3torch.dcp.writer import S3StorageWriter, StorageMetadata
 
 __all__ = [
@@ -44,11 +46,15 @@ __all__ = [
     "RangeGroup",
     "RoundRobinPrefixStrategy",
     "S3FileSystem",
+    "S3HuggingFaceStorageReader",
+    "S3HuggingFaceStorageWriter",
     "S3PrefixStrategyBase",
     "S3StorageReader",
     "S3StorageWriter",
     "StorageMetadata",
     "__version__",
+    "load_file",
+    "save_file",
 ]
 
 _MODULES = {
@@ -64,10 +70,14 @@ _MODULES = {
     "RangeGroup": "plan",
     "RoundRobinPrefixStrategy": "prefixes",
     "S3FileSystem": "filesystem",
+    "S3HuggingFaceStorageReader": "hugging_face",
+    "S3HuggingFaceStorageWriter": "hugging_face",
     "S3PrefixStrategyBase": "prefixes",
     "S3StorageReader": "reader",
     "S3StorageWriter": "writer",
     "StorageMetadata": "writer",
+    "load_file": "state_files",
+    "save_file": "state_files",
 }
 
 

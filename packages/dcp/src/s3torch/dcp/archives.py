@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["HEAD_SIZE", "TensorLayout", "find_content", "noted_layout", "parse_archive"]
+__all__ = ["HEAD_SIZE", "TensorLayout", "find_content", "noted_layout", "parse_archive", "tensor_of"]
 
 # The head of an archive with one tensor has about 1,000 bytes.
 HEAD_SIZE = 4096
@@ -84,6 +84,15 @@ def noted_layout(note: Any, length: int) -> TensorLayout | None:
         return None
     layout = TensorLayout(start, dtype, sizes)
     return layout if layout.stop <= length else None
+
+
+def tensor_of(content: Any, layout: TensorLayout) -> torch.Tensor:
+    """Makes a tensor of its bytes; of a writable buffer it is a view."""
+    if not content:
+        return torch.empty(layout.sizes, dtype=layout.dtype)
+    if memoryview(content).readonly:
+        content = bytearray(content)
+    return torch.frombuffer(content, dtype=layout.dtype).view(layout.sizes)
 
 
 def parse_archive(head: memoryview, length: int) -> TensorLayout | None:

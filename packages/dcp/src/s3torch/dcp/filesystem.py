@@ -6,6 +6,7 @@ import logging
 import random
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,9 @@ from s3torch.dcp.paths import join_path
 if TYPE_CHECKING:
     import io
     import os
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterable, Iterator
 
-    from s3torch.core import PutOptions, S3ClientConfig, S3ReaderConstructorProtocol
+    from s3torch.core import ObjectInfo, PutOptions, S3ClientConfig, S3ReaderConstructorProtocol
     from s3torch.core.transfer.source import ObjectSource
 
 __all__ = ["S3FileSystem"]
@@ -30,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 _DELETE_ATTEMPTS = 3
 _LONGEST_WAIT = 5.0
+_SHOWN = 5
 
 
 class S3FileSystem(FileSystemBase):
@@ -64,6 +66,11 @@ class S3FileSystem(FileSystemBase):
             agent = UserAgent(["dcp", torch.__version__, f"md/reader_type#{kind}"])
             s3_client = S3Client(region, endpoint=endpoint, user_agent=agent, s3client_config=s3client_config)
         self._client = s3_client
+
+    @property
+    def client(self) -> S3Client:
+        """The client that serves all requests."""
+        return self._client
 
     @contextmanager
     def create_stream(
@@ -102,10 +109,17 @@ class S3FileSystem(FileSystemBase):
                 f"Invalid {mode=} mode argument: create_stream only supports rb (read mode) & wb (write mode)"
             )
 
-    def open_ranges(self, path: str | os.PathLike[str]) -> ObjectSource:
-        """Opens an object as a source of ranges, many of which can be in flight."""
+    def open_ranges(
+        self, path: str | os.PathLike[str], *, object_info: ObjectInfo | None = None
+    ) -> ObjectSource:
+        """Opens an object as a source of ranges, many of which can be in flight.
+
+        Args:
+            path: The URI of the object.
+            object_info: What a listing told of it.
+        """
         bucket, key = parse_s3_uri(path)
-        return self._client.open_ranges(bucket, key)
+        return self._client.open_ranges(bucket, key, object_info=object_info)
 
     def concat_path(self, path: str | os.PathLike[str], suffix: str) -> str:
         """Joins a folder and a relative path with exactly one slash."""
@@ -160,6 +174,39 @@ class S3FileSystem(FileSystemBase):
             names += (info.key for info in page.object_info if info.key != prefix)
             names += (folder.rstrip("/") for folder in page.common_prefixes)
         return [f"s3://{bucket}/{name}" for name in sorted(names)]
+
+    def walk(self, path: str | os.PathLike[str]) -> Iterator[str]:
+        """Yields the names of all objects in a folder and its folders, relative to it, page by page."""
+        for info in self.walk_objects(path):
+            yield info.key
+
+    def walk_objects(self, path: str | os.PathLike[str]) -> Iterator[ObjectInfo]:
+        """Yields what a listing tells of all objects in a folder, with keys relative to it."""
+        bucket, key = parse_s3_uri(path)
+        prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
+        for page in self._client.list_objects(bucket, prefix):
+            for info in page.object_info:
+                yield replace(info, key=info.key.removeprefix(prefix))
+
+    def rm_files(self, paths: Iterable[str | os.PathLike[str]]) -> None:
+        """Deletes objects, 1,000 with a request; missing ones are no error.
+
+        Raises:
+            S3Error: Some could not be deleted; the text names them.
+        """
+        keys: dict[str, list[str]] = {}
+        for path in paths:
+            bucket, key = parse_s3_uri(path)
+            keys.setdefault(bucket, []).append(key)
+        for bucket, batch in keys.items():
+            if failures := self._client.delete_objects(bucket, batch):
+                shown = ", ".join(f"{one.key} ({one.code}: {one.message})" for one in failures[:_SHOWN])
+                raise S3Error(
+                    f"{len(failures)} of {len(batch)} objects could not be deleted: {shown}",
+                    operation="DeleteObjects",
+                    bucket=bucket,
+                    code=failures[0].code,
+                )
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:

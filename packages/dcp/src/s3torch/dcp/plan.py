@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,13 @@ from s3torch.core.errors import ConfigurationError
 from s3torch.dcp.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch.distributed.checkpoint.planner import ReadItem, WriteItem
 
 __all__ = [
     "NOTE",
+    "SUFFIX",
     "FilePlan",
     "ItemRange",
     "RangeGroup",
@@ -30,6 +31,8 @@ __all__ = [
     "group_ranges",
     "merge_chunks",
     "plan_files",
+    "plan_numbered_files",
+    "plan_tensor_files",
     "stored_at",
     "unstored",
 ]
@@ -37,7 +40,7 @@ __all__ = [
 # The attribute of torch's own storage entries where our writer notes more; stock torch ignores it.
 NOTE = "tensor_layout"
 
-_SUFFIX = ".distcp"
+SUFFIX = ".distcp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +188,17 @@ class FilePlan:
     Attributes:
         name: Its path relative to the checkpoint, ``{prefix}{n}.distcp``.
         items: What goes into it, in order: objects, then tensors.
+        is_safetensors: It has the safetensors format.
     """
 
     name: str
     items: tuple[WriteItem, ...]
+    is_safetensors: bool = False
+
+    def named_for(self, save_id: str) -> FilePlan:
+        """Returns the same file with a name that no other save uses."""
+        stem, dot, suffix = self.name.rpartition(".")
+        return replace(self, name=f"{stem}-{save_id}{dot}{suffix}")
 
 
 def plan_files(
@@ -207,7 +217,39 @@ def plan_files(
     else:
         buckets = [[item] for item in items]
     filled = [tuple(bucket) for bucket in buckets if bucket]
-    return [FilePlan(f"{prefix}{n}{_SUFFIX}", bucket) for n, bucket in enumerate(filled)]
+    return [FilePlan(f"{prefix}{n}{SUFFIX}", bucket) for n, bucket in enumerate(filled)]
+
+
+def plan_numbered_files(items: Sequence[WriteItem], name_of: Callable[[str], str]) -> list[FilePlan]:
+    """Puts tensors into the safetensors files that are chosen by their names."""
+    buckets: dict[str, list[WriteItem]] = {}
+    for item in items:
+        buckets.setdefault(name_of(item.index.fqn), []).append(item)
+    return [
+        FilePlan(name, tuple(sorted(bucket, key=_element_size, reverse=True)), is_safetensors=True)
+        for name, bucket in sorted(buckets.items())
+    ]
+
+
+def plan_tensor_files(
+    items: Sequence[WriteItem], prefix: str, *, files: int, single_file_per_rank: bool = True
+) -> list[FilePlan]:
+    """Does what ``plan_files`` does, for the safetensors format: it holds only tensors, and each name once.
+
+    Tensors are sorted by the size of their elements, largest first, so that each is aligned. Objects go into
+    a file of their own.
+    """
+    tensors = [item for item in items if not _is_object(item)]
+    objects = [item for item in items if _is_object(item)]
+    buckets = _share_out(tensors, files) if single_file_per_rank else [[item] for item in tensors]
+    parts = [sorted(part, key=_element_size, reverse=True) for bucket in buckets for part in _apart(bucket)]
+    plans = [
+        FilePlan(f"{prefix}{n}{SUFFIX}", tuple(part), is_safetensors=True) for n, part in enumerate(parts)
+    ]
+    rest = plan_files(objects, prefix, files=1, single_file_per_rank=single_file_per_rank)
+    return plans + [
+        replace(plan, name=f"{prefix}{n}{SUFFIX}") for n, plan in enumerate(rest, start=len(plans))
+    ]
 
 
 def unstored(state_dict_metadata: Mapping[str, Any], stored: Iterable[Any]) -> list[str]:
@@ -251,6 +293,24 @@ def _objects_first(items: Sequence[WriteItem]) -> list[WriteItem]:
 def _tensor_bytes(item: WriteItem) -> int:
     data = item.tensor_data
     return 0 if data is None else math.prod(data.chunk.sizes) * data.properties.dtype.itemsize
+
+
+def _element_size(item: WriteItem) -> int:
+    data = item.tensor_data
+    return 0 if data is None else data.properties.dtype.itemsize
+
+
+def _apart(items: Sequence[WriteItem]) -> list[list[WriteItem]]:
+    """Puts the second, third … chunk of one tensor into lists of their own."""
+    parts: list[list[WriteItem]] = []
+    seen: dict[str, int] = {}
+    for item in items:
+        turn = seen.get(item.index.fqn, 0)
+        seen[item.index.fqn] = turn + 1
+        if turn == len(parts):
+            parts.append([])
+        parts[turn].append(item)
+    return parts
 
 
 def _share_out(items: Sequence[WriteItem], count: int) -> list[list[WriteItem]]:

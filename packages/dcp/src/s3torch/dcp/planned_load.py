@@ -9,12 +9,11 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.distributed.checkpoint.planner import LoadItemType
 
 from s3torch.core.ranges import KIB, MIB, plan_parts
 from s3torch.core.transfer.fetching import fetch
-from s3torch.dcp.archives import TensorLayout, noted_layout, parse_archive
+from s3torch.dcp.archives import TensorLayout, noted_layout, parse_archive, tensor_of
 from s3torch.dcp.pieces import HeadPiece, ItemPiece, TensorPiece, hand_over, target_of
 
 if TYPE_CHECKING:
@@ -130,8 +129,7 @@ class PlannedLoad:
         if chunk.requests[0].type != LoadItemType.BYTE_IO and not chunk.descriptors:
             layout = parse_archive(view, len(view))
             if layout is not None and layout.start < layout.stop:
-                content = view[layout.start : layout.stop]
-                return torch.frombuffer(content, dtype=layout.dtype).view(layout.sizes)
+                return tensor_of(view[layout.start : layout.stop], layout)
         return self._decode(chunk, io.BytesIO(view))
 
     def _give(self, chunk: StoredChunk, value: Any) -> None:

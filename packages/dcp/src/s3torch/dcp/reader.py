@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import io
-import pickle
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.checkpoint.planner import LoadItemType
 from torch.futures import Future
 
 from s3torch.core.errors import ConfigurationError, NotFoundError
 from s3torch.core.ranges import MIB
+from s3torch.dcp.archives import noted_layout, tensor_of
 from s3torch.dcp.filesystem import S3FileSystem
 from s3torch.dcp.loading import FileSlice, Window, load_chunks
+from s3torch.dcp.metadata import decode_metadata
 from s3torch.dcp.paths import checked_uri, join_path
 from s3torch.dcp.pieces import hand_over
 from s3torch.dcp.plan import chunks_by_file, merge_chunks, stored_at
 from s3torch.dcp.planned import DCPOptimizedConstructor, DCPS3ReaderConstructorProtocol
 from s3torch.dcp.planned_load import PlannedLoad
+from s3torch.dcp.sharing import shared
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterable
 
+    from torch.distributed import ProcessGroup
     from torch.distributed.checkpoint._extension import ExtensionRegistry
     from torch.distributed.checkpoint.metadata import Metadata
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
@@ -56,6 +59,10 @@ class S3StorageReader(FileSystemReader):
         s3_client: Serves all requests in place of a client of its own.
         thread_count: How many large items are decoded at a time; with another kind of reader, how many files
             are read.
+        process_group: The ranks that load together: one of them reads the metadata and hands it to the
+            others. ``None`` lets every rank read it, as a rank must that loads alone.
+        safe_globals: Classes and functions that may be in the metadata beyond what torch writes, as for
+            ``torch.serialization.add_safe_globals``.
         _extension_registry: Knows the stream extensions with which the checkpoint was written.
 
     Attributes:
@@ -76,6 +83,8 @@ class S3StorageReader(FileSystemReader):
         endpoint: str | None = None,
         s3_client: S3Client | None = None,
         thread_count: int = 8,
+        process_group: ProcessGroup | None = None,
+        safe_globals: Iterable[Any] = (),
         _extension_registry: ExtensionRegistry | None = None,
     ) -> None:
         if not isinstance(thread_count, int) or thread_count < 1:
@@ -89,6 +98,8 @@ class S3StorageReader(FileSystemReader):
         self.path: str = checked_uri(path)
         self.fs.init_path(self.path)
         self.thread_count = thread_count
+        self._process_group = process_group
+        self._safe_globals = tuple(safe_globals)
         self.sync_files = False
 
     @classmethod
@@ -103,21 +114,29 @@ class S3StorageReader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - As torch has it.
         """Reads the metadata of the checkpoint, or with ``rank=`` that of a rank that saved on its own.
 
+        Nothing that is in it is run. With a process group, one rank reads it for all.
+
         Raises:
             NotFoundError: There is no checkpoint; the text names the URI.
+            CheckpointError: It is damaged, or has classes that are not known to be harmless.
         """
         rank = kwargs.get("rank")
-        uri = join_path(self.path, ".metadata" if rank is None else f"__{rank}.metadata")
-        try:
-            with self.fs.create_stream(uri, "rb") as stream:
-                metadata: Metadata = pickle.loads(stream.read())  # noqa: S301
-        except NotFoundError as exc:
-            raise _no_checkpoint(uri, exc) from exc
-        if getattr(metadata, "storage_meta", None) is None:
-            metadata.storage_meta = StorageMeta()
+        if rank is not None:
+            body = self._metadata_body(uri := join_path(self.path, f"__{rank}.metadata"))
+        else:
+            uri = join_path(self.path, ".metadata")
+            body = shared(lambda: self._metadata_body(uri), self._process_group)
+        metadata = decode_metadata(body, uri=uri, safe_globals=self._safe_globals)
         if metadata.storage_meta is not None:
             metadata.storage_meta.load_id = self.load_id
         return metadata
+
+    def _metadata_body(self, uri: str) -> bytes:
+        try:
+            with self.fs.create_stream(uri, "rb") as stream:
+                return bytes(stream.read())
+        except NotFoundError as exc:
+            raise _no_checkpoint(uri, exc) from exc
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Sorts the items by their place, and tells the ranges to a constructor that wants them."""
@@ -177,6 +196,10 @@ class S3StorageReader(FileSystemReader):
     def _value(self, chunk: StoredChunk, stored: io.IOBase) -> Any:
         request = chunk.requests[0]
         raw: Any = stored
+        layout = None if chunk.descriptors else noted_layout(chunk.note, chunk.size)
+        if layout is not None and layout.stop - layout.start == chunk.size:
+            # Only the bytes of the tensor, as in a safetensors file.
+            return tensor_of(raw.read(-1), layout)
         stream = self.transforms.transform_load_stream(request, chunk.descriptors, raw)
         if request.type == LoadItemType.BYTE_IO:
             return stream.read(-1)

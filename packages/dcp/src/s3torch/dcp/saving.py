@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed.checkpoint._hf_utils import (
+    CUSTOM_METADATA_KEY,
+    DCP_VERSION_KEY,
+    FORMAT_KEY,
+    FORMAT_VALUE,
+    HF_DCP_VERSION,
+    SAVED_OFFSETS_KEY,
+)
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.storage import WriteResult
 
@@ -16,6 +25,7 @@ from s3torch.dcp.archives import HEAD_SIZE, TensorLayout, find_content
 from s3torch.dcp.errors import CheckpointError
 from s3torch.dcp.pieces import memory_of
 from s3torch.dcp.plan import NOTE
+from s3torch.dcp.tensor_files import make_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,7 +34,7 @@ if TYPE_CHECKING:
 
     from s3torch.dcp.plan import FilePlan
 
-__all__ = ["write_file", "write_files"]
+__all__ = ["bytes_of", "write_file", "write_files"]
 
 
 def write_files(
@@ -72,6 +82,8 @@ def write_file(
 ) -> list[WriteResult]:
     """Writes the items of one file, one after the other, each a whole archive of ``torch.save``.
 
+    (Or all in the safetensors format, if the plan says so.)
+
     Args:
         stream: The file.
         file: What goes into it.
@@ -79,6 +91,8 @@ def write_file(
         transforms: The extensions of torch's writer.
         check: Called before each item.
     """
+    if file.is_safetensors:
+        return _write_tensors(stream, file, planner, check)
     target = _Target(stream)
     try:
         return [_write_item(target, file.name, item, planner, transforms, check) for item in file.items]
@@ -86,6 +100,62 @@ def write_file(
         if target.error is None or target.error is exc:
             raise
         raise target.error from exc
+
+
+def _write_tensors(
+    stream: io.IOBase,
+    file: FilePlan,
+    planner: SavePlanner,
+    check: Callable[[], None],
+) -> list[WriteResult]:
+    """Writes the tensors of one file in the safetensors format, each straight from its memory.
+
+    Args:
+        stream: The file.
+        file: What goes into it, tensors only.
+        planner: Gives the data, asked as late as possible.
+        check: Called before each tensor.
+    """
+    described = (_described(item) for item in file.items)
+    header, places = make_header(described, _sharding_texts(file.items))
+    stream.write(header)
+    results = []
+    for item, place in zip(file.items, places, strict=True):
+        check()
+        tensor = planner.resolve_data(item)
+        if not isinstance(tensor, torch.Tensor) or tensor.dtype != place.dtype or tensor.shape != place.sizes:
+            raise CheckpointError(f"{item.index} is not the {place.dtype} of {place.sizes} that was planned")
+        stream.write(bytes_of(tensor))
+        info = _StorageInfo(file.name, place.start, place.stop - place.start)
+        setattr(info, NOTE, TensorLayout(0, place.dtype, place.sizes).note())
+        results.append(WriteResult(index=item.index, size_in_bytes=info.length, storage_data=info))
+    return results
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """Returns the elements of a tensor in order; without a copy where they are so on the CPU."""
+    if not tensor.nbytes:
+        return memoryview(b"")
+    return memory_of(tensor.detach().cpu().resolve_conj().resolve_neg().contiguous())
+
+
+def _sharding_texts(items: Sequence[WriteItem]) -> dict[str, str]:
+    """Returns what torch's Hugging Face reader wants in a header: where each tensor is in the whole one."""
+    chunks = {item.index.fqn: item.tensor_data.chunk for item in items if item.tensor_data is not None}
+    offsets = {name: {SAVED_OFFSETS_KEY: list(chunk.offsets)} for name, chunk in chunks.items()}
+    return {
+        CUSTOM_METADATA_KEY: json.dumps(offsets),
+        DCP_VERSION_KEY: str(HF_DCP_VERSION),
+        FORMAT_KEY: FORMAT_VALUE,
+    }
+
+
+def _described(item: WriteItem) -> tuple[str, torch.dtype, tuple[int, ...]]:
+    """Tells name, type and shape of a tensor that will be written."""
+    data = item.tensor_data
+    if data is None:
+        raise CheckpointError(f"{item.index} is an object; the safetensors format holds only tensors")
+    return item.index.fqn, data.properties.dtype, tuple(data.chunk.sizes)
 
 
 class _Target(io.IOBase):

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint.filesystem import FileSystemWriter, SerializationFormat
 from torch.futures import Future
 
 from s3torch.core import PutOptions
-from s3torch.core.errors import ConfigurationError, PreconditionFailedError, S3Error
+from s3torch.core.errors import ConfigurationError
+from s3torch.dcp.committing import CommitObject, Surroundings
 from s3torch.dcp.errors import CheckpointError
 from s3torch.dcp.filesystem import S3FileSystem
+from s3torch.dcp.leftovers import remove_replaced
+from s3torch.dcp.metadata import decode_metadata, file_names
 from s3torch.dcp.paths import checked_uri, join_path
-from s3torch.dcp.plan import plan_files, unstored
+from s3torch.dcp.plan import SUFFIX, plan_files, plan_tensor_files, unstored
 from s3torch.dcp.prefixes import DefaultPrefixStrategy
-from s3torch.dcp.saving import write_file, write_files
+from s3torch.dcp.rank_files import RankFiles
+from s3torch.dcp.saving import write_files
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
     from torch.distributed.checkpoint.metadata import Metadata
-    from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+    from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
     from torch.distributed.checkpoint.storage import WriteResult
 
     from s3torch.core import S3Client, S3ClientConfig
     from s3torch.dcp.plan import FilePlan
-
 __all__ = ["S3StorageWriter", "StorageMetadata"]
 
 # The version of the layout, as torch writes it into the metadata.
@@ -45,9 +47,11 @@ class StorageMetadata:
 
     Attributes:
         prefix: What stands in front of the names of the rank's files.
+        fresh: Nothing was there that has these names; ``None`` where that is not known.
     """
 
     prefix: str
+    fresh: bool | None = field(default=None, compare=False, repr=False)
 
 
 class S3StorageWriter(FileSystemWriter):
@@ -57,6 +61,14 @@ class S3StorageWriter(FileSystemWriter):
     last, by one atomic PUT: without it there is no checkpoint, and it is only written when the files of
     all ranks are complete. An error in any thread of any rank fails the save. The writer can be pickled,
     and can write one checkpoint after another.
+
+    Where there is a checkpoint already, or the rest of one, the new files have other names,
+    ``{prefix}{n}-{id}.distcp``. The old checkpoint stays whole until the new one is committed in its place;
+    then its files are removed. So whatever fails, one of the two can be loaded, and so it is when two jobs
+    save to one path. ``s3torch.dcp.manage.sweep_checkpoint`` removes what interrupted saves leave.
+
+    With ``serialization_format=SerializationFormat.SAFETENSORS`` each file of tensors has the safetensors
+    format; ``S3StorageReader`` loads it, stock torch does not.
 
     Args:
         region: The region of the bucket; ``None`` takes it from the environment.
@@ -82,6 +94,10 @@ class S3StorageWriter(FileSystemWriter):
         TypeError: A keyword is not known.
     """
 
+    # What the names of all files end with.
+    _suffix = SUFFIX
+    _may_share_names = False
+
     def __init__(
         self,
         region: str | None,
@@ -99,10 +115,9 @@ class S3StorageWriter(FileSystemWriter):
         if not isinstance(thread_count, int) or thread_count < 1:
             raise ConfigurationError(f"thread_count must be at least 1, got {thread_count!r}")
         super().__init__(path=path, sync_files=False, thread_count=thread_count, **kwargs)
-        if self.serialization_format is not SerializationFormat.TORCH_SAVE:
-            raise ConfigurationError(
-                f"only SerializationFormat.TORCH_SAVE can be written, got {self.serialization_format}"
-            )
+        self._is_safetensors = self.serialization_format is SerializationFormat.SAFETENSORS
+        if self._is_safetensors and self.transforms.extensions:
+            raise ConfigurationError("_extensions work with SerializationFormat.TORCH_SAVE only")
         self.fs: S3FileSystem = S3FileSystem(  # type: ignore[assignment]
             region, s3_client, s3client_config, endpoint=endpoint, put_options=put_options
         )
@@ -110,6 +125,8 @@ class S3StorageWriter(FileSystemWriter):
         self.fs.init_path(self.path)
         self.prefix_strategy = prefix_strategy or DefaultPrefixStrategy()
         self._put_options = put_options or PutOptions()
+        # What the rank that plans has seen at the path; of the save that is going on.
+        self._before: Surroundings | None = None
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -119,6 +136,11 @@ class S3StorageWriter(FileSystemWriter):
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Prepares another save, to another place if one is given."""
         super().reset(None if checkpoint_id is None else checked_uri(checkpoint_id))
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:  # noqa: FBT001
+        """Begins a save on this rank."""
+        super().set_up_storage_writer(is_coordinator, *args, **kwargs)
+        self._before = None
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Returns the plan as it is; only one rank asks whether there is a checkpoint already."""
@@ -131,18 +153,21 @@ class S3StorageWriter(FileSystemWriter):
             RuntimeError: There is one, and ``overwrite`` is false.
             ConfigurationError: Two ranks would write files of the same name.
         """
-        self._check_overwrite()
         if not self.use_collectives and self.rank is not None:
             # Each rank plans for itself, in a list of one.
             prefixes = [self._prefix(self.rank) for _ in plans]
         else:
             prefixes = [self._prefix(rank) for rank in range(len(plans))]
-            if len(set(prefixes)) < len(prefixes):
+            if len(set(prefixes)) < len(prefixes) and not self._may_share_names:
                 raise ConfigurationError(
                     f"the prefix strategy gives several ranks the same prefix: {prefixes[:16]}"
                 )
+        self._before = Surroundings.look(
+            self.fs, self.path, metadata_name=self._metadata_name(), prefixes=prefixes, suffix=self._suffix
+        )
+        self._check_overwrite(self._before)
         return [
-            replace(plan, storage_data=StorageMetadata(prefix))
+            replace(plan, storage_data=StorageMetadata(prefix, self._before.is_fresh))
             for plan, prefix in zip(plans, prefixes, strict=True)
         ]
 
@@ -155,23 +180,23 @@ class S3StorageWriter(FileSystemWriter):
         # A plan that torch has cached carries the prefix of an older save; the rank, where torch tells
         # it, is that of this one.
         prefix = plan.storage_data.prefix if self.rank is None else self._prefix(self.rank)
-        files = plan_files(
-            plan.items,
-            prefix,
-            files=self.thread_count,
-            single_file_per_rank=self.single_file_per_rank,
+        planned = self._plan_files(plan.items, prefix)
+        files = RankFiles(
+            self.fs,
+            self.path,
+            planner,
+            self.transforms,
+            options=self._put_options,
+            plain=bool(planned) and self._is_fresh(plan.storage_data, planned[0].name),
         )
-
-        def write(file: FilePlan, check: Callable[[], None]) -> list[WriteResult]:
-            with self.fs.create_stream(join_path(self.path, file.name), "wb") as stream:
-                return write_file(stream, file, planner, self.transforms, check)
-
         done: Future[list[WriteResult]] = Future()
-        done.set_result(write_files(files, write, threads=self.thread_count))
+        done.set_result(write_files(planned, files.write, threads=self.thread_count))
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Commits the checkpoint: one atomic PUT of its metadata.
+        """Commits the checkpoint by one atomic PUT of its metadata; then the files of the old one go.
+
+        A failure to remove old files is a warning: the checkpoint is whole.
 
         Raises:
             CheckpointError: Something that was planned was not written; nothing is committed.
@@ -186,15 +211,37 @@ class S3StorageWriter(FileSystemWriter):
         metadata.version = _LAYOUT_VERSION
         metadata.storage_data = stored
         metadata.storage_meta = self.storage_meta()
-        body = pickle.dumps(metadata)
-        if self.overwrite:
-            self._commit(body, self._put_options)
+        body = self._commit_body(metadata)
+        commit = CommitObject(self.fs, self._metadata_uri(), self._put_options)
+        if not self.overwrite:
+            if not commit.create(body):
+                raise RuntimeError(_EXISTS)
             return
-        try:
-            self._commit(body, replace(self._put_options, if_none_match="*"))
-        except PreconditionFailedError as exc:
-            if not self._is_committed(body):
-                raise RuntimeError(_EXISTS) from exc
+        before, self._before = self._before, None
+        previous = commit.replace(body, is_new=before is not None and not before.committed)
+        if previous is not None:
+            kept = {info.relative_path for info in stored.values()}
+            remove_replaced(self.fs, self.path, lambda: self._names_in(previous.body), kept=kept)
+
+    def _plan_files(self, items: list[WriteItem], prefix: str) -> list[FilePlan]:
+        make = plan_tensor_files if self._is_safetensors else plan_files
+        return make(items, prefix, files=self.thread_count, single_file_per_rank=self.single_file_per_rank)
+
+    def _commit_body(self, metadata: Metadata) -> bytes:
+        """Returns what makes the checkpoint visible."""
+        return pickle.dumps(metadata)
+
+    def _names_in(self, body: bytes) -> set[str]:
+        """Lists the files that a checkpoint with this body has."""
+        return file_names(decode_metadata(body, uri=self._metadata_uri()))
+
+    def _is_fresh(self, noted: StorageMetadata, first_name: str) -> bool:
+        """Tells whether files can have their plain names, as the rank that planned has seen it."""
+        # A plan that torch has cached tells it of an older save: what was used once is not known any more.
+        fresh, noted.fresh = noted.fresh, None
+        if self._before is not None:
+            return self._before.is_fresh
+        return fresh if fresh is not None else not self.fs.exists(join_path(self.path, first_name))
 
     def _prefix(self, rank: int) -> str:
         prefix = self.prefix_strategy(rank)
@@ -202,27 +249,20 @@ class S3StorageWriter(FileSystemWriter):
             raise ConfigurationError(f"a prefix strategy must return a string, got {prefix!r}")
         return prefix
 
-    def _metadata_uri(self) -> str:
+    def _metadata_name(self) -> str:
         alone = not self.use_collectives and self.rank is not None
-        return join_path(self.path, f"__{self.rank}.metadata" if alone else ".metadata")
+        return f"__{self.rank}.metadata" if alone else ".metadata"
 
-    def _check_overwrite(self) -> None:
-        if not self.fs.exists(self._metadata_uri()):
+    def _metadata_uri(self) -> str:
+        return join_path(self.path, self._metadata_name())
+
+    def _check_overwrite(self, before: Surroundings) -> None:
+        if not before.committed:
             return
         if not self.overwrite:
             raise RuntimeError(_EXISTS)
         warnings.warn(
             f"Detected an existing checkpoint in {self.path}, overwriting since self.overwrite=True. "
-            "Give each save a path of its own, or set overwrite=False to be refused.",
+            "It stays whole until the new one is complete.",
             stacklevel=2,
         )
-
-    def _commit(self, body: bytes, options: PutOptions) -> None:
-        with self.fs.create_stream(self._metadata_uri(), "wb", put_options=options) as stream:
-            stream.write(body)
-
-    def _is_committed(self, body: bytes) -> bool:
-        """Tells whether the PUT did succeed, and only its answer was lost and the PUT repeated."""
-        with suppress(S3Error), self.fs.create_stream(self._metadata_uri(), "rb") as stream:
-            return bool(stream.read() == body)
-        return False

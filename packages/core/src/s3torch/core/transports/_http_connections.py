@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING
 
 from s3torch.core.transports._http_connect import Connector
@@ -30,6 +31,8 @@ class Connections:
         self._limit = limit
         # In the order in which they were given back; the last one is the warmest.
         self._idle: list[Connection] = []
+        # Where a client is dropped without being closed, its sockets must not be left to complain.
+        weakref.finalize(self, _close_all, self._idle).atexit = False
         self._closed = False
         self._lock = threading.RLock()  # The collector may abort a dropped upload in here.
 
@@ -72,9 +75,7 @@ class Connections:
         """Closes the idle connections; those in use are closed when they come back."""
         with self._lock:
             self._closed = True
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+            _close_all(self._idle)
 
     def _take_idle(self, origin: tuple[str, str]) -> Connection | None:
         with self._lock:
@@ -90,5 +91,11 @@ class Connections:
         count = 0
         while count < surplus or self._idle[count].idle_since < oldest:
             count += 1
-        dropped, self._idle = self._idle[:count], self._idle[count:]
+        dropped = self._idle[:count]
+        del self._idle[:count]
         return dropped
+
+
+def _close_all(idle: list[Connection]) -> None:
+    while idle:
+        idle.pop().close()

@@ -1,0 +1,42 @@
+"""Lets one rank of a process group fetch something for all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch.distributed as dist
+
+from s3torch.core.errors import S3Error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch.distributed import ProcessGroup
+
+__all__ = ["shared"]
+
+T = TypeVar("T")
+
+
+def shared(fetch: Callable[[], T], group: ProcessGroup | None) -> T:
+    """Returns what the first rank of the group has fetched, on all of its ranks.
+
+    All ranks of the group must call it. An error of S3 is raised on all.
+
+    Args:
+        fetch: Called on the first rank only.
+        group: The ranks; ``None`` lets the caller fetch for itself.
+    """
+    if group is None:
+        return fetch()
+    outcome: list[Any] = [None]
+    if dist.get_rank(group) == 0:
+        try:
+            outcome[0] = fetch()
+        except S3Error as exc:
+            outcome[0] = exc
+    dist.broadcast_object_list(outcome, src=dist.get_global_rank(group, 0), group=group)
+    found: T | S3Error = outcome[0]
+    if isinstance(found, S3Error):
+        raise found
+    return found

@@ -1,0 +1,163 @@
+"""The safetensors format: the length of the header in 8 bytes, the header as JSON, the bytes of the tensors.
+
+It is read and written here without the safetensors library, whose functions hold whole files in memory.
+https://github.com/huggingface/safetensors describes the format.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from s3torch.dcp.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["LENGTH_SIZE", "FileHeader", "FileTensor", "header_length", "make_header", "parse_header"]
+
+LENGTH_SIZE = 8
+
+_LENGTH = struct.Struct("<Q")
+_ALIGNMENT = 8
+# What the reference implementation takes.
+_LONGEST_HEADER = 100_000_000
+_METADATA = "__metadata__"
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class FileTensor:
+    """A tensor in a file.
+
+    Attributes:
+        name: Its name.
+        dtype: The type of its elements.
+        sizes: Its shape.
+        start: Where its bytes begin in the file.
+    """
+
+    name: str
+    dtype: torch.dtype
+    sizes: tuple[int, ...]
+    start: int
+
+    @property
+    def stop(self) -> int:
+        """Where its bytes end."""
+        return self.start + math.prod(self.sizes) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class FileHeader:
+    """What is in a file.
+
+    Attributes:
+        tensors: The tensors in the order of their bytes.
+        metadata: The texts that were stored with them.
+    """
+
+    tensors: tuple[FileTensor, ...]
+    metadata: Mapping[str, str]
+
+
+def make_header(
+    tensors: Iterable[tuple[str, torch.dtype, Iterable[int]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, list[FileTensor]]:
+    """Returns the beginning of a file, up to the bytes of the tensors, and where each of those belongs.
+
+    Args:
+        tensors: Name, type and shape of each, in the order in which they will be written.
+        metadata: Texts that are stored with them.
+
+    Raises:
+        CheckpointError: The format has no such type, or two tensors have one name.
+    """
+    content: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    placed: list[FileTensor] = []
+    position = 0
+    for name, dtype, sizes in tensors:
+        if dtype not in _NAMES:
+            raise CheckpointError(f"the safetensors format cannot hold {name}, a tensor of {dtype}")
+        if name in content or name == _METADATA:
+            raise CheckpointError(f"a safetensors file cannot hold two tensors with the name {name}")
+        tensor = FileTensor(name, dtype, tuple(sizes), position)
+        content[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(tensor.sizes),
+            "data_offsets": [position, tensor.stop],
+        }
+        placed.append(tensor)
+        position = tensor.stop
+    text = json.dumps(content, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    begin = LENGTH_SIZE + len(text)
+    moved = [FileTensor(one.name, one.dtype, one.sizes, begin + one.start) for one in placed]
+    return _LENGTH.pack(len(text)) + text, moved
+
+
+def header_length(head: bytes, *, where: str) -> int:
+    """Returns how many bytes a file has before its tensors.
+
+    Args:
+        head: The first bytes of the file, ``LENGTH_SIZE`` at least.
+        where: What the file is called in errors.
+
+    Raises:
+        CheckpointError: It is no safetensors file.
+    """
+    length = _LENGTH.unpack_from(head)[0] if len(head) >= LENGTH_SIZE else 0
+    if not 2 <= length <= _LONGEST_HEADER:
+        raise CheckpointError(f"{where} is no safetensors file: its header would have {length} bytes")
+    return int(LENGTH_SIZE + length)
+
+
+def parse_header(head: bytes, *, where: str) -> FileHeader:
+    """Reads the header of a file.
+
+    Args:
+        head: The bytes of the file before its tensors, at least.
+        where: What the file is called in errors.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    begin = header_length(head, where=where)
+    try:
+        content = json.loads(head[LENGTH_SIZE:begin])
+        metadata = content.pop(_METADATA, {})
+        tensors = [_tensor(name, entry, begin) for name, entry in content.items()]
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        raise CheckpointError(f"the header of {where} is damaged: {exc!r}") from exc
+    return FileHeader(tuple(sorted(tensors, key=lambda one: (one.start, one.stop))), metadata)
+
+
+def _tensor(name: str, entry: Mapping[str, Any], begin: int) -> FileTensor:
+    start, stop = entry["data_offsets"]
+    tensor = FileTensor(name, _DTYPES[entry["dtype"]], tuple(map(int, entry["shape"])), begin + int(start))
+    if start < 0 or min(tensor.sizes, default=0) < 0 or tensor.stop != begin + stop:
+        raise ValueError(f"{name} is a tensor of {tensor.stop - tensor.start} bytes in {stop - start} bytes")
+    return tensor

@@ -1,0 +1,132 @@
+"""Compares the files of a checkpoint with what its metadata says of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from s3torch.core.config import checksum_type
+from s3torch.core.errors import ConfigurationError, S3Error
+from s3torch.core.ranges import MIB
+from s3torch.core.transfer.checksums import PartedChecksum, checksum
+from s3torch.core.uri import parse_s3_uri
+from s3torch.dcp.metadata import file_facts
+from s3torch.dcp.paths import join_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch.distributed.checkpoint.metadata import Metadata
+
+    from s3torch.core import S3Client
+    from s3torch.dcp.metadata import FileFacts
+
+__all__ = ["CheckpointReport", "Depth", "check_files"]
+
+Depth = Literal["sizes", "checksums", "bytes"]
+
+_BUFFER = 16 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointReport:
+    """What a verification has found.
+
+    Attributes:
+        uri: The checkpoint.
+        files: How many files it has.
+        size: Their bytes, as the metadata has them.
+        unchecked: Files of which the metadata or the store has no checksum; only the sizes were compared.
+        problems: What is wrong, one sentence each.
+    """
+
+    uri: str
+    files: int
+    size: int
+    unchecked: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """True where nothing is wrong."""
+        return not self.problems
+
+
+def check_files(
+    client: S3Client, uri: str, metadata: Metadata, sizes: Mapping[str, int], depth: Depth
+) -> CheckpointReport:
+    """Checks all files of a checkpoint.
+
+    Args:
+        client: Asks for checksums and bytes.
+        uri: The checkpoint.
+        metadata: Its metadata.
+        sizes: What is there: bytes by the names of files.
+        depth: ``"sizes"`` compares those, ``"checksums"`` also the checksums that S3 has stored, with a HEAD
+            for each file, ``"bytes"`` reads everything and computes them.
+    """
+    if depth not in {"sizes", "checksums", "bytes"}:
+        raise ConfigurationError(f"depth must be sizes, checksums or bytes, got {depth!r}")
+    facts, least = file_facts(metadata), _least_sizes(metadata)
+    problems: list[str] = []
+    unchecked: list[str] = []
+    for name, size in least.items():
+        known = facts.get(name)
+        wrong = list(_wrong_size(name, sizes.get(name), known, size))
+        problems += wrong
+        if wrong or depth == "sizes":
+            continue
+        try:
+            found = _checksum(client, join_path(uri, name), known, depth)
+        except S3Error as exc:
+            problems.append(f"{name} cannot be read: {exc}")
+            continue
+        if known is None or known.checksum is None or found is None:
+            unchecked.append(name)
+        elif found != known.checksum[1]:
+            problems.append(f"{name} has the {known.checksum[0]} {found}, not {known.checksum[1]}")
+    size = sum(facts[name].size if name in facts else least[name] for name in least)
+    return CheckpointReport(uri, len(least), size, tuple(unchecked), tuple(problems))
+
+
+def _least_sizes(metadata: Metadata) -> dict[str, int]:
+    """How long each file must be so that all items are in it."""
+    least: dict[str, int] = {}
+    for info in (metadata.storage_data or {}).values():
+        end = info.offset + info.length
+        least[info.relative_path] = max(end, least.get(info.relative_path, 0))
+    return least
+
+
+def _wrong_size(name: str, found: int | None, known: FileFacts | None, least: int) -> Iterator[str]:
+    if found is None:
+        yield f"{name} is missing"
+    elif known is not None and found != known.size:
+        yield f"{name} has {found} bytes, not {known.size}"
+    elif found < least:
+        yield f"{name} has {found} bytes, but its items end at {least}"
+
+
+def _checksum(client: S3Client, uri: str, known: FileFacts | None, depth: Depth) -> str | None:
+    if known is None or known.checksum is None:
+        return None
+    bucket, key = parse_s3_uri(uri)
+    algorithm, stored = known.checksum
+    if depth == "checksums":
+        return client.head_object(bucket, key).checksums.get(algorithm)
+    if "-" in stored:
+        # A checksum of the parts' checksums, and nothing tells where the parts were.
+        return None
+    if checksum_type(algorithm) == "COMPOSITE":
+        with client.get_object(bucket, key) as reader:
+            return _value(checksum(algorithm, memoryview(reader.read())))
+    parts = PartedChecksum(algorithm)
+    buffer = memoryview(bytearray(min(_BUFFER, max(1, known.size))))
+    with client.get_object(bucket, key) as reader:
+        while count := reader.readinto(buffer):
+            parts.add(buffer[:count])
+    return _value(parts.value)
+
+
+def _value(computed: tuple[str, str] | None) -> str | None:
+    return None if computed is None else computed[1]

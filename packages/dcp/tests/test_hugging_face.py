@@ -1,0 +1,200 @@
+"""The layout of Hugging Face on S3."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load as safetensors_load
+from safetensors.torch import load_file as safetensors_load_file
+from safetensors.torch import save as safetensors_save
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+
+from s3torch.core import NotFoundError
+from s3torch.dcp import (
+    CheckpointError,
+    S3HuggingFaceStorageReader,
+    S3HuggingFaceStorageWriter,
+    load_file,
+    save_file,
+)
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:torch.distributed is disabled, unavailable or uninitialized",
+    "ignore:Detected an existing checkpoint",
+)
+
+STATE = {
+    "wide": torch.randn(64, 33),
+    "half": torch.randn(7).half(),
+    "brain": torch.randn(5, 2).bfloat16(),
+    "count": torch.arange(9),
+    "scalar": torch.tensor(2.5),
+    "mask": torch.rand(11) > 0.5,
+    "empty": torch.empty(0, 3),
+    "view": torch.randn(8, 6).t(),
+}
+FILES = {name: 1 + n % 2 for n, name in enumerate(STATE)}
+INDEX = "model/model.safetensors.index.json"
+
+
+def writer_of(place, path="model", **options):
+    return S3HuggingFaceStorageWriter("us-east-1", place.uri(path), place.config, **options)
+
+
+def reader_of(place, path="model", **options):
+    return S3HuggingFaceStorageReader("us-east-1", place.uri(path), place.config, **options)
+
+
+def check(place, path="model", state=None):
+    state = state or STATE
+    loaded = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    dcp.load(loaded, storage_reader=reader_of(place, path))
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+def test_written_and_read(server_place):
+    dcp.save(STATE, storage_writer=writer_of(server_place, fqn_to_index_mapping=FILES, thread_count=2))
+    names = [f"model/model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    assert server_place.listed() == [*names, INDEX]
+    index = json.loads(server_place.get(INDEX))
+    assert index["weight_map"] == {name: f"model-0000{FILES[name]}-of-00002.safetensors" for name in STATE}
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in STATE.values())
+    for key in names:
+        for name, tensor in safetensors_load(server_place.get(key)).items():
+            assert torch.equal(tensor, STATE[name])
+    check(server_place)
+
+
+def test_interchange_with_torch(place, tmp_path):
+    state = {name: tensor for name, tensor in STATE.items() if name != "empty"}
+    dcp.save(state, storage_writer=writer_of(place))
+    place.download("model", tmp_path / "ours")
+    loaded = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    dcp.load(loaded, storage_reader=HuggingFaceStorageReader(str(tmp_path / "ours")))
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+    state["view"] = state["view"].contiguous()
+    dcp.save(state, storage_writer=HuggingFaceStorageWriter(str(tmp_path / "theirs")))
+    place.upload(tmp_path / "theirs", "theirs")
+    check(place, "theirs", state)
+
+
+def test_files_of_the_library(place):
+    place.put("model/model.safetensors", safetensors_save({n: t.contiguous() for n, t in STATE.items()}))
+    place.put("model/config.json", b"{}")
+    place.put("model/original/other.safetensors", b"not read")
+    check(place)
+
+
+def test_a_save_over_another_one(place):
+    dcp.save(STATE, storage_writer=writer_of(place, fqn_to_index_mapping=FILES))
+    first = set(place.listed())
+    changed = {name: tensor.clone() for name, tensor in STATE.items()} | {"wide": torch.ones(64, 33)}
+    dcp.save(changed, storage_writer=writer_of(place))
+    assert set(place.listed()) & first == {INDEX}
+    assert len(place.listed()) == 2
+    check(place, state=changed)
+    with pytest.raises(CheckpointException, match="already exists"):
+        dcp.save(STATE, storage_writer=writer_of(place, overwrite=False))
+
+
+def test_an_index_that_does_not_fit(place):
+    dcp.save(STATE, storage_writer=writer_of(place, fqn_to_index_mapping=FILES))
+    index = json.loads(place.get(INDEX))
+    weight_map = index["weight_map"]
+    place.put(
+        INDEX, json.dumps(index | {"weight_map": index["weight_map"] | {"more": "gone.safetensors"}}).encode()
+    )
+    with pytest.raises(CheckpointError, match=r"lacks files that its index names: \['gone"):
+        reader_of(place).read_metadata()
+    lost = {"weight_map": weight_map | {"more": weight_map["wide"]}}
+    place.put(INDEX, json.dumps(lost).encode())
+    with pytest.raises(CheckpointError, match=r"lacks tensors that its index names: \['more"):
+        reader_of(place).read_metadata()
+    place.put(INDEX, b"[]")
+    with pytest.raises(CheckpointError, match="index.json is damaged"):
+        reader_of(place).read_metadata()
+    with pytest.raises(NotFoundError, match="no safetensors file"):
+        reader_of(place, "other").read_metadata()
+
+
+def test_only_tensors(place):
+    with pytest.raises(CheckpointException, match="step is no tensor"):
+        dcp.save({"step": 3}, storage_writer=writer_of(place))
+    with pytest.raises(CheckpointException, match="has no file for wide"):
+        dcp.save(STATE, storage_writer=writer_of(place, fqn_to_index_mapping={"half": 1}))
+    with pytest.raises(ValueError, match="begin with 1, got 0"):
+        writer_of(place, fqn_to_index_mapping={"half": 0})
+
+
+def test_distributed_files(place, tmp_path):
+    dcp.save(STATE, storage_writer=writer_of(place, save_distributed=True))
+    assert place.listed() == ["model/shard-00001-model-00001-of-00001.safetensors"]
+    check(place)
+    with pytest.raises(CheckpointException, match="has safetensors files"):
+        dcp.save(STATE, storage_writer=writer_of(place, save_distributed=True))
+
+
+def test_parts_of_tensors_are_put_together(place):
+    whole = torch.randn(6, 4)
+    for number, at in enumerate((0, 4), start=1):
+        sharding = json.dumps({"w": {"saved_offsets": [at, 0]}})
+        data = safetensors_save({"w": whole[at : at + 4].contiguous()}, {"DCP_SHARDING_INFO": sharding})
+        place.put(f"model/shard-0000{number}-model-00001-of-00001.safetensors", data)
+    check(place, state={"w": whole})
+
+
+@pytest.fixture
+def proxied(seaweed_place, fault_proxy, seaweedfs):
+    proxy = fault_proxy(seaweedfs)
+    return replace(seaweed_place, config=replace(seaweed_place.config, endpoint=proxy.endpoint)), proxy
+
+
+def test_requests_of_a_load(proxied):
+    place, proxy = proxied
+    state = {str(n): torch.randn(1000, 100) for n in range(8)}
+    dcp.save(
+        state, storage_writer=writer_of(place, fqn_to_index_mapping={str(n): 1 + n % 2 for n in range(8)})
+    )
+    proxy.clear()
+    loaded = {name: torch.zeros_like(state[name]) for name in "05"}
+    dcp.load(loaded, storage_reader=reader_of(place))
+    assert all(torch.equal(loaded[name], state[name]) for name in loaded)
+    # A listing and the index; for each file its header and one tensor.
+    assert len(proxy.requests()) == 2 + 2 + 2
+    assert proxy.bytes_sent < 2 * 400_000 + 2 * 128 * 1024 + 10_000
+
+
+def test_plain_state_dicts(server_place, tmp_path):
+    client = server_place.client()
+    uri = server_place.uri("plain.safetensors")
+    save_file(STATE, uri, metadata={"format": "pt"}, client=client)
+    (tmp_path / "file").write_bytes(server_place.get("plain.safetensors"))
+    for loaded in (load_file(uri, client=client), safetensors_load_file(tmp_path / "file")):
+        assert loaded.keys() == STATE.keys()
+        assert all(torch.equal(loaded[name], STATE[name]) for name in STATE)
+    save_file({}, uri, client=client)
+    assert load_file(uri, client=client) == {}
+
+
+def test_a_long_header_and_large_tensors(place):
+    state = {f"{'layer.' * 20}{n}": torch.tensor(float(n)) for n in range(3000)}
+    state["large"] = torch.randn(3, 1024, 1024)
+    save_file(state, place.uri("long"), client=place.client())
+    loaded = load_file(place.uri("long"), device="cpu", client=place.client())
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+    # Each has memory of its own, as after torch.load.
+    assert loaded["large"].untyped_storage().nbytes() == loaded["large"].nbytes
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"\xff" * 100])
+def test_what_is_no_safetensors_file(place, data):
+    place.put("file", data)
+    with pytest.raises(CheckpointError, match="s3://bucket/file is no safetensors file"):
+        load_file(place.uri("file"), client=place.client())
+    with pytest.raises(NotFoundError):
+        load_file(place.uri("other"), client=place.client())

@@ -1,0 +1,273 @@
+"""Saves to a path where a checkpoint is: afterwards there is the old one or the new one, whole."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+
+from s3torch.core.testing.faults import Fault
+from s3torch.dcp import S3StorageWriter
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:torch.distributed is disabled, unavailable or uninitialized",
+    "ignore:Detected an existing checkpoint",
+    "ignore:the new checkpoint in",
+)
+
+PROGRAM = Path(__file__).with_name("saving_program.py")
+
+
+def state_of(number):
+    return {f"t{n}": torch.full((40, n + 1), float(number)) for n in range(6)} | {"step": float(number)}
+
+
+def save(place, number, **options):
+    dcp.save(state_of(number), storage_writer=place.writer(**options))
+
+
+def loaded_number(place):
+    """Which of the checkpoints is there, whole; anything else is a failure."""
+    state = state_of(-1)
+    dcp.load(state, storage_reader=place.reader())
+    numbers = {state["step"]} | {float(n) for name in state if name != "step" for n in state[name].unique()}
+    assert len(numbers) == 1, f"a mixture of checkpoints: {numbers}"
+    return numbers.pop()
+
+
+def named_files(place):
+    metadata = pickle.loads(place.get("checkpoint/.metadata"))
+    return sorted({f"checkpoint/{info.relative_path}" for info in metadata.storage_data.values()})
+
+
+def assert_nothing_is_left(place):
+    assert place.listed() == ["checkpoint/.metadata", *named_files(place)]
+
+
+@pytest.fixture
+def proxy(fault_proxy, seaweedfs):
+    return fault_proxy(seaweedfs)
+
+
+@pytest.fixture
+def proxied(seaweed_place, proxy):
+    """A bucket behind the proxy; nothing is tried twice."""
+    config = replace(seaweed_place.config, endpoint=proxy.endpoint, max_attempts=1)
+    return replace(seaweed_place, config=config)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (4, 1), (1, 4)])
+def test_the_files_of_the_old_checkpoint_go(place, before, after):
+    save(place, 1, thread_count=before)
+    save(place, 2, thread_count=after)
+    assert loaded_number(place) == 2
+    assert_nothing_is_left(place)
+    assert len(place.listed()) == 1 + after
+
+
+def test_no_file_of_a_checkpoint_is_written_over(place):
+    seen = set()
+    for number in range(4):
+        save(place, number, thread_count=2)
+        names = set(named_files(place))
+        assert not names & seen
+        seen |= names
+
+
+def test_other_objects_stay(place):
+    for key in ("checkpoint/notes.txt", "checkpoint/__1_0.distcp", "checkpoint-2/__0_0.distcp"):
+        place.put(key, b"mine")
+    save(place, 1)
+    save(place, 2)
+    assert len(place.listed()) == 5
+    assert loaded_number(place) == 2
+
+
+def test_files_of_a_save_that_was_not_completed_are_not_written_over(place):
+    place.put("checkpoint/__0_0.distcp", b"of another job, that may still be going on")
+    save(place, 1)
+    assert loaded_number(place) == 1
+    assert place.get("checkpoint/__0_0.distcp") == b"of another job, that may still be going on"
+
+
+@pytest.mark.parametrize("damaged", [b"no pickle", pickle.dumps(os.getcwd)])
+def test_a_damaged_checkpoint_can_be_replaced(place, damaged):
+    place.put("checkpoint/.metadata", damaged)
+    with pytest.warns(UserWarning, match="files of the old one were left"):
+        save(place, 1)
+    assert loaded_number(place) == 1
+
+
+class Note:
+    """Something that a planner of somebody's own writes into the metadata."""
+
+
+class NotingPlanner(DefaultSavePlanner):
+    def create_global_plan(self, all_plans):
+        plans, metadata = super().create_global_plan(all_plans)
+        metadata.planner_data["note"] = Note()
+        return plans, metadata
+
+
+def test_metadata_with_classes_of_others_can_be_replaced(place):
+    for number in (1, 2):
+        dcp.save(state_of(number), storage_writer=place.writer(), planner=NotingPlanner())
+    with torch.serialization.safe_globals([Note]):
+        assert loaded_number(place) == 2
+        save(place, 3)
+    assert loaded_number(place) == 3
+
+
+def test_a_save_without_permission_to_delete_succeeds(proxied, proxy):
+    save(proxied, 1)
+    proxy.add(Fault.error(403, "AccessDenied"), method="POST")
+    with pytest.warns(UserWarning, match="the new checkpoint in .* is complete, but files of the old one"):
+        save(proxied, 2)
+    assert loaded_number(proxied) == 2
+
+
+def race(place, options, *, planners=None):
+    """Two jobs that look at the path before either of them writes; returns their errors."""
+    barrier = threading.Barrier(2)
+    errors = {}
+
+    class Writer(S3StorageWriter):
+        def write_data(self, plan, planner):
+            barrier.wait(30)
+            return super().write_data(plan, planner)
+
+        def finish(self, metadata, results):
+            barrier.wait(30)
+            super().finish(metadata, results)
+
+    def run(number):
+        writer = Writer("us-east-1", place.uri("checkpoint"), place.config, **options)
+        try:
+            dcp.save(state_of(number), storage_writer=writer)
+        except CheckpointException as exc:
+            errors[number] = exc.failures[0][0]
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return errors
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_of_two_jobs_that_save_to_one_path_one_remains_whole(server_place, fresh):
+    if not fresh:
+        save(server_place, 0, thread_count=3)
+    assert race(server_place, {"thread_count": 2}) == {}
+    assert loaded_number(server_place) in {1, 2}
+    assert_nothing_is_left(server_place)
+
+
+def test_of_two_jobs_that_do_not_overwrite_one_is_refused(server_place):
+    (error,) = race(server_place, {"overwrite": False}).values()
+    assert str(error) == "Checkpoint already exists and self.overwrite=False."
+    assert loaded_number(server_place) in {1, 2}
+
+
+def test_a_store_without_conditions_can_be_saved_to(proxied, proxy):
+    def is_conditional(request):
+        return request.method == "PUT" and bool({"if-match", "if-none-match"} & request.headers.keys())
+
+    proxy.add(Fault.error(501, "NotImplemented"), match=is_conditional)
+    for number in (1, 2):
+        save(proxied, number)
+        assert loaded_number(proxied) == number
+        assert_nothing_is_left(proxied)
+
+
+def test_a_store_that_does_not_understand_conditions_can_be_saved_to(proxied, proxy):
+    save(proxied, 1)
+    proxy.add(Fault.error(412, "PreconditionFailed"), match=lambda r: "if-match" in r.headers)
+    save(proxied, 2)
+    assert loaded_number(proxied) == 2
+
+
+@pytest.mark.parametrize("fault", [Fault.error(403, "AccessDenied"), Fault.drop(side="response")])
+def test_a_failure_of_any_request_leaves_the_old_or_the_new_checkpoint(proxied, proxy, fault):
+    save(proxied, 0, thread_count=3)
+    number, step = 0, 0
+    while True:
+        rule = proxy.add(fault, skip=step, times=1)
+        try:
+            save(proxied, number + 1, thread_count=1 + step % 3)
+        except CheckpointException:
+            proxy.heal()
+            assert rule.hits == 1
+            # A commit whose answer was lost has happened.
+            assert loaded_number(proxied) in {number, number + 1}
+        else:
+            proxy.heal()
+            assert loaded_number(proxied) == number + 1
+        if not rule.hits:
+            break
+        number, step = loaded_number(proxied), step + 1
+    assert step >= 5
+
+
+@pytest.fixture(scope="module")
+def saver(seaweedfs):
+    """A process that forks others, which save."""
+    process = subprocess.Popen(
+        [sys.executable, PROGRAM],
+        env=dict(os.environ) | seaweedfs.environment() | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    yield process
+    process.stdin.close()
+    process.stdout.close()
+    process.wait(20)
+
+
+def test_a_process_that_is_killed_leaves_the_old_or_the_new_checkpoint(seaweed_place, proxy, saver):
+    save(seaweed_place, 0, thread_count=2)
+    uri = seaweed_place.uri("checkpoint")
+    number, step = 0, 0
+    while True:
+        # Hangs before the server has seen it.
+        rule = proxy.add(Fault.stall(60, side="request"), skip=step, times=1)
+        saver.stdin.write(f"{uri} {proxy.endpoint} {number + 1} {1 + step % 2}\n")
+        saver.stdin.flush()
+        pid = int(saver.stdout.readline())
+        ended = ThreadPoolExecutor(1).submit(saver.stdout.readline)
+        while not rule.hits and not ended.done():
+            wait([ended], 0.01)
+        if not rule.hits:
+            break
+        os.kill(pid, signal.SIGKILL)
+        ended.result()
+        proxy.heal()
+        assert loaded_number(seaweed_place) in {number, number + 1}
+        number, step = loaded_number(seaweed_place), step + 1
+    assert loaded_number(seaweed_place) == number + 1
+    assert step >= 5
+
+
+def test_cached_plans_do_not_write_over_files(place):
+    for number in range(3):
+        dcp.save(
+            state_of(number),
+            storage_writer=place.writer(),
+            planner=DefaultSavePlanner(enable_plan_caching=True),
+        )
+        assert loaded_number(place) == number
+        assert_nothing_is_left(place)

@@ -17,19 +17,10 @@ machine, else those of botocore. ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY`
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import quote
 
-from s3torch.core.config import checksum_type
-from s3torch.core.errors import NotFoundError, S3Error
-from s3torch.core.models import CompletedPart, MultipartUpload, PutResult
 from s3torch.core.plugins.hookspecs import hookimpl
-from s3torch.core.transports._http import (
-    checksum_header,
-    complete_body,
-    condition_headers,
-    put_headers,
-    xml_fields,
-)
+from s3torch.core.transports import _requests
+from s3torch.core.transports._http import complete_body
 from s3torch.core.transports._http_download import Download
 from s3torch.core.transports._http_exchange import Call, Exchange
 from s3torch.core.transports._http_sender import Sender
@@ -39,9 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from concurrent.futures import Future
 
-    from s3torch.core.models import GetResult, PutOptions
+    from s3torch.core.models import CompletedPart, GetResult, MultipartUpload, PutOptions, PutResult
     from s3torch.core.protocols import TransportContext
     from s3torch.core.ranges import ByteRange
+    from s3torch.core.transports._requests import Request
 
 __all__ = ["HttpTransport", "s3torch_create_transport"]
 
@@ -93,26 +85,16 @@ class HttpTransport:
         checksum: tuple[str, str] | None = None,
     ) -> Future[PutResult]:
         """Starts one PutObject request."""
-        headers = [*put_headers(options), *condition_headers(options), *_checksum(checksum)]
-        return self._start(Call("PutObject", "PUT", bucket, key, _put_result, headers=headers), body)
+        return self._call(_requests.put(bucket, key, options=options, checksum=checksum), body)
 
     def create_multipart_upload(
         self, bucket: str, key: str, *, options: PutOptions, checksum_algorithm: str | None = None
     ) -> Future[MultipartUpload]:
         """Starts a CreateMultipartUpload request."""
-
-        def finish(_: dict[str, str], body: bytes) -> MultipartUpload:
-            upload_id = xml_fields(body).get("UploadId")
-            if not upload_id:
-                raise S3Error("the answer names no upload id")
-            return MultipartUpload(bucket, key, upload_id)
-
-        headers = put_headers(options)
-        if checksum_algorithm is not None:
-            headers.append(("x-amz-checksum-algorithm", checksum_algorithm))
-            headers.append(("x-amz-checksum-type", checksum_type(checksum_algorithm)))
-        return self._start(
-            Call("CreateMultipartUpload", "POST", bucket, key, finish, query="uploads=", headers=headers)
+        return self._call(
+            _requests.create_multipart_upload(
+                bucket, key, options=options, checksum_algorithm=checksum_algorithm
+            )
         )
 
     def upload_part(
@@ -124,20 +106,7 @@ class HttpTransport:
         checksum: tuple[str, str] | None = None,
     ) -> Future[CompletedPart]:
         """Starts one UploadPart request."""
-
-        def finish(headers: dict[str, str], _: bytes) -> CompletedPart:
-            return CompletedPart(number, headers.get("etag", ""), checksum and checksum[1])
-
-        call = Call(
-            "UploadPart",
-            "PUT",
-            upload.bucket,
-            upload.key,
-            finish,
-            query=f"partNumber={number}&{_upload_id(upload)}",
-            headers=_checksum(checksum),
-        )
-        return self._start(call, body)
+        return self._call(_requests.upload_part(upload, number, checksum=checksum), body)
 
     def complete_multipart_upload(
         self,
@@ -148,37 +117,21 @@ class HttpTransport:
         checksum: tuple[str, str] | None = None,
     ) -> Future[PutResult]:
         """Starts a CompleteMultipartUpload request."""
-        headers = [*condition_headers(options), *_checksum(checksum)]
-        if checksum is not None:
-            headers.append(("x-amz-checksum-type", checksum_type(checksum[0])))
-        call = Call(
-            "CompleteMultipartUpload",
-            "POST",
-            upload.bucket,
-            upload.key,
-            _put_result,
-            query=_upload_id(upload),
-            headers=headers,
-        )
-        return self._start(call, memoryview(complete_body(parts, checksum and checksum[0])))
+        body = memoryview(complete_body(parts, checksum and checksum[0]))
+        request = _requests.complete_multipart_upload(upload, options=options, checksum=checksum)
+        return self._call(request, body)
 
     def abort_multipart_upload(self, upload: MultipartUpload) -> Future[None]:
         """Starts an AbortMultipartUpload request."""
-        call: Call[None] = Call(
-            "AbortMultipartUpload",
-            "DELETE",
-            upload.bucket,
-            upload.key,
-            lambda _headers, _body: None,
-            query=_upload_id(upload),
-            ignored=NotFoundError,
-        )
-        return self._start(call)
+        return self._call(_requests.abort_multipart_upload(upload))
 
     def close(self) -> None:
         """Cancels what is in flight and ends threads and connections."""
         self._pool.close()
         self._sender.close()
+
+    def _call(self, request: Request[T], body: memoryview | None = None) -> PooledTransfer[T]:
+        return self._start(Call(request), body)
 
     def _start(self, exchange: Exchange[T], buffer: memoryview | None = None) -> PooledTransfer[T]:
         transfer: PooledTransfer[T] = PooledTransfer(
@@ -189,16 +142,3 @@ class HttpTransport:
             buffer=buffer,
         )
         return self._pool.start(transfer)
-
-
-def _checksum(checksum: tuple[str, str] | None) -> list[tuple[str, str]]:
-    return [] if checksum is None else [(checksum_header(checksum[0]), checksum[1])]
-
-
-def _upload_id(upload: MultipartUpload) -> str:
-    return f"uploadId={quote(upload.upload_id, safe='')}"
-
-
-def _put_result(headers: dict[str, str], body: bytes) -> PutResult:
-    etag = headers.get("etag") or xml_fields(body.strip()).get("ETag", "")
-    return PutResult(etag, headers.get("x-amz-version-id"))

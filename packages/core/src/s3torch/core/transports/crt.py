@@ -16,27 +16,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from s3torch.core.plugins.hookspecs import hookimpl
-from s3torch.core.transports import _requests
 from s3torch.core.transports._crt_exchange import BodyStream, Exchange, GetExchange
 from s3torch.core.transports._crt_runtime import CrtRuntime
 from s3torch.core.transports._crt_transfer import CrtTransfer
 from s3torch.core.transports._crt_watch import Watch
-from s3torch.core.transports._http import common_headers, complete_body
-from s3torch.core.transports._requests import Request
+from s3torch.core.transports._http import common_headers
+from s3torch.core.transports._requests import Request, get_headers, version_query
+from s3torch.core.transports._uploads import Uploads
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from concurrent.futures import Future
 
     from awscrt.s3 import S3Request
 
     from s3torch.core.models import (
-        CompletedPart,
         Credentials,
         GetResult,
-        MultipartUpload,
-        PutOptions,
-        PutResult,
     )
     from s3torch.core.protocols import TransportContext
     from s3torch.core.ranges import ByteRange
@@ -52,7 +47,7 @@ def s3torch_create_transport(context: TransportContext) -> CrtTransport:
     return CrtTransport(context)
 
 
-class CrtTransport:
+class CrtTransport(Uploads):
     """Moves bytes with awscrt. The rules are those of ``s3torch.core.protocols``."""
 
     holds_parts = True
@@ -84,60 +79,10 @@ class CrtTransport:
             bucket,
             key,
             exchange.finish,
-            query=_requests.version_query(version_id),
-            headers=_requests.get_headers(byte_range, if_match),
+            query=version_query(version_id),
+            headers=get_headers(byte_range, if_match),
         )
         return self._start(request, exchange)
-
-    def put(
-        self,
-        bucket: str,
-        key: str,
-        body: memoryview,
-        *,
-        options: PutOptions,
-        checksum: tuple[str, str] | None = None,
-    ) -> Future[PutResult]:
-        """Starts one PutObject request."""
-        return self._call(_requests.put(bucket, key, options=options, checksum=checksum), body)
-
-    def create_multipart_upload(
-        self, bucket: str, key: str, *, options: PutOptions, checksum_algorithm: str | None = None
-    ) -> Future[MultipartUpload]:
-        """Starts a CreateMultipartUpload request."""
-        return self._call(
-            _requests.create_multipart_upload(
-                bucket, key, options=options, checksum_algorithm=checksum_algorithm
-            )
-        )
-
-    def upload_part(
-        self,
-        upload: MultipartUpload,
-        number: int,
-        body: memoryview,
-        *,
-        checksum: tuple[str, str] | None = None,
-    ) -> Future[CompletedPart]:
-        """Starts one UploadPart request."""
-        return self._call(_requests.upload_part(upload, number, checksum=checksum), body)
-
-    def complete_multipart_upload(
-        self,
-        upload: MultipartUpload,
-        parts: Sequence[CompletedPart],
-        *,
-        options: PutOptions,
-        checksum: tuple[str, str] | None = None,
-    ) -> Future[PutResult]:
-        """Starts a CompleteMultipartUpload request."""
-        body = memoryview(complete_body(parts, checksum and checksum[0]))
-        request = _requests.complete_multipart_upload(upload, options=options, checksum=checksum)
-        return self._call(request, body)
-
-    def abort_multipart_upload(self, upload: MultipartUpload) -> Future[None]:
-        """Starts an AbortMultipartUpload request."""
-        return self._call(_requests.abort_multipart_upload(upload))
 
     def close(self) -> None:
         """Cancels what is in flight and lets go of the native clients."""

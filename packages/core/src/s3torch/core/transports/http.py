@@ -19,18 +19,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from s3torch.core.plugins.hookspecs import hookimpl
-from s3torch.core.transports import _requests
-from s3torch.core.transports._http import complete_body
 from s3torch.core.transports._http_download import Download
 from s3torch.core.transports._http_exchange import Call, Exchange
 from s3torch.core.transports._http_sender import Sender
 from s3torch.core.transports._pool import PooledTransfer, TransferPool, workers_for
+from s3torch.core.transports._uploads import Uploads
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from concurrent.futures import Future
 
-    from s3torch.core.models import CompletedPart, GetResult, MultipartUpload, PutOptions, PutResult
+    from s3torch.core.models import GetResult
     from s3torch.core.protocols import TransportContext
     from s3torch.core.ranges import ByteRange
     from s3torch.core.transports._requests import Request
@@ -46,7 +44,7 @@ def s3torch_create_transport(context: TransportContext) -> HttpTransport:
     return HttpTransport(context)
 
 
-class HttpTransport:
+class HttpTransport(Uploads):
     """Moves bytes over sockets. The rules are those of ``s3torch.core.protocols``."""
 
     def __init__(self, context: TransportContext) -> None:
@@ -74,56 +72,6 @@ class HttpTransport:
             version_id=version_id,
         )
         return self._start(download, into)
-
-    def put(
-        self,
-        bucket: str,
-        key: str,
-        body: memoryview,
-        *,
-        options: PutOptions,
-        checksum: tuple[str, str] | None = None,
-    ) -> Future[PutResult]:
-        """Starts one PutObject request."""
-        return self._call(_requests.put(bucket, key, options=options, checksum=checksum), body)
-
-    def create_multipart_upload(
-        self, bucket: str, key: str, *, options: PutOptions, checksum_algorithm: str | None = None
-    ) -> Future[MultipartUpload]:
-        """Starts a CreateMultipartUpload request."""
-        return self._call(
-            _requests.create_multipart_upload(
-                bucket, key, options=options, checksum_algorithm=checksum_algorithm
-            )
-        )
-
-    def upload_part(
-        self,
-        upload: MultipartUpload,
-        number: int,
-        body: memoryview,
-        *,
-        checksum: tuple[str, str] | None = None,
-    ) -> Future[CompletedPart]:
-        """Starts one UploadPart request."""
-        return self._call(_requests.upload_part(upload, number, checksum=checksum), body)
-
-    def complete_multipart_upload(
-        self,
-        upload: MultipartUpload,
-        parts: Sequence[CompletedPart],
-        *,
-        options: PutOptions,
-        checksum: tuple[str, str] | None = None,
-    ) -> Future[PutResult]:
-        """Starts a CompleteMultipartUpload request."""
-        body = memoryview(complete_body(parts, checksum and checksum[0]))
-        request = _requests.complete_multipart_upload(upload, options=options, checksum=checksum)
-        return self._call(request, body)
-
-    def abort_multipart_upload(self, upload: MultipartUpload) -> Future[None]:
-        """Starts an AbortMultipartUpload request."""
-        return self._call(_requests.abort_multipart_upload(upload))
 
     def close(self) -> None:
         """Cancels what is in flight and ends threads and connections."""

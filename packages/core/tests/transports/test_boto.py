@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 
 import pytest
 from botocore import exceptions as boto
@@ -28,16 +29,8 @@ PATIENCE = 30
 
 
 @pytest.fixture
-def connect(make_context):
-    transports = []
-
-    def make(endpoint, **settings):
-        transports.append(BotoTransport(make_context(endpoint, **settings)))
-        return transports[-1]
-
-    yield make
-    for transport in transports:
-        transport.close()
+def connect(connect_with):
+    return partial(connect_with, BotoTransport)
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from safetensors.torch import load_file as safetensors_load_file
 from safetensors.torch import save as safetensors_save
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 
-from s3torch.core import NotFoundError
+from s3torch.core import ConfigurationError, NotFoundError, ObjectChangedError
 from s3torch.dcp import (
     CheckpointError,
     S3HuggingFaceStorageReader,
@@ -133,10 +134,26 @@ def test_only_tensors(place):
 
 def test_distributed_files(place, tmp_path):
     dcp.save(STATE, storage_writer=writer_of(place, save_distributed=True))
-    assert place.listed() == ["model/shard-00001-model-00001-of-00001.safetensors"]
+    assert place.listed() == ["model/.metadata", "model/shard-00001-model-00001-of-00001.safetensors"]
     check(place)
-    with pytest.raises(CheckpointException, match="has safetensors files"):
-        dcp.save(STATE, storage_writer=writer_of(place, save_distributed=True))
+    place.download("model", tmp_path)
+    loaded = {"wide": torch.zeros(64, 33)}
+    dcp.load(loaded, storage_reader=HuggingFaceStorageReader(str(tmp_path)))
+    assert torch.equal(loaded["wide"], STATE["wide"])
+    changed = STATE | {"wide": torch.ones(64, 33)}
+    dcp.save(changed, storage_writer=writer_of(place, save_distributed=True))
+    assert len(place.listed()) == 2
+    check(place, state=changed)
+    with pytest.raises(CheckpointException, match="saved with save_distributed=True"):
+        dcp.save(STATE, storage_writer=writer_of(place))
+
+
+def test_each_rank_for_itself(place):
+    dcp.save(STATE, storage_writer=writer_of(place, save_distributed=True), use_collectives=False)
+    assert place.listed() == ["model/__0.metadata", "model/shard-00001-model-00001-of-00001.safetensors"]
+    check(place)
+    with pytest.raises(ConfigurationError, match="needs save_distributed"):
+        dcp.save(STATE, storage_writer=writer_of(place, "other"), use_collectives=False)
 
 
 def test_parts_of_tensors_are_put_together(place):
@@ -146,6 +163,50 @@ def test_parts_of_tensors_are_put_together(place):
         data = safetensors_save({"w": whole[at : at + 4].contiguous()}, {"DCP_SHARDING_INFO": sharding})
         place.put(f"model/shard-0000{number}-model-00001-of-00001.safetensors", data)
     check(place, state={"w": whole})
+
+
+def part(values, *offsets):
+    sharding = json.dumps({"w": {"saved_offsets": offsets}})
+    return safetensors_save({"w": values}, {"DCP_SHARDING_INFO": sharding})
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([part(torch.ones(2, 3), 0, 0), part(torch.ones(2, 3), 4, 0)], "12 of the 18 elements of w"),
+        ([part(torch.ones(2, 3), 0, 0), part(torch.ones(2, 3), 1, 0)], "12 of the 9 elements of w"),
+        ([part(torch.ones(2, 3), 0, 0), part(torch.ones(2, 3), 0, 0)], "w is in 0.safetensors and in 1"),
+        ([part(torch.ones(2), 0), part(torch.ones(2).half(), 2)], "not parts of one tensor"),
+        ([part(torch.ones(2), 0, 0)], "is damaged: w at"),
+        ([safetensors_save({"w": torch.ones(2)}, {"DCP_SHARDING_INFO": "{"})], "is damaged"),
+        ([safetensors_save({"w": torch.ones(2)})[:-1]], "s3://bucket/model/0.safetensors is damaged: it has"),
+    ],
+)
+def test_files_that_do_not_fit_together(place, files, said):
+    for number, data in enumerate(files):
+        place.put(f"model/{number}.safetensors", data)
+    with pytest.raises(CheckpointError, match=said):
+        reader_of(place).read_metadata()
+
+
+def test_an_index_decides_between_two_files(place):
+    for number in range(2):
+        place.put(f"model/{number}.safetensors", safetensors_save({"w": torch.full((3,), float(number))}))
+        index = {"weight_map": {"w": f"{number}.safetensors"}}
+        place.put(INDEX, json.dumps(index).encode())
+        check(place, state={"w": torch.full((3,), float(number))})
+
+
+def test_a_file_that_is_replaced_after_its_header(place):
+    place.put("model/model.safetensors", safetensors_save({"w": torch.ones(4)}))
+    reader = reader_of(place)
+    metadata = reader.read_metadata()
+    reader.set_up_storage_reader(metadata, is_coordinator=True)
+    place.put("model/model.safetensors", safetensors_save({"w": torch.zeros(4)}))
+    planner = DefaultLoadPlanner()
+    planner.set_up_planner({"w": torch.ones(4)}, metadata, is_coordinator=True)
+    with pytest.raises(ObjectChangedError):
+        reader.read_data(planner.create_local_plan(), planner)
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
     from s3torch.core import S3Client, S3ClientConfig, S3Reader, S3ReaderConstructorProtocol
+    from s3torch.core.transfer.source import ObjectSource
     from s3torch.dcp.plan import StoredChunk
 
 __all__ = ["S3StorageReader"]
@@ -155,7 +156,7 @@ class S3StorageReader(FileSystemReader):
         files = chunks_by_file(plan.items, self.storage_data)
         if type(self._reader_constructor) is DCPOptimizedConstructor:
             load = PlannedLoad(
-                lambda path: self.fs.open_ranges(join_path(self.path, path)),
+                self._open_file,
                 planner,
                 self._value,
                 max_gap=self._max_gap,
@@ -167,6 +168,9 @@ class S3StorageReader(FileSystemReader):
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+    def _open_file(self, path: str) -> ObjectSource:
+        return self.fs.open_ranges(join_path(self.path, path))
 
     def _read_with_readers(self, files: dict[str, list[StoredChunk]], planner: LoadPlanner) -> None:
         """Reads every file through a reader of the kind that was asked for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch.distributed.checkpoint._hf_utils import SUFFIX, _gen_file_name, _metadata_fn
 from torch.distributed.checkpoint.filesystem import SerializationFormat
@@ -168,20 +168,14 @@ class S3HuggingFaceStorageReader(S3StorageReader):
     # What the last listing told of the files, to read those and no others.
     _files: Mapping[str, ObjectInfo] = {}
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Reads the headers of all files; with a process group, one rank does that for all.
-
-        Raises:
-            NotFoundError: There is no safetensors file.
-            CheckpointError: A file is not in the format, or something is missing or there twice.
-        """
+    def _metadata(self) -> Metadata:
         self._files = {}
-        found = None if kwargs.get("rank") is not None else shared(self._survey, self._process_group)
+        found = shared(self._survey, self._process_group)
         if found is None:
-            return super().read_metadata(*args, **kwargs)
+            return super()._metadata()
         self._files = found.files
         metadata = metadata_of(found.headers, found.weight_map, where=self.path)
-        metadata.storage_meta = StorageMeta(checkpoint_id=self.path, load_id=self.load_id)
+        metadata.storage_meta = StorageMeta(checkpoint_id=self.path)
         return metadata
 
     def _survey(self) -> _Survey | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from s3torch.dcp.plan import StoredChunk
 
 __all__ = ["S3StorageReader"]
+
+_log = logging.getLogger(__name__)
 
 _WINDOW = 256 * MIB
 
@@ -101,6 +104,7 @@ class S3StorageReader(FileSystemReader):
         self.thread_count = thread_count
         self._process_group = process_group
         self._safe_globals = tuple(safe_globals)
+        self._why_no_metadata = ""
         self.sync_files = False
 
     @classmethod
@@ -122,15 +126,29 @@ class S3StorageReader(FileSystemReader):
             CheckpointError: It is damaged, or has classes that are not known to be harmless.
         """
         rank = kwargs.get("rank")
-        if rank is not None:
-            body = self._metadata_body(uri := join_path(self.path, f"__{rank}.metadata"))
-        else:
-            uri = join_path(self.path, ".metadata")
-            body = shared(lambda: self._metadata_body(uri), self._process_group)
-        metadata = decode_metadata(body, uri=uri, safe_globals=self._safe_globals)
+        try:
+            metadata = self._metadata() if rank is None else self._metadata_of_rank(rank)
+        except Exception as exc:
+            if rank is None:
+                self._why_no_metadata = str(exc)
+            else:
+                # torch tries both, and some releases tell the user of neither error.
+                _log.warning(
+                    "the checkpoint has no metadata that can be read: %s; %s", self._why_no_metadata, exc
+                )
+            raise
         if metadata.storage_meta is not None:
             metadata.storage_meta.load_id = self.load_id
         return metadata
+
+    def _metadata(self) -> Metadata:
+        uri = join_path(self.path, ".metadata")
+        body = shared(lambda: self._metadata_body(uri), self._process_group)
+        return decode_metadata(body, uri=uri, safe_globals=self._safe_globals)
+
+    def _metadata_of_rank(self, rank: int) -> Metadata:
+        uri = join_path(self.path, f"__{rank}.metadata")
+        return decode_metadata(self._metadata_body(uri), uri=uri, safe_globals=self._safe_globals)
 
     def _metadata_body(self, uri: str) -> bytes:
         try:

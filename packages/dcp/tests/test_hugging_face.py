@@ -21,6 +21,7 @@ from s3torch.dcp import (
     S3HuggingFaceStorageReader,
     S3HuggingFaceStorageWriter,
     load_file,
+    load_sharded,
     save_file,
 )
 
@@ -233,13 +234,34 @@ def test_requests_of_a_load(proxied):
 def test_plain_state_dicts(server_place, tmp_path):
     client = server_place.client()
     uri = server_place.uri("plain.safetensors")
-    save_file(STATE, uri, metadata={"format": "pt"}, client=client)
+    save_file(STATE, uri, {"format": "pt"}, client=client)
     (tmp_path / "file").write_bytes(server_place.get("plain.safetensors"))
     for loaded in (load_file(uri, client=client), safetensors_load_file(tmp_path / "file")):
         assert loaded.keys() == STATE.keys()
         assert all(torch.equal(loaded[name], STATE[name]) for name in STATE)
     save_file({}, uri, client=client)
     assert load_file(uri, client=client) == {}
+
+
+def test_a_plain_state_dict_of_several_files(place):
+    for path, options in {
+        "index": {"fqn_to_index_mapping": FILES},
+        "shards": {"save_distributed": True},
+    }.items():
+        dcp.save(STATE, storage_writer=writer_of(place, path, **options))
+        loaded = load_sharded(place.uri(path), client=place.client())
+        assert loaded.keys() == STATE.keys()
+        assert all(torch.equal(loaded[name], STATE[name]) for name in STATE)
+    with pytest.raises(NotFoundError):
+        load_sharded(place.uri("nothing"), client=place.client())
+
+
+def test_one_file_is_its_header_and_its_tensors(proxied):
+    place, proxy = proxied
+    save_file({"a": torch.ones(9)}, place.uri("x"), client=place.client())
+    proxy.clear()
+    load_file(place.uri("x"), client=place.client())
+    assert [request.method for request in proxy.requests()] == ["GET", "GET"]
 
 
 def test_a_long_header_and_large_tensors(place):

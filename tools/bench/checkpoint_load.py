@@ -100,5 +100,6 @@ if __name__ == "__main__":
             units=SIZE / 1e9,
             unit="GB",
             prepare=prepare,
+            size=SIZE,
         )
     )

@@ -13,7 +13,7 @@ from safetensors.torch import load_file as safetensors_load_file
 from safetensors.torch import save as safetensors_save
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 
 from s3torch.core import ConfigurationError, NotFoundError, ObjectChangedError
 from s3torch.dcp import (
@@ -164,6 +164,23 @@ def test_parts_of_tensors_are_put_together(place):
         data = safetensors_save({"w": whole[at : at + 4].contiguous()}, {"DCP_SHARDING_INFO": sharding})
         place.put(f"model/shard-0000{number}-model-00001-of-00001.safetensors", data)
     check(place, state={"w": whole})
+
+
+def test_ranks_that_share_whole_tensors_out(place):
+    writer = writer_of(place)
+    halves = [dict(list(STATE.items())[:4]), dict(list(STATE.items())[4:])]
+    planners = [DefaultSavePlanner() for _ in halves]
+    for rank, (planner, half) in enumerate(zip(planners, halves, strict=True)):
+        planner.set_up_planner(half, is_coordinator=not rank)
+    plans, metadata = planners[0].create_global_plan([one.create_local_plan() for one in planners])
+    writer.set_up_storage_writer(True)
+    plans = writer.prepare_global_plan(plans)
+    pairs = zip(plans, planners, strict=True)
+    results = [writer.write_data(planner.finish_plan(plan), planner).wait() for plan, planner in pairs]
+    writer.finish(metadata, results)
+    names = ["model-00001-of-00001.safetensors", "rank-00002-model-00001-of-00001.safetensors"]
+    assert place.listed() == [f"model/{name}" for name in sorted([*names, "model.safetensors.index.json"])]
+    check(place)
 
 
 def part(values, *offsets):

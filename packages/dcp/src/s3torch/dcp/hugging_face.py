@@ -65,8 +65,6 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
     """
 
     _suffix = SUFFIX
-    # When two ranks have parts of one file, one of the parts gets another name, which the index knows.
-    _may_share_names = True
 
     def __init__(
         self,
@@ -126,7 +124,10 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
         return planned
 
     def _file_prefix(self, rank: int) -> str:
-        return f"shard-{rank + 1:05d}-" if self.save_distributed else "model-"
+        if self.save_distributed:
+            return f"shard-{rank + 1:05d}-"
+        # Usually one rank has everything. Where others have whole tensors, too, their files are told apart.
+        return f"rank-{rank + 1:05d}-model-" if rank else "model-"
 
     def _metadata_name(self) -> str:
         return super()._metadata_name() if self.save_distributed else _metadata_fn
@@ -138,7 +139,8 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
         def name_of(fqn: str) -> str:
             if numbers is not None and fqn not in numbers:
                 raise CheckpointError(f"fqn_to_index_mapping has no file for {fqn}")
-            return _gen_file_name(1 if numbers is None else numbers[fqn], self._count, shard)
+            name = _gen_file_name(1 if numbers is None else numbers[fqn], self._count, shard)
+            return name if self.save_distributed else name.replace("model-", prefix, 1)
 
         return plan_numbered_files(items, name_of)
 

@@ -132,7 +132,9 @@ def main():
         job.load(state)
         assert_same(gathered(job.state()), expected)
         tensors = Job(1).tensors()
-        face = S3HuggingFaceStorageReader("us-east-1", f"{root}/{name}-face", config, endpoint=endpoint)
+        face = S3HuggingFaceStorageReader(
+            "us-east-1", f"{root}/{name}-face", config, endpoint=endpoint, process_group=dist.group.WORLD
+        )
         dcp.load(tensors, storage_reader=face)
         assert_same(gathered(tensors), {key: expected[key] for key in tensors})
     dist.destroy_process_group()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
 from s3torch.core._process import PerProcess
+from s3torch.core.config import default_transport
 from s3torch.core.memory import Memory
 from s3torch.core.observers._listening import listening
 from s3torch.core.observers._observations import Observations
@@ -50,9 +51,8 @@ class Connection:
         self._observations = Observations()
         context = TransportContext(config, self._session, agent, self._observations.retried)
         self.memory = Memory.of_this_process(settings.config.memory_limit)
-        self._transport = create_transport(
-            config.transport_for(encrypted=self._session.is_encrypted), context
-        )
+        name = config.transport_name or default_transport(encrypted=self._session.is_encrypted)
+        self._transport = create_transport(name, context)
         self.pace: Pace | None = None
         if isinstance(self._transport, HoldsParts) and self._transport.holds_parts:
             self.pace = Pace(throughput_share(config.throughput_target_gbps), config.part_size)

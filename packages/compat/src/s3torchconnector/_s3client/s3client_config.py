@@ -16,7 +16,13 @@ class S3ClientConfig(CoreConfig):
     """
 
     def check_part_size(self) -> None:
-        """Does nothing; the transport of the drop-in checks it."""
+        """Checks no more than that it is a number; the transport of the drop-in checks the range.
+
+        Raises:
+            TypeError: It is no integer.
+        """
+        if not isinstance(self.part_size, int):
+            raise TypeError(f"part_size must be an int, got {self.part_size!r}")
 
     def transport_for(self, *, encrypted: bool) -> str:  # noqa: ARG002
         """Names the transport that gives errors the old texts."""

@@ -267,8 +267,10 @@ class BucketOperations:
 
 def check_place(bucket: str, key: str) -> None:
     """Refuses what cannot be the name of a bucket or a key."""
+    if bucket is None or bucket == "":
+        raise ConfigurationError(f"Bucket should be specified, got {bucket!r}")
     for name, value in (("bucket", bucket), ("key", key)):
         if not isinstance(value, str):
             raise ConfigurationError(f"{name} must be a string, got {value!r}")
-        if not value:
-            raise ConfigurationError(f"{name} must not be empty")
+    if not key:
+        raise ConfigurationError("key must not be empty")

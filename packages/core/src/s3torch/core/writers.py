@@ -117,7 +117,7 @@ class S3Writer(_BinaryFile):
         """
         return getattr(self.stream, "checksum", None) if self._state == "closed" else None
 
-    def write(self, data: Any, /) -> int:
+    def write(self, data: Any) -> int:
         """Takes a copy of the bytes of any contiguous buffer and returns how many bytes.
 
         Raises:

@@ -145,8 +145,13 @@ class S3FileSystem(FileSystemBase):
             )
         if old == new:
             return
-        self._client.copy_object(old.bucket, old.key, new.bucket, new.key)
+        self.copy_file(path, new_path)
         self._delete_with_retry(old.bucket, old.key)
+
+    def copy_file(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        """Copies an object within S3."""
+        old, new = parse_s3_uri(path), parse_s3_uri(new_path)
+        self._client.copy_object(old.bucket, old.key, new.bucket, new.key)
 
     def mkdir(self, path: str | os.PathLike[str]) -> None:
         """Does nothing; S3 has no folders."""

@@ -187,9 +187,16 @@ class S3FileSystem(FileSystemBase):
 
     def walk_objects(self, path: str | os.PathLike[str]) -> Iterator[ObjectInfo]:
         """Yields what a listing tells of all objects in a folder, with keys relative to it."""
+        yield from self._entries(path, "")
+
+    def list_folder(self, path: str | os.PathLike[str]) -> Iterator[ObjectInfo]:
+        """Yields what a listing tells of the objects directly in a folder, with keys relative to it."""
+        yield from self._entries(path, "/")
+
+    def _entries(self, path: str | os.PathLike[str], delimiter: str) -> Iterator[ObjectInfo]:
         bucket, key = parse_s3_uri(path)
         prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
-        for page in self._client.list_objects(bucket, prefix):
+        for page in self._client.list_objects(bucket, prefix, delimiter):
             for info in page.object_info:
                 yield replace(info, key=info.key.removeprefix(prefix))
 

@@ -7,6 +7,7 @@ import io
 import pytest
 
 from s3torch.core import errors
+from s3torch.core.observers import TransferCounters, observe
 from s3torchconnector import S3Checkpoint, S3ClientConfig, S3IterableDataset, S3MapDataset, S3Writer
 from s3torchconnector._error_texts import with_old_text
 from s3torchconnector._s3bucket_key_data import S3BucketKeyData
@@ -102,3 +103,16 @@ def test_checkpoints_save_and_load_under_the_old_name(folder):
     checkpoint = S3Checkpoint(region=REGION)
     checkpoint.save({"epoch": 3}, f"{folder}/a.pt")
     assert checkpoint.load(f"{folder}/a.pt") == {"epoch": 3}
+
+
+@pytest.mark.parametrize("transport", ["crt", "http", "boto"])
+def test_observers_see_what_old_classes_move_with_any_transport(folder, transport):
+    config = S3ClientConfig(transport=transport)
+    with observe(TransferCounters()) as counters:
+        checkpoint = S3Checkpoint(REGION, None, config)
+        checkpoint.save({"epoch": 3}, f"{folder}/a.pt")
+        dataset = S3MapDataset.from_prefix(f"{folder}/", region=REGION, s3client_config=config)
+        assert [reader.read(2) for reader in dataset] == [b"PK"]
+    counted = counters.snapshot()
+    assert counted.of("PutObject").requests == 1
+    assert counted.of("GetObject").requests == 1

@@ -105,7 +105,7 @@ class CrtRuntime:
             tls_connection_options=_tls_options(endpoint.host) if tls else None,
             part_size=config.part_size,
             throughput_target_gbps=throughput_share(config.throughput_target_gbps),
-            memory_limit=_CRT_MEMORY_LIMIT,
+            memory_limit=max(_CRT_MEMORY_LIMIT, 4 * config.part_size),
             # s3torch tries again itself: the CRT knows neither 429 nor expired keys nor our time-outs, and
             # does not tell how often it has tried.
             retry_config=S3RetryConfig(retry_mode=S3RetryMode.NONE),

@@ -12,12 +12,14 @@ from s3torch.core.observers._listening import listening
 from s3torch.core.observers._observations import Observations
 from s3torch.core.observers._observed import ObservedControl, ObservedTransport
 from s3torch.core.plugins.manager import create_transport
-from s3torch.core.protocols import SupportsControl, TransportContext
+from s3torch.core.protocols import SupportsControl, SupportsGetNow, TransportContext
 from s3torch.core.session import AwsSession
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from s3torch.core.config import S3ClientConfig
-    from s3torch.core.models import BucketEndpoint
+    from s3torch.core.models import BucketEndpoint, GetResult
     from s3torch.core.protocols import ControlPlane, Transport
     from s3torch.core.user_agent import UserAgent
 
@@ -47,6 +49,7 @@ class Connection:
         )
         # What is used: the transport and its control plane, or what stands in front while somebody listens.
         self.transport: Transport = self._transport
+        self.get_now = _get_now(self._transport)
         self._used_control: ControlPlane | None = None
         self._control: ControlPlane | None = None
         self._observed = False
@@ -73,8 +76,10 @@ class Connection:
             self._observed = observed
             self._used_control = None
             self.transport = self._transport
+            self.get_now = _get_now(self._transport)
             if observed:
                 self.transport = ObservedTransport(self._transport, self._observations)
+                self.get_now = None
 
     def _make_control(self) -> ControlPlane:
         if isinstance(self._transport, SupportsControl):
@@ -90,6 +95,10 @@ class Connection:
             self._control.close()
         self._session.close()
         self.memory.pool.clear()
+
+
+def _get_now(transport: Transport) -> Callable[..., GetResult] | None:
+    return transport.get_now if isinstance(transport, SupportsGetNow) else None
 
 
 @dataclass(eq=False)

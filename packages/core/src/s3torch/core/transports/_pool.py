@@ -63,7 +63,9 @@ class PooledTransfer(Future[T]):
         self._buffer = None if buffer is None else memoryview(buffer)
         self._pool: TransferPool | None = None
         self._lock = threading.Lock()
-        self._stopped = threading.Event()
+        self._stopped = False
+        # Made only by whoever waits for it: most transfers never pause.
+        self._wakes: threading.Event | None = None
         self._decided = False
         self._watched = False
         self._interrupt: Callable[[], object] | None = None
@@ -78,7 +80,9 @@ class PooledTransfer(Future[T]):
                 return not self.done()
             self._decided = True
             self._work = None
-            self._stopped.set()
+            self._stopped = True
+            if self._wakes is not None:
+                self._wakes.set()
             pool, interrupt, self._interrupt = self._pool, self._interrupt, None
         if interrupt is not None:
             interrupt()
@@ -93,16 +97,19 @@ class PooledTransfer(Future[T]):
     @property
     def stopped(self) -> bool:
         """Tells whether the transfer was cancelled."""
-        return self._stopped.is_set()
+        return self._stopped
 
     def check(self) -> None:
         """Ends the work if the transfer was cancelled."""
-        if self.stopped:
+        if self._stopped:
             raise Stop
 
     def pause(self, seconds: float) -> None:
         """Waits, and ends the work if the transfer is cancelled meanwhile."""
-        self._stopped.wait(seconds)
+        with self._lock:
+            self.check()
+            self._wakes = wakes = threading.Event()
+        wakes.wait(seconds)
         self.check()
 
     def on_cancel(self, interrupt: Callable[[], object] | None) -> None:
@@ -245,6 +252,20 @@ class TransferPool:
             transfer.run()
         return transfer
 
+    def do(self, transfer: PooledTransfer[T]) -> T:
+        """Does the work of a transfer on the calling thread, which need not wake up another for it.
+
+        Returns:
+            Its result.
+        """
+        transfer.join(self)
+        self._crew.enlist(transfer)
+        try:
+            transfer.run()
+        finally:
+            self._crew.leave(transfer)
+        return transfer.result()
+
     def run_here(self, transfer: PooledTransfer[Any]) -> None:
         """Does the work of a transfer on the calling thread, if no thread of the pool has begun it."""
         if transfer.run():
@@ -310,6 +331,13 @@ class _Crew:
             self._live.add(transfer)
             self._queue.put(transfer)
         return True
+
+    def enlist(self, transfer: PooledTransfer[Any]) -> None:
+        """Takes note of a transfer that the calling thread works for."""
+        with self._changed:
+            if self._closed:
+                raise ValueError("the transport is closed")
+            self._live.add(transfer)
 
     def dismiss(self) -> None:
         """Lets the threads end when they have done what they have."""

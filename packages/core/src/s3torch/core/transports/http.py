@@ -73,15 +73,20 @@ class HttpTransport:
         version_id: str | None = None,
     ) -> Future[GetResult]:
         """Starts one GetObject request."""
-        download = Download(
-            bucket,
-            key,
-            byte_range=byte_range,
-            room=len(into) if into is not None else None,
-            if_match=if_match,
-            version_id=version_id,
-        )
-        return self._start(download, into)
+        return self._pool.start(self._download(bucket, key, byte_range, into, if_match, version_id))
+
+    def get_now(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        byte_range: ByteRange | None = None,
+        into: memoryview | None = None,
+        if_match: str | None = None,
+        version_id: str | None = None,
+    ) -> GetResult:
+        """Sends one GetObject request on the calling thread, which spares the changes of threads."""
+        return self._pool.do(self._download(bucket, key, byte_range, into, if_match, version_id))
 
     def put(
         self,
@@ -180,15 +185,36 @@ class HttpTransport:
         self._pool.close()
         self._sender.close()
 
+    def _download(
+        self,
+        bucket: str,
+        key: str,
+        byte_range: ByteRange | None,
+        into: memoryview | None,
+        if_match: str | None,
+        version_id: str | None,
+    ) -> PooledTransfer[GetResult]:
+        download = Download(
+            bucket,
+            key,
+            byte_range=byte_range,
+            room=len(into) if into is not None else None,
+            if_match=if_match,
+            version_id=version_id,
+        )
+        return self._transfer(download, into)
+
     def _start(self, exchange: Exchange[T], buffer: memoryview | None = None) -> PooledTransfer[T]:
-        transfer: PooledTransfer[T] = PooledTransfer(
+        return self._pool.start(self._transfer(exchange, buffer))
+
+    def _transfer(self, exchange: Exchange[T], buffer: memoryview | None) -> PooledTransfer[T]:
+        return PooledTransfer(
             lambda transfer: self._sender.send(transfer, exchange),
             operation=exchange.operation,
             bucket=exchange.bucket,
             key=exchange.key,
             buffer=buffer,
         )
-        return self._pool.start(transfer)
 
 
 def _checksum(checksum: tuple[str, str] | None) -> list[tuple[str, str]]:

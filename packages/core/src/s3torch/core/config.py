@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.put_options import PutOptions
 from s3torch.core.ranges import GIB, MAX_PART_SIZE, MIB, MIN_PART_SIZE
+from s3torch.core.sharing import connections_share
 from s3torch.core.uri import check_endpoint
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ CHECKSUM_ALGORITHMS = ("CRC64NVME", "CRC32C", "CRC32", "SHA256")
 _CHECKSUM_OFF = "off"
 _MAX_GBPS = 10_000
 _MAX_ATTEMPTS = 100
+_MAX_CONNECTIONS = 1024
 _CUSTOMER_KEY_BYTES = 32
 _ACCOUNT = re.compile(r"[0-9]{12}")
 
@@ -50,7 +52,7 @@ class S3ClientConfig:
 
     Attributes:
         throughput_target_gbps: What the client tries to reach, in gigabits per second; it sets the number
-            of connections. 0 takes what suits the type of instance, divided between the local ranks and
+            of connections, see ``max_connections``. 0 takes what suits the type of instance, divided between the local ranks and
             DataLoader workers.
         part_size: Bytes of a part of a download or upload, from 5 MiB to 5 GiB.
         unsigned: Sends anonymous requests.
@@ -86,6 +88,10 @@ class S3ClientConfig:
             and decrypts with and does not keep. It is asked for each request, also for what is read and for
             both sides of a copy, and has to be picklable where the client is. S3 takes it over HTTPS only;
             plain HTTP is refused but to this machine.
+        max_connections: How many connections, and so requests at a time, a client may have in one process,
+            from 1 to 1024; they are made as they are needed. ``None`` takes what ``throughput_target_gbps``
+            asks for at 0.4 Gbit/s each, up to 128, or where that is more, 128 divided between the local ranks
+            and DataLoader workers, because small objects wait more than they move.
     """
 
     throughput_target_gbps: float = 10.0
@@ -106,6 +112,7 @@ class S3ClientConfig:
     put_options: PutOptions | None = None
     expected_bucket_owner: str | None = None
     sse_customer_key: Callable[[], bytes] | None = field(default=None, repr=False)
+    max_connections: int | None = None
 
     def __post_init__(self) -> None:
         self._check_number("throughput_target_gbps", 0, _MAX_GBPS)
@@ -113,6 +120,8 @@ class S3ClientConfig:
         self._check_integer("max_attempts", 1, _MAX_ATTEMPTS)
         if self.memory_limit is not None:
             self._check_integer("memory_limit", MIN_PART_SIZE, 1024 * GIB)
+        if self.max_connections is not None:
+            self._check_integer("max_connections", 1, _MAX_CONNECTIONS)
         self._check_number("connect_timeout", 0.001, 3600)
         self._check_number("read_timeout", 0.001, 3600)
         for name in ("unsigned", "force_path_style", "requester_pays"):
@@ -184,6 +193,11 @@ class S3ClientConfig:
     def upload_checksum(self) -> str | None:
         """The algorithm of the checksums that uploads carry, ``None`` when they are off."""
         return None if self.checksum_algorithm == _CHECKSUM_OFF else self.checksum_algorithm
+
+    @property
+    def connections(self) -> int:
+        """How many connections a client of this process may have."""
+        return self.max_connections or connections_share(self.throughput_target_gbps)
 
     @property
     def attempts(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import math
 import os
 import threading
 import weakref
@@ -12,26 +11,14 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core.errors import S3Error, TransferCancelledError
-from s3torch.core.sharing import throughput_share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from s3torch.core.config import S3ClientConfig
 
 T = TypeVar("T")
 
 # A thread that waits for an answer cannot always be interrupted; it ends by itself when its time is over.
 _CLOSE_GRACE_SECONDS = 1.0
-_GBPS_PER_CONNECTION = 0.4
-_MIN_WORKERS = 10
-_MAX_WORKERS = 64
-
-
-def workers_for(config: S3ClientConfig) -> int:
-    """Tells how many transfers a transport runs at a time, each with a connection of its own."""
-    connections = math.ceil(throughput_share(config.throughput_target_gbps) / _GBPS_PER_CONNECTION)
-    return min(max(connections, _MIN_WORKERS), _MAX_WORKERS)
 
 
 class Stop(BaseException):

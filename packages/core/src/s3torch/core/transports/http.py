@@ -33,7 +33,7 @@ from s3torch.core.transports._http import (
 from s3torch.core.transports._http_download import Download
 from s3torch.core.transports._http_exchange import Call, Exchange
 from s3torch.core.transports._http_sender import Sender
-from s3torch.core.transports._pool import PooledTransfer, TransferPool, workers_for
+from s3torch.core.transports._pool import PooledTransfer, TransferPool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,9 +58,9 @@ class HttpTransport:
     """Moves bytes over sockets. The rules are those of ``s3torch.core.protocols``."""
 
     def __init__(self, context: TransportContext) -> None:
-        workers = workers_for(context.config)
-        self._sender = Sender(context, connections=workers)
-        self._pool = TransferPool(workers, name="s3torch-http")
+        connections = context.config.connections
+        self._sender = Sender(context, connections=connections)
+        self._pool = TransferPool(connections, name="s3torch-http")
 
     def get(
         self,

@@ -52,8 +52,8 @@ class S3ClientConfig:
 
     Attributes:
         throughput_target_gbps: What the client tries to reach, in gigabits per second; it sets the number
-            of connections, see ``max_connections``. 0 takes what suits the type of instance, divided between the local ranks and
-            DataLoader workers.
+            of connections, see ``max_connections``. 0 takes what suits the type of instance, divided between
+            the local ranks and DataLoader workers.
         part_size: Bytes of a part of a download or upload, from 5 MiB to 5 GiB.
         unsigned: Sends anonymous requests.
         force_path_style: Puts the bucket into the path, ``host/bucket/key``. Endpoints outside AWS and
@@ -118,10 +118,7 @@ class S3ClientConfig:
         self._check_number("throughput_target_gbps", 0, _MAX_GBPS)
         self.check_part_size()
         self._check_integer("max_attempts", 1, _MAX_ATTEMPTS)
-        if self.memory_limit is not None:
-            self._check_integer("memory_limit", MIN_PART_SIZE, 1024 * GIB)
-        if self.max_connections is not None:
-            self._check_integer("max_connections", 1, _MAX_CONNECTIONS)
+        self._check_limits()
         self._check_number("connect_timeout", 0.001, 3600)
         self._check_number("read_timeout", 0.001, 3600)
         for name in ("unsigned", "force_path_style", "requester_pays"):
@@ -218,6 +215,12 @@ class S3ClientConfig:
             ConfigurationError: It is out of range.
         """
         self._check_integer("part_size", MIN_PART_SIZE, MAX_PART_SIZE)
+
+    def _check_limits(self) -> None:
+        limits = (("memory_limit", MIN_PART_SIZE, 1024 * GIB), ("max_connections", 1, _MAX_CONNECTIONS))
+        for name, low, high in limits:
+            if getattr(self, name) is not None:
+                self._check_integer(name, low, high)
 
     def _check_storage(self) -> None:
         if self.put_options is not None and not isinstance(self.put_options, PutOptions):

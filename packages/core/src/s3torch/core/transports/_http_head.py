@@ -49,7 +49,7 @@ def request_head(method: str, target: str, headers: Sequence[tuple[str, str]]) -
     # One line break too many may look like one more header.
     breaks = len(lines) + 1
     clean = text.count("\r") == text.count("\n") == breaks and "\0" not in text and " " not in target
-    if not (clean and all([_lower(name) for name, _ in headers])):
+    if not clean or None in [_lower(name) for name, _ in headers]:
         wrong = next((name for name, value in headers if not _is_header(name, value)), target)
         raise ConfigurationError(f"{wrong!r} cannot be sent: it has characters that HTTP does not allow")
     return text.encode()

@@ -376,11 +376,12 @@ class _Crew:
         self.enter()
         while (transfer := self._queue.get()) is not None:
             # Whoever waits for a transfer may have begun it before.
-            if transfer.run() or transfer.stopped:
-                self.leave(transfer)
-            del transfer
+            has_ended = transfer.run() or transfer.stopped
             with self._changed:
                 self._idle += 1
+                if has_ended:
+                    self.leave(transfer)
+            del transfer
 
 
 _crews: weakref.WeakSet[_Crew] = weakref.WeakSet()

@@ -195,3 +195,34 @@ def test_callbacks_run_on_a_thread_of_the_pool(busy_pool):
     busy_pool.start(transfer_of(work)).result()
     assert ended.wait(PATIENCE)
     assert called[0].startswith("s3torch-pool-test")
+
+
+def test_work_that_is_waited_for_is_done_on_the_calling_thread(pool):
+    assert pool.do(transfer_of(lambda _: threading.get_ident())) == threading.get_ident()
+    assert threads() == []
+    with pytest.raises(LookupError, match="nothing"):
+        pool.do(transfer_of(lambda _: {}["nothing"]))
+
+
+def test_closing_the_pool_ends_work_on_a_calling_thread(pool):
+    begun = threading.Event()
+    errors = []
+
+    def work(transfer):
+        begun.set()
+        transfer.pause(PATIENCE)
+
+    def call():
+        try:
+            pool.do(transfer_of(work))
+        except TransferCancelledError as exc:
+            errors.append(exc)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    assert begun.wait(PATIENCE)
+    assert pool.close()
+    caller.join(PATIENCE)
+    assert len(errors) == 1
+    with pytest.raises(ValueError, match="closed"):
+        pool.do(transfer_of(work))

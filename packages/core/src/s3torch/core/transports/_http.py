@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from s3torch.core.ranges import ByteRange
 
 _OWN = "x-amz-"
+_OF_ALL_ANSWERS = {"x-amz-request-id", "x-amz-id-2"}
 _META = "x-amz-meta-"
 _CHECKSUM = "x-amz-checksum-"
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
@@ -158,7 +159,7 @@ def head_from_headers(headers: Mapping[str, str]) -> HeadObjectResult:
 
 def _amazon_facts(headers: Mapping[str, str], *, is_whole: bool) -> dict[str, Any]:
     """Reads what S3 tells in headers of its own, of which most answers have few."""
-    own = [name for name in headers if name.startswith(_OWN)]
+    own = [name for name in headers if name.startswith(_OWN) and name not in _OF_ALL_ANSWERS]
     if not own:
         return {}
     of_all = is_whole and headers.get("x-amz-checksum-type", "FULL_OBJECT") == "FULL_OBJECT"

@@ -226,3 +226,19 @@ def test_closing_the_pool_ends_work_on_a_calling_thread(pool):
     assert len(errors) == 1
     with pytest.raises(ValueError, match="closed"):
         pool.do(transfer_of(work))
+
+
+@pytest.mark.parametrize(("seconds", "least", "most"), [(0.0, 2, 2), (0.05, 16, 16)])
+def test_more_threads_are_started_only_where_transfers_wait(seconds, least, most):
+    pool = TransferPool(16, name="s3torch-pool-test", at_once=2)
+
+    def work(_):
+        threading.Event().wait(seconds)
+
+    for _ in range(6):
+        for transfer in [pool.start(transfer_of(work)) for _ in range(16)]:
+            transfer.add_done_callback(lambda _: None)  # So that it is not done on this thread.
+            transfer.result(PATIENCE)
+    assert least <= len(threads()) <= most
+    pool.close()
+    assert ends(lambda: not threads())

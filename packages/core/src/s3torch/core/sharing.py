@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GBPS_PER_CONNECTION",
     "available_memory",
+    "connections_for_throughput",
     "connections_share",
     "processes_on_node",
     "throughput_share",
@@ -69,17 +70,26 @@ def throughput_share(target_gbps: float) -> float:
     return max(_LOWEST_GBPS, (_recommended_gbps() or _DEFAULT_GBPS) / processes_on_node())
 
 
-def connections_share(target_gbps: float) -> int:
-    """Tells how many connections a client of this process may have, which are made as they are needed.
-
-    Large objects want as many as reach the target, from 10 to 128. Small ones wait longer for their first
-    byte than they take to arrive, so 128 are divided between the processes of the node where that is more.
+def connections_for_throughput(target_gbps: float) -> int:
+    """Tells how many connections large objects want, to reach the target: from 10 to 128.
 
     Args:
         target_gbps: The setting, as for ``throughput_share``.
     """
     wanted = math.ceil(throughput_share(target_gbps) / GBPS_PER_CONNECTION)
-    return max(_LOWEST_CONNECTIONS, min(wanted, _CONNECTIONS), _CONNECTIONS // processes_on_node())
+    return max(_LOWEST_CONNECTIONS, min(wanted, _CONNECTIONS))
+
+
+def connections_share(target_gbps: float) -> int:
+    """Tells how many connections a client of this process may have, which are made as they are needed.
+
+    Small objects wait longer for their first byte than they take to arrive, so 128 are divided between the
+    processes of the node where that is more than what large objects want.
+
+    Args:
+        target_gbps: The setting, as for ``throughput_share``.
+    """
+    return max(connections_for_throughput(target_gbps), _CONNECTIONS // processes_on_node())
 
 
 def _workers() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
@@ -19,6 +20,9 @@ T = TypeVar("T")
 
 # A thread that waits for an answer cannot always be interrupted; it ends by itself when its time is over.
 _CLOSE_GRACE_SECONDS = 1.0
+# About what one interpreter takes in of small answers.
+_ANSWERS_PER_SECOND = 4000
+_FORGETTING = 1.02
 
 
 class Stop(BaseException):
@@ -222,10 +226,12 @@ class TransferPool:
     Args:
         workers: How many transfers run at a time; the others wait for their turn.
         name: The prefix of the names of the threads.
+        at_once: How many of them work however quick transfers are; ``None`` for all. More contend for the
+            interpreter's lock, which pays only where transfers mostly wait.
     """
 
-    def __init__(self, workers: int, *, name: str) -> None:
-        self._crew = _Crew(workers, name)
+    def __init__(self, workers: int, *, name: str, at_once: int | None = None) -> None:
+        self._crew = _Crew(workers, name, workers if at_once is None else at_once)
         # Callbacks of cancelled transfers run here, because all workers may be waiting for the network.
         self._ender = ThreadPoolExecutor(1, f"{name}-end", initializer=self._crew.enter)
         # Also where a transport is dropped without being closed.
@@ -291,8 +297,11 @@ class TransferPool:
 class _Crew:
     """The threads of a pool, which do not keep the pool alive."""
 
-    def __init__(self, size: int, name: str) -> None:
+    def __init__(self, size: int, name: str, at_once: int) -> None:
         self._size = size
+        self._at_once = at_once
+        # The seconds of the quickest transfer, which those after it make forgotten by and by.
+        self._quickest = 0.0
         self._name = name
         self._queue: SimpleQueue[PooledTransfer[Any] | None] = SimpleQueue()
         # Reentrant, because the collector may abort a dropped upload in here.
@@ -300,7 +309,7 @@ class _Crew:
         self._live: set[PooledTransfer[Any]] = set()
         self._inside: set[int] = set()
         self._count = 0
-        # Threads that wait and are not promised to a transfer yet.
+        # Threads that wait and are not promised to a transfer yet; below 0, transfers that wait for a thread.
         self._idle = 0
         self._closed = False
         self._process = os.getpid()
@@ -311,10 +320,11 @@ class _Crew:
         with self._changed:
             if self._closed:
                 raise ValueError("the transport is closed")
-            if self._idle:
-                self._idle -= 1
-            elif self._count < self._size and not self._start_thread() and not self._count:
+            if self._idle <= 0 and self._count < self._useful and self._start_thread():
+                self._idle += 1
+            if not self._count:
                 return False
+            self._idle -= 1
             self._live.add(transfer)
             self._queue.put(transfer)
         return True
@@ -363,6 +373,11 @@ class _Crew:
             if self._closed:
                 self._changed.notify_all()
 
+    @property
+    def _useful(self) -> int:
+        """How many threads there may be: no more than can be kept busy with answers."""
+        return min(self._size, max(self._at_once, int(self._quickest * _ANSWERS_PER_SECOND)))
+
     def _start_thread(self) -> bool:
         name = f"{self._name}_{self._count}"
         try:
@@ -376,10 +391,14 @@ class _Crew:
         self.enter()
         while (transfer := self._queue.get()) is not None:
             # Whoever waits for a transfer may have begun it before.
-            has_ended = transfer.run() or transfer.stopped
+            begun = time.monotonic()
+            has_run = transfer.run()
+            seconds = time.monotonic() - begun
             with self._changed:
                 self._idle += 1
-                if has_ended:
+                if has_run:
+                    self._quickest = min(seconds, self._quickest * _FORGETTING or seconds)
+                if has_run or transfer.stopped:
                     self.leave(transfer)
             del transfer
 

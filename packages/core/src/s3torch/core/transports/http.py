@@ -23,6 +23,7 @@ from s3torch.core.config import checksum_type
 from s3torch.core.errors import NotFoundError, S3Error
 from s3torch.core.models import CompletedPart, MultipartUpload, PutResult
 from s3torch.core.plugins.hookspecs import hookimpl
+from s3torch.core.sharing import connections_for_throughput
 from s3torch.core.transports._http import (
     checksum_header,
     complete_body,
@@ -60,7 +61,8 @@ class HttpTransport:
     def __init__(self, context: TransportContext) -> None:
         connections = context.config.connections
         self._sender = Sender(context, connections=connections)
-        self._pool = TransferPool(connections, name="s3torch-http")
+        at_once = connections_for_throughput(context.config.throughput_target_gbps)
+        self._pool = TransferPool(connections, name="s3torch-http", at_once=at_once)
 
     def get(
         self,

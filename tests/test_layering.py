@@ -16,6 +16,7 @@ MAX_LINES = 400
 TRANSPORTS = "s3torch.core.transports"
 # All that a transport may know of the rest of core.
 SEAM = {
+    "_ending",
     "_process",
     "config",
     "errors",

@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,7 @@ class Question:
         prepare: Called once with a boto3 client, to put objects into the bucket.
         size: How many bytes one run moves; 0 where that is not the point.
         baseline: The case that ratios refer to.
+        latency: Seconds by which each answer is held back on its way from the server.
     """
 
     title: str
@@ -57,6 +59,7 @@ class Question:
     prepare: Callable[[Any], None]
     size: int = 0
     baseline: str = "s3torchconnector"
+    latency: float = 0.0
 
 
 def main(question: Question) -> None:
@@ -117,16 +120,22 @@ def s3fs_client(endpoint: str) -> Any:
 
 
 def _run(question: Question, names: list[str], rounds: int, *, tls: bool) -> dict[str, list[Figures]]:
+    from s3torch.core.testing.faults import Fault, FaultProxy
     from s3torch.core.testing.servers import start_seaweedfs
 
     figures: dict[str, list[Figures]] = {name: [] for name in names}
-    with start_seaweedfs(tls=tls) as server:
+    with ExitStack() as stack:
+        server = stack.enter_context(start_seaweedfs(tls=tls))
         os.environ.update(server.environment())
         if tls:
             os.environ.update(AWS_CA_BUNDLE=str(server.ca_file), SSL_CERT_FILE=str(server.ca_file))
         boto = client(server.endpoint)
         boto.create_bucket(Bucket=BUCKET)
         question.prepare(boto)
+        if question.latency:
+            proxy = stack.enter_context(FaultProxy(server.endpoint))
+            proxy.add(Fault(latency=question.latency))
+            os.environ.update(server.at(proxy.endpoint).environment())
         for number in range(rounds):
             for name in names:
                 print(f"\rround {number + 1} of {rounds}: {name:<30}", end="", file=sys.stderr, flush=True)

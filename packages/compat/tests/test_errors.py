@@ -128,8 +128,8 @@ def test_configurations():
     assert repr(config).startswith("S3ClientConfig(throughput_target_gbps=20.0, part_size=16777216")
     with pytest.raises(ValueError, match="max_attempts"):
         S3ClientConfig(max_attempts=0)
-    assert config.wrapped_transport_for(encrypted=True) == "crt"
-    assert S3ClientConfig(transport="boto").wrapped_transport_for(encrypted=True) == "boto"
+    assert config.wrapped_transport_name is None
+    assert S3ClientConfig(transport="boto").wrapped_transport_name == "boto"
 
 
 def test_arguments_of_clients(mock):

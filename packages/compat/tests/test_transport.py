@@ -30,7 +30,7 @@ class TestOldTextTransport(TransportTests):
         monkeypatch.setattr("s3torchconnector._transport.with_old_text", copy.copy)
 
     def create_transport(self, context):
-        return create_transport(context.config.transport_for(encrypted=True), context)
+        return create_transport(context.config.transport_name, context)
 
     @pytest.fixture
     def transport_context(self):
@@ -51,6 +51,6 @@ def test_it_is_registered_and_wraps_the_default_for_other_configurations():
 
 def test_the_environment_chooses_what_is_wrapped(monkeypatch):
     monkeypatch.setenv("S3TORCH_TRANSPORT", "boto")
-    assert S3ClientConfig().transport_for(encrypted=True) == "s3torchconnector"
-    assert S3ClientConfig().wrapped_transport_for(encrypted=True) == "boto"
-    assert S3ClientConfig(transport="crt").wrapped_transport_for(encrypted=True) == "crt"
+    assert S3ClientConfig().transport_name == "s3torchconnector"
+    assert S3ClientConfig().wrapped_transport_name == "boto"
+    assert S3ClientConfig(transport="crt").wrapped_transport_name == "crt"

@@ -47,6 +47,28 @@ def test_a_malformed_uri(uri):
             call(uri)
 
 
+@pytest.mark.parametrize("bucket", ["No Bucket!", "bu\ncket", "bücket", "", None, 5])
+def test_what_cannot_be_a_bucket(bucket):
+    client = S3Client("us-east-1")
+    for call in (client.get_object, client.put_object, client.head_object, client.delete_object):
+        with pytest.raises(ConfigurationError, match="[Bb]ucket"):
+            call(bucket, "key")
+
+
+def test_a_key_that_no_url_can_have():
+    client = S3Client("us-east-1")
+    for call in (client.get_object, client.put_object, client.head_object, client.delete_object):
+        with pytest.raises(ConfigurationError, match="key must be valid Unicode"):
+            call("bucket", "\udcff")
+
+
+def test_the_largest_part_size(wire):
+    with wire.client(part_size=5 * 1024**3) as client:
+        with client.put_object(wire.bucket, "large-parts") as writer:
+            writer.write(b"few bytes")
+        assert client.get_object(wire.bucket, "large-parts").read() == b"few bytes"
+
+
 def test_a_missing_key(wire):
     client = wire.client()
     for call in (client.get_object(wire.bucket, "no").read, client.get_object(wire.bucket, "no").readline):

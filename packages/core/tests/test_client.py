@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -52,7 +51,7 @@ def test_bucket_and_key_are_strings(client, bucket, key):
         lambda *place: client.copy_object("b", "k", *place),
     ]
     for call in calls:
-        with pytest.raises(ConfigurationError, match="bucket|key"):
+        with pytest.raises(ConfigurationError, match="Bucket should be specified|bucket must be|key"):
             call(bucket, key)
 
 
@@ -206,39 +205,6 @@ def test_parent_and_children_go_on_after_a_fork(wire, in_child):
     writer.close()
     assert wire.get("k") == wire.get("of-the-child") == data
     assert wire.uploads() == []
-
-
-ENDING = """
-import os, signal, sys, warnings
-from s3torch.core import S3Client, S3ClientConfig
-transport, endpoint, bucket, how = sys.argv[1:]
-config = S3ClientConfig(transport=transport, part_size=5 * 2**20)
-client = S3Client("us-east-1", endpoint=endpoint, s3client_config=config)
-writer = client.put_object(bucket, "k")
-writer.write(bytes(11 * 2**20))
-if how == "exception":
-    raise KeyError("of the program")
-if how == "exit":
-    sys.exit(3)
-if how == "kill":
-    os.kill(os.getpid(), signal.SIGKILL)
-if how == "dropped":
-    warnings.simplefilter("ignore")
-    del writer
-"""
-
-
-@pytest.mark.parametrize("how", ["end", "exception", "exit", "dropped", "kill"])
-def test_a_process_that_ends_leaves_the_old_object(wire, python, how):
-    wire.put("k", b"old")
-    began = time.monotonic()
-    ended = python(ENDING, wire.transport, wire.proxy.endpoint, wire.bucket, how, check=False)
-    assert ended.returncode == {"exit": 3, "exception": 1, "kill": -9}.get(how, 0), ended.stderr
-    assert time.monotonic() - began < 15
-    assert wire.get("k") == b"old"
-    if how != "kill":
-        assert wire.uploads() == []
-        assert "Error" not in ended.stderr.replace("KeyError", "")
 
 
 def test_memory_comes_back_when_all_is_closed(wire):

@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 
 from s3torch.core import Credentials, PutOptions, S3ClientConfig
+from s3torch.core.config import default_transport
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.ranges import GIB, MIB
 
@@ -176,15 +177,19 @@ def test_without_the_environment_the_field_counts(monkeypatch):
     assert S3ClientConfig(max_attempts=7).attempts == 7
 
 
-@pytest.mark.parametrize(("encrypted", "default"), [(True, "crt"), (False, "http")])
-def test_the_transport_is_the_field_then_the_environment_then_what_suits(monkeypatch, encrypted, default):
+def test_the_transport_is_the_field_then_the_environment(monkeypatch):
     monkeypatch.delenv("S3TORCH_TRANSPORT", raising=False)
-    assert S3ClientConfig().transport_for(encrypted=encrypted) == default
+    assert S3ClientConfig().transport_name is None
     monkeypatch.setenv("S3TORCH_TRANSPORT", "boto")
-    assert S3ClientConfig().transport_for(encrypted=encrypted) == "boto"
-    assert S3ClientConfig(transport="memory").transport_for(encrypted=encrypted) == "memory"
+    assert S3ClientConfig().transport_name == "boto"
+    assert S3ClientConfig(transport="memory").transport_name == "memory"
     monkeypatch.setenv("S3TORCH_TRANSPORT", "")
-    assert S3ClientConfig().transport_for(encrypted=encrypted) == default
+    assert S3ClientConfig().transport_name is None
+
+
+def test_what_serves_where_no_transport_is_asked_for():
+    assert default_transport(encrypted=True) == "crt"
+    assert default_transport(encrypted=False) == "http"
 
 
 def test_checksums_can_be_off():

@@ -126,6 +126,13 @@ def test_a_state_is_not_resumed_with_another_manifest(manifest, client, read, cl
         loader(other).load_state_dict(state)
 
 
+def test_a_file_that_is_no_manifest_is_named(tmp_path):
+    place = tmp_path / "other.jsonl"
+    place.write_text("hello")
+    with pytest.raises(ConfigurationError, match=r"other\.jsonl: line 1 is not that of a manifest"):
+        Manifest.load(place)
+
+
 def test_a_failed_save_leaves_the_old_file(manifest, tmp_path, monkeypatch):
     place = tmp_path / "all.jsonl"
     manifest.save(place)

@@ -71,5 +71,6 @@ def test_ranks_and_their_workers_share_the_samples_out(server, tmp_path):
             rank.kill()
     assert [rank.returncode for rank in ranks] == [0, 0], answers
     for rank, (output, _) in enumerate(answers):
-        for where, seen in json.loads(output).items():
+        # Before it, gloo of older releases says that it is connected.
+        for where, seen in json.loads(output.splitlines()[-1]).items():
             assert sorted(seen) == keys[rank::2], where

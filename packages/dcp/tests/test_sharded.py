@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from s3torch.dcp import load_sharded
+
 PROGRAM = Path(__file__).with_name("sharded_program.py")
 WIDE = 1000 * 1024 * 4
 
@@ -62,6 +64,8 @@ def test_saved_by_four_and_two_and_loaded_by_two_four_and_one(job, seaweed_place
         reader = seaweed_place.reader(f"run/{name}")
         states.append(whole_state(reader.read_metadata()))
         dcp.load(states[-1], storage_reader=reader)
+        shards = load_sharded(seaweed_place.uri(f"run/{name}-face"), client=seaweed_place.client())
+        assert all(torch.equal(shards[key], states[-1][key]) for key in ("wide", "columns", "tiles", "same"))
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert torch.equal(states[0]["wide"][:, 0], torch.arange(1000) * 1024.0 + 7)

@@ -262,14 +262,16 @@ def test_overlapping_repeated_and_empty_chunks(place, constructor):
     assert sorted(planner.got) == sorted((name, expected[name]) for name in names)
 
 
-def test_there_is_no_checkpoint(place):
+def test_there_is_no_checkpoint(place, caplog):
     reader = place.reader("nothing/here")
     with pytest.raises(NotFoundError, match=rf"{place.uri('nothing/here/.metadata')}") as caught:
         reader.read_metadata()
     assert isinstance(caught.value, FileNotFoundError)
     assert (caught.value.bucket, caught.value.key) == ("bucket", "nothing/here/.metadata")
-    with pytest.raises(dcp.api.CheckpointException, match="nothing/here/.metadata does not exist"):
+    with pytest.raises(dcp.api.CheckpointException):
         dcp.load({"a": torch.zeros(1)}, storage_reader=reader)
+    # Not in the text of the exception, because some releases of torch swallow it.
+    assert "nothing/here/.metadata does not exist" in caplog.text
 
 
 def failure_of(caught):

@@ -24,7 +24,7 @@ shapes = st.lists(st.integers(0, 5), max_size=3)
 
 def is_known_to_the_library(dtype):
     try:
-        safetensors_save({"x": torch.zeros(1).to(dtype)})
+        safetensors_load(safetensors_save({"x": torch.zeros(1).to(dtype)}))
     except KeyError:
         return False
     return True
@@ -82,13 +82,25 @@ def header_of(content):
         header_of({"a": 1}),
         header_of({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}),
         header_of({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [8, 4]}}),
-        header_of({"a": {"dtype": "X", "shape": [], "data_offsets": [0, 4]}}),
+        header_of({"a": {"dtype": "F4", "shape": [8], "data_offsets": [0, 4]}}),
+        header_of({"a": {"dtype": "U8", "shape": [4], "data_offsets": [4, 8]}}),
+        header_of({n: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} for n in "ab"}),
+        header_of({"__metadata__": 7}),
+        header_of(b"[" * 100_000),
         header_of({"a": {"dtype": "F32", "shape": [], "data_offsets": [-4, 0]}}),
     ],
 )
 def test_damaged_headers(data):
     with pytest.raises(CheckpointError, match="s3://b/x"):
         parse_header(data, where="s3://b/x")
+
+
+def test_a_file_that_was_cut():
+    data = safetensors_save({"a": torch.ones(4)})
+    parse_header(data, where="x", size=len(data))
+    for size in (len(data) - 1, len(data) + 1):
+        with pytest.raises(CheckpointError, match=f"has {size} bytes, its header promises {len(data)}"):
+            parse_header(data, where="x", size=size)
 
 
 def test_what_the_format_cannot_hold():

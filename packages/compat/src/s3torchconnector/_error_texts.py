@@ -59,8 +59,7 @@ def _old_text(error: S3Error) -> str:
     if isinstance(error, errors.NoCredentialsError):
         return "Client error: No signing credentials available, see CRT debug logs"
     if isinstance(error, errors.AccessDeniedError):
-        said = "<no message>" if error.operation == "HeadObject" else error.message
-        return f"Client error: Forbidden: {said}"
+        return f"Client error: Forbidden: {error.s3_message or '<no message>'}"
     if isinstance(error, errors.ThrottledError):
         return "Client error: Request throttled"
     if isinstance(error, errors.WrongRegionError):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from s3torch.core.abilities import part_copy_of, tags_of, upload_listing_of, versions_of
-from s3torch.core.config import DEFAULT_TRANSPORT, PLAIN_TRANSPORT
+from s3torch.core.config import default_transport
 from s3torch.core.control import BotoControl
 from s3torch.core.errors import S3Error
 from s3torch.core.plugins.hookspecs import hookimpl
@@ -38,11 +38,8 @@ def s3torch_create_transport(context: TransportContext) -> OldTextTransport:
     config = context.config
     if not MIN_PART_SIZE <= config.part_size <= MAX_PART_SIZE:
         raise S3Error("invalid configuration: part size must be at between 5MiB and 5GiB")
-    encrypted = context.session.is_encrypted
-    if isinstance(config, S3ClientConfig):
-        name = config.wrapped_transport_for(encrypted=encrypted)
-    else:
-        name = DEFAULT_TRANSPORT if encrypted else PLAIN_TRANSPORT
+    asked = config.wrapped_transport_name if isinstance(config, S3ClientConfig) else None
+    name = asked or default_transport(encrypted=context.session.is_encrypted)
     return OldTextTransport(create_transport(name, context), context)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from s3torch.datasets import S3IterableDataset as CoreIterableDataset
+from s3torchconnector._s3client._s3client import S3Client
 from s3torchconnector._s3client.s3client_config import drop_in_config
 from s3torchconnector._s3dataset_common import identity
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
     from s3torch.core import (
         S3BucketKeyData,
-        S3Client,
         S3ClientConfig,
         S3Reader,
         S3ReaderConstructorProtocol,
@@ -37,6 +37,8 @@ class S3IterableDataset(CoreIterableDataset):
         options: What the class of the same name in ``s3torch.datasets`` takes besides.
     """
 
+    client_class = S3Client
+
     def __init__(
         self,
         region: str,
@@ -50,7 +52,7 @@ class S3IterableDataset(CoreIterableDataset):
     ) -> None:
         super().__init__(
             region,
-            get_dataset_objects,
+            get_dataset_objects,  # type: ignore[arg-type]  # It is called with a client of client_class.
             endpoint,
             transform,
             drop_in_config(s3client_config),

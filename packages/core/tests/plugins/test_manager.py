@@ -106,6 +106,27 @@ def test_a_transport_of_a_third_party_is_found_by_name(distributions):
     distributions(code, environment={"S3TORCH_TRANSPORT": "tape"}, tape=("transports", TRANSPORT))
 
 
+def test_a_transport_that_is_installed_while_the_program_runs(distributions):
+    code = """
+    import importlib, pathlib, sys
+    import third_tape
+    from s3torch.core.errors import TransportError
+
+    info = pathlib.Path(third_tape.__file__).with_name("third_later-1.0.dist-info")
+    try:
+        client("later").head_object("b", "k")
+    except TransportError as exc:
+        assert "tape" in str(exc)
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: third-later\\nVersion: 1.0\\n")
+    (info / "entry_points.txt").write_text("[s3torch.transports]\\nlater = third_tape\\n")
+    importlib.invalidate_caches()
+    with client("later").put_object("b", "k") as writer:
+        writer.write(b"data")
+    """
+    distributions(code, tape=("transports", TRANSPORT))
+
+
 def test_a_broken_transport_hurts_only_who_asks_for_it(distributions):
     code = """
     import sys

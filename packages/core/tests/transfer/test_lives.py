@@ -36,8 +36,9 @@ WRITE = """
 def writing(wire, end):
     """Starts a process that writes two parts and a half, and then comes to an end of some kind."""
     arguments = [wire.transport, wire.proxy.endpoint, wire.bucket, end]
-    command = [sys.executable, "-c", textwrap.dedent(WRITE), *arguments]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-W", "default", "-c", textwrap.dedent(WRITE), *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 def await_upload(wire):
@@ -60,14 +61,22 @@ def test_a_process_that_is_killed_leaves_the_old_object(wire):
 
 
 @pytest.mark.parametrize(
-    ("end", "code"),
-    [("pass", 0), ("sys.exit(3)", 3), ("raise KeyError", 1)],
-    ids=["end-of-program", "exit", "exception"],
+    ("end", "code", "words"),
+    [
+        ("pass", 0, ""),
+        ("sys.exit(3)", 3, ""),
+        ("raise KeyError", 1, "KeyError"),
+        ("del writer", 0, "ResourceWarning: the writer of s3://"),
+    ],
+    ids=["end-of-program", "exit", "exception", "dropped"],
 )
-def test_a_program_that_ends_without_closing_aborts(wire, end, code):
+def test_a_program_that_ends_without_closing_aborts(wire, end, code, words):
     wire.put("k", b"old")
     with writing(wire, end) as process:
-        assert process.wait(PATIENCE) == code
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == code
+    assert words in errors
+    assert "Error" not in errors.replace("KeyError", "")
     assert wire.get("k") == b"old"
     assert wire.uploads() == []
 

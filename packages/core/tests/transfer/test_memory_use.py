@@ -11,8 +11,8 @@ import pytest
 MIB = 2**20
 GIB = 2**30
 PART = 8 * MIB
-# awscrt holds each part that is on its way until it is whole: a window of them.
-EXTRA = {"crt": 160 * MIB, "boto": 64 * MIB, "http": 64 * MIB}
+# Beyond the memory of the object itself.
+EXTRA = 64 * MIB
 
 MEASURE = """
     import json, sys
@@ -26,7 +26,8 @@ MEASURE = """
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
-    config = S3ClientConfig(transport=transport)
+    # A target at which it does not matter how long parts take on a busy machine.
+    config = S3ClientConfig(transport=transport, throughput_target_gbps=1)
     client = S3Client("us-east-1", endpoint=endpoint, s3client_config=config)
     client.get_object("bucket", "1000").read()  # Connections and imports.
     buffer = bytearray(b"1") * size if kind == "readinto" else None
@@ -90,13 +91,13 @@ def measure(request, zeros, python):
         environment = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
         endpoint = f"http://127.0.0.1:{zeros.server_address[1]}"
         done = python(MEASURE, request.param, endpoint, size, kind, environment=environment)
-        return request.param, *json.loads(done.stdout)
+        return json.loads(done.stdout)
 
     return run
 
 
 def test_a_few_bytes_of_a_large_object(measure, zeros):
-    _, peak, _, used, kept = measure(GIB, "few")
+    peak, _, used, kept = measure(GIB, "few")
     assert zeros.sent <= 2 * PART
     assert peak <= 4 * PART
     assert (used, kept) == (0, 0)
@@ -104,14 +105,14 @@ def test_a_few_bytes_of_a_large_object(measure, zeros):
 
 def test_a_whole_object(measure, zeros):
     size = 96 * MIB
-    transport, peak, _, used, kept = measure(size, "read")
+    peak, _, used, kept = measure(size, "read")
     assert zeros.sent == size + 1000
-    assert peak <= size + EXTRA[transport]
+    assert peak <= size + EXTRA
     assert (used, kept) == (0, 0)
 
 
 def test_into_memory_of_the_caller(measure):
     size = 96 * MIB
-    transport, peak, _, used, kept = measure(size, "readinto")
-    assert peak <= EXTRA[transport]
+    peak, _, used, kept = measure(size, "readinto")
+    assert peak <= EXTRA
     assert (used, kept) == (0, 0)

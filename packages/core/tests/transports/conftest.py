@@ -6,6 +6,7 @@ import socket
 import socketserver
 import threading
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -152,3 +153,44 @@ def error_body(code):
 def refusal():
     """Makes the answer of S3 with this status and error code."""
     return lambda status, code, **headers: Answer(status, error_body(code), headers)
+
+
+@pytest.fixture
+def connect_with(make_context):
+    """Makes transports of a class, which are closed after the test."""
+    transports = []
+
+    def make(transport_class, endpoint, **settings):
+        transports.append(transport_class(make_context(endpoint, **settings)))
+        return transports[-1]
+
+    yield make
+    for transport in transports:
+        transport.close()
+
+
+@pytest.fixture
+def serve():
+    """Starts a server that calls a function with each connection; TLS with a context for it."""
+    sockets = []
+
+    def start(*connections, tls=None):
+        listener = socket.create_server(("127.0.0.1", 0))
+        sockets.append(listener)
+
+        def accept():
+            with suppress(OSError):  # The client may go away at any time.
+                for function in connections:
+                    connected, _ = listener.accept()
+                    sockets.append(connected)
+                    if tls is not None:
+                        connected = tls.wrap_socket(connected, server_side=True)
+                        sockets.append(connected)
+                    function(connected)
+
+        threading.Thread(target=accept, daemon=True).start()
+        return f"{'http' if tls is None else 'https'}://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield start
+    for one in sockets:
+        one.close()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 
 import pytest
 from botocore import exceptions as boto
@@ -28,28 +29,28 @@ PATIENCE = 30
 
 
 @pytest.fixture
-def connect(make_context):
-    transports = []
-
-    def make(endpoint, **settings):
-        transports.append(BotoTransport(make_context(endpoint, **settings)))
-        return transports[-1]
-
-    yield make
-    for transport in transports:
-        transport.close()
+def connect(connect_with):
+    return partial(connect_with, BotoTransport)
 
 
+@pytest.fixture
 def threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("s3torch-boto")]
+    """A function that tells the threads of this test's transports; those of others may still be ending."""
+    before = set(threading.enumerate())
+
+    def own():
+        new = set(threading.enumerate()) - before
+        return [thread for thread in new if thread.name.startswith("s3torch-boto")]
+
+    return own
 
 
-def test_creating_one_starts_nothing(connect, stub):
+def test_creating_one_starts_nothing(connect, stub, threads):
     connect(stub.endpoint)
     assert threads() == []
 
 
-def test_threads_are_bounded_and_end(connect, stub, answer):
+def test_threads_are_bounded_and_end(connect, stub, answer, threads):
     transport = connect(stub.endpoint, max_connections=11)
     stub.will(*[answer(200, b"x")] * 50)
     transfers = [transport.get("bucket", "key") for _ in range(50)]
@@ -203,7 +204,7 @@ def test_our_errors_stay_as_they_are():
     assert (ours.operation, ours.bucket, ours.key) == ("GetObject", "b", "k")
 
 
-def test_thread_that_was_left_behind_does_not_try_again(connect, stub, answer):
+def test_thread_that_was_left_behind_does_not_try_again(connect, stub, answer, threads):
     transport = connect(stub.endpoint, max_attempts=5)
     stub.will(*[answer(stall=-1)] * 5)
     transfer = transport.get("bucket", "key")

@@ -72,6 +72,8 @@ class OnServer(TransportTests):
 class OnSeaweedFS(OnServer):
     # It keeps objects as files: keys are paths, and listings walk through folders.
     lists_in_key_order = False
+    # It says so with ``EncodingType``, and leaves keys as they are.
+    quotes_keys_of_uploads = False
     unsupported_keys = frozenset(
         {
             "double//slash",

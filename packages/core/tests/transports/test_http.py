@@ -1,4 +1,4 @@
-"""What only the http transport promises: bodies resumed at the byte, kept connections, odd answers."""
+"""What only the http transport promises: bodies resumed at the byte, kept connections, early answers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import gc
 import socket
 import threading
 import time
-from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -18,7 +18,6 @@ from s3torch.core.errors import (
     PreconditionFailedError,
     S3ConnectionError,
     S3TimeoutError,
-    ServerError,
     ThrottledError,
     TransferCancelledError,
     TruncatedError,
@@ -33,45 +32,13 @@ SIZE = len(DATA)
 
 
 @pytest.fixture
-def connect(make_context):
-    transports = []
-
-    def make(endpoint, **settings):
-        transports.append(HttpTransport(make_context(endpoint, **settings)))
-        return transports[-1]
-
-    yield make
-    for transport in transports:
-        transport.close()
+def connect(connect_with):
+    return partial(connect_with, HttpTransport)
 
 
 @pytest.fixture
 def transport(connect, stub):
     return connect(stub.endpoint)
-
-
-@pytest.fixture
-def serve():
-    """Starts a server that calls a function with each connection, once a request head has come."""
-    sockets = []
-
-    def start(*connections):
-        listener = socket.create_server(("127.0.0.1", 0))
-        sockets.append(listener)
-
-        def accept():
-            with suppress(OSError):  # The client may go away at any time.
-                for function in connections:
-                    connected, _ = listener.accept()
-                    sockets.append(connected)
-                    function(connected)
-
-        threading.Thread(target=accept, daemon=True).start()
-        return "http://{}:{}".format(*listener.getsockname())
-
-    yield start
-    for one in sockets:
-        one.close()
 
 
 def head_from(connected):
@@ -321,86 +288,6 @@ def test_a_server_that_takes_nothing_is_a_timeout(connect, serve):
     with pytest.raises(S3TimeoutError, match="no byte has moved"):
         put(transport, bytes(32 * MIB)).result(PATIENCE)
     done.set()
-
-
-def chunked(*pieces):
-    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
-
-
-def raw(head, body):
-    """A server function that sends exactly this, and waits for more requests."""
-
-    def function(connected):
-        head_from(connected)
-        connected.sendall(head.encode() + b"\r\n\r\n" + body)
-
-    return function
-
-
-RESULT = b"CompleteMultipartUploadResult"
-COMPLETED = b'<?xml version="1.0"?><%s><ETag>"whole"</ETag></%s>' % (RESULT, RESULT)
-LATE = b'<?xml version="1.0"?><Error><Code>%s</Code><Message>late</Message></Error>'
-
-
-def complete(transport):
-    upload = MultipartUpload("bucket", "key", "id")
-    return transport.complete_multipart_upload(upload, [], options=PutOptions())
-
-
-def test_a_completion_that_takes_long_comes_in_chunks_after_white_space(connect, serve):
-    answer = raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked", chunked(b" ", b"\n ", COMPLETED))
-    assert complete(connect(serve(answer))).result(PATIENCE).etag == '"whole"'
-
-
-def test_a_completion_that_fails_late_is_tried_again_where_that_may_help(connect, serve):
-    head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close"
-    busy, good = raw(head, chunked(b" ", LATE % b"SlowDown")), raw(head, chunked(COMPLETED))
-    assert complete(connect(serve(busy, good))).result(PATIENCE).etag == '"whole"'
-    failed = raw(head, chunked(b"   ", LATE % b"InternalError"))
-    with pytest.raises(ServerError) as caught:
-        complete(connect(serve(failed), max_attempts=1)).result(PATIENCE)
-    assert (caught.value.code, caught.value.operation) == ("InternalError", "CompleteMultipartUpload")
-
-
-@pytest.mark.parametrize("with_buffer", [True, False])
-@pytest.mark.parametrize(
-    ("head", "body"),
-    [
-        (
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked",
-            chunked(DATA[:10], DATA[10:2_000_000], DATA[2_000_000:]),
-        ),
-        ("HTTP/1.0 200 OK", DATA),
-    ],
-    ids=["chunked", "until the connection ends"],
-)
-def test_a_body_may_come_without_its_length(connect, serve, head, body, with_buffer):
-    def answer(connected):
-        raw(head, body)(connected)
-        connected.shutdown(socket.SHUT_WR)
-
-    buffer = bytearray(SIZE)
-    transfer = connect(serve(answer)).get("bucket", "key", into=memoryview(buffer) if with_buffer else None)
-    result = transfer.result(PATIENCE)
-    assert result.length == SIZE
-    assert (buffer if with_buffer else result.data) == DATA
-
-
-def test_chunks_that_break_off_are_an_error(connect, serve):
-    def answer(connected):
-        raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked", b"5\r\nab")(connected)
-        connected.shutdown(socket.SHUT_WR)
-
-    with pytest.raises(TruncatedError):
-        connect(serve(answer), max_attempts=1).get("bucket", "key").result(PATIENCE)
-
-
-@pytest.mark.parametrize(
-    "head", ["SSH-2.0-OpenSSH", "HTTP/1.1 200 OK\r\nbroken", "HTTP/1.1 200 OK\r\nX: " + "x" * 80_000]
-)
-def test_what_is_no_answer_of_http_is_an_error(connect, serve, head):
-    with pytest.raises(S3ConnectionError):
-        connect(serve(raw(head, b"")), max_attempts=1).get("bucket", "key").result(PATIENCE)
 
 
 def test_a_value_that_would_become_another_header_is_refused(transport, stub):

@@ -7,6 +7,7 @@ import ssl
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -30,16 +31,8 @@ HEAD = b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: %d\r\n\r\n' % SIZE
 
 
 @pytest.fixture
-def connect(make_context):
-    transports = []
-
-    def make(endpoint, **settings):
-        transports.append(HttpTransport(make_context(endpoint, **settings)))
-        return transports[-1]
-
-    yield make
-    for transport in transports:
-        transport.close()
+def connect(connect_with):
+    return partial(connect_with, HttpTransport)
 
 
 @pytest.fixture(scope="module")
@@ -51,34 +44,22 @@ def certificates(tmp_path_factory):
 
 
 @pytest.fixture
-def serve(certificates, monkeypatch):
+def serve(serve, certificates, monkeypatch):
     """Starts a server with TLS that calls a function with each connection, once a request head has come."""
     monkeypatch.setenv("AWS_CA_BUNDLE", str(certificates / AUTHORITY))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates / CERTIFICATE, certificates / PRIVATE_KEY)
-    sockets = []
 
     def start(function):
-        listener = socket.create_server(("127.0.0.1", 0))
-        sockets.append(listener)
+        def answer(connected):
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                head += connected.recv(1)
+            function(connected)
 
-        def accept():
-            with suppress(OSError):  # The client may go away at any time.
-                connected, _ = listener.accept()
-                sockets.append(connected)
-                wrapped = context.wrap_socket(connected, server_side=True)
-                sockets.append(wrapped)
-                head = b""
-                while not head.endswith(b"\r\n\r\n"):
-                    head += wrapped.recv(1)
-                function(wrapped)
+        return serve(answer, tls=context)
 
-        threading.Thread(target=accept, daemon=True).start()
-        return f"https://127.0.0.1:{listener.getsockname()[1]}"
-
-    yield start
-    for one in sockets:
-        one.close()
+    return start
 
 
 def end(connected, *, in_order):

@@ -16,15 +16,23 @@ class S3ClientConfig(CoreConfig):
     """
 
     def check_part_size(self) -> None:
-        """Does nothing; the transport of the drop-in checks it."""
+        """Checks no more than that it is a number; the transport of the drop-in checks the range.
 
-    def transport_for(self, *, encrypted: bool) -> str:  # noqa: ARG002
-        """Names the transport that gives errors the old texts."""
+        Raises:
+            TypeError: It is no integer.
+        """
+        if not isinstance(self.part_size, int):
+            raise TypeError(f"part_size must be an int, got {self.part_size!r}")
+
+    @property
+    def transport_name(self) -> str:
+        """The name of the transport that gives errors the old texts."""
         return TRANSPORT
 
-    def wrapped_transport_for(self, *, encrypted: bool) -> str:
-        """Names the transport that does the work."""
-        return super().transport_for(encrypted=encrypted)
+    @property
+    def wrapped_transport_name(self) -> str | None:
+        """The name of the transport that is asked for to do the work, ``None`` if none is."""
+        return super().transport_name
 
 
 def drop_in_config(config: CoreConfig | None) -> CoreConfig:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+from s3torch.core import parse_s3_uri
 from s3torch.dcp import S3FileSystem as CoreFileSystem
 from s3torch.dcp import S3StorageReader as CoreStorageReader
 from s3torch.dcp import S3StorageWriter as CoreStorageWriter
 from s3torch.dcp import StorageMetadata
+from s3torchconnector._s3client._s3client import S3Client as EncodedSourceClient
 from s3torchconnector._s3client.s3client_config import drop_in_config
 
 if TYPE_CHECKING:
@@ -41,6 +44,14 @@ class S3FileSystem(CoreFileSystem):
     def rename(self, old_path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
         """Copies an object within its bucket and then deletes the old one."""
         super().rename(old_path, new_path)
+
+    def copy_file(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        """Copies an object within S3, with a client that takes its source percent-encoded, too."""
+        if not isinstance(self._client, EncodedSourceClient):
+            super().copy_file(path, new_path)
+            return
+        old, new = parse_s3_uri(path), parse_s3_uri(new_path)
+        self._client.copy_object(old.bucket, quote(old.key), new.bucket, new.key)
 
 
 class S3StorageWriter(CoreStorageWriter):

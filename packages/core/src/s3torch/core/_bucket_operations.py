@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.copying import CopyJob
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from s3torch.core.protocols import ControlPlane
 
 _log = logging.getLogger(__name__)
+
+# Names, aliases and ARNs; nothing that would change the URL of a request.
+_BUCKET = re.compile(r"[A-Za-z0-9._:/-]+")
 
 
 class BucketOperations:
@@ -267,8 +271,17 @@ class BucketOperations:
 
 def check_place(bucket: str, key: str) -> None:
     """Refuses what cannot be the name of a bucket or a key."""
+    if bucket is None or bucket == "":
+        raise ConfigurationError(f"Bucket should be specified, got {bucket!r}")
     for name, value in (("bucket", bucket), ("key", key)):
         if not isinstance(value, str):
             raise ConfigurationError(f"{name} must be a string, got {value!r}")
-        if not value:
-            raise ConfigurationError(f"{name} must not be empty")
+    if not _BUCKET.fullmatch(bucket):
+        raise ConfigurationError(f"the name of a bucket has letters, digits, dots and dashes, got {bucket!r}")
+    if not key:
+        raise ConfigurationError("key must not be empty")
+    if not key.isascii():
+        try:
+            key.encode()
+        except UnicodeEncodeError as exc:
+            raise ConfigurationError(f"key must be valid Unicode, got {key!r}") from exc

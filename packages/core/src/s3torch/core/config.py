@@ -20,15 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHECKSUM_ALGORITHMS",
-    "DEFAULT_TRANSPORT",
-    "PLAIN_TRANSPORT",
     "TRANSPORT_VARIABLE",
     "S3ClientConfig",
     "checksum_type",
+    "default_transport",
 ]
 
-DEFAULT_TRANSPORT = "crt"
-PLAIN_TRANSPORT = "http"
 TRANSPORT_VARIABLE = "S3TORCH_TRANSPORT"
 CHECKSUM_ALGORITHMS = ("CRC64NVME", "CRC32C", "CRC32", "SHA256")
 _CHECKSUM_OFF = "off"
@@ -37,6 +34,11 @@ _MAX_ATTEMPTS = 100
 _MAX_CONNECTIONS = 1024
 _CUSTOMER_KEY_BYTES = 32
 _ACCOUNT = re.compile(r"[0-9]{12}")
+
+
+def default_transport(*, encrypted: bool) -> str:
+    """Names the transport that serves where none is asked for, for requests over TLS or not."""
+    return "crt" if encrypted else "http"
 
 
 def checksum_type(algorithm: str) -> str:
@@ -203,10 +205,10 @@ class S3ClientConfig:
         valid = value.isdecimal() and int(value) > 0
         return min(int(value), _MAX_ATTEMPTS) if valid else self.max_attempts
 
-    def transport_for(self, *, encrypted: bool) -> str:
-        """Names the transport, for requests over TLS or not; ``S3TORCH_TRANSPORT`` counts as well."""
-        default = DEFAULT_TRANSPORT if encrypted else PLAIN_TRANSPORT
-        return self.transport or os.environ.get(TRANSPORT_VARIABLE) or default
+    @property
+    def transport_name(self) -> str | None:
+        """The name of the transport that was asked for, if any; ``S3TORCH_TRANSPORT`` counts as well."""
+        return self.transport or os.environ.get(TRANSPORT_VARIABLE) or None
 
     def check_part_size(self) -> None:
         """Checks ``part_size``; a subclass may override it to check later, at the first use of a client.

@@ -7,13 +7,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
 from s3torch.core._process import PerProcess
+from s3torch.core.config import default_transport
 from s3torch.core.memory import Memory
 from s3torch.core.observers._listening import listening
 from s3torch.core.observers._observations import Observations
 from s3torch.core.observers._observed import ObservedControl, ObservedTransport
 from s3torch.core.plugins.manager import create_transport
-from s3torch.core.protocols import SupportsControl, SupportsGetNow, TransportContext
+from s3torch.core.protocols import HoldsParts, SupportsControl, SupportsGetNow, TransportContext
 from s3torch.core.session import AwsSession
+from s3torch.core.sharing import throughput_share
+from s3torch.core.transfer._pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +30,13 @@ __all__ = ["Connection", "Connector"]
 
 
 class Connection:
-    """Everything of one client that lives in one process."""
+    """Everything of one client that lives in one process.
+
+    Attributes:
+        memory: Budget and buffers.
+        transport: What moves the bytes.
+        pace: How much to have on its way where that costs memory; ``None`` where it costs none.
+    """
 
     def __init__(self, settings: Connector) -> None:
         agent = settings.user_agent.prefix
@@ -44,9 +53,11 @@ class Connection:
         self._observations = Observations()
         context = TransportContext(config, self._session, agent, self._observations.retried)
         self.memory = Memory.of_this_process(settings.config.memory_limit)
-        self._transport = create_transport(
-            config.transport_for(encrypted=self._session.is_encrypted), context
-        )
+        name = config.transport_name or default_transport(encrypted=self._session.is_encrypted)
+        self._transport = create_transport(name, context)
+        self.pace: Pace | None = None
+        if isinstance(self._transport, HoldsParts) and self._transport.holds_parts:
+            self.pace = Pace(throughput_share(config.throughput_target_gbps), config.part_size)
         # What is used: the transport and its control plane, or what stands in front while somebody listens.
         self.transport: Transport = self._transport
         self.get_now = _get_now(self._transport)

@@ -72,9 +72,11 @@ class S3Error(Exception):
         request_id: The id under which S3 has logged the request.
         host_id: The second id (``x-amz-id-2``) that AWS support asks for.
         attempts: How often the request was sent in all; ``None`` where nothing was sent or nobody counted.
+        s3_message: The message of S3, word for word; ``None`` where it sent none.
     """
 
     attempts: int | None = None
+    s3_message: str | None = None
 
     def __init__(
         self,
@@ -293,6 +295,8 @@ def error_from_response(
         request_id=request_id,
         host_id=host_id,
     )
+    if message:
+        error.s3_message = message
     if isinstance(error, WrongRegionError):
         error.expected_region = region
     return error

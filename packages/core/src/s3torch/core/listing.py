@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from s3torch.core.errors import ConfigurationError
+from s3torch.core._page_stream import PageStream
+from s3torch.core.models import ListObjectResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from s3torch.core.connection import Connector
-    from s3torch.core.models import ListObjectResult
 
 __all__ = ["ListObjectStream"]
 
 
-class ListObjectStream:
+class ListObjectStream(PageStream[ListObjectResult]):
     """Iterates over the pages of a listing, one request each, at the time each is asked for.
 
     It can be pickled at any time and goes on from the same place in another process. After an error the next
@@ -40,25 +38,11 @@ class ListObjectStream:
         max_keys: int = 1000,
         start_after: str | None = None,
     ) -> None:
-        if not bucket:
-            raise ConfigurationError("Bucket should be specified")
-        if max_keys < 1:
-            raise ConfigurationError(f"max_keys must be at least 1, got {max_keys}")
-        self.bucket = bucket
-        self.prefix = prefix
-        self.delimiter = delimiter
-        self.max_keys = max_keys
+        super().__init__(connector, bucket, prefix=prefix, delimiter=delimiter, max_keys=max_keys)
         self.start_after = start_after
         self.continuation_token: str | None = None
-        self.complete = False
-        self._connector = connector
 
-    def __iter__(self) -> Iterator[ListObjectResult]:
-        return self
-
-    def __next__(self) -> ListObjectResult:
-        if self.complete:
-            raise StopIteration
+    def _next_page(self) -> tuple[ListObjectResult, bool]:
         page = self._connector.get().control.list_objects(
             self.bucket,
             prefix=self.prefix,
@@ -68,5 +52,4 @@ class ListObjectStream:
             start_after=self.start_after if self.continuation_token is None else None,
         )
         self.continuation_token = page.continuation_token
-        self.complete = page.continuation_token is None
-        return page
+        return page, page.continuation_token is None

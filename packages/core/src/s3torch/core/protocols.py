@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ControlPlane",
+    "HoldsParts",
     "ResolvedSession",
     "RetryListener",
     "SupportsControl",
@@ -191,6 +192,16 @@ class Transport(Protocol):
     def close(self) -> None:
         """Cancels what is in flight and frees connections and threads; may be called again."""
         ...
+
+
+@runtime_checkable
+class HoldsParts(Protocol):
+    """A transport that holds a part in memory of its own until it is whole, also where ``into`` is given.
+
+    s3torch then has fewer bytes on their way where that costs no throughput.
+    """
+
+    holds_parts: bool
 
 
 class ControlPlane(Protocol):

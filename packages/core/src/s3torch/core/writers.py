@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import io
 import threading
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
+from s3torch.core._ending import Stage, at_exit
 from s3torch.core._process import Birthplace
 from s3torch.core.errors import TransferCancelledError
 
@@ -117,7 +117,7 @@ class S3Writer(_BinaryFile):
         """
         return getattr(self.stream, "checksum", None) if self._state == "closed" else None
 
-    def write(self, data: Any, /) -> int:
+    def write(self, data: Any) -> int:
         """Takes a copy of the bytes of any contiguous buffer and returns how many bytes.
 
         Raises:
@@ -256,8 +256,10 @@ def _readable(data: Any) -> memoryview:
     return view.cast("B") if view.nbytes else memoryview(b"")
 
 
-@atexit.register
 def _abort_open_writers() -> None:
     for writer in list(_open_writers):
         if writer._birthplace.is_here:
             writer.abort()
+
+
+at_exit(Stage.UPLOADS, _abort_open_writers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from s3torch.core import S3Client, S3ReaderConstructor, UserAgent, parse_s3_uri
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
@@ -37,6 +37,7 @@ class S3Dataset:
     """Base of the datasets; not for direct use."""
 
     _kind: str
+    client_class: ClassVar[type[S3Client]] = S3Client
 
     def __init__(self, region: str | None, get_dataset_objects: ObjectSource, settings: Settings) -> None:
         if not callable(get_dataset_objects):
@@ -55,7 +56,7 @@ class S3Dataset:
             self._hedging = Hedging(settings.hedge_after, partial(self._tally.add, "hedged"))
         reader_type = S3ReaderConstructor.get_reader_type_string(settings.reader_constructor)
         # It connects when it is first used, travels with pickles and forks, and may be replaced.
-        self._client = S3Client(
+        self._client = self.client_class(
             region,
             endpoint=settings.endpoint,
             user_agent=UserAgent([f"md/dataset#{self._kind} md/reader_type#{reader_type}"]),

@@ -5,7 +5,7 @@ A new option is one line in ``ReadOptions``, which types the keyword arguments, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from s3torch.core.errors import ConfigurationError
@@ -17,6 +17,7 @@ from s3torch.datasets.transforms import identity
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
+    from typing import Self
 
     from s3torch.core import S3ClientConfig, S3Reader, S3ReaderConstructorProtocol
     from s3torch.datasets.ordering import Uneven
@@ -69,6 +70,20 @@ class Settings:
         check_hedge_after(self.hedge_after)
         if self.select is not None and not isinstance(self.select, Selection):
             raise ConfigurationError(f"select must be a Selection, got {self.select!r}")
+
+    @classmethod
+    def of(cls, dataset: type, **options: Any) -> Self:
+        """Takes the keyword arguments of a kind of dataset.
+
+        Raises:
+            TypeError: There is no such argument.
+            ConfigurationError: An argument is wrong.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise TypeError(f"{dataset.__name__} got an unexpected keyword argument {name!r}")
+        return cls(**options)
 
     @property
     def hands_readers_out(self) -> bool:

@@ -99,7 +99,8 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         uneven: Uneven = "keep",
         **options: Unpack[ReadOptions],
     ) -> None:
-        settings = Settings(
+        settings = Settings.of(
+            type(self),
             endpoint=endpoint,
             transform=transform,
             s3client_config=s3client_config,

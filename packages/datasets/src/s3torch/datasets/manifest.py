@@ -86,7 +86,10 @@ class Manifest:
         """
         data = _client_for(path, client).get_object(*parse_s3_uri(path)).read() if _is_s3(path) else None
         data = Path(path).read_bytes() if data is None else data
-        return cls(format_of(path).decode(data))
+        try:
+            return cls(format_of(path).decode(data))
+        except ConfigurationError as exc:
+            raise ConfigurationError(f"{os.fspath(path)}: {exc}") from exc
 
     def save(self, path: str | os.PathLike[str], client: S3Client | None = None) -> None:
         """Stores the manifest, whole or not at all.

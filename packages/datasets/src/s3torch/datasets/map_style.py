@@ -77,7 +77,8 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
         reader_constructor: S3ReaderConstructorProtocol | None = None,
         **options: Unpack[ReadOptions],
     ) -> None:
-        settings = Settings(
+        settings = Settings.of(
+            type(self),
             endpoint=endpoint,
             transform=transform,
             s3client_config=s3client_config,

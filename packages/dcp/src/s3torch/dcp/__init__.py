@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         S3PrefixStrategyBase,
     )
     from s3torch.dcp.reader import S3StorageReader
-    from s3torch.dcp.state_files import load_file, save_file
+    from s3torch.dcp.state_files import load_file, load_sharded, save_file
     from s3torch.dcp.writer import S3StorageWriter, StorageMetadata
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "StorageMetadata",
     "__version__",
     "load_file",
+    "load_sharded",
     "save_file",
 ]
 
@@ -77,6 +78,7 @@ _MODULES = {
     "S3StorageWriter": "writer",
     "StorageMetadata": "writer",
     "load_file": "state_files",
+    "load_sharded": "state_files",
     "save_file": "state_files",
 }
 

@@ -145,8 +145,13 @@ class S3FileSystem(FileSystemBase):
             )
         if old == new:
             return
-        self._client.copy_object(old.bucket, old.key, new.bucket, new.key)
+        self.copy_file(path, new_path)
         self._delete_with_retry(old.bucket, old.key)
+
+    def copy_file(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        """Copies an object within S3."""
+        old, new = parse_s3_uri(path), parse_s3_uri(new_path)
+        self._client.copy_object(old.bucket, old.key, new.bucket, new.key)
 
     def mkdir(self, path: str | os.PathLike[str]) -> None:
         """Does nothing; S3 has no folders."""
@@ -182,9 +187,16 @@ class S3FileSystem(FileSystemBase):
 
     def walk_objects(self, path: str | os.PathLike[str]) -> Iterator[ObjectInfo]:
         """Yields what a listing tells of all objects in a folder, with keys relative to it."""
+        yield from self._entries(path, "")
+
+    def list_folder(self, path: str | os.PathLike[str]) -> Iterator[ObjectInfo]:
+        """Yields what a listing tells of the objects directly in a folder, with keys relative to it."""
+        yield from self._entries(path, "/")
+
+    def _entries(self, path: str | os.PathLike[str], delimiter: str) -> Iterator[ObjectInfo]:
         bucket, key = parse_s3_uri(path)
         prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
-        for page in self._client.list_objects(bucket, prefix):
+        for page in self._client.list_objects(bucket, prefix, delimiter):
             for info in page.object_info:
                 yield replace(info, key=info.key.removeprefix(prefix))
 

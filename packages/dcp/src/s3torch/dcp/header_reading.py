@@ -35,7 +35,7 @@ def read_headers(files: Mapping[str, ObjectSource]) -> dict[str, FileHeader]:
         if len(head) < min(lengths[name], files[name].known_size or 0)
     }:
         heads |= {name: heads[name] + more for name, more in _read(longer).items()}
-    return {name: parse_header(head, where=name) for name, head in heads.items()}
+    return {name: parse_header(head, where=name, size=files[name].known_size) for name, head in heads.items()}
 
 
 def _read(wanted: Mapping[str, tuple[ObjectSource, int, int]]) -> dict[str, bytes]:

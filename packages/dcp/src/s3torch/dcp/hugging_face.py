@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch.distributed.checkpoint._hf_utils import (
-    CUSTOM_METADATA_KEY,
-    SAVED_OFFSETS_KEY,
-    SUFFIX,
-    _gen_file_name,
-    _metadata_fn,
-)
-from torch.distributed.checkpoint.filesystem import SerializationFormat, _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorProperties,
-    TensorStorageMetadata,
-)
+from torch.distributed.checkpoint._hf_utils import SUFFIX, _gen_file_name, _metadata_fn
+from torch.distributed.checkpoint.filesystem import SerializationFormat
+from torch.distributed.checkpoint.metadata import StorageMeta
 
 from s3torch.core import S3ReaderConstructor
 from s3torch.core.errors import ConfigurationError, NotFoundError
-from s3torch.dcp.archives import TensorLayout
 from s3torch.dcp.errors import CheckpointError
+from s3torch.dcp.header_metadata import metadata_of
 from s3torch.dcp.header_reading import read_headers
 from s3torch.dcp.paths import join_path
-from s3torch.dcp.plan import NOTE, plan_numbered_files
+from s3torch.dcp.plan import plan_numbered_files
 from s3torch.dcp.reader import S3StorageReader
 from s3torch.dcp.sharing import shared
 from s3torch.dcp.writer import S3StorageWriter
@@ -38,15 +25,17 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
+    from torch.distributed.checkpoint.metadata import Metadata
     from torch.distributed.checkpoint.planner import SavePlan, WriteItem
-    from torch.distributed.checkpoint.storage import WriteResult
 
     from s3torch.core import ObjectInfo, PutOptions, S3Client, S3ClientConfig
     from s3torch.core.transfer.source import ObjectSource
     from s3torch.dcp.plan import FilePlan
-    from s3torch.dcp.tensor_files import FileHeader, FileTensor
+    from s3torch.dcp.tensor_files import FileHeader
 
 __all__ = ["S3HuggingFaceStorageReader", "S3HuggingFaceStorageWriter"]
+
+_TORCH_METADATA = ".metadata"
 
 
 class S3HuggingFaceStorageWriter(S3StorageWriter):
@@ -56,14 +45,16 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
     written last, and tells which file has which tensor. Where there was such a checkpoint before, new files
     get other names, and the old ones are removed when the new index is there.
 
+    With ``save_distributed`` tensors are in several files, which an index cannot tell. Then torch's
+    ``.metadata`` is written last in its place, which other readers of safetensors ignore.
+
     Args:
         region: The region of the bucket; ``None`` takes it from the environment.
         path: The ``s3://bucket/prefix`` of the checkpoint.
         s3client_config: The settings of the client.
         fqn_to_index_mapping: The number of the file for each tensor, from 1; ``None`` puts all into one.
         thread_count: How many files are written at a time.
-        save_distributed: Each rank writes its own parts of tensors, into files ``shard-00001-model-…``. There
-            is no index then, so the place must have no such files yet.
+        save_distributed: Each rank writes its own parts of tensors, into files ``shard-00001-model-…``.
         overwrite: Replaces a checkpoint that is there.
         endpoint: The URL of a store that speaks S3.
         s3_client: Serves all requests in place of a client of its own.
@@ -74,8 +65,6 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
     """
 
     _suffix = SUFFIX
-    # When two ranks have parts of one file, one of the parts gets another name, which the index knows.
-    _may_share_names = True
 
     def __init__(
         self,
@@ -114,14 +103,18 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
         """Looks for a checkpoint that is there already.
 
         Raises:
-            RuntimeError: There is one, and it must not be replaced, or cannot be.
+            RuntimeError: There is one that must not be replaced, or cannot be.
             CheckpointError: There are objects, or parts of tensors without ``save_distributed``.
         """
-        planned = super().prepare_global_plan(plans)
-        if self.save_distributed and self._before is not None and not self._before.is_fresh:
+        if not self.save_distributed and not self.use_collectives:
+            raise ConfigurationError("use_collectives=False needs save_distributed=True")
+        other = _metadata_fn if self.save_distributed else _TORCH_METADATA
+        if self.fs.exists(join_path(self.path, other)):
             raise RuntimeError(
-                f"{self.path} has safetensors files, and no index would tell old from new ones"
+                f"{self.path} has a checkpoint that was saved with save_distributed="
+                f"{not self.save_distributed}; save to another path, or delete that one first"
             )
+        planned = super().prepare_global_plan(plans)
         for item in (item for plan in plans for item in plan.items):
             data = item.tensor_data
             if data is None:
@@ -130,16 +123,14 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
                 raise CheckpointError(f"{item.index.fqn} is sharded; save it with save_distributed=True")
         return planned
 
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Commits the checkpoint: one PUT of the index; a distributed save has none."""
-        if not self.save_distributed:
-            super().finish(metadata, results)
-
     def _file_prefix(self, rank: int) -> str:
-        return f"shard-{rank + 1:05d}-" if self.save_distributed else "model-"
+        if self.save_distributed:
+            return f"shard-{rank + 1:05d}-"
+        # Usually one rank has everything. Where others have whole tensors, too, their files are told apart.
+        return f"rank-{rank + 1:05d}-model-" if rank else "model-"
 
     def _metadata_name(self) -> str:
-        return _metadata_fn
+        return super()._metadata_name() if self.save_distributed else _metadata_fn
 
     def _plan_files(self, items: list[WriteItem], prefix: str) -> list[FilePlan]:
         numbers = self.fqn_to_index_mapping
@@ -148,11 +139,14 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
         def name_of(fqn: str) -> str:
             if numbers is not None and fqn not in numbers:
                 raise CheckpointError(f"fqn_to_index_mapping has no file for {fqn}")
-            return _gen_file_name(1 if numbers is None else numbers[fqn], self._count, shard)
+            name = _gen_file_name(1 if numbers is None else numbers[fqn], self._count, shard)
+            return name if self.save_distributed else name.replace("model-", prefix, 1)
 
         return plan_numbered_files(items, name_of)
 
     def _commit_body(self, metadata: Metadata) -> bytes:
+        if self.save_distributed:
+            return super()._commit_body(metadata)
         stored = metadata.storage_data.items()
         weight_map = {index.fqn: info.relative_path for index, info in stored}
         total = sum(info.length for _, info in stored)
@@ -160,6 +154,8 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
         return json.dumps(index, indent=2).encode()
 
     def _names_in(self, body: bytes) -> set[str]:
+        if self.save_distributed:
+            return super()._names_in(body)
         return set(_weight_map(body, self._metadata_uri()).values())
 
 
@@ -167,41 +163,44 @@ class S3HuggingFaceStorageReader(S3StorageReader):
     """Reads checkpoints in the layout of Hugging Face from S3, for ``torch.distributed.checkpoint.load``.
 
     The headers of all files tell what is where; then all ranges that the plan needs are fetched at once,
-    straight into the tensors. With an index only the files that it names are read. Arguments are those of
-    ``S3StorageReader``.
+    straight into the tensors. With an index only the files that it names are read. A file that is replaced
+    between its header and its tensors is an error. Arguments are those of ``S3StorageReader``.
     """
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - As torch has it.
-        """Reads the headers of all files; with a process group, one rank does that for all.
+    # What the last listing told of the files, to read those and no others.
+    _files: Mapping[str, ObjectInfo] = {}
 
-        Raises:
-            NotFoundError: There is no safetensors file.
-            CheckpointError: A file is not in the format, or misses what the index promises.
-        """
-        headers = shared(self._read_headers, self._process_group)
-        metadata = _metadata_of(headers)
-        metadata.storage_meta = StorageMeta(checkpoint_id=self.path, load_id=self.load_id)
+    def _metadata(self) -> Metadata:
+        self._files = {}
+        found = shared(self._survey, self._process_group)
+        if found is None:
+            return super()._metadata()
+        self._files = found.files
+        metadata = metadata_of(found.headers, found.weight_map, where=self.path)
+        metadata.storage_meta = StorageMeta(checkpoint_id=self.path)
         return metadata
 
-    def _read_headers(self) -> dict[str, FileHeader]:
-        objects = {info.key: info for info in self.fs.walk_objects(self.path) if "/" not in info.key}
+    def _survey(self) -> _Survey | None:
+        """Finds out what is there; ``None`` where torch's own metadata tells it."""
+        objects = {info.key: info for info in self.fs.list_folder(self.path)}
         files = {name: info for name, info in objects.items() if name.endswith(SUFFIX)}
         weight_map = self._weight_map() if _metadata_fn in objects else None
         if weight_map is not None:
             if lost := set(weight_map.values()) - files.keys():
                 raise CheckpointError(f"{self.path} lacks files that its index names: {sorted(lost)}")
             files = {name: files[name] for name in sorted(set(weight_map.values()))}
+        elif any(name.endswith(_TORCH_METADATA) for name in objects):
+            return None
         if not files:
             raise NotFoundError(f"there is no safetensors file in {self.path}")
-        headers = read_headers({name: self._open(name, info) for name, info in files.items()})
-        if weight_map is not None:
-            there = {(one.name, file) for file, header in headers.items() for one in header.tensors}
-            if holes := sorted(name for name, file in weight_map.items() if (name, file) not in there):
-                raise CheckpointError(f"{self.path} lacks tensors that its index names: {holes[:5]}")
-        return headers
+        headers = read_headers({join_path(self.path, name): self._source(name, files) for name in files})
+        return _Survey(files, dict(zip(files, headers.values(), strict=True)), weight_map)
 
-    def _open(self, name: str, info: ObjectInfo) -> ObjectSource:
-        return self.fs.open_ranges(join_path(self.path, name), object_info=info)
+    def _open_file(self, path: str) -> ObjectSource:
+        return self._source(path, self._files)
+
+    def _source(self, name: str, files: Mapping[str, ObjectInfo]) -> ObjectSource:
+        return self.fs.open_ranges(join_path(self.path, name), object_info=files.get(name))
 
     def _weight_map(self) -> dict[str, str]:
         uri = join_path(self.path, _metadata_fn)
@@ -210,36 +209,15 @@ class S3HuggingFaceStorageReader(S3StorageReader):
             return _weight_map(stream.read(), uri)
 
 
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    files: Mapping[str, ObjectInfo]
+    headers: Mapping[str, FileHeader]
+    weight_map: Mapping[str, str] | None
+
+
 def _weight_map(body: bytes, uri: str) -> dict[str, str]:
     try:
         return {str(name): str(file) for name, file in json.loads(body)["weight_map"].items()}
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise CheckpointError(f"{uri} is damaged: {exc!r}") from exc
-
-
-def _metadata_of(headers: Mapping[str, FileHeader]) -> Metadata:
-    """Puts together what torch plans a load with."""
-    tensors: dict[str, TensorStorageMetadata] = {}
-    storage: dict[MetadataIndex, _StorageInfo] = {}
-    for file, header in headers.items():
-        offsets_of = json.loads(header.metadata.get(CUSTOM_METADATA_KEY) or "{}")
-        for tensor in header.tensors:
-            offsets = torch.Size(
-                offsets_of.get(tensor.name, {}).get(SAVED_OFFSETS_KEY) or [0] * len(tensor.sizes)
-            )
-            _add_chunk(tensors, tensor, offsets)
-            info = _StorageInfo(file, tensor.start, tensor.stop - tensor.start)
-            setattr(info, NOTE, TensorLayout(0, tensor.dtype, tensor.sizes).note())
-            storage[MetadataIndex(tensor.name, offsets)] = info
-    return Metadata(tensors, storage_data=storage)  # type: ignore[arg-type] # A dict is invariant.
-
-
-def _add_chunk(tensors: dict[str, TensorStorageMetadata], tensor: FileTensor, offsets: torch.Size) -> None:
-    chunk = ChunkStorageMetadata(offsets=offsets, sizes=torch.Size(tensor.sizes))
-    end = torch.Size(at + size for at, size in zip(offsets, tensor.sizes, strict=True))
-    known = tensors.get(tensor.name)
-    if known is None:
-        tensors[tensor.name] = TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), end, [chunk])
-        return
-    known.chunks.append(chunk)
-    known.size = torch.Size(max(pair) for pair in zip(known.size, end, strict=True))

@@ -102,7 +102,7 @@ class DCPOptimizedS3Reader(S3Reader):
         """The key."""
         return self._key
 
-    def read(self, size: int | None = None, /) -> bytes:
+    def read(self, size: int | None = None) -> bytes:
         """Reads exactly ``size`` bytes of the current or the next item.
 
         Raises:
@@ -119,7 +119,7 @@ class DCPOptimizedS3Reader(S3Reader):
             raise ConfigurationError(f"Size cannot be negative, {_NO_FULL_READ}")
         return b"".join(self._take(size))
 
-    def readinto(self, buffer: Any, /) -> int:
+    def readinto(self, buf: Any) -> int:
         """Fills a writable buffer with bytes of the current or the next item and returns their number.
 
         Raises:
@@ -127,9 +127,9 @@ class DCPOptimizedS3Reader(S3Reader):
             TypeError: The buffer is not writable.
         """
         self._check_open()
-        view = memoryview(buffer)
+        view = memoryview(buf)
         if view.readonly:
-            raise TypeError(f"argument must be a writable bytes-like object, not {type(buffer)!r}")
+            raise TypeError(f"argument must be a writable bytes-like object, not {type(buf)!r}")
         view = view.cast("B")
         filled = 0
         for piece in self._take(len(view)):

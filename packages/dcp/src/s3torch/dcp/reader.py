@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +35,12 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
     from s3torch.core import S3Client, S3ClientConfig, S3Reader, S3ReaderConstructorProtocol
+    from s3torch.core.transfer.source import ObjectSource
     from s3torch.dcp.plan import StoredChunk
 
 __all__ = ["S3StorageReader"]
+
+_log = logging.getLogger(__name__)
 
 _WINDOW = 256 * MIB
 
@@ -100,6 +104,7 @@ class S3StorageReader(FileSystemReader):
         self.thread_count = thread_count
         self._process_group = process_group
         self._safe_globals = tuple(safe_globals)
+        self._why_no_metadata = ""
         self.sync_files = False
 
     @classmethod
@@ -121,15 +126,29 @@ class S3StorageReader(FileSystemReader):
             CheckpointError: It is damaged, or has classes that are not known to be harmless.
         """
         rank = kwargs.get("rank")
-        if rank is not None:
-            body = self._metadata_body(uri := join_path(self.path, f"__{rank}.metadata"))
-        else:
-            uri = join_path(self.path, ".metadata")
-            body = shared(lambda: self._metadata_body(uri), self._process_group)
-        metadata = decode_metadata(body, uri=uri, safe_globals=self._safe_globals)
+        try:
+            metadata = self._metadata() if rank is None else self._metadata_of_rank(rank)
+        except Exception as exc:
+            if rank is None:
+                self._why_no_metadata = str(exc)
+            else:
+                # torch tries both, and some releases tell the user of neither error.
+                _log.warning(
+                    "the checkpoint has no metadata that can be read: %s; %s", self._why_no_metadata, exc
+                )
+            raise
         if metadata.storage_meta is not None:
             metadata.storage_meta.load_id = self.load_id
         return metadata
+
+    def _metadata(self) -> Metadata:
+        uri = join_path(self.path, ".metadata")
+        body = shared(lambda: self._metadata_body(uri), self._process_group)
+        return decode_metadata(body, uri=uri, safe_globals=self._safe_globals)
+
+    def _metadata_of_rank(self, rank: int) -> Metadata:
+        uri = join_path(self.path, f"__{rank}.metadata")
+        return decode_metadata(self._metadata_body(uri), uri=uri, safe_globals=self._safe_globals)
 
     def _metadata_body(self, uri: str) -> bytes:
         try:
@@ -155,7 +174,7 @@ class S3StorageReader(FileSystemReader):
         files = chunks_by_file(plan.items, self.storage_data)
         if type(self._reader_constructor) is DCPOptimizedConstructor:
             load = PlannedLoad(
-                lambda path: self.fs.open_ranges(join_path(self.path, path)),
+                self._open_file,
                 planner,
                 self._value,
                 max_gap=self._max_gap,
@@ -167,6 +186,9 @@ class S3StorageReader(FileSystemReader):
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+    def _open_file(self, path: str) -> ObjectSource:
+        return self.fs.open_ranges(join_path(self.path, path))
 
     def _read_with_readers(self, files: dict[str, list[StoredChunk]], planner: LoadPlanner) -> None:
         """Reads every file through a reader of the kind that was asked for."""

@@ -1,4 +1,4 @@
-"""Plain state dicts as single safetensors files on S3."""
+"""Plain state dicts as safetensors files on S3."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import torch
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from s3torch.core import S3Client
 from s3torch.core.ranges import plan_parts
 from s3torch.core.transfer.fetching import fetch
 from s3torch.core.uri import parse_s3_uri
 from s3torch.dcp.header_reading import read_headers
+from s3torch.dcp.hugging_face import S3HuggingFaceStorageReader
 from s3torch.dcp.pieces import memory_of
 from s3torch.dcp.saving import bytes_of
 from s3torch.dcp.tensor_files import make_header
@@ -23,14 +26,14 @@ if TYPE_CHECKING:
     from s3torch.core import PutOptions
     from s3torch.dcp.tensor_files import FileTensor
 
-__all__ = ["load_file", "save_file"]
+__all__ = ["load_file", "load_sharded", "save_file"]
 
 
 def save_file(
     tensors: Mapping[str, torch.Tensor],
     path: str | os.PathLike[str],
-    *,
     metadata: Mapping[str, str] | None = None,
+    *,
     options: PutOptions | None = None,
     client: S3Client | None = None,
 ) -> None:
@@ -61,8 +64,8 @@ def save_file(
 
 def load_file(
     path: str | os.PathLike[str],
+    device: str | int | torch.device = "cpu",
     *,
-    device: str | torch.device = "cpu",
     client: S3Client | None = None,
 ) -> dict[str, torch.Tensor]:
     """Loads all tensors of a safetensors file, as ``safetensors.torch.load_file`` does.
@@ -92,6 +95,40 @@ def load_file(
         for piece in arrived:
             loaded[piece.name] = piece.take()
     return {one.name: loaded[one.name] for one in header.tensors}
+
+
+def load_sharded(
+    path: str | os.PathLike[str],
+    device: str | int | torch.device = "cpu",
+    *,
+    client: S3Client | None = None,
+) -> dict[str, torch.Tensor]:
+    """Loads all tensors of a folder with safetensors files, as one state dict.
+
+    An index, where there is one, tells which files count; parts of tensors are put together.
+
+    Args:
+        path: The URI of the folder.
+        device: Where the tensors go.
+        client: Serves the requests; ``None`` makes one from the environment.
+
+    Raises:
+        NotFoundError: There is no safetensors file.
+        CheckpointError: A file is not in the format, or something is missing or there twice.
+    """
+    reader = S3HuggingFaceStorageReader(None, path, s3_client=client)
+    metadata = reader.read_metadata()
+    described = sorted(metadata.state_dict_metadata.items())
+    loaded = {
+        name: torch.empty(one.size, dtype=one.properties.dtype, device=device)
+        for name, one in described
+        if isinstance(one, TensorStorageMetadata)
+    }
+    planner = DefaultLoadPlanner()
+    planner.set_up_planner(loaded, metadata, is_coordinator=True)
+    reader.set_up_storage_reader(metadata, is_coordinator=True)
+    reader.read_data(planner.finish_plan(planner.create_local_plan()), planner).wait()
+    return loaded
 
 
 class _Filling:

@@ -17,7 +17,7 @@ import torch
 from s3torch.dcp.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = ["LENGTH_SIZE", "FileHeader", "FileTensor", "header_length", "make_header", "parse_header"]
 
@@ -33,7 +33,10 @@ _DTYPES = {
     "U8": torch.uint8,
     "I8": torch.int8,
     "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "I16": torch.int16,
     "U16": torch.uint16,
     "F16": torch.float16,
@@ -135,28 +138,48 @@ def header_length(head: bytes, *, where: str) -> int:
     return int(LENGTH_SIZE + length)
 
 
-def parse_header(head: bytes, *, where: str) -> FileHeader:
+def parse_header(head: bytes, *, where: str, size: int | None = None) -> FileHeader:
     """Reads the header of a file.
 
     Args:
         head: The bytes of the file before its tensors, at least.
         where: What the file is called in errors.
+        size: How many bytes the whole file has, to be compared with what the header says.
 
     Raises:
-        CheckpointError: It is damaged.
+        CheckpointError: It is damaged, or has a tensor of a type that torch does not have.
     """
     begin = header_length(head, where=where)
     try:
         content = json.loads(head[LENGTH_SIZE:begin])
-        metadata = content.pop(_METADATA, {})
+        metadata = {str(name): str(text) for name, text in content.pop(_METADATA, {}).items()}
         tensors = [_tensor(name, entry, begin) for name, entry in content.items()]
-    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as exc:
         raise CheckpointError(f"the header of {where} is damaged: {exc!r}") from exc
-    return FileHeader(tuple(sorted(tensors, key=lambda one: (one.start, one.stop))), metadata)
+    except CheckpointError as exc:
+        raise CheckpointError(f"{where} cannot be read: {exc}") from exc
+    tensors.sort(key=lambda one: (one.start, one.stop))
+    _check_places(tensors, begin, size, where)
+    return FileHeader(tuple(tensors), metadata)
+
+
+def _check_places(tensors: Sequence[FileTensor], begin: int, size: int | None, where: str) -> None:
+    """The bytes of the tensors follow one after the other, without gaps, up to the end of the file."""
+    position = begin
+    for tensor in tensors:
+        if tensor.start != position:
+            raise CheckpointError(
+                f"the header of {where} is damaged: {tensor.name} is not where it should be"
+            )
+        position = tensor.stop
+    if size is not None and size != position:
+        raise CheckpointError(f"{where} is damaged: it has {size} bytes, its header promises {position}")
 
 
 def _tensor(name: str, entry: Mapping[str, Any], begin: int) -> FileTensor:
     start, stop = entry["data_offsets"]
+    if entry["dtype"] not in _DTYPES:
+        raise CheckpointError(f"{name} is of the type {entry['dtype']}, of which no tensor can be made here")
     tensor = FileTensor(name, _DTYPES[entry["dtype"]], tuple(map(int, entry["shape"])), begin + int(start))
     if start < 0 or min(tensor.sizes, default=0) < 0 or tensor.stop != begin + stop:
         raise ValueError(f"{name} is a tensor of {tensor.stop - tensor.start} bytes in {stop - start} bytes")

@@ -96,7 +96,6 @@ class S3StorageWriter(FileSystemWriter):
 
     # What the names of all files end with.
     _suffix = SUFFIX
-    _may_share_names = False
 
     def __init__(
         self,
@@ -158,7 +157,7 @@ class S3StorageWriter(FileSystemWriter):
             prefixes = [self._prefix(self.rank) for _ in plans]
         else:
             prefixes = [self._prefix(rank) for rank in range(len(plans))]
-            if len(set(prefixes)) < len(prefixes) and not self._may_share_names:
+            if len(set(prefixes)) < len(prefixes):
                 raise ConfigurationError(
                     f"the prefix strategy gives several ranks the same prefix: {prefixes[:16]}"
                 )

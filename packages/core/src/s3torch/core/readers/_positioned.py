@@ -95,7 +95,7 @@ class PositionedReader(S3Reader):
         self._check_open()
         return getattr(self._source.head(), "last_modified", None)
 
-    def read(self, size: int | None = None, /) -> bytes:
+    def read(self, size: int | None = None) -> bytes:
         """Reads ``size`` bytes, fewer only at the end; ``None`` and ``-1`` read to the end."""
         if size is not None and not hasattr(type(size), "__index__"):
             raise TypeError(f"argument should be integer or None, not {type(size).__name__!r}")
@@ -117,9 +117,9 @@ class PositionedReader(S3Reader):
         self._position += total
         return data
 
-    def readinto(self, buffer: Any, /) -> int:
+    def readinto(self, buf: Any) -> int:
         """Fills a writable contiguous buffer as far as there is data and returns the number of bytes."""
-        view = _writable(buffer)
+        view = _writable(buf)
         self._start_reading()
         first = self._first_bytes(len(view))
         total = min(len(view), self._remaining)

@@ -35,11 +35,11 @@ class S3Reader(_BinaryFile, ABC):
         """The key."""
 
     @abstractmethod
-    def read(self, size: int | None = None, /) -> bytes:
+    def read(self, size: int | None = None) -> bytes:
         """Reads ``size`` bytes, fewer only at the end; ``None`` and ``-1`` read to the end."""
 
     @abstractmethod
-    def readinto(self, buffer: Any, /) -> int:
+    def readinto(self, buf: Any) -> int:
         """Fills a writable buffer as far as there is data and returns the number of bytes."""
 
     @abstractmethod

@@ -44,6 +44,9 @@ class TransportCase:
     tells_upload_times = True
     """The listing of multipart uploads tells when each was begun."""
 
+    quotes_keys_of_uploads = True
+    """Where the listing of multipart uploads says that it quotes keys, it does."""
+
     unsupported_keys: frozenset[str] = frozenset()
     """Keys of ``AWKWARD_KEYS`` that the store does not keep as they are."""
 

@@ -198,7 +198,9 @@ class ReaderTests:
             assert bytes(memoryview(buffer))[:count] == _DATA[:count]
             assert reader.readinto(bytearray()) == 0
 
-    @pytest.mark.parametrize("buffer", [b"12345", memoryview(b"12345"), "12345", None, 5], ids=repr)
+    @pytest.mark.parametrize(
+        "buffer", [b"12345", memoryview(b"12345"), "12345", None, 5], ids=lambda value: type(value).__name__
+    )
     def test_a_buffer_has_to_be_writable(self, buffer: Any) -> None:
         """Refuses other things and stays usable."""
         with self.open_reader(_DATA) as reader:

@@ -36,6 +36,12 @@ class QueuedPart(Future[CompletedPart]):
         self._lock = threading.RLock()
         created.add_done_callback(self._begin)
 
+    @property
+    def was_sent(self) -> bool:
+        """Tells whether the transport was given the part."""
+        with self._lock:
+            return self._sent is not None
+
     def cancel(self) -> bool:
         """Stops the part; one that was not sent yet never is."""
         with self._lock:

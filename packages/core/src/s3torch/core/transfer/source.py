@@ -6,6 +6,8 @@ as ``If-Match``. A range that did not arrive whole raises; it never turns into a
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from s3torch.core.errors import (
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from s3torch.core.memory import MemoryBudget
     from s3torch.core.models import GetResult, HeadObjectResult
     from s3torch.core.protocols import Transfer
+    from s3torch.core.transfer._pace import Pace
 
 __all__ = ["GetObjectStream", "ObjectRange", "ObjectSource", "PendingRange", "RangeSource"]
 
@@ -132,6 +135,11 @@ class ObjectSource:
     def budget(self) -> MemoryBudget:
         """The budget of this process."""
         return self._connector.get().memory.budget
+
+    @property
+    def pace(self) -> Pace | None:
+        """How much to have on its way, where that costs memory."""
+        return self._connector.get().pace
 
     def start(self, start: int, stop: int, into: memoryview | None = None) -> ObjectRange:
         """Starts one GetObject request for the bytes from ``start`` to ``stop``, at most a part.
@@ -276,6 +284,9 @@ class _Pending:
     def send(self) -> Transfer[GetResult]:
         source = self._source
         self._transfer = transfer = self._connection.transport.get(source.bucket, source.key, **self._request)
+        pace = self._connection.pace
+        if pace is not None:
+            _tell_duration(transfer, pace)
         return transfer
 
     def wait(self) -> memoryview:
@@ -312,6 +323,17 @@ class _Pending:
 
     def add_done_callback(self, fn: Callable[[], object], /) -> None:
         (self._transfer or self.send()).add_done_callback(lambda _: fn())
+
+
+def _tell_duration(transfer: Transfer[GetResult], pace: Pace) -> None:
+    began = time.monotonic()
+
+    def tell(ended: Transfer[GetResult]) -> None:
+        # Asked so, an error is not raised here: its traceback would hold the buffers of these frames.
+        if isinstance(ended, Future) and ended.exception(0) is None:
+            pace.took(ended.result(0).length, time.monotonic() - began)
+
+    transfer.add_done_callback(tell)
 
 
 class _NoBytes:

@@ -15,6 +15,7 @@ from s3torch.core.errors import ConfigurationError, S3Error, TransferCancelledEr
 from s3torch.core.ranges import MAX_PARTS, MIB, upload_part_size
 from s3torch.core.transfer._lost_answers import etag_of_body, etag_of_parts, stored_after_all
 from s3torch.core.transfer._queued_part import QueuedPart
+from s3torch.core.transfer._settling import abort_for_good, settle
 from s3torch.core.transfer.checksums import PartedChecksum, checksum
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Upload:
         self._buffer: _PartBuffer | _LentPart | None = None
         self._number = 0
         self._multipart: Transfer[MultipartUpload] | None = None
-        self._in_flight: deque[tuple[_PartBuffer | _LentPart, Transfer[CompletedPart]]] = deque()
+        self._in_flight: deque[tuple[_PartBuffer | _LentPart, QueuedPart]] = deque()
         self._parts: list[CompletedPart] = []
         self._result: PutResult | None = None
         self._error: BaseException | None = None
@@ -231,17 +232,21 @@ class Upload:
 
     def _fail(self, error: BaseException) -> None:
         self._error = error
-        for _, transfer in self._in_flight:
-            transfer.cancel()
-        if self._multipart is not None:
-            self._abort_multipart(self._multipart)
-        self._release()
+        try:
+            if self._multipart is not None:
+                self._abort_multipart(self._multipart)
+        finally:
+            self._release()
 
     def _abort_multipart(self, multipart: Transfer[MultipartUpload]) -> None:
         """Removes the parts that S3 has; an error of this must not hide the one that led here."""
+        settled = settle([part for _, part in self._in_flight])
         try:
             upload = multipart.result(_ABORT_SECONDS)
-            self._connection.transport.abort_multipart_upload(upload).result(_ABORT_SECONDS)
+            transport = self._connection.transport
+            abort_for_good(
+                lambda: transport.abort_multipart_upload(upload).result(_ABORT_SECONDS), settled=settled
+            )
         except (S3Error, TimeoutError, ValueError) as exc:
             if self._error is not None:
                 self._error.add_note(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import closing
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from s3torch.core._process import Birthplace
 from s3torch.core.ranges import MIB, split_range
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from s3torch.core.memory import MemoryBudget, Reservation
+    from s3torch.core.transfer._pace import Pace
     from s3torch.core.transfer.source import PendingRange, RangeSource
 
 __all__ = ["IN_FLIGHT", "Admission", "Wanted", "Window", "in_order", "receive", "receive_all"]
@@ -45,18 +46,20 @@ class Window:
         """Tells whether nothing is on its way."""
         return not self._count
 
-    def admit(self, size: int, budget: MemoryBudget | None) -> Admission | None:
+    def admit(self, size: int, budget: MemoryBudget | None, *, pace: Pace | None = None) -> Admission | None:
         """Lets a request in, the first one always; ``None`` for "not now".
 
         Args:
             size: The bytes that it asks for.
             budget: What they are counted in; with ``None`` only one request at a time is let in.
+            pace: May set a lower limit.
         """
         reservation = None
         if self.is_empty:
             reservation = None if budget is None else budget.reserve(size)
         else:
-            if budget is None or self._count >= self._requests or self._bytes + size > self._limit:
+            limit = self._limit if pace is None else min(self._limit, pace.limit)
+            if budget is None or self._count >= self._requests or self._bytes + size > limit:
                 return None
             reservation = budget.try_reserve(size)
             if reservation is None:
@@ -90,6 +93,16 @@ class Admission:
             self._reservation.release()
 
 
+@runtime_checkable
+class _Paced(Protocol):
+    """A source that may know how much to have on its way."""
+
+    @property
+    def pace(self) -> Pace | None:
+        """See ``Connection.pace``."""
+        ...
+
+
 class Wanted(NamedTuple):
     """The bytes from ``start`` to ``stop``, at most a part, and where they go if the caller has a place."""
 
@@ -113,6 +126,7 @@ def in_order(
     """
     window = Window(limit)
     birthplace = Birthplace()
+    pace = source.pace if isinstance(source, _Paced) else None
     waiting: deque[tuple[PendingRange, Admission]] = deque()
     following: Wanted | None = None
     try:
@@ -121,7 +135,7 @@ def in_order(
                 following = following or next(wanted, None)
                 if following is None:
                     break
-                admission = window.admit(following.stop - following.start, source.budget())
+                admission = window.admit(following.stop - following.start, source.budget(), pace=pace)
                 if admission is None:
                     break
                 waiting.append((source.start(*following), admission))

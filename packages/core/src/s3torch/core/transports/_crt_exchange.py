@@ -11,7 +11,7 @@ from s3torch.core.models import GetResult, HeadObjectResult
 from s3torch.core.transports._http import announced_length, head_from_headers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from s3torch.core.ranges import ByteRange
 
@@ -26,7 +26,7 @@ class Exchange(Generic[T]):
 
     def __init__(
         self,
-        finish: Callable[[dict[str, str], bytes], T],
+        finish: Callable[[Mapping[str, str], bytes], T],
         *,
         ignored: type[S3Error] | None = None,
     ) -> None:
@@ -70,7 +70,7 @@ class GetExchange(Exchange[GetResult]):
     """A GET, whose body goes to the caller's buffer if there is one."""
 
     def __init__(self, byte_range: ByteRange | None, into: memoryview | None) -> None:
-        super().__init__(lambda _headers, _body: self._get_result())
+        super().__init__(self.finish)
         self.part_size = len(byte_range) if byte_range is not None else None
         self._range = byte_range
         self._start = byte_range.start if byte_range is not None else 0
@@ -112,12 +112,13 @@ class GetExchange(Exchange[GetResult]):
         with self._lock:
             self._into = None
 
-    def _get_result(self) -> GetResult:
-        announced = announced_length(self._headers, self._range)
+    def finish(self, headers: Mapping[str, str], body: bytes) -> GetResult:
+        """Makes the result of a body that is whole."""
+        announced = announced_length(headers, self._range)
         if announced is not None and announced != self._received:
             raise TruncatedError(f"got {self._received} of {announced} bytes")
-        data = None if self._has_buffer else self._body()
-        return GetResult(head_from_headers(self._headers), self._received, data)
+        data = None if self._has_buffer else body
+        return GetResult(head_from_headers(headers), self._received, data)
 
 
 class BodyStream(io.RawIOBase):

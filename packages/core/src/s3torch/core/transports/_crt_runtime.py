@@ -109,7 +109,7 @@ class CrtRuntime:
                 throughput_share(config.throughput_target_gbps), config.connections * GBPS_PER_CONNECTION
             ),
             max_active_connections_override=config.connections,
-            memory_limit=_CRT_MEMORY_LIMIT,
+            memory_limit=max(_CRT_MEMORY_LIMIT, 4 * config.part_size),
             # s3torch tries again itself: the CRT knows neither 429 nor expired keys nor our time-outs, and
             # does not tell how often it has tried.
             retry_config=S3RetryConfig(retry_mode=S3RetryMode.NONE),

@@ -15,7 +15,7 @@ from s3torch.core.errors import (
     TransferCancelledError,
     error_from_response,
 )
-from s3torch.core.transports._http import xml_fields
+from s3torch.core.transports._requests import error_of_answer
 from s3torch.core.transports._retries import backoff, has_expired, may_succeed_now, tell_retry
 from s3torch.core.transports._timer import timer
 
@@ -255,17 +255,8 @@ class CrtTransfer(Future[T]):
         name = getattr(error, "name", type(error).__name__)
         about: dict[str, Any] = {"operation": self.operation, "bucket": self.bucket, "key": self.key}
         if status is not None:
-            fields = xml_fields(body)
             known = {key.lower(): value for key, value in headers or ()}
-            return error_from_response(
-                **about,
-                status=status,
-                code=fields.get("Code"),
-                message=fields.get("Message"),
-                request_id=known.get("x-amz-request-id"),
-                host_id=known.get("x-amz-id-2"),
-                region=known.get("x-amz-bucket-region") or fields.get("Region"),
-            )
+            return error_of_answer(**about, status=status, headers=known, body=body)
         if name in _STATUS_BY_NAME:
             known_status, code = _STATUS_BY_NAME[name]
             return error_from_response(**about, status=known_status, code=code)

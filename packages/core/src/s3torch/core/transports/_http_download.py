@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from s3torch.core.errors import (
     PreconditionFailedError,
@@ -15,6 +14,7 @@ from s3torch.core.memory import new_bytes
 from s3torch.core.models import GetResult, HeadObjectResult
 from s3torch.core.ranges import MIB, ByteRange
 from s3torch.core.transports._http import announced_length, head_from_headers
+from s3torch.core.transports._requests import get_headers, version_query
 
 if TYPE_CHECKING:
     from s3torch.core.transports._http_connection import Connection
@@ -52,7 +52,7 @@ class Download:
     ) -> None:
         self.bucket = bucket
         self.key = key
-        self.query = "" if version_id is None else f"versionId={quote(version_id, safe='')}"
+        self.query = version_query(version_id)
         self._wanted = byte_range
         self._room = room
         self._if_match = if_match
@@ -68,17 +68,8 @@ class Download:
         if self._etag is None:
             # What has come cannot be told from another version.
             self._forget()
-        headers = [("Accept-Encoding", "identity")]
-        missing = self._missing
-        if missing is not None:
-            headers.append(("Range", missing.header))
-        if missing is None or not missing.start:
-            # The range may turn out to be the whole object.
-            headers.append(("x-amz-checksum-mode", "ENABLED"))
         etag = self._if_match if not self._received else self._etag
-        if etag is not None:
-            headers.append(("If-Match", etag))
-        return headers
+        return [("Accept-Encoding", "identity"), *get_headers(self._missing, etag)]
 
     def receive(self, answer: ResponseHead, connection: Connection, buffer: memoryview | None) -> GetResult:
         """Receives a body, or what is missing of it.

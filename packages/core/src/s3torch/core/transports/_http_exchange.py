@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from s3torch.core.errors import S3Error, error_from_response
 from s3torch.core.ranges import KIB, MIB
-from s3torch.core.transports._http import xml_fields
+from s3torch.core.transports._requests import error_of_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from s3torch.core.errors import S3Error
     from s3torch.core.transports._http_connection import Connection
     from s3torch.core.transports._http_head import ResponseHead
+    from s3torch.core.transports._requests import Request
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -52,47 +53,27 @@ class Call(Generic[T]):
     """A request with a short answer.
 
     Args:
-        operation: The S3 operation.
-        method: The HTTP method.
-        bucket: The bucket.
-        key: The key.
-        finish: Makes the result of headers and body of the answer.
-        query: What follows the ``?``, quoted and sorted.
-        headers: The headers of the operation.
-        ignored: An error that means that there is nothing to do.
+        request: What is sent, and what its answer means.
     """
 
-    def __init__(
-        self,
-        operation: str,
-        method: str,
-        bucket: str,
-        key: str,
-        finish: Callable[[dict[str, str], bytes], T],
-        *,
-        query: str = "",
-        headers: Sequence[tuple[str, str]] = (),
-        ignored: type[S3Error] | None = None,
-    ) -> None:
-        self.operation = operation
-        self.method = method
-        self.bucket = bucket
-        self.key = key
-        self.query = query
-        self._finish = finish
-        self._headers = headers
-        self._ignored = ignored
+    def __init__(self, request: Request[T]) -> None:
+        self.operation = request.operation
+        self.method = request.method
+        self.bucket = request.bucket
+        self.key = request.key
+        self.query = request.query
+        self._request = request
 
     def headers(self) -> Sequence[tuple[str, str]]:
         """The same for each attempt."""
-        return self._headers
+        return self._request.headers
 
     def receive(self, answer: ResponseHead, connection: Connection, buffer: memoryview | None) -> T:  # noqa: ARG002
         """Receives the body; S3 may find only while it answers that a completion fails."""
         body = connection.body(answer, _MAX_ANSWER)
         if b"<Error" in body[:_ERROR_WITHIN]:
             raise refusal(self, answer, body)
-        return self._finish(answer.headers, body)
+        return self._request.finish(answer.headers, body)
 
     def restarts(self, error: S3Error) -> bool:  # noqa: ARG002
         """Never."""
@@ -100,22 +81,16 @@ class Call(Generic[T]):
 
     def recover(self, error: S3Error) -> T:
         """Makes a result of an error that is ignored."""
-        if self._ignored is not None and isinstance(error, self._ignored):
-            return self._finish({}, b"")
-        raise error
+        return self._request.recover(error)
 
 
 def refusal(exchange: Exchange[Any], answer: ResponseHead, body: bytes) -> S3Error:
     """Makes the error of an answer that tells one."""
-    fields = xml_fields(body.strip())
-    return error_from_response(
+    return error_of_answer(
         operation=exchange.operation,
         bucket=exchange.bucket,
         key=exchange.key,
         status=answer.status,
-        code=fields.get("Code"),
-        message=fields.get("Message"),
-        request_id=answer.headers.get("x-amz-request-id"),
-        host_id=answer.headers.get("x-amz-id-2"),
-        region=answer.headers.get("x-amz-bucket-region") or fields.get("Region"),
+        headers=answer.headers,
+        body=body,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
 import time
@@ -11,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from s3torch.core._ending import Stage, at_exit
 from s3torch.core.errors import S3Error, TransferCancelledError
 
 if TYPE_CHECKING:
@@ -406,8 +406,10 @@ class _Crew:
 _crews: weakref.WeakSet[_Crew] = weakref.WeakSet()
 
 
-@atexit.register
 def _cancel_all() -> None:
     """Leaves no thread in a call that fills a buffer, when the interpreter ends."""
     for crew in list(_crews):
         crew.cancel_all()
+
+
+at_exit(Stage.TRANSFERS, _cancel_all)

@@ -17,32 +17,22 @@ machine, else those of botocore. ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY`
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import quote
 
-from s3torch.core.config import checksum_type
-from s3torch.core.errors import NotFoundError, S3Error
-from s3torch.core.models import CompletedPart, MultipartUpload, PutResult
 from s3torch.core.plugins.hookspecs import hookimpl
 from s3torch.core.sharing import connections_for_throughput
-from s3torch.core.transports._http import (
-    checksum_header,
-    complete_body,
-    condition_headers,
-    put_headers,
-    xml_fields,
-)
 from s3torch.core.transports._http_download import Download
 from s3torch.core.transports._http_exchange import Call, Exchange
 from s3torch.core.transports._http_sender import Sender
 from s3torch.core.transports._pool import PooledTransfer, TransferPool
+from s3torch.core.transports._uploads import Uploads
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from concurrent.futures import Future
 
-    from s3torch.core.models import GetResult, PutOptions
+    from s3torch.core.models import GetResult
     from s3torch.core.protocols import TransportContext
     from s3torch.core.ranges import ByteRange
+    from s3torch.core.transports._requests import Request
 
 __all__ = ["HttpTransport", "s3torch_create_transport"]
 
@@ -55,7 +45,7 @@ def s3torch_create_transport(context: TransportContext) -> HttpTransport:
     return HttpTransport(context)
 
 
-class HttpTransport:
+class HttpTransport(Uploads):
     """Moves bytes over sockets. The rules are those of ``s3torch.core.protocols``."""
 
     def __init__(self, context: TransportContext) -> None:
@@ -90,102 +80,13 @@ class HttpTransport:
         """Sends one GetObject request on the calling thread, which spares the changes of threads."""
         return self._pool.do(self._download(bucket, key, byte_range, into, if_match, version_id))
 
-    def put(
-        self,
-        bucket: str,
-        key: str,
-        body: memoryview,
-        *,
-        options: PutOptions,
-        checksum: tuple[str, str] | None = None,
-    ) -> Future[PutResult]:
-        """Starts one PutObject request."""
-        headers = [*put_headers(options), *condition_headers(options), *_checksum(checksum)]
-        return self._start(Call("PutObject", "PUT", bucket, key, _put_result, headers=headers), body)
-
-    def create_multipart_upload(
-        self, bucket: str, key: str, *, options: PutOptions, checksum_algorithm: str | None = None
-    ) -> Future[MultipartUpload]:
-        """Starts a CreateMultipartUpload request."""
-
-        def finish(_: dict[str, str], body: bytes) -> MultipartUpload:
-            upload_id = xml_fields(body).get("UploadId")
-            if not upload_id:
-                raise S3Error("the answer names no upload id")
-            return MultipartUpload(bucket, key, upload_id)
-
-        headers = put_headers(options)
-        if checksum_algorithm is not None:
-            headers.append(("x-amz-checksum-algorithm", checksum_algorithm))
-            headers.append(("x-amz-checksum-type", checksum_type(checksum_algorithm)))
-        return self._start(
-            Call("CreateMultipartUpload", "POST", bucket, key, finish, query="uploads=", headers=headers)
-        )
-
-    def upload_part(
-        self,
-        upload: MultipartUpload,
-        number: int,
-        body: memoryview,
-        *,
-        checksum: tuple[str, str] | None = None,
-    ) -> Future[CompletedPart]:
-        """Starts one UploadPart request."""
-
-        def finish(headers: dict[str, str], _: bytes) -> CompletedPart:
-            return CompletedPart(number, headers.get("etag", ""), checksum and checksum[1])
-
-        call = Call(
-            "UploadPart",
-            "PUT",
-            upload.bucket,
-            upload.key,
-            finish,
-            query=f"partNumber={number}&{_upload_id(upload)}",
-            headers=_checksum(checksum),
-        )
-        return self._start(call, body)
-
-    def complete_multipart_upload(
-        self,
-        upload: MultipartUpload,
-        parts: Sequence[CompletedPart],
-        *,
-        options: PutOptions,
-        checksum: tuple[str, str] | None = None,
-    ) -> Future[PutResult]:
-        """Starts a CompleteMultipartUpload request."""
-        headers = [*condition_headers(options), *_checksum(checksum)]
-        if checksum is not None:
-            headers.append(("x-amz-checksum-type", checksum_type(checksum[0])))
-        call = Call(
-            "CompleteMultipartUpload",
-            "POST",
-            upload.bucket,
-            upload.key,
-            _put_result,
-            query=_upload_id(upload),
-            headers=headers,
-        )
-        return self._start(call, memoryview(complete_body(parts, checksum and checksum[0])))
-
-    def abort_multipart_upload(self, upload: MultipartUpload) -> Future[None]:
-        """Starts an AbortMultipartUpload request."""
-        call: Call[None] = Call(
-            "AbortMultipartUpload",
-            "DELETE",
-            upload.bucket,
-            upload.key,
-            lambda _headers, _body: None,
-            query=_upload_id(upload),
-            ignored=NotFoundError,
-        )
-        return self._start(call)
-
     def close(self) -> None:
         """Cancels what is in flight and ends threads and connections."""
         self._pool.close()
         self._sender.close()
+
+    def _call(self, request: Request[T], body: memoryview | None = None) -> PooledTransfer[T]:
+        return self._start(Call(request), body)
 
     def _download(
         self,
@@ -217,16 +118,3 @@ class HttpTransport:
             key=exchange.key,
             buffer=buffer,
         )
-
-
-def _checksum(checksum: tuple[str, str] | None) -> list[tuple[str, str]]:
-    return [] if checksum is None else [(checksum_header(checksum[0]), checksum[1])]
-
-
-def _upload_id(upload: MultipartUpload) -> str:
-    return f"uploadId={quote(upload.upload_id, safe='')}"
-
-
-def _put_result(headers: dict[str, str], body: bytes) -> PutResult:
-    etag = headers.get("etag") or xml_fields(body.strip()).get("ETag", "")
-    return PutResult(etag, headers.get("x-amz-version-id"))

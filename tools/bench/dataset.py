@@ -1,7 +1,7 @@
 """How many samples a second do datasets give, with the time to the first byte that a region has?
 
-Each library works in a process of its own, one after the other, round after round. A fault proxy between
-client and server adds the latency; how fast the proxy itself can be is shown in the row "proxy".
+Each library works in a process of its own, one after the other, round after round. Without latency SeaweedFS
+has the objects; with it they come from a server that answers from memory after that time, see ``answers.py``.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from importlib import import_module
 from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import small_objects
+from answers import start_answers
 from measure import BUCKET, REGION, client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
 
 URI = f"s3://{BUCKET}/{small_objects.PREFIX}"
 SIZE = small_objects.SIZE
@@ -73,7 +75,7 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=2000, help="objects of 100 KiB (default 2000)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each case runs (default 3)")
     parser.add_argument(
-        "--latency", type=float, nargs="*", default=[0, 20], help="milliseconds, 0 for no proxy"
+        "--latency", type=float, nargs="*", default=[0, 20], help="milliseconds, 0 for SeaweedFS as it is"
     )
     parser.add_argument("--ways", nargs="*", choices=sorted(WAYS), default=list(WAYS))
     parser.add_argument("--transport", help="the transport of s3torch")
@@ -108,7 +110,7 @@ def _run(arguments: argparse.Namespace) -> dict[Case, list[dict[str, float]]]:
         small_objects.prepare(boto)
         for _ in range(arguments.rounds):
             for latency in arguments.latency:
-                with _slowed(server.endpoint, latency / 1000) as endpoint:
+                with _store(server.endpoint, latency / 1000) as endpoint:
                     os.environ["AWS_ENDPOINT_URL"] = endpoint
                     for way in arguments.ways:
                         for library in LIBRARIES:
@@ -118,19 +120,13 @@ def _run(arguments: argparse.Namespace) -> dict[Case, list[dict[str, float]]]:
     return figures
 
 
-def _slowed(endpoint: str, seconds: float) -> Any:
-    if not seconds:
+def _store(endpoint: str, latency: float) -> AbstractContextManager[str]:
+    if not latency:
         return nullcontext(endpoint)
-    return _behind_a_proxy(endpoint, seconds)
-
-
-@contextmanager
-def _behind_a_proxy(endpoint: str, seconds: float) -> Iterator[str]:
-    from s3torch.core.testing.faults import Fault, FaultProxy
-
-    with FaultProxy(endpoint) as proxy:
-        proxy.add(Fault(latency=seconds), method="GET")
-        yield proxy.endpoint
+    # With many requests at once SeaweedFS and a proxy before it would take more of the machine than clients.
+    return start_answers(
+        prefix=small_objects.PREFIX, count=small_objects.COUNT, size=small_objects.SIZE, latency=latency
+    )
 
 
 def _in_child(way: str, library: str) -> dict[str, float]:

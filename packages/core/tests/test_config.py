@@ -51,6 +51,7 @@ GOOD = {
     "put_options": [None, PutOptions(storage_class="STANDARD_IA")],
     "expected_bucket_owner": [None, "012345678901"],
     "sse_customer_key": [None, customer_key],
+    "max_connections": [None, 1, 1024],
 }
 BAD = {
     "throughput_target_gbps": [-1, -0.001, math.nan, math.inf, "10", None, True, 1j],
@@ -70,6 +71,7 @@ BAD = {
     "put_options": ["STANDARD_IA", {}, 5],
     "expected_bucket_owner": ["", "12345", "01234567890x", 12345678901],
     "sse_customer_key": [bytes(32), "key", 5],
+    "max_connections": [0, -1, 1025, 8.0, "8", True],
 }
 
 
@@ -233,3 +235,15 @@ def test_what_a_call_says_comes_before_the_defaults():
     assert config.options_of(None) == config.put_options
     chosen = config.options_of(PutOptions(content_type="c/d"))
     assert chosen == PutOptions(storage_class="GLACIER_IR", content_type="c/d")
+
+
+def test_connections_are_shared_out_unless_they_are_given(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert S3ClientConfig().connections == 128
+    assert S3ClientConfig(max_connections=5).connections == 5
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert S3ClientConfig().connections == 32
+    assert S3ClientConfig(throughput_target_gbps=40.0).connections == 100
+    assert S3ClientConfig(throughput_target_gbps=400.0).connections == 128
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
+    assert S3ClientConfig(throughput_target_gbps=1.0).connections == 10

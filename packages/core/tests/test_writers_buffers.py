@@ -156,3 +156,13 @@ def test_any_cuts_of_small_data_arrive_in_order(data, cuts, client, store):
             writer.write(memoryview(data)[start:end])
             start = max(start, min(end, len(data)))
     assert stored(store) == data
+
+
+def test_parts_within_bytes_are_sent_from_there(client, store):
+    content = bytes(range(256)) * (12 * MIB // 256)
+    with client.put_object("bucket", "key") as writer:
+        # One before them, so that parts begin and end anywhere in it.
+        assert writer.write(b"+") == 1
+        for piece in (content, memoryview(content)[1:], bytearray(content), content):
+            assert writer.write(piece) == len(piece)
+    assert stored(store) == b"+" + content + content[1:] + content + content

@@ -51,7 +51,7 @@ def test_creating_one_starts_nothing(connect, stub, threads):
 
 
 def test_threads_are_bounded_and_end(connect, stub, answer, threads):
-    transport = connect(stub.endpoint, throughput_target_gbps=4.0)
+    transport = connect(stub.endpoint, max_connections=11)
     stub.will(*[answer(200, b"x")] * 50)
     transfers = [transport.get("bucket", "key") for _ in range(50)]
     assert {transfer.result(PATIENCE).data for transfer in transfers} == {b"x"}

@@ -14,6 +14,7 @@ import pytest
 from s3torch.core.errors import (
     AccessDeniedError,
     ConfigurationError,
+    NotFoundError,
     PreconditionFailedError,
     S3ConnectionError,
     S3TimeoutError,
@@ -337,3 +338,15 @@ def test_a_transport_that_is_dropped_closes_its_connections(make_context, stub, 
     del transport, cycle
     gc.collect()
     assert not [str(warning.message) for warning in recwarn if warning.category is ResourceWarning]
+
+
+def test_an_object_can_be_got_on_the_calling_thread(connect, stub, answer, refusal):
+    transport = connect(stub.endpoint)
+    stub.will(answer(200, b"whole"), refusal(404, "NoSuchKey"), answer(200, b"again"))
+    assert transport.get_now("bucket", "key").data == b"whole"
+    with pytest.raises(NotFoundError, match="s3://bucket/key"):
+        transport.get_now("bucket", "key")
+    buffer = bytearray(8)
+    assert transport.get_now("bucket", "key", into=memoryview(buffer)).length == 5
+    assert buffer == b"again\0\0\0"
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("s3torch-http_")]

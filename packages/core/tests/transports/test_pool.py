@@ -195,3 +195,50 @@ def test_callbacks_run_on_a_thread_of_the_pool(busy_pool):
     busy_pool.start(transfer_of(work)).result()
     assert ended.wait(PATIENCE)
     assert called[0].startswith("s3torch-pool-test")
+
+
+def test_work_that_is_waited_for_is_done_on_the_calling_thread(pool):
+    assert pool.do(transfer_of(lambda _: threading.get_ident())) == threading.get_ident()
+    assert threads() == []
+    with pytest.raises(LookupError, match="nothing"):
+        pool.do(transfer_of(lambda _: {}["nothing"]))
+
+
+def test_closing_the_pool_ends_work_on_a_calling_thread(pool):
+    begun = threading.Event()
+    errors = []
+
+    def work(transfer):
+        begun.set()
+        transfer.pause(PATIENCE)
+
+    def call():
+        try:
+            pool.do(transfer_of(work))
+        except TransferCancelledError as exc:
+            errors.append(exc)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    assert begun.wait(PATIENCE)
+    assert pool.close()
+    caller.join(PATIENCE)
+    assert len(errors) == 1
+    with pytest.raises(ValueError, match="closed"):
+        pool.do(transfer_of(work))
+
+
+@pytest.mark.parametrize(("seconds", "least", "most"), [(0.0, 2, 2), (0.05, 16, 16)])
+def test_more_threads_are_started_only_where_transfers_wait(seconds, least, most):
+    pool = TransferPool(16, name="s3torch-pool-test", at_once=2)
+
+    def work(_):
+        threading.Event().wait(seconds)
+
+    for _ in range(6):
+        for transfer in [pool.start(transfer_of(work)) for _ in range(16)]:
+            transfer.add_done_callback(lambda _: None)  # So that it is not done on this thread.
+            transfer.result(PATIENCE)
+    assert least <= len(threads()) <= most
+    pool.close()
+    assert ends(lambda: not threads())

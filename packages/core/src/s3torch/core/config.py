@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.put_options import PutOptions
 from s3torch.core.ranges import GIB, MAX_PART_SIZE, MIB, MIN_PART_SIZE
+from s3torch.core.sharing import connections_share
 from s3torch.core.uri import check_endpoint
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ CHECKSUM_ALGORITHMS = ("CRC64NVME", "CRC32C", "CRC32", "SHA256")
 _CHECKSUM_OFF = "off"
 _MAX_GBPS = 10_000
 _MAX_ATTEMPTS = 100
+_MAX_CONNECTIONS = 1024
 _CUSTOMER_KEY_BYTES = 32
 _ACCOUNT = re.compile(r"[0-9]{12}")
 
@@ -52,8 +54,8 @@ class S3ClientConfig:
 
     Attributes:
         throughput_target_gbps: What the client tries to reach, in gigabits per second; it sets the number
-            of connections. 0 takes what suits the type of instance, divided between the local ranks and
-            DataLoader workers.
+            of connections, see ``max_connections``. 0 takes what suits the type of instance, divided between
+            the local ranks and DataLoader workers.
         part_size: Bytes of a part of a download or upload, from 5 MiB to 5 GiB.
         unsigned: Sends anonymous requests.
         force_path_style: Puts the bucket into the path, ``host/bucket/key``. Endpoints outside AWS and
@@ -88,6 +90,10 @@ class S3ClientConfig:
             and decrypts with and does not keep. It is asked for each request, also for what is read and for
             both sides of a copy, and has to be picklable where the client is. S3 takes it over HTTPS only;
             plain HTTP is refused but to this machine.
+        max_connections: How many connections, and so requests at a time, a client may have in one process,
+            from 1 to 1024; they are made as they are needed. ``None`` takes what ``throughput_target_gbps``
+            asks for at 0.4 Gbit/s each, up to 128, or where that is more, 128 divided between the local ranks
+            and DataLoader workers, because small objects wait more than they move.
     """
 
     throughput_target_gbps: float = 10.0
@@ -108,13 +114,13 @@ class S3ClientConfig:
     put_options: PutOptions | None = None
     expected_bucket_owner: str | None = None
     sse_customer_key: Callable[[], bytes] | None = field(default=None, repr=False)
+    max_connections: int | None = None
 
     def __post_init__(self) -> None:
         self._check_number("throughput_target_gbps", 0, _MAX_GBPS)
         self.check_part_size()
         self._check_integer("max_attempts", 1, _MAX_ATTEMPTS)
-        if self.memory_limit is not None:
-            self._check_integer("memory_limit", MIN_PART_SIZE, 1024 * GIB)
+        self._check_limits()
         self._check_number("connect_timeout", 0.001, 3600)
         self._check_number("read_timeout", 0.001, 3600)
         for name in ("unsigned", "force_path_style", "requester_pays"):
@@ -188,6 +194,11 @@ class S3ClientConfig:
         return None if self.checksum_algorithm == _CHECKSUM_OFF else self.checksum_algorithm
 
     @property
+    def connections(self) -> int:
+        """How many connections a client of this process may have."""
+        return self.max_connections or connections_share(self.throughput_target_gbps)
+
+    @property
     def attempts(self) -> int:
         """How often one request is tried in all, with ``AWS_MAX_ATTEMPTS`` taken into account."""
         value = os.environ.get("AWS_MAX_ATTEMPTS", "")
@@ -206,6 +217,12 @@ class S3ClientConfig:
             ConfigurationError: It is out of range.
         """
         self._check_integer("part_size", MIN_PART_SIZE, MAX_PART_SIZE)
+
+    def _check_limits(self) -> None:
+        limits = (("memory_limit", MIN_PART_SIZE, 1024 * GIB), ("max_connections", 1, _MAX_CONNECTIONS))
+        for name, low, high in limits:
+            if getattr(self, name) is not None:
+                self._check_integer(name, low, high)
 
     def _check_storage(self) -> None:
         if self.put_options is not None and not isinstance(self.put_options, PutOptions):

@@ -13,14 +13,16 @@ from s3torch.core.observers._listening import listening
 from s3torch.core.observers._observations import Observations
 from s3torch.core.observers._observed import ObservedControl, ObservedTransport
 from s3torch.core.plugins.manager import create_transport
-from s3torch.core.protocols import HoldsParts, SupportsControl, TransportContext
+from s3torch.core.protocols import HoldsParts, SupportsControl, SupportsGetNow, TransportContext
 from s3torch.core.session import AwsSession
 from s3torch.core.sharing import throughput_share
 from s3torch.core.transfer._pace import Pace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from s3torch.core.config import S3ClientConfig
-    from s3torch.core.models import BucketEndpoint
+    from s3torch.core.models import BucketEndpoint, GetResult
     from s3torch.core.protocols import ControlPlane, Transport
     from s3torch.core.user_agent import UserAgent
 
@@ -58,6 +60,7 @@ class Connection:
             self.pace = Pace(throughput_share(config.throughput_target_gbps), config.part_size)
         # What is used: the transport and its control plane, or what stands in front while somebody listens.
         self.transport: Transport = self._transport
+        self.get_now = _get_now(self._transport)
         self._used_control: ControlPlane | None = None
         self._control: ControlPlane | None = None
         self._observed = False
@@ -84,8 +87,10 @@ class Connection:
             self._observed = observed
             self._used_control = None
             self.transport = self._transport
+            self.get_now = _get_now(self._transport)
             if observed:
                 self.transport = ObservedTransport(self._transport, self._observations)
+                self.get_now = None
 
     def _make_control(self) -> ControlPlane:
         if isinstance(self._transport, SupportsControl):
@@ -101,6 +106,10 @@ class Connection:
             self._control.close()
         self._session.close()
         self.memory.pool.clear()
+
+
+def _get_now(transport: Transport) -> Callable[..., GetResult] | None:
+    return transport.get_now if isinstance(transport, SupportsGetNow) else None
 
 
 @dataclass(eq=False)

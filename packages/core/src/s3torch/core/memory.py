@@ -99,6 +99,11 @@ class Reservation:
         self._budget = budget
         self._count = count
 
+    @property
+    def count(self) -> int:
+        """How many bytes; 0 once they were given back."""
+        return self._count
+
     def release(self) -> None:
         """Gives the bytes back; may be called again."""
         count, self._count = self._count, 0

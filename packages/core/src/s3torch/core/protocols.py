@@ -263,6 +263,27 @@ class ControlPlane(Protocol):
 
 
 @runtime_checkable
+class SupportsGetNow(Protocol):
+    """A transport that can get an object on the calling thread, for less than a transfer costs.
+
+    A caller that has to wait for the bytes in any case asks it first.
+    """
+
+    def get_now(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        byte_range: ByteRange | None = None,
+        into: memoryview | None = None,
+        if_match: str | None = None,
+        version_id: str | None = None,
+    ) -> GetResult:
+        """Does what ``get(…).result()`` does."""
+        ...
+
+
+@runtime_checkable
 class SupportsControl(Protocol):
     """A transport that has a control plane of its own; for the others the client asks S3 by boto3."""
 

@@ -263,7 +263,7 @@ class AwsSession:
                 s3={"addressing_style": self._addressing_style, "payload_signing_enabled": False},
                 connect_timeout=config.connect_timeout,
                 read_timeout=config.read_timeout,
-                max_pool_connections=_POOL_CONNECTIONS,
+                max_pool_connections=max(_POOL_CONNECTIONS, config.connections),
                 user_agent_extra=self._user_agent,
                 # s3torch makes and checks checksums itself, and some stores know none.
                 request_checksum_calculation="when_required",

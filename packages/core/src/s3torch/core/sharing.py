@@ -6,6 +6,7 @@ workers. What is meant for a node is divided between them.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["available_memory", "processes_on_node", "throughput_share"]
+__all__ = [
+    "GBPS_PER_CONNECTION",
+    "available_memory",
+    "connections_for_throughput",
+    "connections_share",
+    "processes_on_node",
+    "throughput_share",
+]
 
 # By the version of control groups: where a hierarchy is mounted, and what has the limits of a group in it.
 _MOUNTS_V2 = ("sys/fs/cgroup", "sys/fs/cgroup/unified")
@@ -23,6 +31,10 @@ _LIMITS_V2 = ("memory.max", "memory.high")
 _LIMITS_V1 = ("memory.limit_in_bytes",)
 _DEFAULT_GBPS = 10.0
 _LOWEST_GBPS = 1.0
+# What S3 gives on one connection, about; the CRT counts with the same.
+GBPS_PER_CONNECTION = 0.4
+_LOWEST_CONNECTIONS = 10
+_CONNECTIONS = 128
 
 
 def available_memory(root: Path = Path("/")) -> int:
@@ -56,6 +68,28 @@ def throughput_share(target_gbps: float) -> float:
     if target_gbps > 0:
         return target_gbps
     return max(_LOWEST_GBPS, (_recommended_gbps() or _DEFAULT_GBPS) / processes_on_node())
+
+
+def connections_for_throughput(target_gbps: float) -> int:
+    """Tells how many connections large objects want, to reach the target: from 10 to 128.
+
+    Args:
+        target_gbps: The setting, as for ``throughput_share``.
+    """
+    wanted = math.ceil(throughput_share(target_gbps) / GBPS_PER_CONNECTION)
+    return max(_LOWEST_CONNECTIONS, min(wanted, _CONNECTIONS))
+
+
+def connections_share(target_gbps: float) -> int:
+    """Tells how many connections a client of this process may have, which are made as they are needed.
+
+    Small objects wait longer for their first byte than they take to arrive, so 128 are divided between the
+    processes of the node where that is more than what large objects want.
+
+    Args:
+        target_gbps: The setting, as for ``throughput_share``.
+    """
+    return max(connections_for_throughput(target_gbps), _CONNECTIONS // processes_on_node())
 
 
 def _workers() -> int:

@@ -6,10 +6,11 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.readers._positioned import PositionedReader
+from s3torch.core.transfer.source import ObjectSource
 from s3torch.core.transfer.window import Wanted, receive
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from s3torch.core.memory import Reservation
     from s3torch.core.transfer.source import PendingRange, RangeSource
@@ -98,13 +99,17 @@ class PartCache:
         """Yields begin and size of all parts, the one that was not used for longest first."""
         return iter([(begin, part.size) for begin, part in self._parts.items()])
 
-    def want(self, begin: int, end: int) -> _Part:
-        """Returns a part that is needed now, and starts it first if it is not on its way."""
+    def want(self, begin: int, end: int) -> None:
+        """Starts a part that is needed now if it is not on its way."""
+        self._wanted(begin, end, self._source.start)
+
+    def _wanted(self, begin: int, end: int, start: Callable[[int, int], PendingRange]) -> _Part:
         part = self._parts.pop(begin, None)
         if part is None:
             budget = self._source.budget()
             size = self._length(begin, end)
-            part = self._start(begin, end, None if budget is None else budget.reserve(size))
+            reservation = None if budget is None else budget.reserve(size)
+            part = _Part(start(begin, end), memoryview(b""), size, reservation)
         self._parts[begin] = part
         return part
 
@@ -116,12 +121,14 @@ class PartCache:
         reservation = None if budget is None else budget.try_reserve(self._length(begin, end))
         if reservation is None:
             return False
-        self._parts[begin] = self._start(begin, end, reservation)
+        pending = self._source.start(begin, end)
+        self._parts[begin] = _Part(pending, memoryview(b""), reservation.count, reservation)
         return True
 
     def wait(self, begin: int, end: int) -> memoryview:
         """Returns the bytes of a part, which are asked for first if they are not on their way."""
-        part = self.want(begin, end)
+        source = self._source
+        part = self._wanted(begin, end, source.prepare if isinstance(source, ObjectSource) else source.start)
         try:
             return part.wait()
         except BaseException:
@@ -151,10 +158,6 @@ class PartCache:
         """Forgets all parts and returns them."""
         parts, self._parts = list(self._parts.values()), {}
         return parts
-
-    def _start(self, begin: int, end: int, reservation: Reservation | None) -> _Part:
-        pending = self._source.start(begin, end)
-        return _Part(pending, memoryview(b""), self._length(begin, end), reservation)
 
     def _length(self, begin: int, end: int) -> int:
         """How many bytes a part has, or may have while the size of the object is unknown."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from s3torch.core.errors import (
@@ -25,7 +24,7 @@ from s3torch.core.transfer.window import Wanted, in_order
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from s3torch.core.connection import Connector
+    from s3torch.core.connection import Connection, Connector
     from s3torch.core.memory import MemoryBudget
     from s3torch.core.models import GetResult, HeadObjectResult
     from s3torch.core.protocols import Transfer
@@ -151,22 +150,26 @@ class ObjectSource:
             into: Takes the bytes, which then come without a copy; it is not touched any more once the range
                 has arrived or was cancelled.
         """
+        pending = self.prepare(start, stop, into)
+        if isinstance(pending, _Pending):
+            pending.send()
+        return pending
+
+    def prepare(self, start: int, stop: int, into: memoryview | None = None) -> ObjectRange:
+        """Returns the same as ``start``, but sends nothing before somebody waits, which then costs less."""
         if self._size is not None and start >= min(stop, self._size):
             return _NoBytes()
         whole = start == 0 and self._size is not None and stop >= self._size
         if into is not None and self._size is not None:
             into = into[: self._size - start]
-        send = partial(
-            self._connector.get().transport.get,
-            self.bucket,
-            self.key,
+        request = {
             # The answer to a request without a range has the checksum of the object.
-            byte_range=None if whole else ByteRange(start, stop),
-            into=into,
-            if_match=self._etag,
-            version_id=self._version_id,
-        )
-        return _Pending(self, send, start, stop, into)
+            "byte_range": None if whole else ByteRange(start, stop),
+            "into": into,
+            "if_match": self._etag,
+            "version_id": self._version_id,
+        }
+        return _Pending(self, self._connector.get(), request, start, stop)
 
     def settle(self, result: GetResult, start: int, stop: int, data: memoryview) -> None:
         """Checks an answer against all that is known of the object, and learns from it."""
@@ -266,49 +269,60 @@ class GetObjectStream:
 
 
 class _Pending:
+    """A range that is asked for by ``send``, or else when somebody waits for it."""
+
     def __init__(
-        self,
-        source: ObjectSource,
-        send: Callable[[], Transfer[GetResult]],
-        start: int,
-        stop: int,
-        into: memoryview | None,
+        self, source: ObjectSource, connection: Connection, request: dict[str, Any], start: int, stop: int
     ) -> None:
         self._source = source
-        self._send = send
-        self._transfer = send()
-        if source.pace is not None:
-            _tell_duration(self._transfer, source.pace)
+        self._connection = connection
+        self._request = request
         self._start = start
         self._stop = stop
-        self._into = into
+        self._transfer: Transfer[GetResult] | None = None
+
+    def send(self) -> Transfer[GetResult]:
+        source = self._source
+        self._transfer = transfer = self._connection.transport.get(source.bucket, source.key, **self._request)
+        pace = self._connection.pace
+        if pace is not None:
+            _tell_duration(transfer, pace)
+        return transfer
 
     def wait(self) -> memoryview:
         try:
             return self._receive()
         except ChecksumMismatchError:
             # A bit that flipped on the way is right the next time; one that flipped in the store is not.
-            self._transfer = self._send()
+            self.send()
             return self._receive()
 
     def _receive(self) -> memoryview:
         try:
-            result = self._transfer.result()
+            result = self._result()
         except PreconditionFailedError as exc:
             raise self._source.changed("If-Match failed") from exc
         except RangeNotSatisfiableError as exc:
             if self._source.known_size is None:
                 raise
             raise self._source.changed("it became shorter") from exc
-        data = memoryview(result.data or b"") if self._into is None else self._into[: result.length]
+        into: memoryview | None = self._request["into"]
+        data = memoryview(result.data or b"") if into is None else into[: result.length]
         self._source.settle(result, self._start, self._stop, data)
         return data
 
+    def _result(self) -> GetResult:
+        get_now = self._connection.get_now
+        if self._transfer is None and get_now is not None:
+            return get_now(self._source.bucket, self._source.key, **self._request)
+        return (self._transfer or self.send()).result()
+
     def cancel(self) -> None:
-        self._transfer.cancel()
+        if self._transfer is not None:
+            self._transfer.cancel()
 
     def add_done_callback(self, fn: Callable[[], object], /) -> None:
-        self._transfer.add_done_callback(lambda _: fn())
+        (self._transfer or self.send()).add_done_callback(lambda _: fn())
 
 
 def _tell_duration(transfer: Transfer[GetResult], pace: Pace) -> None:

@@ -35,8 +35,9 @@ _ABORT_SECONDS = 30.0
 class Upload:
     """The bytes of a new object on their way to S3.
 
-    ``write`` copies into part buffers of its own and returns; full parts are sent meanwhile. How many are in
-    flight is bounded by the memory budget of the process, beyond one part that every upload may have. One
+    ``write`` copies into part buffers of its own and returns; full parts are sent meanwhile. A part that lies
+    whole within a ``bytes`` object, which nobody can change, is sent from there without a copy. How many are
+    in flight is bounded by the memory budget of the process, beyond one part that every upload may have. One
     thread writes; ``complete`` and ``abort`` may come from any.
 
     Args:
@@ -57,10 +58,10 @@ class Upload:
         self._algorithm = connector.config.upload_checksum
         self._parted = PartedChecksum(self._algorithm) if self._algorithm else None
         self._checksum: tuple[str, str] | None = None
-        self._buffer: _PartBuffer | None = None
+        self._buffer: _PartBuffer | _LentPart | None = None
         self._number = 0
         self._multipart: Transfer[MultipartUpload] | None = None
-        self._in_flight: deque[tuple[_PartBuffer, QueuedPart]] = deque()
+        self._in_flight: deque[tuple[_PartBuffer | _LentPart, QueuedPart]] = deque()
         self._parts: list[CompletedPart] = []
         self._result: PutResult | None = None
         self._error: BaseException | None = None
@@ -139,10 +140,10 @@ class Upload:
         if self._buffer is not None and self._buffer.is_full:
             self._send_part(self._buffer)
         if self._buffer is None:
-            self._buffer = self._take_buffer()
+            self._buffer = self._take_buffer(data)
         return self._buffer.append(data)
 
-    def _take_buffer(self) -> _PartBuffer:
+    def _take_buffer(self, data: memoryview) -> _PartBuffer | _LentPart:
         size = upload_part_size(self._number + 1, self._connector.config.part_size)
         memory = self._connection.memory
         while self._in_flight and self._in_flight[0][1].done():
@@ -154,9 +155,11 @@ class Upload:
                 break
             self._finish_part()
             reservation = memory.budget.try_reserve(size)
+        if type(data.obj) is bytes and len(data) >= size:
+            return _LentPart(data[:size], reservation)
         return _PartBuffer(size, memory.pool, reservation)
 
-    def _send_part(self, buffer: _PartBuffer) -> None:
+    def _send_part(self, buffer: _PartBuffer | _LentPart) -> None:
         if self._number == MAX_PARTS:
             raise ConfigurationError(
                 f"an upload has at most {MAX_PARTS} parts; use a larger part_size", **self._about
@@ -292,4 +295,23 @@ class _PartBuffer:
         if reusable:
             self._pool.give(self._memory)
         self._memory = memoryview(b"")
+        self._reservation.release()
+
+
+class _LentPart:
+    """A whole part within a ``bytes`` object of the caller, which cannot change meanwhile."""
+
+    is_full = True
+
+    def __init__(self, body: memoryview, reservation: Reservation) -> None:
+        self.body = body
+        self._reservation = reservation
+
+    def append(self, data: memoryview) -> int:  # noqa: ARG002
+        """Tells how much of the data it was made for is in it."""
+        return len(self.body)
+
+    def give_back(self, *, reusable: bool = True) -> None:  # noqa: ARG002
+        """Lets go of the bytes."""
+        self.body = memoryview(b"")
         self._reservation.release()

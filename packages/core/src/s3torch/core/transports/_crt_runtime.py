@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from s3torch.core._process import PerProcess
 from s3torch.core.errors import TransportError
-from s3torch.core.sharing import throughput_share
+from s3torch.core.sharing import GBPS_PER_CONNECTION, throughput_share
 from s3torch.core.transports._crt_log import native_log
 
 if TYPE_CHECKING:
@@ -104,7 +104,11 @@ class CrtRuntime:
             tls_mode=S3RequestTlsMode.ENABLED if tls else S3RequestTlsMode.DISABLED,
             tls_connection_options=_tls_options(endpoint.host) if tls else None,
             part_size=config.part_size,
-            throughput_target_gbps=throughput_share(config.throughput_target_gbps),
+            # The CRT derives from its target how many connections it may have, and the override only caps it.
+            throughput_target_gbps=max(
+                throughput_share(config.throughput_target_gbps), config.connections * GBPS_PER_CONNECTION
+            ),
+            max_active_connections_override=config.connections,
             memory_limit=max(_CRT_MEMORY_LIMIT, 4 * config.part_size),
             # s3torch tries again itself: the CRT knows neither 429 nor expired keys nor our time-outs, and
             # does not tell how often it has tried.

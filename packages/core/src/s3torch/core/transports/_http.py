@@ -9,7 +9,7 @@ import re
 from datetime import UTC
 from email.utils import format_datetime, parsedate_to_datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from s3torch.core.models import CompletedPart, PutOptions
     from s3torch.core.ranges import ByteRange
 
+_OWN = "x-amz-"
+_OF_ALL_ANSWERS = {"x-amz-request-id", "x-amz-id-2"}
 _META = "x-amz-meta-"
 _CHECKSUM = "x-amz-checksum-"
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
@@ -141,32 +143,42 @@ def head_from_headers(headers: Mapping[str, str]) -> HeadObjectResult:
     content_range = headers.get("content-range", "")
     total = content_range.rpartition("/")[2]
     modified = headers.get("last-modified")
-    of_all = headers.get("x-amz-checksum-type", "FULL_OBJECT") == "FULL_OBJECT" and _is_whole(content_range)
     return HeadObjectResult(
         etag=headers.get("etag", ""),
         size=int(total) if total.isdecimal() else int(headers.get("content-length", "0")),
         last_modified=_seconds(modified) if modified else 0,
-        storage_class=headers.get("x-amz-storage-class"),
-        restore_status=restore_status(headers.get("x-amz-restore")),
-        version_id=headers.get("x-amz-version-id"),
         content_type=headers.get("content-type"),
-        metadata={k.removeprefix(_META): v for k, v in headers.items() if k.startswith(_META)},
-        checksums={
-            name.removeprefix(_CHECKSUM).upper(): value
-            for name, value in headers.items()
-            # A value with a hyphen is a checksum of checksums, not of the bytes.
-            if name.startswith(_CHECKSUM) and of_all and "-" not in value
-            if name != "x-amz-checksum-type"
-        },
         cache_control=headers.get("cache-control"),
         content_disposition=headers.get("content-disposition"),
         content_encoding=headers.get("content-encoding"),
         content_language=headers.get("content-language"),
         expires=headers.get("expires"),
-        server_side_encryption=headers.get("x-amz-server-side-encryption"),
-        kms_key_id=headers.get("x-amz-server-side-encryption-aws-kms-key-id"),
-        tag_count=int(headers.get("x-amz-tagging-count") or 0),
+        **_amazon_facts(headers, is_whole=_is_whole(content_range)),
     )
+
+
+def _amazon_facts(headers: Mapping[str, str], *, is_whole: bool) -> dict[str, Any]:
+    """Reads what S3 tells in headers of its own, of which most answers have few."""
+    own = [name for name in headers if name.startswith(_OWN) and name not in _OF_ALL_ANSWERS]
+    if not own:
+        return {}
+    of_all = is_whole and headers.get("x-amz-checksum-type", "FULL_OBJECT") == "FULL_OBJECT"
+    return {
+        "storage_class": headers.get("x-amz-storage-class"),
+        "restore_status": restore_status(headers.get("x-amz-restore")),
+        "version_id": headers.get("x-amz-version-id"),
+        "metadata": {name.removeprefix(_META): headers[name] for name in own if name.startswith(_META)},
+        "checksums": {
+            name.removeprefix(_CHECKSUM).upper(): headers[name]
+            for name in own
+            # A value with a hyphen is a checksum of checksums, not of the bytes.
+            if name.startswith(_CHECKSUM) and of_all and "-" not in headers[name]
+            if name != "x-amz-checksum-type"
+        },
+        "server_side_encryption": headers.get("x-amz-server-side-encryption"),
+        "kms_key_id": headers.get("x-amz-server-side-encryption-aws-kms-key-id"),
+        "tag_count": int(headers.get("x-amz-tagging-count") or 0),
+    }
 
 
 @lru_cache(maxsize=1024)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _RECEIVE = 16 * KIB
+# What a head may take besides a body that is received with it, and bodies up to which that is done.
+_HEAD = 4 * KIB
+_SMALL = 256 * KIB
 # Between two pieces it is seen whether the server has answered before it has the whole body.
 _SEND = 1 * MIB
 _HEAD_END = b"\r\n\r\n"
@@ -49,6 +52,8 @@ class Connection:
         self._timeout = timeout
         # What was received beyond what was asked for.
         self._ahead = b""
+        # How much is asked for with a head. Objects of a dataset are alike, so most answers come in one call.
+        self._first = _RECEIVE
         # Whether the last request went out whole, and its answer came in whole.
         self._sent = self._received = True
         self._keeps_alive = True
@@ -102,6 +107,8 @@ class Connection:
         if not self._sent and answer.status < _FIRST_ERROR_STATUS:
             raise S3ConnectionError("the server has accepted a body before it had all of it")
         self._keeps_alive = answer.keeps_alive
+        length = answer.length or 0
+        self._first = max(_RECEIVE, length + _HEAD) if length <= _SMALL else _RECEIVE
         return answer
 
     def receive_into(self, view: memoryview) -> int:
@@ -194,10 +201,10 @@ class Connection:
     def _receive_head(self) -> ResponseHead:
         end = self._ahead.find(_HEAD_END)
         while end < 0 and len(self._ahead) <= MAX_HEAD:
-            piece = self._socket.receive(_RECEIVE)
+            piece = self._socket.receive(self._first)
             if not piece:
                 raise ConnectionResetError("the server closed the connection before its answer was whole")
-            self._ahead += piece
+            self._ahead = self._ahead + piece if self._ahead else piece
             end = self._ahead.find(_HEAD_END)
         if not 0 <= end <= MAX_HEAD:
             raise S3ConnectionError(f"the head of the answer is longer than {MAX_HEAD} bytes")
@@ -215,5 +222,7 @@ class Connection:
         self._ahead = decoder.rest + self._ahead
 
     def _take_ahead(self, limit: int) -> bytes:
-        piece, self._ahead = self._ahead[:limit], self._ahead[limit:]
+        piece, self._ahead = self._ahead, b""
+        if len(piece) > limit:
+            piece, self._ahead = piece[:limit], piece[limit:]
         return piece

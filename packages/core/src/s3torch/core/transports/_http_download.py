@@ -187,7 +187,7 @@ class Download:
             data, view = self._memory
             view.release()
         elif self._room is None:
-            data = b"".join(self._pieces)
+            data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         return GetResult(self._head, self._received, data)
 
     def _truncated(self, length: int) -> TruncatedError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from s3torch.core.errors import ConfigurationError, S3ConnectionError
@@ -43,12 +44,12 @@ def request_head(method: str, target: str, headers: Sequence[tuple[str, str]]) -
     Raises:
         ConfigurationError: A header could not be told from what follows it.
     """
-    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
+    lines = [f"{method} {target} HTTP/1.1", *[f"{name}: {value}" for name, value in headers]]
     text = "\r\n".join(lines) + "\r\n\r\n"
     # One line break too many may look like one more header.
     breaks = len(lines) + 1
     clean = text.count("\r") == text.count("\n") == breaks and "\0" not in text and " " not in target
-    if not (clean and all(_NAME.fullmatch(name) for name, _ in headers)):
+    if not clean or None in [_lower(name) for name, _ in headers]:
         wrong = next((name for name, value in headers if not _is_header(name, value)), target)
         raise ConfigurationError(f"{wrong!r} cannot be sent: it has characters that HTTP does not allow")
     return text.encode()
@@ -68,9 +69,9 @@ def response_head(data: bytes) -> ResponseHead:
     headers: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(":")
-        if not colon or _NAME.fullmatch(name) is None:
+        lower = _lower(name)
+        if not colon or lower is None:
             raise S3ConnectionError(f"the answer has a malformed header: {line[:60]!r}")
-        lower = name.lower()
         value = value.strip(" \t")
         headers[lower] = f"{headers[lower]}, {value}" if lower in headers else value
     options = headers.get("connection", "").lower()
@@ -80,6 +81,12 @@ def response_head(data: bytes) -> ResponseHead:
     return ResponseHead(
         status, headers, keeps_alive and (is_chunked or length is not None), is_chunked, length
     )
+
+
+@lru_cache(maxsize=256)
+def _lower(name: str) -> str | None:
+    """Returns the name of a header in lower case; ``None`` if it is none. Names repeat all the time."""
+    return name.lower() if _NAME.fullmatch(name) else None
 
 
 def _is_header(name: str, value: str) -> bool:
@@ -104,6 +111,8 @@ def _length(headers: dict[str, str]) -> int | None:
     told = headers.get("content-length")
     if told is None:
         return None
+    if told.isascii() and told.isdecimal():
+        return int(told)
     # A length that is told twice in the same way is one; two lengths are none.
     (length, *others) = {part.strip() for part in told.split(",")}
     if others or not (length.isascii() and length.isdecimal()):

@@ -16,6 +16,9 @@ from typing import Protocol
 
 # How often a send that makes no way looks whether there is an answer already.
 _TICK_SECONDS = 1.0
+# For so long after everything was received it is not worth a call to look whether the other side has left:
+# if it has, the next request tells.
+_FRESH_SECONDS = 1.0
 
 
 class ByteSocket(Protocol):
@@ -61,6 +64,8 @@ class PlainSocket:
 
     def __init__(self, connected: socket.socket, timeout: float) -> None:
         self._socket = connected
+        # When a call received less than it could have, so that nothing was left; 0 after any other call.
+        self._drained_at = 0.0
         connected.settimeout(None)
         self.set_timeout(timeout)
         self._poll = select.poll()
@@ -83,12 +88,15 @@ class PlainSocket:
     def receive(self, limit: int, *, whole: bool = False) -> bytes:
         """Receives bytes."""
         try:
-            return self._socket.recv(limit, socket.MSG_WAITALL if whole else 0)
+            data = self._socket.recv(limit, socket.MSG_WAITALL if whole else 0)
         except BlockingIOError:
             raise _stalled(self._timeout) from None
+        self._drained_at = time.monotonic() if 0 < len(data) < limit and not whole else 0.0
+        return data
 
     def receive_into(self, view: memoryview) -> int:
         """Fills memory, unless the end or a stall comes first."""
+        self._drained_at = 0.0
         try:
             return self._socket.recv_into(view, 0, socket.MSG_WAITALL)
         except BlockingIOError:
@@ -96,6 +104,7 @@ class PlainSocket:
 
     def receive_some(self, view: memoryview) -> int:
         """Receives what is there into memory, at least a byte unless the end comes first."""
+        self._drained_at = 0.0
         try:
             return self._socket.recv_into(view)
         except BlockingIOError:
@@ -107,7 +116,7 @@ class PlainSocket:
 
     def is_alive(self) -> bool:
         """An idle connection has nothing to say; if it does, that is its end or no answer to anything."""
-        return not self.has_answer()
+        return time.monotonic() - self._drained_at < _FRESH_SECONDS or not self.has_answer()
 
     def interrupt(self) -> None:
         """Ends the connection."""

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import math
-import os
 import threading
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from s3torch.core._ending import Stage, at_exit
 from s3torch.core.errors import S3Error, TransferCancelledError
-from s3torch.core.sharing import throughput_share
+from s3torch.core.transports._crew import Crew
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from s3torch.core.config import S3ClientConfig
 
 T = TypeVar("T")
 
 # A thread that waits for an answer cannot always be interrupted; it ends by itself when its time is over.
 _CLOSE_GRACE_SECONDS = 1.0
-_GBPS_PER_CONNECTION = 0.4
-_MIN_WORKERS = 10
-_MAX_WORKERS = 64
-
-
-def workers_for(config: S3ClientConfig) -> int:
-    """Tells how many transfers a transport runs at a time, each with a connection of its own."""
-    connections = math.ceil(throughput_share(config.throughput_target_gbps) / _GBPS_PER_CONNECTION)
-    return min(max(connections, _MIN_WORKERS), _MAX_WORKERS)
 
 
 class Stop(BaseException):
@@ -63,7 +48,9 @@ class PooledTransfer(Future[T]):
         self._buffer = None if buffer is None else memoryview(buffer)
         self._pool: TransferPool | None = None
         self._lock = threading.Lock()
-        self._stopped = threading.Event()
+        self._stopped = False
+        # Made only by whoever waits for it: most transfers never pause.
+        self._wakes: threading.Event | None = None
         self._decided = False
         self._watched = False
         self._interrupt: Callable[[], object] | None = None
@@ -78,7 +65,9 @@ class PooledTransfer(Future[T]):
                 return not self.done()
             self._decided = True
             self._work = None
-            self._stopped.set()
+            self._stopped = True
+            if self._wakes is not None:
+                self._wakes.set()
             pool, interrupt, self._interrupt = self._pool, self._interrupt, None
         if interrupt is not None:
             interrupt()
@@ -93,16 +82,19 @@ class PooledTransfer(Future[T]):
     @property
     def stopped(self) -> bool:
         """Tells whether the transfer was cancelled."""
-        return self._stopped.is_set()
+        return self._stopped
 
     def check(self) -> None:
         """Ends the work if the transfer was cancelled."""
-        if self.stopped:
+        if self._stopped:
             raise Stop
 
     def pause(self, seconds: float) -> None:
         """Waits, and ends the work if the transfer is cancelled meanwhile."""
-        self._stopped.wait(seconds)
+        with self._lock:
+            self.check()
+            self._wakes = wakes = threading.Event()
+        wakes.wait(seconds)
         self.check()
 
     def on_cancel(self, interrupt: Callable[[], object] | None) -> None:
@@ -228,10 +220,12 @@ class TransferPool:
     Args:
         workers: How many transfers run at a time; the others wait for their turn.
         name: The prefix of the names of the threads.
+        at_once: How many of them work however quick transfers are; ``None`` for all. More contend for the
+            interpreter's lock, which pays only where transfers mostly wait.
     """
 
-    def __init__(self, workers: int, *, name: str) -> None:
-        self._crew = _Crew(workers, name)
+    def __init__(self, workers: int, *, name: str, at_once: int | None = None) -> None:
+        self._crew = Crew(workers, name, workers if at_once is None else at_once)
         # Callbacks of cancelled transfers run here, because all workers may be waiting for the network.
         self._ender = ThreadPoolExecutor(1, f"{name}-end", initializer=self._crew.enter)
         # Also where a transport is dropped without being closed.
@@ -244,6 +238,20 @@ class TransferPool:
             # No thread works any more, and an open upload still has to be aborted.
             transfer.run()
         return transfer
+
+    def do(self, transfer: PooledTransfer[T]) -> T:
+        """Does the work of a transfer on the calling thread, which need not wake up another for it.
+
+        Returns:
+            Its result.
+        """
+        transfer.join(self)
+        self._crew.enlist(transfer)
+        try:
+            transfer.run()
+        finally:
+            self._crew.leave(transfer)
+        return transfer.result()
 
     def run_here(self, transfer: PooledTransfer[Any]) -> None:
         """Does the work of a transfer on the calling thread, if no thread of the pool has begun it."""
@@ -278,103 +286,3 @@ class TransferPool:
             self._ender.submit(function, *arguments)
         except RuntimeError:  # The pool or the interpreter is ending at this moment.
             function(*arguments)
-
-
-class _Crew:
-    """The threads of a pool, which do not keep the pool alive."""
-
-    def __init__(self, size: int, name: str) -> None:
-        self._size = size
-        self._name = name
-        self._queue: SimpleQueue[PooledTransfer[Any] | None] = SimpleQueue()
-        # Reentrant, because the collector may abort a dropped upload in here.
-        self._changed = threading.Condition(threading.RLock())
-        self._live: set[PooledTransfer[Any]] = set()
-        self._inside: set[int] = set()
-        self._count = 0
-        # Threads that wait and are not promised to a transfer yet.
-        self._idle = 0
-        self._closed = False
-        self._process = os.getpid()
-        _crews.add(self)
-
-    def take_on(self, transfer: PooledTransfer[Any]) -> bool:
-        """Gives a transfer to a thread; ``False`` if there is none and none can be started any more."""
-        with self._changed:
-            if self._closed:
-                raise ValueError("the transport is closed")
-            if self._idle:
-                self._idle -= 1
-            elif self._count < self._size and not self._start_thread() and not self._count:
-                return False
-            self._live.add(transfer)
-            self._queue.put(transfer)
-        return True
-
-    def dismiss(self) -> None:
-        """Lets the threads end when they have done what they have."""
-        with self._changed:
-            if not self._closed:
-                self._closed = True
-                for _ in range(self._count):
-                    self._queue.put(None)
-
-    def cancel_all(self) -> None:
-        """Cancels all transfers of this process."""
-        if self._process == os.getpid():
-            with self._changed:
-                live = list(self._live)
-            for transfer in live:
-                transfer.cancel()
-
-    def wait(self, seconds: float) -> bool:
-        """Waits until all transfers have ended; tells whether they have."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._live, seconds)
-
-    def enter(self) -> None:
-        """Takes note that the calling thread is one of the pool's."""
-        self._inside.add(threading.get_ident())
-
-    @property
-    def is_inside(self) -> bool:
-        """Tells whether the calling thread is one of the pool's."""
-        return threading.get_ident() in self._inside
-
-    def leave(self, transfer: PooledTransfer[Any]) -> None:
-        """Takes note that nobody works for a transfer any more."""
-        with self._changed:
-            self._live.discard(transfer)
-            if self._closed:
-                self._changed.notify_all()
-
-    def _start_thread(self) -> bool:
-        name = f"{self._name}_{self._count}"
-        try:
-            threading.Thread(target=self._work, name=name, daemon=True).start()
-        except RuntimeError:  # The interpreter is ending, or there are too many threads.
-            return False
-        self._count += 1
-        return True
-
-    def _work(self) -> None:
-        self.enter()
-        while (transfer := self._queue.get()) is not None:
-            # Whoever waits for a transfer may have begun it before.
-            if transfer.run() or transfer.stopped:
-                self.leave(transfer)
-            del transfer
-            with self._changed:
-                self._idle += 1
-
-
-_crews: weakref.WeakSet[_Crew] = weakref.WeakSet()
-
-
-def _cancel_all() -> None:
-    """Leaves no thread in a call that fills a buffer, when the interpreter ends."""
-    for crew in list(_crews):
-        crew.cancel_all()
-
-
-at_exit(Stage.TRANSFERS, _cancel_all)

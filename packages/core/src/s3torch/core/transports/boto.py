@@ -32,7 +32,7 @@ from s3torch.core.transports._boto_params import (
     storage_params,
 )
 from s3torch.core.transports._boto_sender import BotoSender
-from s3torch.core.transports._pool import PooledTransfer, TransferPool, workers_for
+from s3torch.core.transports._pool import PooledTransfer, TransferPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,7 +74,7 @@ class BotoTransport:
                 "install it with pip install boto3, or use transport='crt'"
             ) from exc
         self._context = context
-        self._pool = TransferPool(workers_for(context.config), name="s3torch-boto")
+        self._pool = TransferPool(context.config.connections, name="s3torch-boto")
         self._sender = BotoSender(context)
 
     def get(

@@ -19,10 +19,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from s3torch.core.plugins.hookspecs import hookimpl
+from s3torch.core.sharing import connections_for_throughput
 from s3torch.core.transports._http_download import Download
 from s3torch.core.transports._http_exchange import Call, Exchange
 from s3torch.core.transports._http_sender import Sender
-from s3torch.core.transports._pool import PooledTransfer, TransferPool, workers_for
+from s3torch.core.transports._pool import PooledTransfer, TransferPool
 from s3torch.core.transports._uploads import Uploads
 
 if TYPE_CHECKING:
@@ -48,9 +49,10 @@ class HttpTransport(Uploads):
     """Moves bytes over sockets. The rules are those of ``s3torch.core.protocols``."""
 
     def __init__(self, context: TransportContext) -> None:
-        workers = workers_for(context.config)
-        self._sender = Sender(context, connections=workers)
-        self._pool = TransferPool(workers, name="s3torch-http")
+        connections = context.config.connections
+        self._sender = Sender(context, connections=connections)
+        at_once = connections_for_throughput(context.config.throughput_target_gbps)
+        self._pool = TransferPool(connections, name="s3torch-http", at_once=at_once)
 
     def get(
         self,
@@ -63,15 +65,20 @@ class HttpTransport(Uploads):
         version_id: str | None = None,
     ) -> Future[GetResult]:
         """Starts one GetObject request."""
-        download = Download(
-            bucket,
-            key,
-            byte_range=byte_range,
-            room=len(into) if into is not None else None,
-            if_match=if_match,
-            version_id=version_id,
-        )
-        return self._start(download, into)
+        return self._pool.start(self._download(bucket, key, byte_range, into, if_match, version_id))
+
+    def get_now(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        byte_range: ByteRange | None = None,
+        into: memoryview | None = None,
+        if_match: str | None = None,
+        version_id: str | None = None,
+    ) -> GetResult:
+        """Sends one GetObject request on the calling thread, which spares the changes of threads."""
+        return self._pool.do(self._download(bucket, key, byte_range, into, if_match, version_id))
 
     def close(self) -> None:
         """Cancels what is in flight and ends threads and connections."""
@@ -81,12 +88,33 @@ class HttpTransport(Uploads):
     def _call(self, request: Request[T], body: memoryview | None = None) -> PooledTransfer[T]:
         return self._start(Call(request), body)
 
+    def _download(
+        self,
+        bucket: str,
+        key: str,
+        byte_range: ByteRange | None,
+        into: memoryview | None,
+        if_match: str | None,
+        version_id: str | None,
+    ) -> PooledTransfer[GetResult]:
+        download = Download(
+            bucket,
+            key,
+            byte_range=byte_range,
+            room=len(into) if into is not None else None,
+            if_match=if_match,
+            version_id=version_id,
+        )
+        return self._transfer(download, into)
+
     def _start(self, exchange: Exchange[T], buffer: memoryview | None = None) -> PooledTransfer[T]:
-        transfer: PooledTransfer[T] = PooledTransfer(
+        return self._pool.start(self._transfer(exchange, buffer))
+
+    def _transfer(self, exchange: Exchange[T], buffer: memoryview | None) -> PooledTransfer[T]:
+        return PooledTransfer(
             lambda transfer: self._sender.send(transfer, exchange),
             operation=exchange.operation,
             bucket=exchange.bucket,
             key=exchange.key,
             buffer=buffer,
         )
-        return self._pool.start(transfer)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import threading
 from concurrent.futures import wait
+from pathlib import Path
 
 import pytest
 
@@ -103,3 +104,25 @@ def test_announced_length(headers, byte_range, expected):
 def test_answer_with_other_bytes(headers):
     with pytest.raises(TruncatedError):
         announced_length(headers, ByteRange(2, 5))
+
+
+@pytest.mark.parametrize("wire", ["crt"], indirect=True)
+def test_a_forked_child_ends_no_native_client(wire, in_child):
+    with wire.client() as client, client.put_object(wire.bucket, "k") as writer:
+        writer.write(b"data")
+
+    def native_threads():
+        names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+        return sum(name.startswith("AwsEventLoop") for name in names)
+
+    def child():
+        counts = []
+        for _ in range(4):
+            with wire.client() as mine:
+                assert mine.get_object(wire.bucket, "k").read() == b"data"
+            counts.append(native_threads())
+        return counts
+
+    counts = in_child(child)
+    assert counts[0] > 0
+    assert set(counts) == {counts[0]}

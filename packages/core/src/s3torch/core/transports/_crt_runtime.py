@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,11 @@ from s3torch.core._process import PerProcess
 from s3torch.core.errors import TransportError
 from s3torch.core.sharing import GBPS_PER_CONNECTION, throughput_share
 from s3torch.core.transports._crt_log import native_log
+from s3torch.core.transports._crt_natives import natives
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from awscrt.auth import AwsSigningConfig
     from awscrt.io import ClientBootstrap
     from awscrt.s3 import S3Client
@@ -27,8 +29,6 @@ _CRT_MEMORY_LIMIT = 1 << 30
 _MAX_EVENT_LOOPS = 8
 # One for each pair of keys and endpoint; directory buckets have keys of their own.
 _MAX_SIGNING_CONFIGS = 64
-_ENDING_SECONDS = 2.0
-_LAST_THREAD_SECONDS = 0.05
 
 
 class CrtRuntime:
@@ -44,19 +44,30 @@ class CrtRuntime:
             ) from exc
         self._context = context
         self._lock = threading.RLock()  # The collector may abort a dropped upload in here.
-        self._clients: dict[tuple[str, str], S3Client] = {}
+        config = context.config
+        # What a native client keeps of the settings.
+        self._settings = (
+            config.part_size,
+            config.connections,
+            config.throughput_target_gbps,
+            config.connect_timeout,
+        )
+        self._clients: dict[Hashable, S3Client] = {}
+        # Also where a transport is dropped without being closed.
+        weakref.finalize(self, natives.let_go, self._clients, os.getpid()).atexit = False
         self._signing: dict[tuple[Credentials, str, str, bool], AwsSigningConfig] = {}
         self._bootstrap = _bootstrap.get()
 
     def client(self, endpoint: BucketEndpoint) -> S3Client:
         """Returns the native client of a host; a native client knows just one host and port."""
-        where = (endpoint.scheme, endpoint.host)
-        client = self._clients.get(where)
+        kind = (endpoint.scheme, endpoint.host, endpoint.signing_region, *self._settings)
+        client = self._clients.get(kind)
         if client is None:
             with self._lock:
-                client = self._clients.get(where)
+                client = self._clients.get(kind)
                 if client is None:
-                    client = self._clients[where] = self._make_client(endpoint)
+                    client = natives.take(kind, lambda: self._make_client(endpoint))
+                    self._clients[kind] = client
         return client
 
     def signing_config(
@@ -89,7 +100,7 @@ class CrtRuntime:
     def close(self) -> None:
         """Lets go of the native clients; they end when their last request has."""
         with self._lock:
-            self._clients.clear()
+            natives.let_go(self._clients, os.getpid())
             self._signing.clear()
 
     def _make_client(self, endpoint: BucketEndpoint) -> S3Client:
@@ -98,7 +109,7 @@ class CrtRuntime:
         native_log.get()
         config = self._context.config
         tls = endpoint.scheme == "https"
-        client = S3Client(
+        return S3Client(
             bootstrap=self._bootstrap,
             region=endpoint.signing_region,
             tls_mode=S3RequestTlsMode.ENABLED if tls else S3RequestTlsMode.DISABLED,
@@ -115,8 +126,6 @@ class CrtRuntime:
             retry_config=S3RetryConfig(retry_mode=S3RetryMode.NONE),
             connect_timeout_ms=math.ceil(config.connect_timeout * 1000),
         )
-        _natives.append((weakref.ref(client), client.shutdown_event))
-        return client
 
 
 def _make_bootstrap() -> ClientBootstrap:
@@ -129,22 +138,6 @@ def _make_bootstrap() -> ClientBootstrap:
 # The static default of the CRT does not survive a fork. Clients of one process share event loops, which are
 # never ended: a fork while native threads end would leave their locks held in the child.
 _bootstrap = PerProcess(_make_bootstrap)
-_natives: list[tuple[weakref.ref[S3Client], threading.Event]] = []
-
-
-def _wait_for_ending_clients() -> None:
-    """Lets native clients that nobody holds any more come to their end before a fork."""
-    ending = [(client, ended) for client, ended in list(_natives) if client() is None]
-    for native in ending:
-        native[1].wait(_ENDING_SECONDS)
-        _natives.remove(native)
-    if ending:
-        # The CRT tells of the end before the last of its threads is gone, which may still hold locks.
-        time.sleep(_LAST_THREAD_SECONDS)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_wait_for_ending_clients, after_in_child=_natives.clear)
 
 
 def _tls_options(host: str) -> Any:

@@ -120,6 +120,9 @@ class S3Writer(_BinaryFile):
     def write(self, data: Any) -> int:
         """Takes a copy of the bytes of any contiguous buffer and returns how many bytes.
 
+        The buffer may be changed at once. Only of a ``bytes`` object, which cannot change, whole parts are
+        sent from where they are, and it is held until they have arrived.
+
         Raises:
             S3Error: The bytes could not be sent; the upload is aborted.
             ValueError: The writer is closed.

@@ -245,20 +245,24 @@ class FaultProxy:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         started.set()
-        acceptor = asyncio.create_task(self._accept(listener))
+        relays: set[asyncio.Task[None]] = set()
+        # Not with ``sock_accept``, which loses a connection if it is cancelled at that moment.
+        self._loop.add_reader(listener.fileno(), self._accept, listener, relays)
         await self._stop.wait()
-        acceptor.cancel()
+        self._loop.remove_reader(listener.fileno())
         # All connections end here, too: their tasks are cancelled with the loop.
 
-    async def _accept(self, listener: socket.socket) -> None:
-        relays: set[asyncio.Task[None]] = set()
-        while True:
-            connection, _ = await self._loop.sock_accept(listener)
-            relay = asyncio.create_task(self._relay(connection))
-            relays.add(relay)
-            relay.add_done_callback(relays.discard)
-            # A task that is cancelled before its first step does not close anything itself.
-            relay.add_done_callback(functools.partial(_close, connection))
+    def _accept(self, listener: socket.socket, relays: set[asyncio.Task[None]]) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # Whoever connected is gone already.
+            return
+        connection.setblocking(False)  # noqa: FBT003 - the name of the method says it
+        relay = self._loop.create_task(self._relay(connection))
+        relays.add(relay)
+        relay.add_done_callback(relays.discard)
+        # A task that is cancelled before its first step does not close anything itself.
+        relay.add_done_callback(functools.partial(_close, connection))
 
     async def _relay(self, connection: socket.socket) -> None:
         try:

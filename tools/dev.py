@@ -2,9 +2,9 @@
 """Run a command of this repository in an environment of its own.
 
     python3 tools/dev.py demo               the demonstration; no account needed
-    python3 tools/dev.py test               lint, types and all tests with coverage
+    python3 tools/dev.py test               lint, types and all tests
     python3 tools/dev.py pytest [ARGS...]   only pytest, for example: pytest packages/core -k uri
-    python3 tools/dev.py lint | types | cov | fix
+    python3 tools/dev.py lint | types | suite | cov | fix
     python3 tools/dev.py COMMAND [ARGS...]  any script of hatch.toml, any program of the environment
     python3 tools/dev.py hatch [ARGS...]    hatch itself, for example: hatch build --all
 

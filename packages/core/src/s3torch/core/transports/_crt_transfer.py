@@ -13,6 +13,7 @@ from s3torch.core.errors import (
     S3Error,
     S3TimeoutError,
     TransferCancelledError,
+    TruncatedError,
     error_from_response,
 )
 from s3torch.core.transports._requests import error_of_answer
@@ -38,6 +39,12 @@ _STATUS_BY_NAME = {
     "AWS_ERROR_S3_REQUEST_TIME_TOO_SKEWED": (403, "RequestTimeTooSkewed"),
 }
 _CANCELLED = {"AWS_ERROR_S3_CANCELED", "AWS_ERROR_S3_PAUSED"}
+# Answers that have other bytes than were asked for; the CRT keeps what they were to itself.
+_NO_RANGE = "AWS_ERROR_S3_MISSING_CONTENT_RANGE_HEADER"
+_TRUNCATED = {
+    _NO_RANGE: "the store answered a request for a range without a range",
+    "AWS_ERROR_DEST_COPY_TOO_SMALL": "the body is longer than what was asked for",
+}
 _TIMEOUTS = {
     "AWS_IO_SOCKET_TIMEOUT",
     "AWS_ERROR_HTTP_CHANNEL_THROUGHPUT_FAILURE",
@@ -183,6 +190,9 @@ class CrtTransfer(Future[T]):
     def _failed(self, error: S3Error) -> None:
         """Tries again where that may help, else ends the transfer."""
         error.attempts = self._attempts
+        if getattr(error.__cause__, "name", None) == _NO_RANGE and self.exchange.take_whole():
+            self._again(error, 0)
+            return
         if self._attempts >= self._sender.attempts or self._cancelled:
             self.fail(error)
             return
@@ -264,6 +274,8 @@ class CrtTransfer(Future[T]):
             return S3TimeoutError(f"no answer from {self.host} in time", **about)
         if name in _CANCELLED:
             return TransferCancelledError("the transfer was cancelled", **about)
+        if name in _TRUNCATED:
+            return TruncatedError(_TRUNCATED[name], **about)
         text = f"{self.host}: {getattr(error, 'message', None) or str(error)} ({name})"
         kind = S3TimeoutError if name in _TIMEOUTS else S3ConnectionError
         return kind(text, **about)

@@ -84,7 +84,8 @@ class CrtTransfer(Future[T]):
         self.body: BodyStream | None = None
         self.credentials: Credentials | None = None
         self.host = ""
-        # When the answer has to be there, by the monotonic clock.
+        # When the attempt was begun and when its answer has to be there, by the monotonic clock.
+        self.begun_at = math.inf
         self.deadline = math.inf
         # A native request must be kept until it is done.
         self._live = live
@@ -120,13 +121,12 @@ class CrtTransfer(Future[T]):
             timer.get().call_later(0, self._end_cancelled)
         return True
 
-    def check_deadline(self, now: float) -> None:
-        """Gives up an attempt whose answer has not come in time."""
+    def give_up(self, begun_at: float) -> None:
+        """Gives up the attempt that was begun then, because its answer has not come in time."""
         with self._lock:
-            if now < self.deadline or self._request is None:
+            if self._request is None or self._late or self.begun_at != begun_at:
                 return
             self._late = True
-            self.deadline = math.inf
             request = self._request
         request.cancel()
 
@@ -167,7 +167,7 @@ class CrtTransfer(Future[T]):
                 return
             self._attempts += 1
             number = self._attempts
-            self._request, self._late, self.deadline = None, False, math.inf
+            self._request, self._late = None, False
             self.exchange.begin()
         try:
             request = self._send()

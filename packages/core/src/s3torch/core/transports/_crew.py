@@ -40,6 +40,8 @@ class Crew:
         # Reentrant, because the collector may abort a dropped upload in here.
         self._changed = threading.Condition(threading.RLock())
         self._live: set[PooledTransfer[Any]] = set()
+        # Those that a thread will take from the queue, if only to see that they have been done elsewhere.
+        self._promised: set[PooledTransfer[Any]] = set()
         self._inside: set[int] = set()
         self._count = 0
         # Threads that wait and are not promised to a transfer yet; below 0, transfers that wait for a thread.
@@ -61,6 +63,7 @@ class Crew:
                 return False
             self._idle -= 1
             self._live.add(transfer)
+            self._promised.add(transfer)
             self._queue.put(transfer)
         return True
 
@@ -105,8 +108,15 @@ class Crew:
         """Takes note that nobody works for a transfer any more."""
         with self._changed:
             self._live.discard(transfer)
+            self._free(transfer)
             if self._closed:
                 self._changed.notify_all()
+
+    def _free(self, transfer: PooledTransfer[Any]) -> None:
+        """Has the thread that was promised to a transfer for others, also before it knows."""
+        if transfer in self._promised:
+            self._promised.remove(transfer)
+            self._idle += 1
 
     @property
     def _useful(self) -> int:
@@ -131,6 +141,7 @@ class Crew:
             has_run = transfer.run()
             seconds = time.monotonic() - begun
             with self._changed:
+                self._free(transfer)
                 if has_run:
                     self._small += 1
                     self._quickest = min(seconds, self._quickest * _FORGETTING or seconds)
@@ -138,9 +149,9 @@ class Crew:
                     self.leave(transfer)
                 if not self._closed and self._count > self._useful + _SPARE:
                     self._count -= 1
+                    self._idle -= 1
                     self._inside.discard(threading.get_ident())
                     return
-                self._idle += 1
             del transfer
 
 

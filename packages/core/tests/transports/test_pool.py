@@ -254,8 +254,8 @@ def test_more_threads_are_started_only_where_transfers_wait(name, threads, secon
     assert ends(lambda: not threads())
 
 
-def test_threads_that_small_transfers_do_not_need_are_let_go():
-    pool = TransferPool(16, name="s3torch-pool-test", at_once=12)
+def test_threads_that_small_transfers_do_not_need_are_let_go(name, threads):
+    pool = TransferPool(16, name=name, at_once=12)
     go_on = threading.Event()
 
     def run_at_once(count, buffer=None):

@@ -187,6 +187,7 @@ class S3StorageWriter(FileSystemWriter):
             self.transforms,
             options=self._put_options,
             plain=bool(planned) and self._is_fresh(plan.storage_data, planned[0].name),
+            copy_ahead=self.per_thread_copy_ahead,
         )
         done: Future[list[WriteResult]] = Future()
         done.set_result(write_files(planned, files.write, threads=self.thread_count))

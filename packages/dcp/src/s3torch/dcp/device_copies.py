@@ -1,21 +1,26 @@
 """Copies between accelerators and memory of the host that they reach without the processor.
 
-Such memory, which torch calls pinned, is expensive to get, so that buffers of one size are used again: when
-the copy has ended, which the accelerator tells by an event.
+Such memory, which torch calls pinned, is expensive to get. Torch keeps what was freed for whoever asks for
+as much, so copies are made in pieces of one size, and the memory of a piece is freed when its copy has ended:
+the accelerator tells that by an event.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections import deque
+from typing import Protocol
 
 import torch
 
+from s3torch.core.ranges import MIB
 from s3torch.dcp.pieces import memory_of
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+__all__ = ["PIECE", "FromDevice", "FromHost", "HostCopy", "ToDevice", "ToHost"]
 
-__all__ = ["CopyEngine", "DeviceCopies", "HostCopy"]
+# The most bytes of one copy.
+PIECE = 8 * MIB
+
+_UNDER_WAY = 4 * PIECE
 
 
 class HostCopy(Protocol):
@@ -25,48 +30,57 @@ class HostCopy(Protocol):
         """Returns the bytes when they are there."""
         ...
 
-    def release(self) -> None:
-        """Lets their memory be used again."""
-        ...
 
-
-class CopyEngine(Protocol):
-    """Starts copies from an accelerator. One thread uses it."""
+class ToHost(Protocol):
+    """Starts copies from an accelerator; for one thread."""
 
     def serves(self, tensor: torch.Tensor) -> bool:
-        """Tells whether the tensor is where copies can be started from."""
+        """Tells whether copies of a tensor can be started."""
         ...
 
     def start(self, piece: torch.Tensor) -> HostCopy:
-        """Starts to copy a row of bytes, which is not changed before they are there."""
+        """Starts to copy a row of bytes, which do not change before they are there."""
         ...
 
 
-class DeviceCopies:
-    """Copies that torch makes, on a stream of their own.
+class ToDevice(Protocol):
+    """Copies bytes into tensors of an accelerator; for one thread."""
 
-    Args:
-        size: The most bytes that one of them has.
-    """
+    def serves(self, tensor: torch.Tensor) -> bool:
+        """Tells whether bytes can be copied into a tensor."""
+        ...
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def take(self, size: int) -> torch.Tensor:
+        """Returns a row of bytes on the host, to be filled and given to ``start``."""
+        ...
+
+    def start(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Starts to copy a row of bytes; the source is not used by others before they are there."""
+        ...
+
+    def finish(self) -> None:
+        """Waits until all bytes are there."""
+        ...
+
+
+class FromDevice:
+    """Copies from the accelerator of this process, on streams of their own."""
+
+    def __init__(self) -> None:
         self._streams: dict[torch.device, torch.Stream] = {}
-        self._free: list[torch.Tensor] = []
 
     def serves(self, tensor: torch.Tensor) -> bool:
         """Tells whether the tensor is on the accelerator of this process."""
-        return is_on_accelerator(tensor.device)
+        return _is_on_accelerator(tensor.device)
 
     def start(self, piece: torch.Tensor) -> HostCopy:
-        """Starts a copy as soon as what was asked of the accelerator before is done."""
-        buffer = self._free.pop() if self._free else pinned(self._size)
-        target = buffer[: piece.numel()]
+        """Starts a copy, which waits for what was asked of the accelerator before the first one."""
+        target = _pinned(piece.numel())
         stream = self._stream(piece.device)
         with stream:
             target.copy_(piece, non_blocking=True)
             event = stream.record_event()
-        return _Copy(piece, target, event, lambda: self._free.append(buffer))
+        return _Started(piece, target, event)
 
     def _stream(self, device: torch.device) -> torch.Stream:
         stream = self._streams.get(device)
@@ -76,15 +90,12 @@ class DeviceCopies:
         return stream
 
 
-class _Copy:
-    def __init__(
-        self, piece: torch.Tensor, target: torch.Tensor, event: torch.Event, give_back: Callable[[], None]
-    ) -> None:
+class _Started:
+    def __init__(self, piece: torch.Tensor, target: torch.Tensor, event: torch.Event) -> None:
         # It has to live until the accelerator has read it.
         self._piece: torch.Tensor | None = piece
         self._target = target
         self._event = event
-        self._give_back = give_back
 
     def wait(self) -> memoryview:
         """Returns the bytes when they are there."""
@@ -92,13 +103,48 @@ class _Copy:
         self._piece = None
         return memory_of(self._target)
 
-    def release(self) -> None:
-        """Lets their memory be used again."""
-        self._give_back()
+
+class FromHost:
+    """Copies to the accelerator of this process.
+
+    They are made on the stream that the caller uses, so that whatever the caller asks of the accelerator
+    next finds the bytes there.
+    """
+
+    def __init__(self) -> None:
+        self._started: deque[tuple[torch.Event, torch.Tensor]] = deque()
+        self._bytes = 0
+
+    def serves(self, tensor: torch.Tensor) -> bool:
+        """Tells whether the tensor is on the accelerator of this process."""
+        return _is_on_accelerator(tensor.device)
+
+    def take(self, size: int) -> torch.Tensor:
+        """Returns pinned memory."""
+        return _pinned(size)
+
+    def start(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Starts a copy; waits for older ones when there are many."""
+        target.copy_(source, non_blocking=True)
+        event = torch.accelerator.current_stream(target.device).record_event()
+        self._started.append((event, source))
+        self._bytes += source.nbytes
+        while self._bytes > _UNDER_WAY:
+            self._wait()
+
+    def finish(self) -> None:
+        """Waits until all bytes are there."""
+        while self._started:
+            self._wait()
+
+    def _wait(self) -> None:
+        event, source = self._started.popleft()
+        event.synchronize()
+        self._bytes -= source.nbytes
 
 
-def is_on_accelerator(device: torch.device) -> bool:
-    """Tells whether copies to and from a device can go on by themselves."""
+def _is_on_accelerator(device: torch.device) -> bool:
+    """Tells whether copies to and from a device go on by themselves."""
     if device.type in {"cpu", "meta"}:
         return False
     here = torch.accelerator.current_accelerator(check_available=True)
@@ -106,6 +152,5 @@ def is_on_accelerator(device: torch.device) -> bool:
     return here is not None and here.type == device.type and device.type != "mps"
 
 
-def pinned(size: int) -> torch.Tensor:
-    """Returns memory of the host that the accelerator reaches by itself."""
+def _pinned(size: int) -> torch.Tensor:
     return torch.empty(size, dtype=torch.uint8, pin_memory=True)

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from s3torch.core.ranges import MIB
-from s3torch.dcp.device_copies import DeviceCopies
+from s3torch.dcp.device_copies import PIECE, FromDevice
 from s3torch.dcp.pieces import memory_of
 
 if TYPE_CHECKING:
@@ -21,11 +20,9 @@ if TYPE_CHECKING:
 
     from torch.distributed.checkpoint.planner import WriteItem
 
-    from s3torch.dcp.device_copies import CopyEngine, HostCopy
+    from s3torch.dcp.device_copies import HostCopy, ToHost
 
 __all__ = ["HostValue", "HostValues", "is_plain"]
-
-_PIECE = 8 * MIB
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
@@ -48,7 +45,7 @@ class HostValues:
         items: What is written, in order.
         resolve: Gives the value of an item.
         ahead: How many bytes are copied ahead; one piece is, however small this is.
-        engine: Copies from accelerators; ``None`` for that of torch.
+        device: Copies from an accelerator; ``None`` for that of this process, if it has one.
     """
 
     def __init__(
@@ -57,12 +54,12 @@ class HostValues:
         resolve: Callable[[WriteItem], Any],
         *,
         ahead: int,
-        engine: CopyEngine | None = None,
+        device: ToHost | None = None,
     ) -> None:
         self._rest = iter(items)
         self._resolve = resolve
         self._ahead = ahead
-        self._engine = engine if engine is not None else DeviceCopies(_PIECE)
+        self._device: ToHost = device if device is not None else FromDevice()
         self._begun: deque[HostValue] = deque()
         self._in_flight = 0
 
@@ -88,7 +85,7 @@ class HostValues:
             elif newest is not None and not newest.is_remote:
                 return
             elif (item := next(self._rest, None)) is not None:
-                self._begun.append(HostValue(item, self._resolve(item), self._engine, self.top_up))
+                self._begun.append(HostValue(item, self._resolve(item), self._device, self.top_up))
             else:
                 return
 
@@ -103,15 +100,15 @@ class HostValue:
         is_remote: It is such a tensor and not on the host.
     """
 
-    def __init__(self, item: WriteItem, data: Any, engine: CopyEngine, top_up: Callable[..., None]) -> None:
+    def __init__(self, item: WriteItem, data: Any, device: ToHost, top_up: Callable[..., None]) -> None:
         self.item = item
-        self._engine = engine
+        self._device = device
         self._top_up = top_up
         self._copies: deque[HostCopy] = deque()
         self.is_plain = self.is_remote = False
         if isinstance(data, torch.Tensor):
             data = data.detach()
-            self.is_remote = engine.serves(data) and is_plain(data)
+            self.is_remote = device.serves(data) and is_plain(data)
             if not self.is_remote:
                 data = data.cpu()
             self.is_plain = self.is_remote or is_plain(data)
@@ -123,7 +120,7 @@ class HostValue:
         piece = next(self._waiting, None)
         if piece is None:
             return 0
-        self._copies.append(self._engine.start(piece))
+        self._copies.append(self._device.start(piece))
         return piece.nbytes
 
     def send(self, stream: Any) -> None:
@@ -136,14 +133,10 @@ class HostValue:
             stream.lend(memory_of(self.data))
             return
         while self._copies:
-            copy = self._copies.popleft()
-            content = copy.wait()
-            size = len(content)
+            content = self._copies.popleft().wait()
             # The accelerator goes on while these bytes are taken.
-            self._top_up(arrived=size)
+            self._top_up(arrived=len(content))
             stream.write(content)
-            del content
-            copy.release()
 
     def on_host(self) -> Any:
         """Returns the value, on the host as a whole."""
@@ -157,9 +150,7 @@ class HostValue:
         """Forgets the value; returns how many bytes were on their way for nothing."""
         lost = 0
         while self._copies:
-            copy = self._copies.popleft()
-            lost += len(copy.wait())
-            copy.release()
+            lost += len(self._copies.popleft().wait())
         self._waiting = iter(())
         self.data = None
         return lost
@@ -178,6 +169,4 @@ class _Memory:
 
 def _cut(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """Yields the bytes of a plain tensor in pieces."""
-    flat = tensor.reshape(-1).view(torch.uint8)
-    for start in range(0, flat.numel(), _PIECE):
-        yield flat[start : start + _PIECE]
+    yield from tensor.reshape(-1).view(torch.uint8).split(PIECE)

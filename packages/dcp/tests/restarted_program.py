@@ -1,6 +1,6 @@
 """A job that goes on from its last checkpoint when it is started again; run by torchrun.
 
-It saves after each of its steps, always to one path. Each rank writes its id and its steps into files of a folder.
+It saves after each of its steps, always to one path. Each rank writes its id and its steps into files.
 """
 
 from __future__ import annotations

@@ -193,28 +193,6 @@ def test_a_store_that_does_not_understand_conditions_can_be_saved_to(proxied, pr
     assert loaded_number(proxied) == 2
 
 
-@pytest.mark.parametrize("fault", [Fault.error(403, "AccessDenied"), Fault.drop(side="response")])
-def test_a_failure_of_any_request_leaves_the_old_or_the_new_checkpoint(proxied, proxy, fault):
-    save(proxied, 0, thread_count=3)
-    number, step = 0, 0
-    while True:
-        rule = proxy.add(fault, skip=step, times=1)
-        try:
-            save(proxied, number + 1, thread_count=1 + step % 3)
-        except CheckpointException:
-            proxy.heal()
-            assert rule.hits == 1
-            # A commit whose answer was lost has happened.
-            assert loaded_number(proxied) in {number, number + 1}
-        else:
-            proxy.heal()
-            assert loaded_number(proxied) == number + 1
-        if not rule.hits:
-            break
-        number, step = loaded_number(proxied), step + 1
-    assert step >= 5
-
-
 def test_cached_plans_do_not_write_over_files(place):
     for number in range(3):
         dcp.save(

@@ -3,7 +3,7 @@
 A checkpoint is there from the moment at which its metadata is, which is written last, and deleted first:
 torch's ``.metadata``, or in the layout of Hugging Face ``model.safetensors.index.json``. So only complete
 checkpoints are ever listed. (What each rank has saved for itself, with ``use_collectives=False``, has no
-common metadata, and of safetensors files without an index nothing tells whether they are all there; neither is
+common metadata, and of safetensors files without an index nothing tells whether all are there; neither is
 listed.) What ``enable_consolidation`` leaves in ``sharded`` belongs to the checkpoint above it. All functions
 take a ``client``; ``None`` makes one from the environment.
 """

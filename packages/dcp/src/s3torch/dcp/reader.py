@@ -64,7 +64,9 @@ class S3StorageReader(FileSystemReader):
         thread_count: How many large items are decoded at a time; with another kind of reader, how many files
             are read.
         process_group: The ranks that load together: one of them reads the metadata and hands it to the
-            others. ``None`` lets every rank read it, as a rank must that loads alone.
+            others. ``None`` lets every rank read it. That is the default, because torch does not tell a
+            reader whether the other ranks load, too: one that loads with ``no_dist=True``, or calls
+            ``read_metadata`` to look into a checkpoint, would wait for them for ever.
         safe_globals: Classes and functions that may be in the metadata beyond what torch writes, as for
             ``torch.serialization.add_safe_globals``.
         _extension_registry: Knows the stream extensions with which the checkpoint was written.
@@ -106,6 +108,10 @@ class S3StorageReader(FileSystemReader):
         self._safe_globals = tuple(safe_globals)
         self._why_no_metadata = ""
         self.sync_files = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the process group behind, which no other process has."""
+        return self.__dict__ | {"_process_group": None}
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:

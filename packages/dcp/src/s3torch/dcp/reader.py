@@ -228,7 +228,9 @@ class S3StorageReader(FileSystemReader):
         if layout is not None and layout.stop - layout.start == chunk.size:
             # Only the bytes of the tensor, as in a safetensors file.
             return tensor_of(raw.read(-1), layout)
-        stream = self.transforms.transform_load_stream(request, chunk.descriptors, raw)
+        # torch names first what its data went through first; with several, its own reader forgets that the
+        # last must be undone first.
+        stream = self.transforms.transform_load_stream(request, chunk.descriptors[::-1], raw)
         if request.type == LoadItemType.BYTE_IO:
             return stream.read(-1)
         if not stream.seekable():

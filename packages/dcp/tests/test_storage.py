@@ -249,7 +249,10 @@ def test_overlapping_repeated_and_empty_chunks(place, constructor):
     reader.storage_data[MetadataIndex("other")] = _StorageInfo("b", 3, 4)
     reader.storage_data[MetadataIndex("empty")] = _StorageInfo("c", 0, 0)
     names = ["z", "x", "y", "x", "inside", "none", "other", "empty"]
-    plan = reader.prepare_local_plan(LoadPlan([object_item(name) for name in names]))
+    given = LoadPlan([object_item(name) for name in names])
+    items = given.items
+    plan = reader.prepare_local_plan(given)
+    assert (plan is given, plan.items is items) == (True, True)
     offsets = [reader.storage_data[item.storage_index].offset for item in plan.items]
     assert offsets == sorted(offsets)
     planner = Collecting()

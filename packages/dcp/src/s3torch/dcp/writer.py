@@ -12,6 +12,7 @@ from torch.futures import Future
 
 from s3torch.core import PutOptions
 from s3torch.core.errors import ConfigurationError
+from s3torch.core.plugins.manager import prefix_strategy as named_strategy
 from s3torch.dcp.committing import EXISTS, CommitObject, Surroundings
 from s3torch.dcp.errors import CheckpointError
 from s3torch.dcp.filesystem import S3FileSystem
@@ -74,8 +75,8 @@ class S3StorageWriter(FileSystemWriter):
         region: The region of the bucket; ``None`` takes it from the environment.
         path: The ``s3://bucket/prefix`` of the checkpoint.
         s3client_config: The settings of the client.
-        prefix_strategy: Names the files of each rank, asked at every save; ``None`` for
-            ``DefaultPrefixStrategy``.
+        prefix_strategy: Names the files of each rank, asked at every save; or the name under which a plugin
+            has registered one, such as ``"hex"``. ``None`` for ``DefaultPrefixStrategy``.
         thread_count: How many files a rank writes, and how many at a time.
         endpoint: The URL of a store that speaks S3.
         s3_client: Serves all requests in place of a client of its own.
@@ -102,7 +103,7 @@ class S3StorageWriter(FileSystemWriter):
         region: str | None,
         path: str | os.PathLike[str],
         s3client_config: S3ClientConfig | None = None,
-        prefix_strategy: Callable[[int], str] | None = None,
+        prefix_strategy: Callable[[int], str] | str | None = None,
         thread_count: int = 1,
         *,
         endpoint: str | None = None,
@@ -122,7 +123,8 @@ class S3StorageWriter(FileSystemWriter):
         )
         self.path: str = checked_uri(path)
         self.fs.init_path(self.path)
-        self.prefix_strategy = prefix_strategy or DefaultPrefixStrategy()
+        named = named_strategy(prefix_strategy)() if isinstance(prefix_strategy, str) else prefix_strategy
+        self.prefix_strategy: Callable[[int], str] = named or DefaultPrefixStrategy()
         self._put_options = put_options or PutOptions()
         # What the rank that plans has seen at the path; of the save that is going on.
         self._before: Surroundings | None = None

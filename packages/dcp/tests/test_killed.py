@@ -212,6 +212,16 @@ def test_a_rank_that_is_killed_while_another_one_works(saves_of):
     saves.assert_nothing_is_left()
 
 
+def test_what_each_rank_sends(saves_of):
+    saves = saves_of(2)
+    saves.complete()
+    first, second = ([(one.method, one.key) for one in proxy.requests()] for proxy in saves.proxies)
+    assert first == [("GET", ""), ("PUT", "checkpoint/__0_0.distcp"), ("PUT", "checkpoint/.metadata")]
+    # Only its own file, in two parts.
+    assert [method for method, _ in second] == ["POST", "PUT", "PUT", "POST"]
+    assert {key for _, key in second} == {"checkpoint/__1_0.distcp"}
+
+
 def test_a_job_under_torchrun_goes_on_from_its_checkpoint(seaweed_place, seaweedfs, fault_proxy, tmp_path):
     proxy = fault_proxy(seaweedfs)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -242,6 +242,10 @@ def test_bad_arguments(place):
     with pytest.raises(ConfigurationError, match="needs use_collectives=True"):
         dcp.save(STATE, storage_writer=writer_of(place), use_collectives=False)
     put_shards(place, STATE | {"empty": torch.ones(1)}, (2, 2))
+    with pytest.raises(ConfigurationError, match="begin with 1, got 0"):
+        consolidate_safetensors_files(
+            place.uri("shards"), place.uri("model"), dict.fromkeys(STATE, 0), client=place.client()
+        )
     with pytest.raises(CheckpointError, match="has no file for"):
         consolidate_safetensors_files(
             place.uri("shards"), place.uri("model"), {"wide": 1}, client=place.client()

@@ -274,6 +274,13 @@ def test_there_is_no_checkpoint(place, caplog):
     assert "nothing/here/.metadata does not exist" in caplog.text
 
 
+def test_there_is_no_bucket(place):
+    reader = place.reader()
+    reader.reset("s3://missing/checkpoint")
+    with pytest.raises(NotFoundError, match="no such bucket"):
+        reader.read_metadata()
+
+
 def failure_of(caught):
     """The error of rank 0."""
     return caught.value.failures[0][0]

@@ -19,7 +19,7 @@ from s3torch.dcp.consolidation import bands_of, reads_of, windows
 from s3torch.dcp.errors import CheckpointError
 from s3torch.dcp.filesystem import S3FileSystem
 from s3torch.dcp.hugging_face import S3HuggingFaceStorageReader
-from s3torch.dcp.index_files import INDEX_NAME, Index, make_index, parse_index
+from s3torch.dcp.index_files import INDEX_NAME, Index, file_count, make_index, parse_index
 from s3torch.dcp.leftovers import remove_replaced
 from s3torch.dcp.new_files import NewFiles
 from s3torch.dcp.paths import checked_uri, join_path
@@ -95,7 +95,7 @@ class _Consolidation:
         }
         if lost := sorted(self._tensors.keys() - numbers.keys()) if numbers else []:
             raise CheckpointError(f"fqn_to_index_mapping has no file for {lost[0]}")
-        count = max(numbers.values(), default=1)
+        count = file_count(numbers)
         # The tensors of each file, the widest elements first, so that each is aligned.
         self._files: dict[str, list[str]] = {}
         for name in sorted(self._tensors, key=lambda name: (-self._dtype(name).itemsize, name)):

@@ -11,7 +11,7 @@ from s3torch.core.errors import ConfigurationError
 from s3torch.dcp.committing import EXISTS
 from s3torch.dcp.consolidating import consolidate_safetensors_files
 from s3torch.dcp.errors import CheckpointError
-from s3torch.dcp.index_files import INDEX_NAME, Index, make_index, parse_index
+from s3torch.dcp.index_files import INDEX_NAME, Index, file_count, make_index, parse_index
 from s3torch.dcp.metadata import file_facts
 from s3torch.dcp.paths import checked_uri, join_path
 from s3torch.dcp.plan import plan_numbered_files
@@ -86,9 +86,7 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
         s3_client: S3Client | None = None,
         put_options: PutOptions | None = None,
     ) -> None:
-        numbers = set(fqn_to_index_mapping.values()) if fqn_to_index_mapping else {1}
-        if min(numbers) < 1:
-            raise ConfigurationError(f"the numbers of files begin with 1, got {min(numbers)}")
+        self._count = file_count(fqn_to_index_mapping)
         if enable_consolidation and not save_distributed:
             raise ConfigurationError("enable_consolidation=True needs save_distributed=True")
         if not isinstance(thread_count_consolidation, int) or thread_count_consolidation < 1:
@@ -112,7 +110,6 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
         )
         self.fqn_to_index_mapping = dict(fqn_to_index_mapping) if fqn_to_index_mapping else None
         self.save_distributed = save_distributed
-        self._count = max(numbers)
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Prepares another save, to another place if one is given."""

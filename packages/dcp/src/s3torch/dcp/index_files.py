@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint._hf_utils import _metadata_fn
 
+from s3torch.core.errors import ConfigurationError
 from s3torch.dcp.errors import CheckpointError
 from s3torch.dcp.metadata import FileFacts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["INDEX_NAME", "Index", "make_index", "parse_index"]
+__all__ = ["INDEX_NAME", "Index", "file_count", "make_index", "parse_index"]
 
 INDEX_NAME = _metadata_fn
 
@@ -38,6 +39,19 @@ class Index:
     def files(self) -> set[str]:
         """The names of all files."""
         return set(self.weight_map.values())
+
+
+def file_count(numbers: Mapping[str, int] | None) -> int:
+    """Returns how many files there are, from the number of the file for each tensor; ``None`` for one.
+
+    Raises:
+        ConfigurationError: A number is out of range. It is a ``ValueError``, too.
+    """
+    found = set((numbers or {}).values())
+    for number in found:
+        if not isinstance(number, int) or number < 1:
+            raise ConfigurationError(f"the numbers of files begin with 1, got {number!r}")
+    return max(found, default=1)
 
 
 def make_index(index: Index, *, total_size: int) -> bytes:

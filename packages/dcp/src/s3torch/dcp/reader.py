@@ -43,6 +43,7 @@ __all__ = ["S3StorageReader"]
 _log = logging.getLogger(__name__)
 
 _WINDOW = 256 * MIB
+_NO_BUCKET = "NoSuchBucket"
 
 
 class S3StorageReader(FileSystemReader):
@@ -161,6 +162,8 @@ class S3StorageReader(FileSystemReader):
             with self.fs.create_stream(uri, "rb") as stream:
                 return bytes(stream.read())
         except NotFoundError as exc:
+            if exc.code == _NO_BUCKET:
+                raise
             raise _no_checkpoint(uri, exc) from exc
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:

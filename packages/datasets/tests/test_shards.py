@@ -20,7 +20,7 @@ from s3torch.core.testing.memory import MemoryStore
 from s3torch.datasets import S3ShardDataset
 from s3torch.datasets.damage import DamagedShardError
 from s3torch.datasets.shard_order import BlockProgress, Cursor, Mixer
-from s3torch.datasets.sharding import Shard
+from s3torch.datasets.sharding import Stripe
 from s3torch.datasets.tar_format import TarFormat
 
 KEYS = [[f"d/{shard}-{number}" for number in range(shard + 2)] for shard in range(6)]
@@ -188,7 +188,7 @@ def test_a_worker_keeps_no_more_samples_than_its_buffer():
         def __del__(self):
             Sample.alive -= 1
 
-    mixer = Mixer(10, seed=0, epoch=0, turn=0, shard=Shard())
+    mixer = Mixer(10, seed=0, epoch=0, turn=0, stripe=Stripe())
     most = 0
     for _, sample in mixer.mix(((Cursor(), Sample()) for _ in range(100)), BlockProgress()):
         most = max(most, sample.alive)
@@ -251,9 +251,10 @@ def test_a_state_that_does_not_fit_is_refused(make, store, make_tar):
         make().load_state_dict(state)
     with pytest.raises(ConfigurationError, match="no state"):
         make().load_state_dict({"epoch": 1})
-    other = make(shuffle=True, rank=0, world_size=2)
-    other.load_state_dict(state)
-    with pytest.raises(ConfigurationError, match="same numbers of ranks and workers"):
+    one, other = (make(shuffle=True, rank=0, world_size=size) for size in (2, 3))
+    next(iter(one))
+    other.load_state_dict(one.state_dict())
+    with pytest.raises(ConfigurationError, match=r"merge_states\(\) of all ranks"):
         iter(other)
     store.put("data", "train/9.tar", make_tar([]))
     changed = make(shuffle=True)

@@ -58,11 +58,11 @@ class S3ShardDataset(SampleDataset, IterableDataset[Any]):
     samples within blocks of ``shuffle_buffer``; the order depends on the numbers of ranks and workers.
 
     ``state_dict()`` has a few numbers for each worker and resumes exactly: no sample comes twice in an epoch
-    and none is lost, whatever the numbers of ranks and workers are then. With the same numbers the samples
-    come in the same order, too; with others what is left is shared out anew. Up to two blocks are read again,
-    and of a compressed archive all before them. States are those of a ``ResumableLoader``, of torchdata's
-    ``StatefulDataLoader`` (same numbers), or of the dataset itself where no loader has workers; those of
-    several ranks are put together by ``merge_states``.
+    and none is lost, whatever the numbers of ranks and workers are then. With the same numbers each worker
+    goes on in the same order; with others what is left is shared out anew, and the blocks that were being
+    given out come first. Up to two blocks are read again, and of a compressed archive all before them.
+    States are those of a ``ResumableLoader``, of torchdata's ``StatefulDataLoader`` (same numbers), or of the
+    dataset itself where no loader has workers; ``merge_states`` puts those of several ranks together.
 
     Rank and world size are read as ``S3IterableDataset`` does. All workers of a rank and all epochs share one
     listing.

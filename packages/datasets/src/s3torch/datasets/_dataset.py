@@ -88,7 +88,8 @@ class S3Dataset:
         """Makes a dataset of the objects of a manifest, in its order; S3 is not asked for a listing.
 
         Every read is pinned to the ETag in the manifest: an object that was replaced since raises
-        ``ObjectChangedError``. States of the dataset can be resumed with the same manifest only.
+        ``ObjectChangedError``, unless the manifest has its version, which is read then. States of the dataset
+        can be resumed with the same manifest only.
 
         Args:
             manifest: The manifest, or where it was saved: an S3 URI or a local path, read at the first use.
@@ -101,9 +102,18 @@ class S3Dataset:
         _log.info("Building %s from_manifest", cls.__name__)
         return cls(region, ManifestSource(manifest), **options)
 
-    def manifest(self) -> Manifest:
-        """Lists the objects of this dataset, as they are now, for ``Manifest.save`` and ``from_manifest``."""
-        return Manifest.build(lambda _: self._list_whole(), self._client)
+    def manifest(self, *, versions: bool = False) -> Manifest:
+        """Lists the objects of this dataset, as they are now, for ``Manifest.save`` and ``from_manifest``.
+
+        Args:
+            versions: Keeps the version that each object has now, in buckets that keep versions.
+        """
+        source = self._get_dataset_objects
+        if versions and isinstance(source, PrefixSource):
+            return Manifest.build(
+                lambda client: self._selected(source.latest_versions(client)), self._client, versions=True
+            )
+        return Manifest.build(lambda _: self._list_whole(), self._client, versions=versions)
 
     def describe(self) -> DatasetSummary:
         """Summarises the objects, from their listing: how many, how large, with which suffixes."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.plugins.manager import shard_formats
 from s3torch.datasets.caching import open_ranges, through
+from s3torch.datasets.versions import facts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -59,13 +60,13 @@ class ShardObject:
         return self.client.get_object(
             self.item.bucket,
             self.item.key,
-            object_info=self.item.object_info,
             reader_constructor=through(self.cache, self.reader_constructor),
+            **facts_of(self.item),
         )
 
     def ranges(self) -> RangeSource:
         """Returns the object as a source of ranges."""
-        return open_ranges(self.client, self.item.bucket, self.item.key, self.item.object_info, self.cache)
+        return open_ranges(self.client, self.item, self.cache)
 
 
 class ShardPiece(Protocol):

@@ -1,7 +1,8 @@
 """Where the objects of a dataset come from.
 
 A source is any callable that takes an ``S3Client`` and returns an iterable of ``S3BucketKeyData``. A dataset
-asks it anew for each listing; to work in spawned workers it has to be picklable.
+asks it anew for each listing; to work in spawned workers it has to be picklable. An object whose
+``object_info`` is a ``VersionedInfo`` is read in that version.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 from s3torch.core import S3BucketKeyData, S3Client, S3Uri, parse_s3_uri
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.globs import Glob
+from s3torch.datasets.versions import VersionedInfo
 
 __all__ = ["GlobSource", "ObjectSource", "ObjectsSource", "PagedSource", "PrefixSource"]
 
@@ -70,6 +72,17 @@ class PrefixSource:
         for bucket, prefix in self.uris:
             for info in client.walk(bucket, prefix):
                 yield S3BucketKeyData(bucket, info.key, info)
+
+    def latest_versions(self, client: S3Client) -> Iterator[S3BucketKeyData]:
+        """Lists everything with the version that each object has now, where the bucket keeps versions."""
+        for bucket, prefix in self.uris:
+            for page in client.list_object_versions(bucket, prefix):
+                for one in page.versions:
+                    if one.is_latest and not one.is_delete_marker:
+                        facts = (one.key, one.etag, one.size, one.last_modified, one.storage_class)
+                        yield S3BucketKeyData(
+                            bucket, one.key, VersionedInfo(*facts, version_id=one.version_id)
+                        )
 
     def page(self, client: S3Client, cursor: str | None) -> tuple[list[S3BucketKeyData], str | None]:
         """Lists one page."""

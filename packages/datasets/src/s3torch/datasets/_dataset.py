@@ -16,7 +16,7 @@ from s3torch.datasets.describe import describe_objects
 from s3torch.datasets.hedging import Hedging
 from s3torch.datasets.manifest import Manifest, ManifestSource
 from s3torch.datasets.shared_listing import SharedFolder, SharedListing
-from s3torch.datasets.sources import GlobSource, PrefixSource
+from s3torch.datasets.sources import GlobSource, PrefixSource, subject_of
 
 if TYPE_CHECKING:
     import os
@@ -48,7 +48,7 @@ class S3Dataset:
         self._region = region
         self._get_dataset_objects = get_dataset_objects
         self._settings = settings
-        self._folder = SharedFolder()
+        self._folder = SharedFolder(self._subject())
         self._shared_listing = SharedListing(self._folder)
         self._tally = Tally()
         self._hedging: Hedging | None = None
@@ -159,6 +159,14 @@ class S3Dataset:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _subject(self) -> str | None:
+        """Names what is listed, where all ranks list the same."""
+        settings = self._settings
+        if settings.select is not None and settings.select.where is not None:
+            return None
+        place = (self._region, settings.endpoint, settings.s3client_config)
+        return subject_of(self._get_dataset_objects, settings.select, place)
 
     def _list(self) -> Iterable[S3BucketKeyData]:
         return self._selected(self._get_dataset_objects(self._client))

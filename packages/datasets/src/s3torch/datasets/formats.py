@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.plugins.manager import shard_formats
 from s3torch.datasets.caching import open_ranges, through
+from s3torch.datasets.sources import subject_of
 from s3torch.datasets.versions import facts_of
 
 if TYPE_CHECKING:
@@ -168,6 +169,10 @@ class ShardSource:
 
     source: ObjectSource
     suffixes: tuple[str, ...] | None = None
+
+    def subject(self) -> str | None:
+        """Names what is listed, if the other source has a name."""
+        return subject_of(self.source, self.suffixes)
 
     def __call__(self, client: S3Client) -> Iterator[S3BucketKeyData]:
         """Lists what is left."""

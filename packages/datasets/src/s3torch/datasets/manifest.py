@@ -186,6 +186,10 @@ class ManifestSource:
             if _is_s3(self.place):
                 parse_s3_uri(self.place)
 
+    def subject(self) -> str | None:
+        """Names the manifest, where it is a place that all ranks can read."""
+        return None if isinstance(self.place, Manifest) else repr(self)
+
     def __call__(self, client: S3Client) -> ObjectTable:
         """Returns the objects."""
         place = self.place

@@ -25,7 +25,7 @@ from s3torch.datasets.shard_run import ShardRun
 from s3torch.datasets.shard_state import ShardMark, ShardState
 from s3torch.datasets.sharding import Place, Shard
 from s3torch.datasets.shared_listing import SharedFolder, SharedListing
-from s3torch.datasets.sources import PrefixSource
+from s3torch.datasets.sources import PrefixSource, subject_of
 
 if TYPE_CHECKING:
     import os
@@ -150,7 +150,8 @@ class S3ShardDataset(SampleDataset, IterableDataset[Any]):
         self._seen_rank = current_rank()
         # Shared memory, so that persistent workers see the epoch that is set in their parent.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self._shared_listing = SharedListing(SharedFolder())
+        subject = subject_of(get_dataset_objects, (region, endpoint, s3client_config))
+        self._shared_listing = SharedListing(SharedFolder(subject))
         self._saved: ShardState | None = None
         self._state: ShardState | None = None
 

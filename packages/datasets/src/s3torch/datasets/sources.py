@@ -19,7 +19,15 @@ from s3torch.core.errors import ConfigurationError
 from s3torch.core.globs import Glob
 from s3torch.datasets.versions import VersionedInfo
 
-__all__ = ["GlobSource", "ObjectSource", "ObjectsSource", "PagedSource", "PrefixSource"]
+__all__ = [
+    "CommonSource",
+    "GlobSource",
+    "ObjectSource",
+    "ObjectsSource",
+    "PagedSource",
+    "PrefixSource",
+    "subject_of",
+]
 
 ObjectSource: TypeAlias = Callable[[S3Client], Iterable[S3BucketKeyData]]
 Uris: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -32,6 +40,26 @@ class PagedSource(Protocol):
     def page(self, client: S3Client, cursor: str | None) -> tuple[list[S3BucketKeyData], str | None]:
         """Returns a page, the first for ``None``, and the cursor of the next; ``None`` after the last."""
         ...
+
+
+@runtime_checkable
+class CommonSource(Protocol):
+    """A source that lists the same on all ranks, so that one of them can list for others."""
+
+    def subject(self) -> str | None:
+        """Names what is listed, in words that are the same on all ranks; ``None`` if they cannot know."""
+        ...
+
+
+def subject_of(source: ObjectSource, *settings: object) -> str | None:
+    """Names what a dataset lists.
+
+    Args:
+        source: The source; one of a user may list what it likes on each rank, and has no name.
+        settings: What else decides which objects there are.
+    """
+    subject = source.subject() if isinstance(source, CommonSource) else None
+    return None if subject is None else f"{subject} {settings!r}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +94,10 @@ class PrefixSource:
             for page in client.list_objects(bucket, prefix):
                 for info in page.object_info:
                     yield S3BucketKeyData(bucket, info.key, info)
+
+    def subject(self) -> str:
+        """Names what is listed."""
+        return repr(self)
 
     def whole(self, client: S3Client) -> Iterator[S3BucketKeyData]:
         """Lists everything, large folders side by side."""
@@ -106,6 +138,10 @@ class GlobSource:
         """Lists what can match, with several requests at a time."""
         bucket, pattern = self.uri
         return (S3BucketKeyData(bucket, info.key, info) for info in client.glob(bucket, pattern))
+
+    def subject(self) -> str:
+        """Names what is listed."""
+        return repr(self)
 
     def page(self, client: S3Client, cursor: str | None) -> tuple[list[S3BucketKeyData], str | None]:
         """Lists one page and leaves out what does not match."""

@@ -8,6 +8,7 @@ from itertools import chain, islice
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from torch.utils.data import DataLoader
 
 from s3torch.core.errors import ConfigurationError, ObjectChangedError
 from s3torch.datasets import S3ShardDataset, merge_states
@@ -167,6 +168,9 @@ def test_damage_shifts_nothing_that_is_behind_it(make, store, buffer):
             dataset.load_state_dict(merge_states(states))
             seen += [row["id"] for row in dataset]
         assert sorted(seen) == expected
+    loader = DataLoader(make(**options), batch_size=None, num_workers=2, multiprocessing_context="fork")
+    assert sorted(row["id"] for row in loader) == expected
+    assert loader.dataset.skipped == 2
 
 
 def test_a_file_that_one_rank_cannot_read_is_shared_out_as_before(make, store):

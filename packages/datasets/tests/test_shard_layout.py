@@ -73,7 +73,7 @@ class _Opened:
 
 def read(shards, state, stripe, buffer, stop):
     """What one worker yields until it stops, and how far it is then."""
-    pipeline = ShardPipeline(len(shards.counts), shards.open, ahead=1, tolerate=lambda _: False)
+    pipeline = ShardPipeline(len(shards.counts), shards.open, ahead=1, tolerate=lambda _: False, tell=str)
     run = ShardRun(pipeline, stripe, state.legs, seed=1, epoch=state.epoch, buffer=buffer)
     seen, progress = [], state.shares[stripe]
     for after, sample in islice(run.samples(progress), stop):

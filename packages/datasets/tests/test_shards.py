@@ -304,6 +304,7 @@ def test_missing_and_changed_shards(make, memory, store, make_tar):
         client.delete_object("data", "train/1.tar")
     store.put("data", "train/2.tar", make_tar([]))
     assert list(samples) == [key for key in ALL[1:] if key[2] not in "12"]
+    assert dataset.skipped == 2
     with pytest.raises(NotFoundError):
         list(strict_samples)
     with pytest.raises(ObjectChangedError):

@@ -38,6 +38,7 @@ class ShardPipeline:
         ahead: How many pieces are on their way at most behind the one that is read, while they fit in 128
             MiB.
         tolerate: Tells of an error of a shard whether to leave out the rest of it; otherwise it is raised.
+        tell: Is told of each error that was tolerated, in one of the workers that came across it.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class ShardPipeline:
         *,
         ahead: int,
         tolerate: Callable[[Exception], bool],
+        tell: Callable[[Exception], object],
     ) -> None:
         self._count = count
         self._open_shard = open_shard
         self._ahead = ahead
         self._tolerate = tolerate
+        self._tell = tell
 
     def samples(self, stripe: Stripe, legs: Sequence[Leg], begin: Cursor) -> Generator[tuple[Cursor, Any]]:
         """Yields the samples of one worker from a place on, each with the place behind it.
@@ -69,6 +72,7 @@ class ShardPipeline:
                 except Exception as exc:
                     if not self._tolerate(exc):
                         raise
+                    self._tell(exc)
                 finally:
                     piece.close()
 
@@ -101,6 +105,9 @@ class ShardPipeline:
             except Exception as exc:
                 if not self._tolerate(exc):
                     raise
+                # Every worker comes across it.
+                if place in stripe:
+                    self._tell(exc)
                 continue
             finally:
                 opened.close()

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset
 from s3torch.core import S3ReaderConstructor
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
 from s3torch.datasets._sample_dataset import SampleDataset
+from s3torch.datasets._tally import Tally
 from s3torch.datasets.damage import DamagedShardError
 from s3torch.datasets.describe import describe_objects
 from s3torch.datasets.formats import ShardFormat, ShardObject, ShardSource, format_for_key, named_format
@@ -87,7 +88,7 @@ class S3ShardDataset(SampleDataset, IterableDataset[Any]):
         rank: This rank, for jobs without a process group; given together with ``world_size``.
         world_size: The number of ranks.
         on_error: ``"skip"`` leaves out shards that are missing, and the rest of those that changed or are
-            damaged, with a warning in the log.
+            damaged, with a warning in the log and a count in ``skipped``.
         cache_dir: A folder on a local disk where what was read is kept, for all processes of this machine, so
             that the second epoch reads from there; see ``DiskCache``.
         cache_limit: How many bytes the folder may have; ``None`` for half of what its disk has for it.
@@ -146,6 +147,7 @@ class S3ShardDataset(SampleDataset, IterableDataset[Any]):
         self._count = samples_per_worker
         self._ahead = shards_ahead
         self._skips = on_error == "skip"
+        self._tally = Tally()
         self._given_rank = given_place(rank, world_size)
         self._seen_rank = current_rank()
         # Shared memory, so that persistent workers see the epoch that is set in their parent.
@@ -182,6 +184,11 @@ class S3ShardDataset(SampleDataset, IterableDataset[Any]):
         if self._saved is not None and self._saved.epoch != epoch:
             self._saved = None
         self._epoch[0] = epoch
+
+    @property
+    def skipped(self) -> int:
+        """How many shards or row groups were left out, wholly or in part, by this process and its workers."""
+        return self._tally.total("skipped")
 
     def describe(self, *, count_samples: bool = False) -> DatasetSummary:
         """Summarises the shards, from their listing.
@@ -293,6 +300,7 @@ class S3ShardDataset(SampleDataset, IterableDataset[Any]):
             lambda place: self._open(objects[place if order is None else order[place]]),
             ahead=self._ahead,
             tolerate=self._tolerate,
+            tell=self._skip,
         )
         run = ShardRun(pipeline, stripe, state.legs, seed=self._seed, epoch=state.epoch, buffer=self._buffer)
         begun = state.shares[stripe]
@@ -308,10 +316,11 @@ class S3ShardDataset(SampleDataset, IterableDataset[Any]):
         return chosen.open(ShardObject(self._client, item, self._reader_constructor, self._cache))
 
     def _tolerate(self, exc: Exception) -> bool:
-        if not self._skips or not isinstance(exc, NotFoundError | ObjectChangedError | DamagedShardError):
-            return False
+        return self._skips and isinstance(exc, NotFoundError | ObjectChangedError | DamagedShardError)
+
+    def _skip(self, exc: Exception) -> None:
         _log.warning("leaving out a shard, or the rest of it: %s", exc)
-        return True
+        self._tally.add("skipped")
 
     def _listing(self) -> ObjectTable:
         return self._shared_listing.get(lambda: self._get_dataset_objects(self._client))

@@ -231,9 +231,9 @@ def test_shards_are_read_in_their_version(memory, store, make_tar):
     for key in ("a.tar", "b.parquet"):
         store.put("kept", key, b"new")
     sample = {"__key__": "1", "__url__": "s3://kept/a.tar", "txt": b"old"}
-    assert list(S3ShardDataset(None, manifest, s3client_config=memory)) == [sample, {"n": 1}]
+    assert list(S3ShardDataset.from_manifest(manifest, s3client_config=memory)) == [sample, {"n": 1}]
     archives = Manifest([manifest[0]])
-    (found,) = S3IndexedTarDataset(None, archives, s3client_config=memory)
+    (found,) = S3IndexedTarDataset.from_manifest(archives, s3client_config=memory)
     assert bytes(found["txt"]) == b"old"
 
 

@@ -76,6 +76,11 @@ def test_compressed_archives(make, store, make_tar):
     assert sorted(taken + list(again)) == sorted(ALL * 3)
 
 
+def test_shards_of_a_pattern(make, memory):
+    options = {"s3client_config": memory, "transform": itemgetter("__key__")}
+    assert list(S3ShardDataset.from_glob("s3://data/**/[02].tar", **options)) == KEYS[0] + KEYS[2]
+
+
 def test_shards_are_shared_out_between_ranks(make):
     for count in (2, 3, 4):
         for shuffle in (False, True):

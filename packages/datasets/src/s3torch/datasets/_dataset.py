@@ -7,8 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from s3torch.core import S3Client, S3ReaderConstructor, UserAgent, parse_s3_uri
+from s3torch.core import S3Client, S3ReaderConstructor, UserAgent
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
+from s3torch.datasets._constructors import SourceConstructors
 from s3torch.datasets._opening import Opener
 from s3torch.datasets._tally import Tally
 from s3torch.datasets.caching import make_cache, through
@@ -16,10 +17,9 @@ from s3torch.datasets.describe import describe_objects
 from s3torch.datasets.hedging import Hedging
 from s3torch.datasets.manifest import Manifest, ManifestSource
 from s3torch.datasets.shared_listing import SharedFolder, SharedListing
-from s3torch.datasets.sources import GlobSource, PrefixSource, subject_of
+from s3torch.datasets.sources import PrefixSource, subject_of
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Iterator
     from types import TracebackType
     from typing import Self
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class S3Dataset:
+class S3Dataset(SourceConstructors):
     """Base of the datasets; not for direct use."""
 
     _kind: str
@@ -62,45 +62,6 @@ class S3Dataset:
             user_agent=UserAgent([f"md/dataset#{self._kind} md/reader_type#{reader_type}"]),
             s3client_config=settings.s3client_config,
         )
-
-    @classmethod
-    def from_glob(cls, s3_uri: str | os.PathLike[str], *, region: str | None = None, **options: Any) -> Self:
-        """Makes a dataset of all objects that match a pattern, in listing order.
-
-        ``*`` and ``?`` match within a folder, ``**/`` any number of folders, ``[a-z]`` one character,
-        ``{a,b}`` either; see ``s3torch.core.globs``. Only what can match is listed.
-
-        Args:
-            s3_uri: As in ``"s3://bucket/train/**/*.jpg"``.
-            region: The region.
-            options: The other arguments of the class.
-
-        Raises:
-            ConfigurationError: The URI or another argument is wrong.
-        """
-        _log.info("Building %s from_glob s3_uri=%r", cls.__name__, s3_uri)
-        return cls(region, GlobSource(parse_s3_uri(s3_uri)), **options)
-
-    @classmethod
-    def from_manifest(
-        cls, manifest: str | os.PathLike[str] | Manifest, *, region: str | None = None, **options: Any
-    ) -> Self:
-        """Makes a dataset of the objects of a manifest, in its order; S3 is not asked for a listing.
-
-        Every read is pinned to the ETag in the manifest: an object that was replaced since raises
-        ``ObjectChangedError``, unless the manifest has its version, which is read then. States of the dataset
-        can be resumed with the same manifest only.
-
-        Args:
-            manifest: The manifest, or where it was saved: an S3 URI or a local path, read at the first use.
-            region: The region.
-            options: The other arguments of the class.
-
-        Raises:
-            ConfigurationError: An argument is wrong.
-        """
-        _log.info("Building %s from_manifest", cls.__name__)
-        return cls(region, ManifestSource(manifest), **options)
 
     def manifest(self, *, versions: bool = False) -> Manifest:
         """Lists the objects of this dataset, as they are now, for ``Manifest.save`` and ``from_manifest``.

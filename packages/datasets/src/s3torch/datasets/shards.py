@@ -285,10 +285,10 @@ class S3ShardDataset(SampleDataset, IterableDataset[Any]):
             if quota is None or here.taken >= quota:
                 break
             if here == ShareProgress(begun.turn, begun.taken) and not (state.legs and here.turn == 0):
-                raise ConfigurationError(f"there are no samples for {stripe} of {len(objects)} shards")
+                raise ConfigurationError(_nothing_for(stripe, len(objects)))
             state.shares[stripe] = ShareProgress(here.turn + 1, here.taken)
         if here.taken == 0 and not state.legs:
-            _log.warning("no samples for %s of %d shards: there are too few", stripe, len(objects))
+            _log.warning(_nothing_for(stripe, len(objects)))
 
     def _turn(
         self, state: ShardState, stripe: Stripe, objects: ObjectTable, quota: int | None
@@ -332,6 +332,13 @@ class S3ShardDataset(SampleDataset, IterableDataset[Any]):
     def __getstate__(self) -> dict[str, Any]:
         self._rank()
         return self.__dict__.copy()
+
+
+def _nothing_for(stripe: Stripe, shards: int) -> str:
+    return (
+        f"there are no samples for worker {stripe.first} of {stripe.step} in all ranks: {shards} shards are "
+        "too few"
+    )
 
 
 def _size(item: S3BucketKeyData) -> int:

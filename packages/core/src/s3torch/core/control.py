@@ -35,7 +35,8 @@ __all__ = ["MAX_KEYS", "BotoControl"]
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 MAX_KEYS = 1000
-_BEFORE_LISTING = "before-parse.s3.ListObjectsV2"
+# By this name it is called before what botocore registers for all operations, which reads the XML as well.
+_BEFORE_LISTING = "before-parse.*.ListObjectsV2"
 # Characters that keys may have and XML may not.
 _NO_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
@@ -249,17 +250,18 @@ class BotoControl:
 
     def _call(self, operation: str, method: str, bucket: str, key: str | None = None, **params: Any) -> Any:
         def ask(client: Any) -> Any:
-            with _translated(operation, bucket, key), self._retries.call(operation, bucket, key):
+            with _translated(operation, bucket, key):
                 return getattr(client, method)(Bucket=bucket, **params)
 
-        with _translated(operation, bucket, key):
-            client = self._connected()
-        try:
-            return ask(client)
-        except S3Error as error:
-            if not has_expired(error) or not self._renew(client, bucket):
-                raise
-        return ask(self._connected())
+        with self._retries.call(operation, bucket, key):
+            with _translated(operation, bucket, key):
+                client = self._connected()
+            try:
+                return ask(client)
+            except S3Error as error:
+                if not has_expired(error) or not self._renew(client, bucket):
+                    raise
+            return ask(self._connected())
 
     def _renew(self, refused: Any, bucket: str) -> bool:
         """Takes the client of a session with other credentials, if there are any."""
@@ -276,7 +278,7 @@ class BotoControl:
         with self._lock:
             if self._client is None:
                 client = self._session.boto_client()
-                client.meta.events.register(_BEFORE_LISTING, take_listing, unique_id=_BEFORE_LISTING)
+                client.meta.events.register_first(_BEFORE_LISTING, take_listing, unique_id=_BEFORE_LISTING)
                 self._retries.watch(client)
                 self._client = client
             return self._client

@@ -43,6 +43,7 @@ class RankFiles:
         transforms: The extensions of torch's writer.
         options: How the files are stored.
         plain: Nothing is there that has the plain names.
+        copy_ahead: How many bytes are copied ahead from an accelerator, for each file.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class RankFiles:
         *,
         options: PutOptions,
         plain: bool,
+        copy_ahead: int,
     ) -> None:
         self._fs = fs
         self._path = path
@@ -61,6 +63,7 @@ class RankFiles:
         self._transforms = transforms
         self._options = options
         self._plain = plain
+        self._copy_ahead = copy_ahead
         self._save_id = uuid.uuid4().hex[:16]
 
     def write(self, file: FilePlan, check: Callable[[], None]) -> list[WriteResult]:
@@ -83,6 +86,8 @@ class RankFiles:
     def _write(self, file: FilePlan, check: Callable[[], None], options: PutOptions) -> list[WriteResult]:
         uri = join_path(self._path, file.name)
         with self._fs.create_stream(uri, "wb", put_options=options) as stream:
-            results = write_file(stream, file, self._planner, self._transforms, check)
+            results = write_file(
+                stream, file, self._planner, self._transforms, check, copy_ahead=self._copy_ahead
+            )
         note_facts(results[0].storage_data, FileFacts(stream.tell(), getattr(stream, "checksum", None)))
         return results

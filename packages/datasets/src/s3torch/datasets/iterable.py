@@ -121,7 +121,8 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._iterations = 0
         self._saved: Course | None = None
-        self._course = Course()
+        # The iteration that went on last, and how many objects it has taken.
+        self._reached = (Course(), 0)
 
     @classmethod
     def from_prefix(
@@ -206,7 +207,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         shard = Shard(self._rank(), current_worker()) if self._enable_sharding else Shard()
         saved, self._saved = self._saved, None
         course = Course(int(self._epoch), shard=shard) if saved is None else resume(saved, shard)
-        self._course = course
+        self._reached = (course, course.taken)
         self._iterations += 1
         return self._run(course)
 
@@ -217,7 +218,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         the same number of workers and ranks to resume. For another number, see ``ResumableLoader``.
         """
         saved = self._saved
-        return course_to_state(self._course if saved is None else saved, self._order())
+        return course_to_state(self._now if saved is None else saved, self._order())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Lets the next iteration go on where a state was saved.
@@ -235,7 +236,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         """
         saved, self._saved = self._saved, None
         if workers == 0:
-            saved = self._course
+            saved = self._now
         if saved is None:
             saved = Course(int(self._epoch))
         return course_to_state(without_share(saved), self._order())
@@ -249,6 +250,11 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         leg = Leg(ranks, workers, batch_size, batches)
         return course_to_state(Course(course.epoch, course.extended(leg)), self._order())
 
+    @property
+    def _now(self) -> Course:
+        course, taken = self._reached
+        return replace(course, taken=taken)
+
     def _order(self) -> dict[str, Any]:
         order = {"shuffle": self._shuffle, "seed": self._seed if self._shuffle else 0}
         return order | self.listing_identity()
@@ -256,7 +262,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
     def _run(self, course: Course) -> Iterator[Any]:
         with closing(self._opener().ahead(self._chosen(course))) as readers:
             for taken, sample in self._samples(readers):
-                self._course = replace(course, taken=course.taken + taken)
+                self._reached = (course, course.taken + taken)
                 yield sample
 
     def _chosen(self, course: Course) -> Iterator[S3BucketKeyData]:

@@ -1,7 +1,8 @@
 """A server that answers from memory: what a benchmark of clients needs of S3, and as little work as possible.
 
 It knows one bucket of equal objects, lists them, and sends them whole or in ranges. The first byte of an
-object comes after a fixed time, for however many requests at once. Signatures are not checked.
+object comes after a fixed time, for however many requests at once. Of what is uploaded it keeps the size, and
+sends other bytes. Signatures and checksums are not checked.
 """
 
 from __future__ import annotations
@@ -9,17 +10,21 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
-from urllib.parse import parse_qs, urlsplit
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _HEAD_END = b"\r\n\r\n"
 _RANGE = re.compile(rb"\r\nrange: *bytes=(\d+)-(\d+)", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_COPY_SOURCE = re.compile(rb"\r\nx-amz-copy-source: */?([^\r]+)", re.IGNORECASE)
+_RECEIVE = 256 * 1024
 _PAGE = 1000
 _COMMON = (
     "Content-Type: application/octet-stream\r\n"
@@ -32,7 +37,7 @@ _COMMON = (
 
 
 @contextmanager
-def start_answers(*, prefix: str, count: int, size: int, latency: float = 0) -> Iterator[str]:
+def start_answers(*, prefix: str = "", count: int = 0, size: int = 0, latency: float = 0) -> Iterator[str]:
     """Runs the server in a process of its own and yields its URL.
 
     Args:
@@ -50,17 +55,43 @@ def start_answers(*, prefix: str, count: int, size: int, latency: float = 0) -> 
             server.terminate()
 
 
+class Request(NamedTuple):
+    """What a client asks."""
+
+    method: str
+    key: str
+    query: dict[str, list[str]]
+    head: bytes
+
+    @property
+    def length(self) -> int:
+        """How long the body is."""
+        found = _LENGTH.search(self.head)
+        return int(found[1]) if found else 0
+
+
 class _Objects:
     """The answers."""
 
     def __init__(self, prefix: str, count: int, size: int) -> None:
         self._keys = [f"{prefix}{number:05}" for number in range(count)]
-        self._body = os.urandom(size)
-        self._whole = f"HTTP/1.1 200 OK\r\n{_COMMON}Content-Length: {size}\r\n\r\n".encode()
+        self._sizes = dict.fromkeys(self._keys, size)
+        self._parts: dict[str, int] = {}
+        self._bytes = memoryview(os.urandom(size))
 
-    def listing(self, target: str) -> bytes:
-        """Answers a ListObjectsV2 request."""
-        query = parse_qs(urlsplit(target).query)
+    def answer(self, request: Request) -> tuple[bytes, memoryview]:
+        """Returns the head of an answer, with a short body if there is one, and a long body."""
+        if "list-type" in request.query:
+            return self._listing(request.query), memoryview(b"")
+        if request.method in {"GET", "HEAD"}:
+            return self._content(request)
+        return self._change(request), memoryview(b"")
+
+    def _keep(self, key: str, size: int) -> None:
+        self._sizes[key] = size
+        self._keys = sorted(self._sizes)
+
+    def _listing(self, query: dict[str, list[str]]) -> bytes:
         after = query.get("continuation-token", query.get("start-after", [""]))[0]
         prefix = query.get("prefix", [""])[0]
         keys = [key for key in self._keys if key.startswith(prefix) and key > after]
@@ -70,65 +101,127 @@ class _Objects:
         entries = "".join(
             f"<Contents><Key>{key}</Key><LastModified>2025-01-01T00:00:00.000Z</LastModified>"
             "<ETag>&quot;0123456789abcdef0123456789abcdef&quot;</ETag>"
-            f"<Size>{len(self._body)}</Size><StorageClass>STANDARD</StorageClass></Contents>"
+            f"<Size>{self._sizes[key]}</Size><StorageClass>STANDARD</StorageClass></Contents>"
             for key in page
         )
-        body = (
-            '<?xml version="1.0" encoding="UTF-8"?>'
-            '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+        return _xml(
+            "ListBucketResult",
             f"<Name>bench</Name><Prefix>{prefix}</Prefix><KeyCount>{len(page)}</KeyCount>"
-            f"<MaxKeys>1000</MaxKeys><IsTruncated>{str(more).lower()}</IsTruncated>"
-            f"{token}{entries}</ListBucketResult>"
-        ).encode()
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
-        return head.encode() + body
-
-    def content(self, request: bytes) -> bytes:
-        """Answers a GetObject or HeadObject request."""
-        found = _RANGE.search(request)
-        if found is None:
-            return self._whole + (b"" if request.startswith(b"HEAD") else self._body)
-        size = len(self._body)
-        first, last = int(found[1]), min(int(found[2]), size - 1)
-        head = (
-            f"HTTP/1.1 206 Partial Content\r\n{_COMMON}Content-Length: {last + 1 - first}\r\n"
-            f"Content-Range: bytes {first}-{last}/{size}\r\n\r\n"
+            f"<MaxKeys>1000</MaxKeys><IsTruncated>{str(more).lower()}</IsTruncated>{token}{entries}",
         )
-        return head.encode() + self._body[first : last + 1]
+
+    def _content(self, request: Request) -> tuple[bytes, memoryview]:
+        size = self._sizes.get(request.key)
+        if size is None:
+            return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", memoryview(b"")
+        if size > len(self._bytes):
+            self._bytes = memoryview(os.urandom(size))
+        status, told, body = "200 OK", "", self._bytes[:size]
+        found = _RANGE.search(request.head)
+        if found is not None:
+            first, last = int(found[1]), min(int(found[2]), size - 1)
+            status, body = "206 Partial Content", self._bytes[first : last + 1]
+            told = f"Content-Range: bytes {first}-{last}/{size}\r\n"
+        length = size if request.method == "HEAD" else len(body)
+        head = f"HTTP/1.1 {status}\r\n{_COMMON}{told}Content-Length: {length}\r\n\r\n"
+        return head.encode(), memoryview(b"") if request.method == "HEAD" else body
+
+    def _change(self, request: Request) -> bytes:
+        key, query = request.key, request.query
+        if request.method == "DELETE":
+            self._sizes.pop(key, None)
+            self._keys = sorted(self._sizes)
+            return b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n"
+        if "uploads" in query:
+            self._parts[key] = 0
+            named = f"<Bucket>bench</Bucket><Key>{key}</Key><UploadId>1</UploadId>"
+            return _xml("InitiateMultipartUploadResult", named)
+        if "partNumber" in query:
+            self._parts[key] += request.length
+        elif "uploadId" in query:
+            self._keep(key, self._parts.pop(key))
+            return _xml("CompleteMultipartUploadResult", f"<Key>{key}</Key><ETag>&quot;1&quot;</ETag>")
+        elif (source := _COPY_SOURCE.search(request.head)) is not None:
+            self._keep(key, self._sizes[unquote(source[1].decode()).partition("/")[2]])
+            modified = "<LastModified>2025-01-01T00:00:00.000Z</LastModified>"
+            return _xml("CopyObjectResult", f"{modified}<ETag>&quot;1&quot;</ETag>")
+        else:
+            self._keep(key, request.length)
+        return b'HTTP/1.1 200 OK\r\nETag: "1"\r\nContent-Length: 0\r\n\r\n'
 
 
-class _Conversation(asyncio.Protocol):
+def _xml(root: str, inner: str) -> bytes:
+    text = f'<{root} xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{inner}</{root}>'
+    body = f'<?xml version="1.0" encoding="UTF-8"?>{text}'.encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+class _Conversation:
     """One connection; requests come one after the other."""
 
-    def __init__(self, objects: _Objects, latency: float) -> None:
+    def __init__(self, objects: _Objects, latency: float, connected: socket.socket) -> None:
         self._objects = objects
         self._latency = latency
+        self._socket = connected
+        self._loop = asyncio.get_running_loop()
+        self._buffer = bytearray(_RECEIVE)
         self._pending = b""
-        self._transport: asyncio.Transport
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
+    async def run(self) -> None:
+        """Answers until the client leaves."""
+        with self._socket:
+            try:
+                while (request := await self._request()) is not None:
+                    await self._take_body(request)
+                    head, body = self._objects.answer(request)
+                    if self._latency and request.method == "GET" and "list-type" not in request.query:
+                        await asyncio.sleep(self._latency)
+                    if len(body) < _RECEIVE:
+                        await self._loop.sock_sendall(self._socket, head + body)
+                    else:
+                        await self._loop.sock_sendall(self._socket, head)
+                        await self._loop.sock_sendall(self._socket, body)
+            except ConnectionError:
+                pass  # Clients break connections when they cancel.
 
-    def data_received(self, data: bytes) -> None:
-        self._pending += data
-        while _HEAD_END in self._pending:
-            request, _, self._pending = self._pending.partition(_HEAD_END)
-            target = request.split(b" ", 2)[1].decode()
-            if "list-type=2" in target:
-                self._transport.write(self._objects.listing(target))
-                continue
-            answer = self._objects.content(request)
-            if self._latency:
-                asyncio.get_running_loop().call_later(self._latency, self._transport.write, answer)
-            else:
-                self._transport.write(answer)
+    async def _request(self) -> Request | None:
+        while _HEAD_END not in self._pending:
+            data = await self._loop.sock_recv(self._socket, _RECEIVE)
+            if not data:
+                return None
+            self._pending += data
+        head, _, self._pending = self._pending.partition(_HEAD_END)
+        method, target, _ = head.split(b" ", 2)
+        url = urlsplit(target.decode())
+        key = unquote(url.path.removeprefix("/bench").removeprefix("/"))
+        return Request(method.decode(), key, parse_qs(url.query, keep_blank_values=True), head)
+
+    async def _take_body(self, request: Request) -> None:
+        if b"100-continue" in request.head:
+            await self._loop.sock_sendall(self._socket, b"HTTP/1.1 100 Continue\r\n\r\n")
+        missing = request.length - len(self._pending)
+        self._pending = self._pending[request.length :]
+        while missing > 0:
+            view = memoryview(self._buffer)[: min(missing, _RECEIVE)]
+            count = await self._loop.sock_recv_into(self._socket, view)
+            if not count:
+                raise ConnectionResetError
+            missing -= count
 
 
 async def _serve(objects: _Objects, latency: float) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Conversation(objects, latency), "127.0.0.1", 0)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
+    conversations: set[asyncio.Task[None]] = set()
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as server:
+        server.settimeout(0)
+        print(server.getsockname()[1], flush=True)
+        while True:
+            connected, _ = await loop.sock_accept(server)
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            task = loop.create_task(_Conversation(objects, latency, connected).run())
+            conversations.add(task)
+            task.add_done_callback(conversations.discard)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Each library works in a process of its own, one after the other, round after round, against one SeaweedFS on
 loopback. What is compared are medians over the rounds: seconds, CPU seconds (user and system) of the client
-process, and by how much the process grew at its peak.
+process and of the server, and by how much the client's process grew at its peak. On one machine a client that
+costs nothing would still wait for the server: its CPU seconds over the number of processors bound the speed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from answers import start_answers
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -34,6 +37,7 @@ class Figures:
 
     seconds: float
     cpu_seconds: float
+    server_cpu_seconds: float
     peak_bytes: int
 
 
@@ -68,6 +72,12 @@ def main(question: Question) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="how often each case runs (default 5)")
     parser.add_argument("--only", nargs="*", choices=sorted(question.cases), help="run just these cases")
     parser.add_argument("--tls", action="store_true", help="over TLS")
+    parser.add_argument(
+        "--server",
+        choices=("seaweedfs", "memory"),
+        default="seaweedfs",
+        help="memory: one that costs little itself and forgets what is uploaded, to see what clients can do",
+    )
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -75,7 +85,7 @@ def main(question: Question) -> None:
         print(json.dumps(asdict(_measure(question.cases[arguments.case](os.environ["AWS_ENDPOINT_URL"])))))
         return
     names = [name for name in question.cases if not arguments.only or name in arguments.only]
-    figures = _run(question, names, arguments.rounds, tls=arguments.tls)
+    figures = _run(question, names, arguments)
     _print_table(question, figures)
     if arguments.json:
         raw = {name: [asdict(one) for one in rounds] for name, rounds in figures.items()}
@@ -119,29 +129,60 @@ def s3fs_client(endpoint: str) -> Any:
     return s3fs.S3FileSystem(client_kwargs={"endpoint_url": endpoint, "region_name": REGION})
 
 
-def _run(question: Question, names: list[str], rounds: int, *, tls: bool) -> dict[str, list[Figures]]:
-    from s3torch.core.testing.faults import Fault, FaultProxy
-    from s3torch.core.testing.servers import start_seaweedfs
-
+def _run(question: Question, names: list[str], arguments: argparse.Namespace) -> dict[str, list[Figures]]:
     figures: dict[str, list[Figures]] = {name: [] for name in names}
     with ExitStack() as stack:
-        server = stack.enter_context(start_seaweedfs(tls=tls))
-        os.environ.update(server.environment())
-        if tls:
-            os.environ.update(AWS_CA_BUNDLE=str(server.ca_file), SSL_CERT_FILE=str(server.ca_file))
-        boto = client(server.endpoint)
-        boto.create_bucket(Bucket=BUCKET)
-        question.prepare(boto)
-        if question.latency:
-            proxy = stack.enter_context(FaultProxy(server.endpoint))
-            proxy.add(Fault(latency=question.latency))
-            os.environ.update(server.at(proxy.endpoint).environment())
-        for number in range(rounds):
+        if arguments.server == "memory":
+            _start_memory(question, stack)
+        else:
+            _start_seaweedfs(question, stack, tls=arguments.tls)
+        for number in range(arguments.rounds):
             for name in names:
-                print(f"\rround {number + 1} of {rounds}: {name:<30}", end="", file=sys.stderr, flush=True)
+                print(
+                    f"\rround {number + 1} of {arguments.rounds}: {name:<30}",
+                    end="",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 figures[name].append(_in_child(name))
         print("\r" + " " * 60 + "\r", end="", file=sys.stderr)
     return figures
+
+
+def _start_seaweedfs(question: Question, stack: ExitStack, *, tls: bool) -> None:
+    from s3torch.core.testing.faults import Fault, FaultProxy
+    from s3torch.core.testing.servers import start_seaweedfs
+
+    server = stack.enter_context(start_seaweedfs(tls=tls))
+    os.environ.update(server.environment())
+    if tls:
+        os.environ.update(AWS_CA_BUNDLE=str(server.ca_file), SSL_CERT_FILE=str(server.ca_file))
+    _prepare(question, server.endpoint)
+    if question.latency:
+        proxy = stack.enter_context(FaultProxy(server.endpoint))
+        proxy.add(Fault(latency=question.latency))
+        os.environ.update(server.at(proxy.endpoint).environment())
+
+
+def _start_memory(question: Question, stack: ExitStack) -> None:
+    endpoint = stack.enter_context(start_answers(latency=question.latency))
+    os.environ.update(AWS_ENDPOINT_URL=endpoint, AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret")  # noqa: S106
+    _prepare(question, endpoint)
+
+
+def _prepare(question: Question, endpoint: str) -> None:
+    boto = client(endpoint)
+    boto.create_bucket(Bucket=BUCKET)
+    question.prepare(boto)
+    watch_server()
+
+
+def watch_server() -> None:
+    """Tells the cases whose processor time is that of the server."""
+    import psutil
+
+    running = psutil.Process().children(recursive=True)
+    os.environ["BENCH_SERVER"] = " ".join(str(one.pid) for one in running)
 
 
 def _in_child(name: str) -> Figures:
@@ -156,11 +197,23 @@ def _measure(work: Callable[[], object]) -> Figures:
     work()  # Connections, imports and page tables are not what is asked for.
     Path("/proc/self/clear_refs").write_text("5")  # Resets the peak.
     before = _status("VmRSS")
-    usage, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    server, usage, start = (
+        server_cpu_seconds(),
+        resource.getrusage(resource.RUSAGE_SELF),
+        time.perf_counter(),
+    )
     work()
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime - usage.ru_utime + after.ru_stime - usage.ru_stime
-    return Figures(seconds, cpu, _status("VmHWM") - before)
+    return Figures(seconds, cpu, server_cpu_seconds() - server, _status("VmHWM") - before)
+
+
+def server_cpu_seconds() -> float:
+    """Returns the processor seconds that the server has taken so far."""
+    import psutil
+
+    times = [psutil.Process(int(pid)).cpu_times() for pid in os.environ["BENCH_SERVER"].split()]
+    return float(sum(one.user + one.system for one in times))
 
 
 def _status(field: str) -> int:
@@ -185,6 +238,7 @@ def _print_table(question: Question, figures: dict[str, list[Figures]]) -> None:
         "speed",
         f"CPU s/{question.unit}",
         "CPU",
+        "server",
         "peak MiB",
         "peak/byte",
     ):
@@ -198,6 +252,7 @@ def _print_table(question: Question, figures: dict[str, list[Figures]]) -> None:
             f"{median(base, 'seconds') / seconds:.2f}x",
             f"{cpu / question.units:.3g}",
             f"{cpu / median(base, 'cpu_seconds'):.2f}x",
+            f"{median(name, 'server_cpu_seconds') / question.units:.3g}",
             f"{median(name, 'peak_bytes') / MIB:.0f}",
             f"{median(name, 'peak_bytes') / question.size:.2f}" if question.size else "",
         )

@@ -252,3 +252,32 @@ def test_more_threads_are_started_only_where_transfers_wait(name, threads, secon
     assert least <= len(threads()) <= most
     pool.close()
     assert ends(lambda: not threads())
+
+
+def test_threads_that_small_transfers_do_not_need_are_let_go(name, threads):
+    pool = TransferPool(16, name=name, at_once=12)
+    go_on = threading.Event()
+
+    def run_at_once(count, buffer=None):
+        go_on.clear()
+        transfers = [pool.start(transfer_of(lambda _: go_on.wait(PATIENCE), buffer)) for _ in range(count)]
+        for transfer in transfers:
+            transfer.add_done_callback(lambda _: None)  # So that it is not done on this thread.
+        running = len(threads())
+        go_on.set()
+        assert all(transfer.result(PATIENCE) for transfer in transfers)
+        return running
+
+    def run_quickly(count):
+        for _ in range(count):
+            transfer = pool.start(transfer_of(lambda _: True))
+            transfer.add_done_callback(lambda _: None)
+            assert transfer.result(PATIENCE)
+
+    assert run_at_once(12) == 12
+    run_quickly(100)
+    assert ends(lambda: len(threads()) <= 6)
+    assert run_at_once(12) <= 6
+    assert run_at_once(12, bytearray(1024 * 1024)) == 12
+    pool.close()
+    assert ends(lambda: not threads())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.errors import ConfigurationError, NoCredentialsError, S3Error
@@ -17,9 +18,29 @@ _PLACES = (
     "environment variables, the AWS files (profile {profile}), assumed roles, web identity, SSO, "
     "a credential process, container or instance metadata"
 )
+_ENVIRONMENT_SECONDS = 1.0
 _WAY_OUT = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a profile, or use unsigned=True for public data"
 )
+
+
+class EnvironmentCredentials:
+    """The keys of the environment, looked up once a second: it takes about as long as to sign a request."""
+
+    def __init__(self) -> None:
+        self._known: tuple[float, Credentials | None] | None = None
+
+    def get(self) -> Credentials | None:
+        """Returns the keys, or ``None`` where botocore has more to say."""
+        now = time.monotonic()
+        known = self._known
+        if known is None or now - known[0] > _ENVIRONMENT_SECONDS:
+            known = self._known = (now, environment_credentials())
+        return known[1]
+
+    def forget(self) -> None:
+        """Looks again the next time."""
+        self._known = None
 
 
 def environment_credentials() -> Credentials | None:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_KEYS", "BotoControl"]
 
-_BEFORE_LISTING = "before-parse.s3.ListObjectsV2"
+# By this name it is called before what botocore registers for all operations, which reads the XML as well.
+_BEFORE_LISTING = "before-parse.*.ListObjectsV2"
 # Characters that keys may have and XML may not.
 _NO_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
@@ -273,7 +274,7 @@ class BotoControl:
         with self._lock:
             if self._client is None:
                 client = self._session.boto_client()
-                client.meta.events.register(_BEFORE_LISTING, take_listing, unique_id=_BEFORE_LISTING)
+                client.meta.events.register_first(_BEFORE_LISTING, take_listing, unique_id=_BEFORE_LISTING)
                 self._retries.watch(client)
                 self._client = client
             return self._client

@@ -20,7 +20,7 @@ from s3torch.core._addresses import (
     profile_endpoint,
 )
 from s3torch.core._bucket_sessions import BucketSessions, check_listing
-from s3torch.core._credentials import environment_credentials, make_botocore_session, session_credentials
+from s3torch.core._credentials import EnvironmentCredentials, make_botocore_session, session_credentials
 from s3torch.core.errors import ConfigurationError, S3Error
 from s3torch.core.models import Credentials
 from s3torch.core.transports._http import common_headers
@@ -68,6 +68,7 @@ class AwsSession:
             self._endpoint = check_endpoint(self._endpoint)
         self._asked_profile = self._endpoint is not None
         self._lock = threading.RLock()
+        self._environment = EnvironmentCredentials()
         self._botocore: BotocoreSession | None = None
         self._boto_session: Boto3Session | None = None
         self._boto_client: Any = None
@@ -102,7 +103,7 @@ class AwsSession:
         if bucket is not None and self.endpoint(bucket).session_auth:
             return self._bucket_sessions.credentials(bucket)
         if config.credentials is None and config.profile is None:
-            found = environment_credentials()
+            found = self._environment.get()
             if found is not None:
                 return found
         return session_credentials(self._session(), profile=config.profile)
@@ -117,6 +118,7 @@ class AwsSession:
             return False
         if bucket is not None and self.endpoint(bucket).session_auth:
             return self._bucket_sessions.renew(bucket, stale)
+        self._environment.forget()
         with self._lock:
             if self.credentials() == stale:
                 self._botocore = self._boto_session = None

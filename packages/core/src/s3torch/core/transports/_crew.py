@@ -10,13 +10,19 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core._ending import Stage, at_exit
+from s3torch.core.ranges import MIB
 
 if TYPE_CHECKING:
     from s3torch.core.transports._pool import PooledTransfer
 
 # About what one interpreter takes in of small answers.
 _ANSWERS_PER_SECOND = 4000
-_FORGETTING = 1.02
+_FORGETTING = 1.002
+# After so many small transfers in a row there are no more threads than those keep busy, and some to spare.
+_HABIT = 64
+_LARGE = 1 * MIB
+_FEWEST = 4
+_SPARE = 2
 
 
 class Crew:
@@ -27,6 +33,8 @@ class Crew:
         self._at_once = at_once
         # The seconds of the quickest transfer, which those after it make forgotten by and by.
         self._quickest = 0.0
+        # How many small ones there were since the last large one.
+        self._small = 0
         self._name = name
         self._queue: SimpleQueue[PooledTransfer[Any] | None] = SimpleQueue()
         # Reentrant, because the collector may abort a dropped upload in here.
@@ -47,6 +55,8 @@ class Crew:
         with self._changed:
             if self._closed:
                 raise ValueError("the transport is closed")
+            if transfer.size >= _LARGE:
+                self._small = 0
             if self._idle <= 0 and self._count < self._useful and self._start_thread():
                 self._idle += 1
             if not self._count:
@@ -111,7 +121,8 @@ class Crew:
     @property
     def _useful(self) -> int:
         """How many threads there may be: no more than can be kept busy with answers."""
-        return min(self._size, max(self._at_once, int(self._quickest * _ANSWERS_PER_SECOND)))
+        fewest = self._at_once if self._small < _HABIT else min(self._at_once, _FEWEST)
+        return min(self._size, max(fewest, int(self._quickest * _ANSWERS_PER_SECOND)))
 
     def _start_thread(self) -> bool:
         name = f"{self._name}_{self._count}"
@@ -132,9 +143,15 @@ class Crew:
             with self._changed:
                 self._free(transfer)
                 if has_run:
+                    self._small += 1
                     self._quickest = min(seconds, self._quickest * _FORGETTING or seconds)
                 if has_run or transfer.stopped:
                     self.leave(transfer)
+                if not self._closed and self._count > self._useful + _SPARE:
+                    self._count -= 1
+                    self._idle -= 1
+                    self._inside.discard(threading.get_ident())
+                    return
             del transfer
 
 

@@ -30,7 +30,7 @@ from s3torch.datasets.sources import PrefixSource, subject_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Self
 
     from s3torch.core import S3BucketKeyData, S3ClientConfig, S3ReaderConstructorProtocol
@@ -259,6 +259,13 @@ class S3ShardDataset(SampleDataset, IterableDataset[Any]):
         places = [Place(number, workers) for number in range(workers)] or [Place()]
         state = self._taken_up([Shard(self._rank(), place).stripe for place in places])
         self._saved = None
+        return state.to_dict()
+
+    def noted(self, begun: Mapping[str, Any], marks: Iterable[ShardMark]) -> dict[str, Any]:
+        """Returns the state that ``begun`` has become when workers were where their marks tell."""
+        state = ShardState.from_dict(begun)
+        for mark in marks:
+            state.note(mark)
         return state.to_dict()
 
     def _taken_up(self, team: Sequence[Stripe]) -> ShardState:

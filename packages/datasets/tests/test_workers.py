@@ -69,6 +69,8 @@ def test_workers_stay_for_several_epochs(server, options):
 def test_workers_may_be_forked_while_threads_read(server, options, tmp_path, cls):
     # A lock that a thread holds in that moment is never given back in the worker.
     dataset = cls.from_prefix(server.uri("train/"), hedge_after="p95", cache_dir=tmp_path, **options)
+    # That is true of the import of a module, too, so all are there before.
+    assert list(dataset) == DATA
     done = threading.Event()
 
     def read_all():

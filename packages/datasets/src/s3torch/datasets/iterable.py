@@ -128,7 +128,8 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._iterations = 0
         self._saved: Course | None = None
-        self._course = Course()
+        # The iteration that went on last, and how many objects it has taken.
+        self._reached = (Course(), 0)
 
     @classmethod
     def from_prefix(
@@ -213,7 +214,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         shard = self._shard(current_worker())
         saved, self._saved = self._saved, None
         course = Course(int(self._epoch), shard=shard) if saved is None else resume(saved, shard)
-        self._course = course
+        self._reached = (course, course.taken)
         self._iterations += 1
         return self._run(course)
 
@@ -224,7 +225,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         the same number of workers and ranks to resume. For another number, see ``ResumableLoader``.
         """
         saved = self._saved
-        return course_to_state(self._course if saved is None else saved, self._order())
+        return course_to_state(self._now if saved is None else saved, self._order())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Lets the next iteration go on where a state was saved.
@@ -242,7 +243,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         """
         saved, self._saved = self._saved, None
         if workers == 0:
-            saved = self._course
+            saved = self._now
         if saved is None:
             saved = Course(int(self._epoch))
         state = course_to_state(without_share(saved), self._order())
@@ -258,7 +259,8 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
 
     def mark(self) -> CourseMark:
         """Tells in a worker how far the iteration is that was started last."""
-        return CourseMark(self._course.shard.stripe, self._course.taken)
+        course, taken = self._reached
+        return CourseMark(course.shard.stripe, taken)
 
     def noted(self, begun: Mapping[str, Any], marks: Iterable[CourseMark]) -> dict[str, Any]:
         """Returns the state that ``begun`` has become when workers were where their marks tell.
@@ -282,6 +284,11 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
     def _shard(self, worker: Place) -> Shard:
         return Shard(self._rank(), worker) if self._enable_sharding else Shard()
 
+    @property
+    def _now(self) -> Course:
+        course, taken = self._reached
+        return replace(course, taken=taken)
+
     def _order(self) -> dict[str, Any]:
         order = {"shuffle": self._shuffle, "seed": self._seed if self._shuffle else 0}
         return order | self.listing_identity()
@@ -289,7 +296,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
     def _run(self, course: Course) -> Iterator[Any]:
         with closing(self._opener().ahead(self._chosen(course))) as readers:
             for taken, sample in self._samples(readers):
-                self._course = replace(course, taken=course.taken + taken)
+                self._reached = (course, course.taken + taken)
                 yield sample
 
     def _chosen(self, course: Course) -> Iterator[S3BucketKeyData]:

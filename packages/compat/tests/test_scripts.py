@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint._extension import ExtensionRegistry, ZStandard
 from torch.utils.data import DataLoader
 
 from s3torch.datasets import Selection
@@ -135,6 +136,17 @@ def test_distributed_checkpoints(folder, thread_count):
     assert fresh["step"] == 7
     assert torch.equal(fresh["model"]["weight"], state["model"]["weight"])
     assert S3FileSystem(REGION).exists(f"{folder}/dcp/shard0/epoch_1/__0_0.distcp")
+
+
+def test_compressed_checkpoints(folder):
+    path, state = f"{folder}/dcp", {"weight": torch.rand(64, 64)}
+    dcp.save(state, storage_writer=S3StorageWriter(REGION, path, _extensions=[ZStandard()]))
+    fresh = {"weight": torch.zeros(64, 64)}
+    reader = S3StorageReader(REGION, path, thread_count=2, _extension_registry=ExtensionRegistry())
+    dcp.load(fresh, storage_reader=reader)
+    assert torch.equal(fresh["weight"], state["weight"])
+    with pytest.raises(TypeError, match="unexpected keyword argument 'no_such'"):
+        S3StorageReader(REGION, path, no_such=1)
 
 
 def test_a_trainer(folder):

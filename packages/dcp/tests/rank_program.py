@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import sys
 import traceback
 import warnings
@@ -21,7 +22,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from s3torch.core import S3ClientConfig
-from s3torch.dcp import HexPrefixStrategy, S3StorageReader, S3StorageWriter
+from s3torch.dcp import CheckpointError, HexPrefixStrategy, S3StorageReader, S3StorageWriter
+from s3torch.dcp.sharing import shared
 
 ROWS = 11
 
@@ -47,8 +49,8 @@ def writer_of(bucket, path, **options):
     return S3StorageWriter("us-east-1", f"s3://{bucket}/{path}", config, **options)
 
 
-def reader_of(bucket, path):
-    return S3StorageReader("us-east-1", f"s3://{bucket}/{path}")
+def reader_of(bucket, path, **options):
+    return S3StorageReader("us-east-1", f"s3://{bucket}/{path}", **options)
 
 
 def check(loaded, factor=1.0):
@@ -83,6 +85,38 @@ def alone(rank, bucket):
     loaded = {"mine": torch.zeros(5, dtype=torch.int64)}
     dcp.load(loaded, storage_reader=reader_of(bucket, "alone"))
     assert torch.equal(loaded["mine"], torch.full((5,), rank))
+
+
+def together(rank, bucket):
+    """One rank reads the metadata for all, and what goes wrong there goes wrong on all."""
+    group = {"process_group": dist.group.WORLD}
+    dcp.save(state_of(rank), storage_writer=writer_of(bucket, "together"))
+    reader = reader_of(bucket, "together", **group)
+    for reads in (reader, reader_of(bucket, "together", **group)):
+        loaded = state_of(rank, 0.0)
+        dcp.load(loaded, storage_reader=reads)
+        check(loaded)
+    # A copy in another process has no ranks to wait for.
+    assert pickle.loads(pickle.dumps(reader)).read_metadata().state_dict_metadata
+    with pytest.raises(CheckpointException) as caught:
+        dcp.load(state_of(rank), storage_reader=reader_of(bucket, "nothing", **group))
+    assert sorted(caught.value.failures) == list(range(dist.get_world_size()))
+    # One rank alone, as without a group.
+    if rank == 1:
+        assert reader_of(bucket, "together").read_metadata().storage_data
+        loaded = {"objects": {"step": 0}}
+        dcp.load(loaded, storage_reader=reader_of(bucket, "together"), no_dist=True)
+        assert loaded["objects"]["step"] == 17
+
+
+def broken(rank, bucket):
+    """An error that is none of S3 reaches the other ranks, too."""
+
+    def fail():
+        raise ArithmeticError("of the first rank")
+
+    with pytest.raises(CheckpointError if rank else ArithmeticError, match="of the first rank"):
+        shared(fail, dist.group.WORLD)
 
 
 def asynchronous(rank, bucket):

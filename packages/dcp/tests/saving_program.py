@@ -1,49 +1,81 @@
-"""Saves checkpoints in processes that may be killed; run as a program.
+"""Saves checkpoints with jobs whose ranks may be killed; run as a program.
 
-Each line of the standard input has the URI of a checkpoint, the endpoint, a number that fills the tensors,
-and how many files to write. For each a process is forked, and its id is the answer; a second line tells how
-it ended.
+Each line of the standard input is a job, as JSON: the URI of the checkpoint, a number that fills the tensors,
+how many files a rank writes, the endpoint of each rank, and where the ranks meet. For each rank a process is
+forked, and their ids are the answer; a second line tells how they have ended.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from s3torch.core import S3ClientConfig
+from s3torch.core.ranges import MIB
 from s3torch.dcp import S3StorageWriter
 
-
-def save(uri, endpoint, number, files):
-    state = {f"t{n}": torch.full((40, n + 1), number) for n in range(6)} | {"step": number}
-    config = S3ClientConfig(max_attempts=1)
-    writer = S3StorageWriter("us-east-1", uri, config, thread_count=files, endpoint=endpoint)
-    dcp.save(state, storage_writer=writer)
+PART = 5 * MIB
 
 
-def answer(number):
-    sys.stdout.write(f"{number}\n")
-    sys.stdout.flush()
+def state_of(rank, ranks, number):
+    """What a rank has: tensors of its own, one of them in several parts, and some that all have."""
+    state = {f"rank {rank}, {n}": torch.full((40, n + 1), number) for n in range(3)}
+    if rank == ranks - 1:
+        state["large"] = torch.full((PART + 1000,), number, dtype=torch.int8)
+    return state | {"same": torch.full((9,), number), "step": number}
+
+
+def save(job, rank):
+    ranks = len(job["endpoints"])
+    if ranks > 1:
+        dist.init_process_group(
+            "gloo",
+            init_method=job["rendezvous"],
+            rank=rank,
+            world_size=ranks,
+            timeout=timedelta(seconds=60),
+        )
+    config = S3ClientConfig(max_attempts=1, part_size=PART)
+    writer = S3StorageWriter(
+        "us-east-1", job["uri"], config, thread_count=job["files"], endpoint=job["endpoints"][rank]
+    )
+    dcp.save(state_of(rank, ranks, job["number"]), storage_writer=writer)
+
+
+def start(job, rank):
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            save(job, rank)
+            status = 0
+        finally:
+            os._exit(status)
+    return child
 
 
 def main():
+    # Some releases of gloo print to the standard output.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     warnings.simplefilter("ignore")
+
+    def answer(numbers):
+        answers.write(json.dumps(numbers) + "\n")
+        answers.flush()
+
     for line in sys.stdin:
-        uri, endpoint, number, files = line.split()
-        child = os.fork()
-        if not child:
-            status = 1
-            try:
-                save(uri, endpoint, float(number), int(files))
-                status = 0
-            finally:
-                os._exit(status)
-        answer(child)
-        answer(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        job = json.loads(line)
+        children = [start(job, rank) for rank in range(len(job["endpoints"]))]
+        answer(children)
+        answer([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
 
 
 if __name__ == "__main__":

@@ -115,7 +115,13 @@ def main():
             writer = S3StorageWriter("us-east-1", f"{root}/{name}", config, endpoint=endpoint, thread_count=2)
             dcp.save(Job(7).state(), storage_writer=writer)
             face = S3HuggingFaceStorageWriter(
-                "us-east-1", f"{root}/{name}-face", config, save_distributed=True, endpoint=endpoint
+                "us-east-1",
+                f"{root}/{name}-face",
+                config,
+                {"wide": 1, "columns": 2, "tiles": 2, "same": 1},
+                save_distributed=True,
+                enable_consolidation=True,
+                endpoint=endpoint,
             )
             dcp.save(Job(7).tensors(), storage_writer=face)
             continue

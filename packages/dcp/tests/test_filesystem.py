@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from pathlib import Path
 
 import pytest
+from torch.distributed.checkpoint import filesystem as torch_filesystem
+from torch.distributed.checkpoint._fsspec_filesystem import FileSystem as FsspecFileSystem
 
-from s3torch.core import ConfigurationError, NotFoundError, RangedS3Reader, S3ReaderConstructor
-from s3torch.dcp import S3FileSystem
+from s3torch.core import (
+    AccessDeniedError,
+    ConfigurationError,
+    NotFoundError,
+    PutOptions,
+    RangedS3Reader,
+    S3Error,
+    S3ReaderConstructor,
+)
+from s3torch.core.testing.faults import Fault
+from s3torch.dcp import S3FileSystem, filesystem
 from s3torch.dcp.paths import join_path
+
+
+@pytest.mark.parametrize(
+    "stock",
+    [torch_filesystem.FileSystemBase, torch_filesystem.FileSystem, FsspecFileSystem],
+    ids=["base", "local", "fsspec"],
+)
+def test_all_that_torch_has(stock):
+    assert issubclass(S3FileSystem, torch_filesystem.FileSystemBase)
+    for name, theirs in inspect.getmembers(stock, inspect.isroutine):
+        if name.startswith("_"):
+            continue
+        ours = inspect.signature(getattr(S3FileSystem, name)).parameters
+        wanted = inspect.signature(theirs).parameters.values()
+        names = [one.name for one in wanted if one.kind is not inspect.Parameter.VAR_KEYWORD]
+        assert list(ours)[: len(names)] == names, name
 
 
 def test_write_and_read(place):
@@ -120,6 +148,85 @@ def test_rename_stays_in_the_bucket(place):
     text = "^Source and destination buckets cannot be different"
     with pytest.raises(ValueError, match=text):
         place.fs().rename("s3://one/a", "s3://two/a")
+
+
+def test_a_copy_is_stored_as_new_objects_are(s3_server, monkeypatch):
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    bucket = s3_server.create_bucket()
+    options = PutOptions(metadata={"run": "7"}, content_type="model/x", storage_class="STANDARD_IA")
+    fs = S3FileSystem("us-east-1", put_options=options)
+    with fs.create_stream(f"s3://{bucket}/a", "wb") as stream:
+        stream.write(b"data")
+    other = S3FileSystem("us-east-1", fs.client, put_options=PutOptions(metadata={"x": "y"}))
+    for renames, old, new in ((fs, "a", "b"), (other, "b", "c")):
+        renames.rename(f"s3://{bucket}/{old}", f"s3://{bucket}/{new}")
+        head = fs.client.head_object(bucket, new)
+        assert (head.metadata, head.content_type) == ({"run": "7"}, "model/x")
+        assert renames is other or head.storage_class == "STANDARD_IA"
+
+
+@pytest.fixture
+def proxied(seaweedfs, seaweed_place, fault_proxy):
+    """A file system behind a proxy, and that proxy."""
+    proxy = fault_proxy(seaweedfs)
+    return S3FileSystem("us-east-1", endpoint=proxy.endpoint), proxy
+
+
+def test_a_rename_has_no_moment_without_the_object(proxied, seaweed_place, monkeypatch):
+    fs, proxy = proxied
+    monkeypatch.setattr(filesystem, "_LONGEST_WAIT", 0.0)
+    seaweed_place.put("old", b"data")
+    seen = []
+    proxy.add(Fault(), match=lambda _: seen.append(seaweed_place.listed()))
+    proxy.add(Fault.error(403, "AccessDenied"), method="DELETE")
+    with pytest.raises(AccessDeniedError):
+        fs.rename(seaweed_place.uri("old"), seaweed_place.uri("new"))
+    assert [request.method for request in proxy.requests()] == ["PUT", "DELETE", "DELETE", "DELETE"]
+    assert seen == [["old"], *[["new", "old"]] * 3]
+    assert seaweed_place.get("old") == seaweed_place.get("new") == b"data"
+    # A copy that fails leaves the old one, and deletes nothing.
+    proxy.heal()
+    proxy.clear()
+    proxy.add(Fault.error(403, "AccessDenied"), method="PUT")
+    with pytest.raises(AccessDeniedError):
+        fs.rename(seaweed_place.uri("old"), seaweed_place.uri("other"))
+    assert [request.method for request in proxy.requests()] == ["PUT"]
+    assert seaweed_place.listed() == ["new", "old"]
+
+
+def test_errors_are_no_answers(proxied, seaweed_place):
+    fs, proxy = proxied
+    seaweed_place.put("folder/a", b"data")
+    proxy.add(Fault.error(403, "AccessDenied"))
+    uri = seaweed_place.uri("folder/a")
+    for ask in (fs.exists, fs.rm_file, fs.ls, fs.rm_tree, lambda uri: fs.rm_files([uri])):
+        with pytest.raises(AccessDeniedError):
+            ask(uri)
+    assert seaweed_place.listed() == ["folder/a"]
+
+
+def test_many_objects_go_with_few_requests(proxied, seaweed_place):
+    fs, proxy = proxied
+    for key in ("run/a", "run/b/c", "run-2/d"):
+        seaweed_place.put(key, b"data")
+    fs.rm_tree(seaweed_place.uri("run/"))
+    assert [request.method for request in proxy.requests()] == ["GET", "POST"]
+    assert seaweed_place.listed() == ["run-2/d"]
+    fs.rm_files([seaweed_place.uri("run-2/d"), seaweed_place.uri("missing")])
+    assert seaweed_place.listed() == []
+    with pytest.raises(ConfigurationError, match="not a whole bucket"):
+        fs.rm_tree(seaweed_place.uri())
+
+
+def test_objects_that_cannot_be_deleted_are_named(proxied, seaweed_place):
+    fs, proxy = proxied
+    denied = "<Error><Key>folder/a</Key><Code>AccessDenied</Code><Message>no</Message></Error>"
+    proxy.add(Fault.answer(f"<DeleteResult>{denied}</DeleteResult>"), method="POST")
+    seaweed_place.put("folder/a", b"data")
+    for remove in (fs.rm_tree, lambda uri: fs.rm_files([f"{uri}/a"])):
+        with pytest.raises(S3Error, match=r"1 objects could not be deleted: folder/a \(AccessDenied: no\)"):
+            remove(seaweed_place.uri("folder"))
 
 
 def test_rename_of_nothing(place):

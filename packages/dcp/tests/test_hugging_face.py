@@ -129,8 +129,9 @@ def test_only_tensors(place):
         dcp.save({"step": 3}, storage_writer=writer_of(place))
     with pytest.raises(CheckpointException, match="has no file for wide"):
         dcp.save(STATE, storage_writer=writer_of(place, fqn_to_index_mapping={"half": 1}))
-    with pytest.raises(ValueError, match="begin with 1, got 0"):
-        writer_of(place, fqn_to_index_mapping={"half": 0})
+    for number in (0, "1"):
+        with pytest.raises(ValueError, match=f"begin with 1, got {number!r}"):
+            writer_of(place, fqn_to_index_mapping={"half": number})
 
 
 def test_distributed_files(place, tmp_path):
@@ -145,7 +146,7 @@ def test_distributed_files(place, tmp_path):
     dcp.save(changed, storage_writer=writer_of(place, save_distributed=True))
     assert len(place.listed()) == 2
     check(place, state=changed)
-    with pytest.raises(CheckpointException, match="saved with save_distributed=True"):
+    with pytest.raises(CheckpointException, match="checkpoint of another kind"):
         dcp.save(STATE, storage_writer=writer_of(place))
 
 

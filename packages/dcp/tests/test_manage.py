@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors.torch import save as safetensors_save
 
 from s3torch.core import NotFoundError, S3Error
 from s3torch.core.testing.faults import Fault
-from s3torch.dcp import CheckpointError
+from s3torch.dcp import CheckpointError, S3HuggingFaceStorageWriter
 from s3torch.dcp.manage import (
     delete_checkpoint,
     latest_checkpoint,
@@ -164,3 +166,131 @@ def test_sweeping_knows_what_single_ranks_have_saved(place):
     place.put("alone/__1.metadata", pickle.dumps(1))
     with pytest.raises(CheckpointError):
         sweep_checkpoint(place.uri("alone"), older_than=-60, client=place.client())
+
+
+def test_sweeping_a_folder_of_what_single_ranks_have_saved(place):
+    dcp.save(STATE, storage_writer=place.writer("run/alone"), use_collectives=False)
+    before = place.listed()
+    place.put("run/alone/__7_0.distcp", b"x")
+    assert sweep_checkpoint(place.uri("run"), older_than=-60, client=place.client())
+    assert place.listed() == before
+
+
+def save_face(place, path, **options):
+    """Saves in the layout of Hugging Face."""
+    writer = S3HuggingFaceStorageWriter("us-east-1", place.uri(path), place.config, **options)
+    dcp.save(STATE, storage_writer=writer)
+
+
+WHOLE = {"save_distributed": True, "enable_consolidation": True}
+NUMBERS = {f"t{n}": 1 + n % 2 for n in range(6)}
+INDEX = "model.safetensors.index.json"
+
+
+def test_checkpoints_with_an_index_are_listed_and_thinned_out(place):
+    client, root = place.client(), place.uri("run")
+    save_face(place, "run/step-1")
+    save_face(place, "run/step-2", **WHOLE)
+    save_face(place, "run/step-3", save_distributed=True)
+    save(place, "run/step-4")
+    place.put("run/step-5/model-00001-of-00001.safetensors", b"without an index")
+    assert names(list_checkpoints(root, client=client)) == [f"step-{n}" for n in range(1, 5)]
+    assert latest_checkpoint(f"{root}/step-2", client=client).name == ""
+    # As long as nothing was put together the parts are a checkpoint of their own.
+    client.delete_object(place.bucket, f"run/step-2/{INDEX}")
+    assert names(list_checkpoints(f"{root}/step-2", client=client)) == ["sharded"]
+    save_face(place, "run/step-2", **WHOLE)
+    protect = [f"{root}/step-{n}" for n in (2, 4)]
+    assert names(prune_checkpoints(root, last=1, protect=protect, client=client)) == ["step-1", "step-3"]
+    assert {key.split("/")[1] for key in place.listed()} == {"step-2", "step-4", "step-5"}
+    delete_checkpoint(f"{root}/step-4", client=client)
+    delete_checkpoint(f"{root}/step-2", client=client)
+    assert place.listed() == ["run/step-5/model-00001-of-00001.safetensors"]
+    with pytest.raises(NotFoundError, match="there is no checkpoint"):
+        delete_checkpoint(f"{root}/step-5", client=client)
+
+
+def test_a_deletion_of_whole_files_and_parts_that_fails_leaves_nothing_visible(
+    seaweed_place, fault_proxy, seaweedfs
+):
+    save_face(seaweed_place, "run/step-1", **WHOLE)
+    proxy = fault_proxy(seaweedfs)
+    client = type(seaweed_place.client())(
+        "us-east-1", endpoint=proxy.endpoint, s3client_config=seaweed_place.config
+    )
+    proxy.add(Fault.error(403, "AccessDenied"), method="POST")
+    with pytest.raises(S3Error, match="AccessDenied"):
+        delete_checkpoint(seaweed_place.uri("run/step-1"), client=client)
+    assert list_checkpoints(seaweed_place.uri(), client=client) == []
+
+
+@pytest.mark.parametrize("depth", ["sizes", "checksums", "bytes"])
+@pytest.mark.parametrize("options", [{}, WHOLE], ids=["index", "consolidated"])
+def test_a_whole_checkpoint_with_an_index(server_place, depth, options):
+    save_face(server_place, "model", fqn_to_index_mapping=NUMBERS, **options)
+    report = verify_checkpoint(server_place.uri("model"), depth=depth, client=server_place.client())
+    assert report.is_whole
+    assert report.files == 2
+    assert report.size == sum(
+        len(server_place.get(f"model/model-0000{n}-of-00002.safetensors")) for n in (1, 2)
+    )
+    assert report.unchecked == () or depth == "checksums"
+
+
+def test_what_is_wrong_with_files_of_an_index_is_told(place):
+    save_face(place, "model", fqn_to_index_mapping={f"t{n}": n + 1 for n in range(6)})
+    client, uri = place.client(), place.uri("model")
+    files = [f"model-0000{n}-of-00006.safetensors" for n in (1, 2, 3)]
+    data = bytearray(place.get(f"model/{files[0]}"))
+    data[-1] ^= 1
+    place.put(f"model/{files[0]}", data)
+    place.put(f"model/{files[1]}", place.get(f"model/{files[1]}")[:-1])
+    client.delete_object(place.bucket, f"model/{files[2]}")
+    assert [text.split(" ")[0] for text in verify_checkpoint(uri, client=client).problems] == files[1:]
+    report = verify_checkpoint(uri, depth="bytes", client=client)
+    assert [text.split(" ")[0] for text in report.problems] == files
+    place.put(f"model/{INDEX}", b"{")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        verify_checkpoint(uri, client=client)
+
+
+def test_an_index_of_others(place):
+    data = safetensors_save({"a": torch.ones(3)})
+    files = {"a": "1.safetensors", "b": "2.safetensors", "c": "3.safetensors", "d": "4.safetensors"}
+    place.put(f"model/{INDEX}", json.dumps({"weight_map": files}).encode())
+    place.put("model/1.safetensors", data)
+    client, uri = place.client(), place.uri("model")
+    place.put("model/2.safetensors", data)
+    place.put("model/3.safetensors", data[:-1])
+    report = verify_checkpoint(uri, depth="bytes", client=client)
+    assert sorted(report.unchecked) == ["1.safetensors", "2.safetensors", "3.safetensors"]
+    cut, lost, missing = report.problems
+    assert "model/3.safetensors is damaged: it has" in cut
+    assert lost == "2.safetensors does not have b, which the index says it has"
+    assert missing == "4.safetensors is missing"
+
+
+def test_sweeping_safetensors_files(place):
+    save_face(place, "model", fqn_to_index_mapping=NUMBERS, **WHOLE)
+    before = place.listed()
+    strays = [
+        "model/model-00001-of-00002-0123456789abcdef.safetensors",
+        "model/model-00003-of-00004.safetensors",
+        "model/rank-00002-model-00001-of-00002.safetensors",
+        "model/sharded/shard-00002-model-00001-of-00002-0123456789abcdef.safetensors",
+        "model/sharded/shard-00009-model-00001-of-00002.safetensors",
+    ]
+    others = ["model/adapter_model.safetensors", "model/original/model-00001-of-00002.safetensors"]
+    for key in (*strays, *others):
+        place.put(key, b"x")
+    client, uri = place.client(), place.uri("model")
+    assert sweep_checkpoint(uri, client=client) == []
+    assert sweep_checkpoint(uri, older_than=-60, client=client) == [place.uri(key) for key in strays]
+    assert place.listed() == sorted([*before, *others])
+    # Without an index these may be all that there is.
+    for key in (
+        "torch/shard-00001-model-00001-of-00001.safetensors",
+        "torch/model-00001-of-00001.safetensors",
+    ):
+        place.put(key, b"x")
+    assert sweep_checkpoint(place.uri("torch"), older_than=-60, client=client) == []

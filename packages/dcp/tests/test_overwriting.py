@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
-import subprocess
-import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,8 +21,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:Detected an existing checkpoint",
     "ignore:the new checkpoint in",
 )
-
-PROGRAM = Path(__file__).with_name("saving_program.py")
 
 
 def state_of(number):
@@ -198,68 +191,6 @@ def test_a_store_that_does_not_understand_conditions_can_be_saved_to(proxied, pr
     proxy.add(Fault.error(412, "PreconditionFailed"), match=lambda r: "if-match" in r.headers)
     save(proxied, 2)
     assert loaded_number(proxied) == 2
-
-
-@pytest.mark.parametrize("fault", [Fault.error(403, "AccessDenied"), Fault.drop(side="response")])
-def test_a_failure_of_any_request_leaves_the_old_or_the_new_checkpoint(proxied, proxy, fault):
-    save(proxied, 0, thread_count=3)
-    number, step = 0, 0
-    while True:
-        rule = proxy.add(fault, skip=step, times=1)
-        try:
-            save(proxied, number + 1, thread_count=1 + step % 3)
-        except CheckpointException:
-            proxy.heal()
-            assert rule.hits == 1
-            # A commit whose answer was lost has happened.
-            assert loaded_number(proxied) in {number, number + 1}
-        else:
-            proxy.heal()
-            assert loaded_number(proxied) == number + 1
-        if not rule.hits:
-            break
-        number, step = loaded_number(proxied), step + 1
-    assert step >= 5
-
-
-@pytest.fixture(scope="module")
-def saver(seaweedfs):
-    """A process that forks others, which save."""
-    process = subprocess.Popen(
-        [sys.executable, PROGRAM],
-        env=dict(os.environ) | seaweedfs.environment() | {"OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    yield process
-    process.stdin.close()
-    process.stdout.close()
-    process.wait(20)
-
-
-def test_a_process_that_is_killed_leaves_the_old_or_the_new_checkpoint(seaweed_place, proxy, saver):
-    save(seaweed_place, 0, thread_count=2)
-    uri = seaweed_place.uri("checkpoint")
-    number, step = 0, 0
-    while True:
-        # Hangs before the server has seen it.
-        rule = proxy.add(Fault.stall(60, side="request"), skip=step, times=1)
-        saver.stdin.write(f"{uri} {proxy.endpoint} {number + 1} {1 + step % 2}\n")
-        saver.stdin.flush()
-        pid = int(saver.stdout.readline())
-        ended = ThreadPoolExecutor(1).submit(saver.stdout.readline)
-        while not rule.hits and not ended.done():
-            wait([ended], 0.01)
-        if not rule.hits:
-            break
-        os.kill(pid, signal.SIGKILL)
-        ended.result()
-        proxy.heal()
-        assert loaded_number(seaweed_place) in {number, number + 1}
-        number, step = loaded_number(seaweed_place), step + 1
-    assert loaded_number(seaweed_place) == number + 1
-    assert step >= 5
 
 
 def test_cached_plans_do_not_write_over_files(place):

@@ -156,6 +156,12 @@ def test_bad_user_prefixes(prefixes, text):
         RoundRobinPrefixStrategy(prefixes)
 
 
+@pytest.mark.parametrize("epoch", ["1", True, 1.0])
+def test_a_bad_epoch_of_user_prefixes(epoch):
+    with pytest.raises(ValueError, match=f"^Epoch number must be None or an integer, got {epoch}$"):
+        RoundRobinPrefixStrategy(["a"], epoch_num=epoch)
+
+
 def test_base_classes_are_abstract():
     for base, arguments in ((S3PrefixStrategyBase, ()), (NumericPrefixStrategy, (8,))):
         with pytest.raises(TypeError, match="abstract"):

@@ -99,6 +99,14 @@ def test_each_rank_for_itself(run, seaweed_place):
     ]
 
 
+def test_one_rank_reads_the_metadata_for_all(run):
+    run("together")
+
+
+def test_what_fails_where_one_rank_reads_fails_on_all(run):
+    run("broken")
+
+
 def test_a_failure_of_one_rank_fails_all(run, seaweed_place):
     run("failing")
     assert "failing/.metadata" not in seaweed_place.listed()

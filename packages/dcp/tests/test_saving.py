@@ -205,6 +205,13 @@ def test_a_custom_prefix_is_used_verbatim(place):
     assert place.listed() == ["checkpoint/.metadata", "checkpoint/custom_a/0/0.distcp"]
 
 
+def test_a_strategy_can_be_named(place):
+    dcp.save({"a": torch.ones(3)}, storage_writer=place.writer(prefix_strategy="binary"))
+    assert place.listed() == ["checkpoint/.metadata", "checkpoint/0000000000/__0_0.distcp"]
+    with pytest.raises(ConfigurationError, match="prefix strategy"):
+        place.writer(prefix_strategy="octal")
+
+
 def test_more_threads_than_tensors(place):
     writer = place.writer(thread_count=4)
     dcp.save({name: STATE[name] for name in ("t1", "t2", "t3")}, storage_writer=writer)

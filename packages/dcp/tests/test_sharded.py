@@ -64,8 +64,12 @@ def test_saved_by_four_and_two_and_loaded_by_two_four_and_one(job, seaweed_place
         reader = seaweed_place.reader(f"run/{name}")
         states.append(whole_state(reader.read_metadata()))
         dcp.load(states[-1], storage_reader=reader)
-        shards = load_sharded(seaweed_place.uri(f"run/{name}-face"), client=seaweed_place.client())
-        assert all(torch.equal(shards[key], states[-1][key]) for key in ("wide", "columns", "tiles", "same"))
+        # The whole files, and the parts of which they were made.
+        for face in (f"run/{name}-face", f"run/{name}-face/sharded"):
+            loaded = load_sharded(seaweed_place.uri(face), client=seaweed_place.client())
+            assert loaded.keys() == {"wide", "columns", "tiles", "same"}
+            assert all(torch.equal(loaded[key], states[-1][key]) for key in loaded)
+        assert len(seaweed_place.listed(f"run/{name}-face/model-0000")) == 2
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert torch.equal(states[0]["wide"][:, 0], torch.arange(1000) * 1024.0 + 7)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import pickle
 import pickletools
-import zlib
 from functools import partial
-from io import BytesIO, RawIOBase
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import _extension
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -252,7 +249,10 @@ def test_overlapping_repeated_and_empty_chunks(place, constructor):
     reader.storage_data[MetadataIndex("other")] = _StorageInfo("b", 3, 4)
     reader.storage_data[MetadataIndex("empty")] = _StorageInfo("c", 0, 0)
     names = ["z", "x", "y", "x", "inside", "none", "other", "empty"]
-    plan = reader.prepare_local_plan(LoadPlan([object_item(name) for name in names]))
+    given = LoadPlan([object_item(name) for name in names])
+    items = given.items
+    plan = reader.prepare_local_plan(given)
+    assert (plan is given, plan.items is items) == (True, True)
     offsets = [reader.storage_data[item.storage_index].offset for item in plan.items]
     assert offsets == sorted(offsets)
     planner = Collecting()
@@ -272,6 +272,13 @@ def test_there_is_no_checkpoint(place, caplog):
         dcp.load({"a": torch.zeros(1)}, storage_reader=reader)
     # Not in the text of the exception, because some releases of torch swallow it.
     assert "nothing/here/.metadata does not exist" in caplog.text
+
+
+def test_there_is_no_bucket(place):
+    reader = place.reader()
+    reader.reset("s3://missing/checkpoint")
+    with pytest.raises(NotFoundError, match="no such bucket"):
+        reader.read_metadata()
 
 
 def failure_of(caught):
@@ -323,68 +330,6 @@ def test_an_error_of_the_planner_ends_the_load(place):
     with pytest.raises(dcp.api.CheckpointException) as caught:
         dcp.load(state, storage_reader=place.reader(), planner=Refusing())
     assert isinstance(failure_of(caught), ArithmeticError)
-
-
-class Zipped(_extension.StreamTransformExtension):
-    """Compresses each item; its reader cannot seek."""
-
-    @staticmethod
-    def registry_name():
-        return "test.zlib"
-
-    @staticmethod
-    def from_descriptor(version):
-        assert version == "7"
-        return Zipped()
-
-    def get_descriptor(self):
-        return "test.zlib/7"
-
-    def transform_to(self, output):
-        class Writer(RawIOBase):
-            packer = zlib.compressobj()
-
-            def write(self, data):
-                output.write(self.packer.compress(data))
-                return len(memoryview(data).cast("B"))
-
-            def close(self):
-                if not self.closed:
-                    output.write(self.packer.flush())
-                    output.close()
-                super().close()
-
-        return Writer()
-
-    def transform_from(self, raw):
-        class Reader(BytesIO):
-            def seekable(self):
-                return False
-
-        return Reader(zlib.decompress(raw.read(-1)))
-
-
-def test_extensions(place, state, blank_of, are_same):
-    writer = place.writer(_extensions=[Zipped()], thread_count=2)
-    metadata = dcp.save(state | {"zeros": torch.zeros(100_000)}, storage_writer=writer)
-    assert all(at.transform_descriptors == ["test.zlib/7"] for at in metadata.storage_data.values())
-    assert metadata.storage_data[MetadataIndex("zeros", [0])].length < 10_000
-    registry = _extension.ExtensionRegistry()
-    registry.register(Zipped)
-    loaded = blank_of(state)
-    dcp.load(loaded, storage_reader=place.reader(_extension_registry=registry))
-    assert are_same(loaded, state)
-    with pytest.raises(dcp.api.CheckpointException, match="Unknown extension name='test.zlib'"):
-        dcp.load(blank_of(state), storage_reader=place.reader())
-
-
-@pytest.mark.skipif(not _extension.ZStandard.is_available(), reason="needs zstandard or pyzstd")
-def test_zstandard(place, state, blank_of, are_same):
-    writer = place.writer(_extensions=[_extension.ZStandard()])
-    dcp.save(state, storage_writer=writer)
-    loaded = blank_of(state)
-    dcp.load(loaded, storage_reader=place.reader())
-    assert are_same(loaded, state)
 
 
 def test_loading_in_inference_mode(place):

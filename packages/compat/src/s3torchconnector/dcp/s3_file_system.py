@@ -63,7 +63,8 @@ class S3StorageWriter(CoreStorageWriter):
         s3client_config: All other settings.
         prefix_strategy: Names the files of each rank.
         thread_count: How many files a rank writes.
-        kwargs: What torch's ``FileSystemWriter`` takes.
+        kwargs: What torch's ``FileSystemWriter`` takes, and the further options of
+            ``s3torch.dcp.S3StorageWriter``.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class S3StorageReader(CoreStorageReader):
         path: The ``s3://bucket/prefix`` of the checkpoint.
         s3client_config: All other settings.
         reader_constructor: The kind of readers.
+        kwargs: The further options of ``s3torch.dcp.S3StorageReader``.
     """
 
     def __init__(
@@ -95,5 +97,6 @@ class S3StorageReader(CoreStorageReader):
         path: str | os.PathLike[str],
         s3client_config: S3ClientConfig | None = None,
         reader_constructor: S3ReaderConstructorProtocol | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(region, path, drop_in_config(s3client_config), reader_constructor)
+        super().__init__(region, path, drop_in_config(s3client_config), reader_constructor, **kwargs)

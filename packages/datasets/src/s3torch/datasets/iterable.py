@@ -36,9 +36,10 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
     """The objects of a listing, one after the other.
 
     Every epoch, that is every ``iter(dataset)``, lists anew and as far as it is read, unless it is shuffled,
-    made even or of a manifest, see below. The workers of a rank share that listing. While a transform
-    runs, the downloads of the next objects are under way; with the default transform they are not,
-    because its readers are handed out unread.
+    made even or of a manifest, see below. The workers of a rank share that listing, and under ``torchrun``
+    all ranks of a node, unless the objects come from a callable of the user. While a transform runs, the
+    downloads of the next objects are under way; with the default transform they are not, because its readers
+    are handed out unread.
 
     Without sharding every worker of every rank yields everything. With sharding, object ``i`` belongs
     to rank ``i % world_size`` and is there number ``j = i // world_size``, which goes to worker
@@ -269,9 +270,10 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         return (objects[order[place]] for place in places)
 
     def _listed_anew(self) -> Iterable[S3BucketKeyData]:
-        """Lists for this epoch, together with the other workers."""
+        """Lists for this epoch, together with the other workers and the other ranks of this node."""
         source = self._get_dataset_objects
-        if current_worker().size == 1 or not isinstance(source, PagedSource):
+        is_alone = current_worker().size == 1 and not self._folder.spans_ranks
+        if is_alone or not isinstance(source, PagedSource):
             return self._list()
         # The same in all workers of an epoch, and another in the next one, also where workers stay.
         epoch = f"{current_team()}-{self._iterations}"

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from s3torch.dcp._version import __version__
 
 if TYPE_CHECKING:
+    from s3torch.dcp.consolidating import consolidate_safetensors_files
     from s3torch.dcp.errors import CheckpointError
     from s3torch.dcp.filesystem import S3FileSystem
-    from s3torch.dcp.hugging_face import S3HuggingFaceStorageReader, S3HuggingFaceStorageWriter
+    from s3torch.dcp.hugging_face import S3HuggingFaceStorageReader
+    from s3torch.dcp.hugging_face_writer import S3HuggingFaceStorageWriter
     from s3torch.dcp.plan import ItemRange, RangeGroup
     from s3torch.dcp.planned import (
         DCPOptimizedConstructor,
@@ -53,6 +55,7 @@ __all__ = [
     "S3StorageWriter",
     "StorageMetadata",
     "__version__",
+    "consolidate_safetensors_files",
     "load_file",
     "load_sharded",
     "save_file",
@@ -72,11 +75,12 @@ _MODULES = {
     "RoundRobinPrefixStrategy": "prefixes",
     "S3FileSystem": "filesystem",
     "S3HuggingFaceStorageReader": "hugging_face",
-    "S3HuggingFaceStorageWriter": "hugging_face",
+    "S3HuggingFaceStorageWriter": "hugging_face_writer",
     "S3PrefixStrategyBase": "prefixes",
     "S3StorageReader": "reader",
     "S3StorageWriter": "writer",
     "StorageMetadata": "writer",
+    "consolidate_safetensors_files": "consolidating",
     "load_file": "state_files",
     "load_sharded": "state_files",
     "save_file": "state_files",

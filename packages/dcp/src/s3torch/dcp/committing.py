@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from s3torch.core import PutOptions
     from s3torch.dcp.filesystem import S3FileSystem
 
-__all__ = ["CommitObject", "Committed", "Surroundings", "is_refused"]
+__all__ = ["EXISTS", "CommitObject", "Committed", "Surroundings", "is_refused"]
+
+# What torch's own writer says.
+EXISTS = "Checkpoint already exists and self.overwrite=False."
 
 _PAGE = 1000
 _ATTEMPTS = 10
@@ -101,6 +104,23 @@ class CommitObject:
                 return Committed(getattr(stream, "etag", None), body)
         except NotFoundError:
             return None
+
+    def put(self, body: bytes, *, overwrite: bool, is_new: bool) -> Committed | None:
+        """Commits, and returns what was there before.
+
+        Args:
+            body: The new metadata.
+            overwrite: It may take the place of what is there.
+            is_new: There was nothing when the save began, so nothing is read first.
+
+        Raises:
+            RuntimeError: Something is there, and ``overwrite`` is false.
+        """
+        if overwrite:
+            return self.replace(body, is_new=is_new)
+        if not self.create(body):
+            raise RuntimeError(EXISTS)
+        return None
 
     def create(self, body: bytes) -> bool:
         """Commits where nothing is; returns ``False`` where another job was first."""

@@ -20,9 +20,16 @@ from s3torch.dcp.paths import join_path
 if TYPE_CHECKING:
     import io
     import os
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
-    from s3torch.core import ObjectInfo, PutOptions, S3Client, S3ClientConfig, S3ReaderConstructorProtocol
+    from s3torch.core import (
+        DeleteFailure,
+        ObjectInfo,
+        PutOptions,
+        S3Client,
+        S3ClientConfig,
+        S3ReaderConstructorProtocol,
+    )
     from s3torch.core.transfer.source import ObjectSource
 
 __all__ = ["S3FileSystem"]
@@ -149,9 +156,13 @@ class S3FileSystem(FileSystemBase):
         self._delete_with_retry(old.bucket, old.key)
 
     def copy_file(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
-        """Copies an object within S3."""
+        """Copies an object within S3, with its metadata and tags.
+
+        Storage class and encryption are those of ``put_options``, which S3 does not take from the source.
+        """
         old, new = parse_s3_uri(path), parse_s3_uri(new_path)
-        self._client.copy_object(old.bucket, old.key, new.bucket, new.key)
+        options = None if self._put_options is None else self._put_options.placement
+        self._client.copy_object(old.bucket, old.key, new.bucket, new.key, options=options)
 
     def mkdir(self, path: str | os.PathLike[str]) -> None:
         """Does nothing; S3 has no folders."""
@@ -211,14 +222,20 @@ class S3FileSystem(FileSystemBase):
             bucket, key = parse_s3_uri(path)
             keys.setdefault(bucket, []).append(key)
         for bucket, batch in keys.items():
-            if failures := self._client.delete_objects(bucket, batch):
-                shown = ", ".join(f"{one.key} ({one.code}: {one.message})" for one in failures[:_SHOWN])
-                raise S3Error(
-                    f"{len(failures)} of {len(batch)} objects could not be deleted: {shown}",
-                    operation="DeleteObjects",
-                    bucket=bucket,
-                    code=failures[0].code,
-                )
+            _check_deleted(bucket, self._client.delete_objects(bucket, batch))
+
+    def rm_tree(self, path: str | os.PathLike[str]) -> None:
+        """Deletes all objects in a folder and its folders, 1,000 with a request, while they are listed.
+
+        Raises:
+            ConfigurationError: It is no folder, but a whole bucket. It is a ``ValueError``, too.
+            S3Error: Some could not be deleted; the text names them.
+        """
+        bucket, key = parse_s3_uri(path)
+        folder = key.rstrip("/")
+        if not folder:
+            raise ConfigurationError(f"rm_tree deletes a folder, not a whole bucket, got {path}")
+        _check_deleted(bucket, self._client.delete_prefix(bucket, f"{folder}/").failures)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -242,3 +259,15 @@ class S3FileSystem(FileSystemBase):
                 time.sleep(random.uniform(0, min(2**attempt, _LONGEST_WAIT)))  # noqa: S311
             else:
                 return
+
+
+def _check_deleted(bucket: str, failures: Sequence[DeleteFailure]) -> None:
+    if not failures:
+        return
+    shown = ", ".join(f"{one.key} ({one.code}: {one.message})" for one in failures[:_SHOWN])
+    raise S3Error(
+        f"{len(failures)} objects could not be deleted: {shown}",
+        operation="DeleteObjects",
+        bucket=bucket,
+        code=failures[0].code,
+    )

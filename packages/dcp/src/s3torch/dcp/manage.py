@@ -1,9 +1,11 @@
 """The checkpoints of a run: listed, verified, deleted, thinned out.
 
-A checkpoint is there from the moment at which its metadata is, which is written last, and deleted first. So
-only complete checkpoints are ever listed. (Those that each rank has saved for itself, with
-``use_collectives=False``, have no common metadata, and are not listed.) All functions take a ``client``;
-``None`` makes one from the environment.
+A checkpoint is there from the moment at which its metadata is, which is written last, and deleted first:
+torch's ``.metadata``, or in the layout of Hugging Face ``model.safetensors.index.json``. So only complete
+checkpoints are ever listed. (What each rank has saved for itself, with ``use_collectives=False``, has no
+common metadata, and of safetensors files without an index nothing tells whether all are there; neither is
+listed.) What ``enable_consolidation`` leaves in ``sharded`` belongs to the checkpoint above it. All functions
+take a ``client``; ``None`` makes one from the environment.
 """
 
 from __future__ import annotations
@@ -11,21 +13,25 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from s3torch.core.errors import NotFoundError
+from s3torch.core.errors import NotFoundError, S3Error
+from s3torch.dcp.contents import METADATA_NAME, complete_folders, is_commit, own_objects, strays
 from s3torch.dcp.filesystem import S3FileSystem
+from s3torch.dcp.header_reading import read_headers
+from s3torch.dcp.index_files import INDEX_NAME, parse_index
 from s3torch.dcp.metadata import decode_metadata, file_names
 from s3torch.dcp.paths import checked_uri, join_path
-from s3torch.dcp.plan import SUFFIX
 from s3torch.dcp.retention import CheckpointInfo, superfluous
-from s3torch.dcp.verifying import CheckpointReport, check_files
+from s3torch.dcp.verifying import CheckpointReport, Expected, check_files, expected_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterator, Mapping
 
     from torch.distributed.checkpoint.metadata import Metadata
 
     from s3torch.core import ObjectInfo, S3Client
+    from s3torch.dcp.index_files import Index
+    from s3torch.dcp.tensor_files import FileHeader
     from s3torch.dcp.verifying import Depth
 
 __all__ = [
@@ -39,7 +45,6 @@ __all__ = [
     "verify_checkpoint",
 ]
 
-_METADATA = ".metadata"
 _DAY = 24 * 60 * 60.0
 
 
@@ -51,12 +56,13 @@ def list_checkpoints(root: str | os.PathLike[str], *, client: S3Client | None = 
         client: Serves the requests.
     """
     uri = checked_uri(root).rstrip("/")
-    found = []
-    for info in _file_system(client).walk_objects(uri):
-        folder, _, name = info.key.rpartition("/")
-        if name == _METADATA:
-            place = join_path(uri, folder) if folder else uri
-            found.append(CheckpointInfo(place, folder, info.last_modified))
+    folders = complete_folders(_file_system(client).walk_objects(uri))
+    found = [
+        CheckpointInfo(
+            join_path(uri, folder) if folder else uri, folder, max(one.last_modified for one in commits)
+        )
+        for folder, commits in folders.items()
+    ]
     return sorted(found, key=lambda one: one.order)
 
 
@@ -77,7 +83,8 @@ def verify_checkpoint(
         path: The URI of the checkpoint.
         depth: ``"sizes"`` asks for the sizes of all files, with one listing; ``"checksums"`` also for the
             checksums that S3 has stored, with a HEAD for each file; ``"bytes"`` reads everything. Of a
-            checkpoint that another library has written there are no checksums to compare with.
+            checkpoint that another library has written there are no checksums to compare with; of one with
+            an index the headers of its files are read, which tell their sizes.
         client: Serves the requests.
 
     Raises:
@@ -85,9 +92,15 @@ def verify_checkpoint(
         CheckpointError: Its metadata is damaged.
     """
     uri, fs = checked_uri(path), _file_system(client)
-    metadata = _read_metadata(fs, uri)
-    sizes = {info.key: info.size for info in fs.walk_objects(uri)}
-    return check_files(fs.client, uri, metadata, sizes, depth)
+    objects = {info.key: info for info in fs.walk_objects(uri)}
+    expected = Expected({}, {})
+    for commit in _commits_in(uri, objects.values()):
+        if commit.key == INDEX_NAME:
+            expected |= _expected_of_index(fs, uri, _read_index(fs, uri), objects)
+        else:
+            expected |= expected_of(_read_metadata(fs, uri))
+    sizes = {name: info.size for name, info in objects.items()}
+    return check_files(fs.client, uri, expected, sizes, depth)
 
 
 def delete_checkpoint(path: str | os.PathLike[str], *, client: S3Client | None = None) -> None:
@@ -100,11 +113,13 @@ def delete_checkpoint(path: str | os.PathLike[str], *, client: S3Client | None =
         S3Error: Not all could be deleted; calling ``sweep_checkpoint`` later removes the rest.
     """
     uri, fs = checked_uri(path), _file_system(client)
-    names = [info.key for info in _own_objects(fs.walk_objects(uri))]
-    if _METADATA not in names:
-        raise NotFoundError(f"there is no checkpoint: {join_path(uri, _METADATA)} does not exist")
-    fs.rm_file(join_path(uri, _METADATA))
-    fs.rm_files(join_path(uri, name) for name in names if name != _METADATA)
+    objects = own_objects(fs.walk_objects(uri))
+    _commits_in(uri, objects)
+    commits = [info.key for info in objects if is_commit(info)]
+    # Of what was consolidated the index, and then the metadata of the parts.
+    for name in sorted(commits, key=lambda name: name.count("/")):
+        fs.rm_file(join_path(uri, name))
+    fs.rm_files(join_path(uri, info.key) for info in objects if info.key not in commits)
 
 
 def prune_checkpoints(
@@ -138,8 +153,10 @@ def sweep_checkpoint(
 ) -> list[str]:
     """Removes files of saves that were not completed, and returns their URIs.
 
-    These are the ``.distcp`` files that no metadata names. The files of a save that is still going on look
-    the same, so only old ones are removed.
+    These are the ``.distcp`` files, and the safetensors files of ``S3HuggingFaceStorageWriter``, that no
+    metadata and no index names. The files of a save that is still going on look the same, so only old ones
+    are removed. Safetensors files with plain names stay where no checkpoint was ever completed: they may be
+    one without an index.
 
     Args:
         path: The URI of a checkpoint, or of a place where a save was not completed.
@@ -151,32 +168,74 @@ def sweep_checkpoint(
     """
     uri, fs = checked_uri(path), _file_system(client)
     limit = time.time() - older_than
-    objects = _own_objects(fs.walk_objects(uri))
-    metadata = [info.key for info in objects if info.key.endswith(_METADATA)]
-    named = {name for key in metadata for name in file_names(_read_metadata(fs, uri, key))}
-    stray = [
-        join_path(uri, info.key)
-        for info in objects
-        if info.key.endswith(SUFFIX) and info.key not in named and info.last_modified < limit
-    ]
-    fs.rm_files(stray)
-    return stray
+    objects = own_objects(fs.walk_objects(uri))
+    named = set(_named(fs, uri, objects))
+    old = [join_path(uri, info.key) for info in strays(objects, named) if info.last_modified < limit]
+    fs.rm_files(old)
+    return old
 
 
 def _file_system(client: S3Client | None) -> S3FileSystem:
     return S3FileSystem(None, client)
 
 
-def _read_metadata(fs: S3FileSystem, uri: str, name: str = _METADATA) -> Metadata:
+def _commits_in(uri: str, objects: Collection[ObjectInfo]) -> list[ObjectInfo]:
+    """Returns what makes the checkpoint complete."""
+    commits = complete_folders(objects).get("")
+    if commits is None:
+        raise NotFoundError(
+            f"there is no checkpoint: neither {join_path(uri, METADATA_NAME)} nor {INDEX_NAME} exists there"
+        )
+    return commits
+
+
+def _named(fs: S3FileSystem, uri: str, objects: Collection[ObjectInfo]) -> Iterator[str]:
+    """Yields the names of all files that a checkpoint has, also one that a rank has saved for itself."""
+    for info in objects:
+        folder, slash, name = info.key.rpartition("/")
+        if name == INDEX_NAME:
+            files = _read_index(fs, uri, info.key).files
+        elif name.endswith(METADATA_NAME):
+            files = file_names(_read_metadata(fs, uri, info.key))
+        else:
+            continue
+        yield from (f"{folder}{slash}{file}" for file in files)
+
+
+def _expected_of_index(
+    fs: S3FileSystem, uri: str, index: Index, objects: Mapping[str, ObjectInfo]
+) -> Expected:
+    """Finds out what the files should be: as noted in the index, else by their headers."""
+    problems: list[str] = []
+    headers: dict[str, FileHeader] = {}
+    for name in sorted(index.files - index.facts.keys()):
+        if name not in objects:
+            continue
+        place = join_path(uri, name)
+        try:
+            headers |= {name: read_headers({place: fs.open_ranges(place, object_info=objects[name])})[place]}
+        except S3Error as exc:
+            problems.append(str(exc))
+    present = {name: {tensor.name for tensor in header.tensors} for name, header in headers.items()}
+    problems += [
+        f"{file} does not have {tensor}, which the index says it has"
+        for tensor, file in index.weight_map.items()
+        if file in present and tensor not in present[file]
+    ]
+    least = {name: objects[name].size if name in objects else 0 for name in sorted(index.files)}
+    return Expected(least, index.facts, tuple(problems))
+
+
+def _read_metadata(fs: S3FileSystem, uri: str, name: str = METADATA_NAME) -> Metadata:
     place = join_path(uri, name)
+    return decode_metadata(_read(fs, place), uri=place)
+
+
+def _read_index(fs: S3FileSystem, uri: str, name: str = INDEX_NAME) -> Index:
+    place = join_path(uri, name)
+    return parse_index(_read(fs, place), uri=place)
+
+
+def _read(fs: S3FileSystem, place: str) -> bytes:
     with fs.create_stream(place, "rb") as stream:
-        return decode_metadata(stream.read(), uri=place)
-
-
-def _own_objects(objects: Iterable[ObjectInfo]) -> list[ObjectInfo]:
-    """Leaves out what belongs to other checkpoints, in folders below."""
-    everything = list(objects)
-    folders = tuple(
-        info.key.removesuffix(_METADATA) for info in everything if info.key.endswith(f"/{_METADATA}")
-    )
-    return [info for info in everything if not info.key.startswith(folders)] if folders else everything
+        return bytes(stream.read())

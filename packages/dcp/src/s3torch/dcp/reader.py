@@ -43,6 +43,7 @@ __all__ = ["S3StorageReader"]
 _log = logging.getLogger(__name__)
 
 _WINDOW = 256 * MIB
+_NO_BUCKET = "NoSuchBucket"
 
 
 class S3StorageReader(FileSystemReader):
@@ -65,7 +66,9 @@ class S3StorageReader(FileSystemReader):
         thread_count: How many large items are decoded at a time; with another kind of reader, how many files
             are read.
         process_group: The ranks that load together: one of them reads the metadata and hands it to the
-            others. ``None`` lets every rank read it, as a rank must that loads alone.
+            others. ``None`` lets every rank read it. That is the default, because torch does not tell a
+            reader whether the other ranks load, too: one that loads with ``no_dist=True``, or calls
+            ``read_metadata`` to look into a checkpoint, would wait for them for ever.
         safe_globals: Classes and functions that may be in the metadata beyond what torch writes, as for
             ``torch.serialization.add_safe_globals``.
         _extension_registry: Knows the stream extensions with which the checkpoint was written.
@@ -107,6 +110,10 @@ class S3StorageReader(FileSystemReader):
         self._safe_globals = tuple(safe_globals)
         self._why_no_metadata = ""
         self.sync_files = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the process group behind, which no other process has."""
+        return self.__dict__ | {"_process_group": None}
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -156,6 +163,8 @@ class S3StorageReader(FileSystemReader):
             with self.fs.create_stream(uri, "rb") as stream:
                 return bytes(stream.read())
         except NotFoundError as exc:
+            if exc.code == _NO_BUCKET:
+                raise
             raise _no_checkpoint(uri, exc) from exc
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
@@ -223,7 +232,9 @@ class S3StorageReader(FileSystemReader):
         if layout is not None and layout.stop - layout.start == chunk.size:
             # Only the bytes of the tensor, as in a safetensors file.
             return tensor_of(raw.read(-1), layout)
-        stream = self.transforms.transform_load_stream(request, chunk.descriptors, raw)
+        # torch names first what its data went through first; with several, its own reader forgets that the
+        # last must be undone first.
+        stream = self.transforms.transform_load_stream(request, chunk.descriptors[::-1], raw)
         if request.type == LoadItemType.BYTE_IO:
             return stream.read(-1)
         if not stream.seekable():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.distributed.checkpoint._hf_utils import (
@@ -37,13 +37,15 @@ if TYPE_CHECKING:
 
 __all__ = ["bytes_of", "write_file", "write_files"]
 
+T = TypeVar("T")
+
 
 def write_files(
     files: Sequence[FilePlan],
-    write: Callable[[FilePlan, Callable[[], None]], list[WriteResult]],
+    write: Callable[[FilePlan, Callable[[], None]], list[T]],
     *,
     threads: int,
-) -> list[WriteResult]:
+) -> list[T]:
     """Writes files in threads and returns the results of all.
 
     The first error stops the others, whose uploads are aborted, and is raised. (The threads of torch's own

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch.distributed as dist
 
 from s3torch.core.errors import S3Error
+from s3torch.dcp.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +22,7 @@ T = TypeVar("T")
 def shared(fetch: Callable[[], T], group: ProcessGroup | None) -> T:
     """Returns what the first rank of the group has fetched, on all of its ranks.
 
-    All ranks of the group must call it. An error of S3 is raised on all.
+    All ranks of the group must call it. An error is raised on all.
 
     Args:
         fetch: Called on the first rank only.
@@ -29,14 +30,17 @@ def shared(fetch: Callable[[], T], group: ProcessGroup | None) -> T:
     """
     if group is None:
         return fetch()
-    outcome: list[Any] = [None]
+    outcome: list[Any] = [None, None]
+    error: Exception | None = None
     if dist.get_rank(group) == 0:
         try:
             outcome[0] = fetch()
-        except S3Error as exc:
-            outcome[0] = exc
+        except Exception as exc:  # noqa: BLE001 - The other ranks would wait for ever.
+            error = exc
+            # An error of S3 can be pickled.
+            outcome[1] = exc if isinstance(exc, S3Error) else CheckpointError(f"another rank: {exc!r}")
     dist.broadcast_object_list(outcome, src=dist.get_global_rank(group, 0), group=group)
-    found: T | S3Error = outcome[0]
-    if isinstance(found, S3Error):
-        raise found
-    return found
+    found, failure = outcome
+    if failure is not None:
+        raise error or failure
+    return cast("T", found)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from s3torch.core import S3Client
     from s3torch.dcp.metadata import FileFacts
 
-__all__ = ["CheckpointReport", "Depth", "check_files"]
+__all__ = ["CheckpointReport", "Depth", "Expected", "check_files", "expected_of"]
 
 Depth = Literal["sizes", "checksums", "bytes"]
 
@@ -52,23 +52,49 @@ class CheckpointReport:
         return not self.problems
 
 
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the files of a checkpoint should be.
+
+    Attributes:
+        least: How long each must be at least, by the names.
+        facts: What their writer has noted.
+        problems: What is wrong already.
+    """
+
+    least: Mapping[str, int]
+    facts: Mapping[str, FileFacts]
+    problems: tuple[str, ...] = ()
+
+    def __or__(self, other: Expected) -> Expected:
+        """Returns what two descriptions of one checkpoint say."""
+        return Expected(
+            {**self.least, **other.least}, {**self.facts, **other.facts}, self.problems + other.problems
+        )
+
+
+def expected_of(metadata: Metadata) -> Expected:
+    """Returns what the metadata says of the files."""
+    return Expected(_least_sizes(metadata), file_facts(metadata))
+
+
 def check_files(
-    client: S3Client, uri: str, metadata: Metadata, sizes: Mapping[str, int], depth: Depth
+    client: S3Client, uri: str, expected: Expected, sizes: Mapping[str, int], depth: Depth
 ) -> CheckpointReport:
     """Checks all files of a checkpoint.
 
     Args:
         client: Asks for checksums and bytes.
         uri: The checkpoint.
-        metadata: Its metadata.
+        expected: What they should be.
         sizes: What is there: bytes by the names of files.
         depth: ``"sizes"`` compares those, ``"checksums"`` also the checksums that S3 has stored, with a HEAD
             for each file, ``"bytes"`` reads everything and computes them.
     """
     if depth not in {"sizes", "checksums", "bytes"}:
         raise ConfigurationError(f"depth must be sizes, checksums or bytes, got {depth!r}")
-    facts, least = file_facts(metadata), _least_sizes(metadata)
-    problems: list[str] = []
+    facts, least = expected.facts, expected.least
+    problems = list(expected.problems)
     unchecked: list[str] = []
     for name, size in least.items():
         known = facts.get(name)

@@ -12,11 +12,13 @@ from torch.futures import Future
 
 from s3torch.core import PutOptions
 from s3torch.core.errors import ConfigurationError
-from s3torch.dcp.committing import CommitObject, Surroundings
+from s3torch.core.plugins.manager import prefix_strategy as named_strategy
+from s3torch.dcp.committing import EXISTS, CommitObject, Surroundings
 from s3torch.dcp.errors import CheckpointError
 from s3torch.dcp.filesystem import S3FileSystem
 from s3torch.dcp.leftovers import remove_replaced
 from s3torch.dcp.metadata import decode_metadata, file_names
+from s3torch.dcp.new_files import NewFiles
 from s3torch.dcp.paths import checked_uri, join_path
 from s3torch.dcp.plan import SUFFIX, plan_files, plan_tensor_files, unstored
 from s3torch.dcp.prefixes import DefaultPrefixStrategy
@@ -37,7 +39,6 @@ __all__ = ["S3StorageWriter", "StorageMetadata"]
 
 # The version of the layout, as torch writes it into the metadata.
 _LAYOUT_VERSION = "1.0.0"
-_EXISTS = "Checkpoint already exists and self.overwrite=False."
 _SHOWN_NAMES = 5
 
 
@@ -74,8 +75,8 @@ class S3StorageWriter(FileSystemWriter):
         region: The region of the bucket; ``None`` takes it from the environment.
         path: The ``s3://bucket/prefix`` of the checkpoint.
         s3client_config: The settings of the client.
-        prefix_strategy: Names the files of each rank, asked at every save; ``None`` for
-            ``DefaultPrefixStrategy``.
+        prefix_strategy: Names the files of each rank, asked at every save; or the name under which a plugin
+            has registered one, such as ``"hex"``. ``None`` for ``DefaultPrefixStrategy``.
         thread_count: How many files a rank writes, and how many at a time.
         endpoint: The URL of a store that speaks S3.
         s3_client: Serves all requests; ``None`` for a client that is shared in this process with all writers
@@ -103,7 +104,7 @@ class S3StorageWriter(FileSystemWriter):
         region: str | None,
         path: str | os.PathLike[str],
         s3client_config: S3ClientConfig | None = None,
-        prefix_strategy: Callable[[int], str] | None = None,
+        prefix_strategy: Callable[[int], str] | str | None = None,
         thread_count: int = 1,
         *,
         endpoint: str | None = None,
@@ -123,7 +124,8 @@ class S3StorageWriter(FileSystemWriter):
         )
         self.path: str = checked_uri(path)
         self.fs.init_path(self.path)
-        self.prefix_strategy = prefix_strategy or DefaultPrefixStrategy()
+        named = named_strategy(prefix_strategy)() if isinstance(prefix_strategy, str) else prefix_strategy
+        self.prefix_strategy: Callable[[int], str] = named or DefaultPrefixStrategy()
         self._put_options = put_options or PutOptions()
         # What the rank that plans has seen at the path; of the save that is going on.
         self._before: Surroundings | None = None
@@ -181,15 +183,9 @@ class S3StorageWriter(FileSystemWriter):
         # it, is that of this one.
         prefix = plan.storage_data.prefix if self.rank is None else self._prefix(self.rank)
         planned = self._plan_files(plan.items, prefix)
-        files = RankFiles(
-            self.fs,
-            self.path,
-            planner,
-            self.transforms,
-            options=self._put_options,
-            plain=bool(planned) and self._is_fresh(plan.storage_data, planned[0].name),
-            copy_ahead=self.per_thread_copy_ahead,
-        )
+        plain = bool(planned) and self._is_fresh(plan.storage_data, planned[0].name)
+        new = NewFiles(self.fs, self.path, options=self._put_options, plain=plain)
+        files = RankFiles(new, planner, self.transforms, copy_ahead=self.per_thread_copy_ahead)
         done: Future[list[WriteResult]] = Future()
         done.set_result(write_files(planned, files.write, threads=self.thread_count))
         return done
@@ -212,14 +208,13 @@ class S3StorageWriter(FileSystemWriter):
         metadata.version = _LAYOUT_VERSION
         metadata.storage_data = stored
         metadata.storage_meta = self.storage_meta()
-        body = self._commit_body(metadata)
-        commit = CommitObject(self.fs, self._metadata_uri(), self._put_options)
-        if not self.overwrite:
-            if not commit.create(body):
-                raise RuntimeError(_EXISTS)
-            return
         before, self._before = self._before, None
-        previous = commit.replace(body, is_new=before is not None and not before.committed)
+        commit = CommitObject(self.fs, self._metadata_uri(), self._put_options)
+        previous = commit.put(
+            self._commit_body(metadata),
+            overwrite=self.overwrite,
+            is_new=before is not None and not before.committed,
+        )
         if previous is not None:
             kept = {info.relative_path for info in stored.values()}
             remove_replaced(self.fs, self.path, lambda: self._names_in(previous.body), kept=kept)
@@ -261,7 +256,7 @@ class S3StorageWriter(FileSystemWriter):
         if not before.committed:
             return
         if not self.overwrite:
-            raise RuntimeError(_EXISTS)
+            raise RuntimeError(EXISTS)
         warnings.warn(
             f"Detected an existing checkpoint in {self.path}, overwriting since self.overwrite=True. "
             "It stays whole until the new one is complete.",

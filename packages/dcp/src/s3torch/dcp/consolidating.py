@@ -1,0 +1,175 @@
+"""Makes whole safetensors files of sharded ones, from S3 to S3, without a copy on any disk."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch.distributed.checkpoint._hf_utils import FORMAT_KEY, FORMAT_VALUE, SUFFIX, _gen_file_name
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan
+
+from s3torch.core import PutOptions
+from s3torch.core.ranges import MIB
+from s3torch.dcp.committing import CommitObject, Surroundings
+from s3torch.dcp.consolidation import bands_of, reads_of, windows
+from s3torch.dcp.errors import CheckpointError
+from s3torch.dcp.filesystem import S3FileSystem
+from s3torch.dcp.hugging_face import S3HuggingFaceStorageReader
+from s3torch.dcp.index_files import INDEX_NAME, Index, file_count, make_index, parse_index
+from s3torch.dcp.leftovers import remove_replaced
+from s3torch.dcp.new_files import NewFiles
+from s3torch.dcp.paths import checked_uri, join_path
+from s3torch.dcp.plan import FilePlan
+from s3torch.dcp.saving import bytes_of, write_files
+from s3torch.dcp.tensor_files import make_header
+
+if TYPE_CHECKING:
+    import io
+    import os
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch.distributed.checkpoint.planner import ReadItem
+
+    from s3torch.core import S3Client
+    from s3torch.dcp.consolidation import Band
+    from s3torch.dcp.metadata import FileFacts
+
+__all__ = ["consolidate_safetensors_files"]
+
+# Bytes of tensors that each thread holds.
+_WINDOW = 64 * MIB
+_FILE_PREFIX = "model-"
+
+
+def consolidate_safetensors_files(
+    input_dir: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    fqn_to_index_mapping: Mapping[str, int] | None = None,
+    num_threads: int = 1,
+    *,
+    overwrite: bool = True,
+    put_options: PutOptions | None = None,
+    client: S3Client | None = None,
+) -> None:
+    """Puts the parts of tensors that many ranks have saved together, as torch's function of this name does.
+
+    The files are those of ``S3HuggingFaceStorageWriter``; the index is written last. The bytes go through
+    this process, 64 MiB of tensors at a time for each thread, however large a tensor is. What was in
+    ``output_dir`` stays whole until the new index is there.
+
+    Args:
+        input_dir: The URI of the folder with the parts.
+        output_dir: The URI of the folder for the whole files.
+        fqn_to_index_mapping: The number of the file for each tensor, from 1; ``None`` puts all into one.
+        num_threads: How many files are written at a time.
+        overwrite: Replaces a checkpoint that is there.
+        put_options: How the new objects are stored.
+        client: Serves the requests; ``None`` makes one from the environment.
+
+    Raises:
+        NotFoundError: There is no safetensors file.
+        CheckpointError: Parts are missing, or a tensor has no number.
+        RuntimeError: There is a checkpoint already, and ``overwrite`` is false.
+    """
+    shards = S3HuggingFaceStorageReader(None, input_dir, s3_client=client)
+    work = _Consolidation(shards, dict(fqn_to_index_mapping or {}), put_options or PutOptions())
+    work.run(checked_uri(output_dir), threads=num_threads, overwrite=overwrite)
+
+
+class _Consolidation:
+    def __init__(
+        self, shards: S3HuggingFaceStorageReader, numbers: Mapping[str, int], options: PutOptions
+    ) -> None:
+        self._shards = shards
+        self._options = options
+        metadata = shards.read_metadata()
+        shards.set_up_storage_reader(metadata, is_coordinator=True)
+        self._tensors = {
+            name: one
+            for name, one in metadata.state_dict_metadata.items()
+            if isinstance(one, TensorStorageMetadata)
+        }
+        if lost := sorted(self._tensors.keys() - numbers.keys()) if numbers else []:
+            raise CheckpointError(f"fqn_to_index_mapping has no file for {lost[0]}")
+        count = file_count(numbers)
+        # The tensors of each file, the widest elements first, so that each is aligned.
+        self._files: dict[str, list[str]] = {}
+        for name in sorted(self._tensors, key=lambda name: (-self._dtype(name).itemsize, name)):
+            self._files.setdefault(_gen_file_name(numbers.get(name, 1), count), []).append(name)
+
+    def run(self, path: str, *, threads: int, overwrite: bool) -> None:
+        """Writes all files, and commits them."""
+        fs = S3FileSystem(None, self._shards.fs.client)
+        before = Surroundings.look(fs, path, metadata_name=INDEX_NAME, prefixes=[_FILE_PREFIX], suffix=SUFFIX)
+        new = NewFiles(fs, path, options=self._options, plain=before.is_fresh)
+        plans = [FilePlan(name, (), is_safetensors=True) for name in sorted(self._files)]
+        written = write_files(plans, lambda file, check: [self._write(new, file, check)], threads=threads)
+        facts = dict(written)
+        uri = join_path(path, INDEX_NAME)
+        commit = CommitObject(fs, uri, self._options)
+        body = self._index(dict(zip(sorted(self._files), facts, strict=True)), facts)
+        previous = commit.put(body, overwrite=overwrite, is_new=not before.committed)
+        if previous is not None:
+            remove_replaced(fs, path, lambda: parse_index(previous.body, uri=uri).files, kept=facts)
+
+    def _index(self, names: Mapping[str, str], facts: Mapping[str, FileFacts]) -> bytes:
+        weight_map = {fqn: names[plain] for plain, fqns in self._files.items() for fqn in fqns}
+        total = sum(math.prod(one.size) * self._dtype(name).itemsize for name, one in self._tensors.items())
+        return make_index(Index(weight_map, facts), total_size=total)
+
+    def _write(self, new: NewFiles, file: FilePlan, check: Callable[[], None]) -> tuple[str, FileFacts]:
+        tensors = self._files[file.name]
+
+        def fill(stream: io.IOBase, named: FilePlan) -> str:
+            header, _ = make_header(
+                ((name, self._dtype(name), self._tensors[name].size) for name in tensors),
+                {FORMAT_KEY: FORMAT_VALUE},
+            )
+            stream.write(header)
+            for window in windows(self._bands(tensors), limit=_WINDOW):
+                check()
+                stream.writelines(bytes_of(tensor) for tensor in self._read(window))
+            return named.name
+
+        return new.write(file, fill)
+
+    def _bands(self, names: list[str]) -> Iterator[Band]:
+        return itertools.chain.from_iterable(
+            bands_of(name, self._dtype(name), self._tensors[name].size, limit=_WINDOW) for name in names
+        )
+
+    def _read(self, window: list[Band]) -> list[torch.Tensor]:
+        planner = _BandPlanner(window)
+        items = [
+            item
+            for number, band in enumerate(window)
+            for item in reads_of(band, number, self._tensors[band.name])
+        ]
+        self._shards.read_data(LoadPlan(items), planner).wait()
+        return planner.tensors
+
+    def _dtype(self, name: str) -> torch.dtype:
+        dtype = self._tensors[name].properties.dtype
+        assert isinstance(dtype, torch.dtype)  # noqa: S101 - For the type checker.
+        return dtype
+
+
+class _BandPlanner(DefaultLoadPlanner):
+    """Has a tensor for each part that is read."""
+
+    def __init__(self, bands: list[Band]) -> None:
+        super().__init__()
+        self.tensors = [torch.empty(band.sizes, dtype=band.dtype) for band in bands]
+
+    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
+        tensor = self.tensors[read_item.dest_index.index or 0]
+        for dimension, (at, count) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
+            tensor = tensor.narrow(dimension, at, count)
+        return tensor
+
+    def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
+        """Does nothing."""

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -73,6 +74,24 @@ def load(rank, bucket):
         loaded = state_of(rank, 0.0)
         dcp.load(loaded, storage_reader=reader_of(bucket, path))
         check(loaded)
+
+
+def cached(rank, bucket):
+    """Saves again and again with plans that torch keeps; the prefix is that of each save."""
+    writer = writer_of(bucket, "unused")
+    for epoch in range(4):
+        writer.prefix_strategy = HexPrefixStrategy(epoch_num=epoch, min_prefix_length=1)
+        # Two over each other, and two elsewhere.
+        path = f"cached-{epoch // 2}"
+        dcp.save(
+            state_of(rank, epoch + 1),
+            checkpoint_id=f"s3://{bucket}/{path}",
+            storage_writer=writer,
+            planner=DefaultSavePlanner(enable_plan_caching=True),
+        )
+        loaded = state_of(rank, 0.0)
+        dcp.load(loaded, storage_reader=reader_of(bucket, path))
+        check(loaded, epoch + 1)
 
 
 def alone(rank, bucket):

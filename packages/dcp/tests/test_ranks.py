@@ -89,6 +89,12 @@ def test_save_with_one_rank_and_load_with_two(run, seaweed_place):
     run("load")
 
 
+def test_plans_that_torch_keeps(run, seaweed_place):
+    run("cached")
+    folders = {key.rpartition("/")[0] for key in seaweed_place.listed() if key.endswith(".distcp")}
+    assert folders == {f"cached-{n}/{rank}/epoch_{2 * n + 1}" for n in range(2) for rank in range(2)}
+
+
 def test_each_rank_for_itself(run, seaweed_place):
     run("alone")
     assert seaweed_place.listed() == [

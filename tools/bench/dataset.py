@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import small_objects
 from answers import start_answers
-from measure import BUCKET, REGION, client
+from measure import BUCKET, REGION, client, server_cpu_seconds, watch_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -112,6 +112,7 @@ def _run(arguments: argparse.Namespace) -> dict[Case, list[dict[str, float]]]:
             for latency in arguments.latency:
                 with _store(server.endpoint, latency / 1000) as endpoint:
                     os.environ["AWS_ENDPOINT_URL"] = endpoint
+                    watch_server()
                     for way in arguments.ways:
                         for library in LIBRARIES:
                             figure = _in_child(way, library)
@@ -152,7 +153,7 @@ def _measure(way: str, library: str) -> dict[str, float]:
     # Imports and the first connections are not what is asked for.
     _dataset(library, "S3MapDataset", endpoint)[0]
     samples = WAYS[way](library, endpoint)
-    before, start = _cpu_seconds(), time.perf_counter()
+    server, before, start = server_cpu_seconds(), _cpu_seconds(), time.perf_counter()
     count = 0
     for sample in samples:
         for data in sample if isinstance(sample, list) else [sample]:
@@ -161,7 +162,12 @@ def _measure(way: str, library: str) -> dict[str, float]:
             count += 1
     seconds = time.perf_counter() - start
     del samples
-    return {"objects": count, "seconds": seconds, "cpu_seconds": _cpu_seconds() - before}
+    return {
+        "objects": count,
+        "seconds": seconds,
+        "cpu_seconds": _cpu_seconds() - before,
+        "server_cpu_seconds": server_cpu_seconds() - server,
+    }
 
 
 def _cpu_seconds() -> float:
@@ -174,12 +180,15 @@ def _print_table(figures: dict[Case, list[dict[str, float]]]) -> None:
     from rich.table import Table
 
     table = Table(title="samples of 100 KiB, listed and read")
-    for column in ("latency", "way", "", "objects/s", "speed", "CPU ms/object", "CPU"):
+    for column in ("latency", "way", "", "objects/s", "speed", "CPU ms/object", "CPU", "server ms"):
         table.add_column(column, justify="left" if column in {"way", ""} else "right")
     base: dict[str, float] = {}
     for (latency, way, library), rounds in figures.items():
         rate = statistics.median(one["objects"] / one["seconds"] for one in rounds)
-        cpu = statistics.median(1000 * one["cpu_seconds"] / one["objects"] for one in rounds)
+        cpu, server = (
+            statistics.median(1000 * one[field] / one["objects"] for one in rounds)
+            for field in ("cpu_seconds", "server_cpu_seconds")
+        )
         if library == LIBRARIES[0]:
             base = {"rate": rate, "cpu": cpu}
         table.add_row(
@@ -190,6 +199,7 @@ def _print_table(figures: dict[Case, list[dict[str, float]]]) -> None:
             f"{rate / base['rate']:.1f}x",
             f"{cpu:.2f}",
             f"{cpu / base['cpu']:.2f}x",
+            f"{server:.2f}",
         )
     Console().print(table)
 

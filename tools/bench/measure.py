@@ -174,10 +174,10 @@ def _prepare(question: Question, endpoint: str) -> None:
     boto = client(endpoint)
     boto.create_bucket(Bucket=BUCKET)
     question.prepare(boto)
-    _watch_server()
+    watch_server()
 
 
-def _watch_server() -> None:
+def watch_server() -> None:
     """Tells the cases whose processor time is that of the server."""
     import psutil
 
@@ -198,17 +198,18 @@ def _measure(work: Callable[[], object]) -> Figures:
     Path("/proc/self/clear_refs").write_text("5")  # Resets the peak.
     before = _status("VmRSS")
     server, usage, start = (
-        _server_cpu_seconds(),
+        server_cpu_seconds(),
         resource.getrusage(resource.RUSAGE_SELF),
         time.perf_counter(),
     )
     work()
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime - usage.ru_utime + after.ru_stime - usage.ru_stime
-    return Figures(seconds, cpu, _server_cpu_seconds() - server, _status("VmHWM") - before)
+    return Figures(seconds, cpu, server_cpu_seconds() - server, _status("VmHWM") - before)
 
 
-def _server_cpu_seconds() -> float:
+def server_cpu_seconds() -> float:
+    """Returns the processor seconds that the server has taken so far."""
     import psutil
 
     times = [psutil.Process(int(pid)).cpu_times() for pid in os.environ["BENCH_SERVER"].split()]

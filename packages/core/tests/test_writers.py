@@ -80,6 +80,17 @@ def test_any_size_arrives_whole(client, store, size, step):
     assert store.uploads("bucket") == []
 
 
+@pytest.mark.parametrize("size", [1, PART, 2 * PART + 1, 4 * PART])
+def test_lent_bytes_arrive_between_those_that_are_written(client, store, size):
+    lent = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
+    with client.put_object("bucket", "key") as writer:
+        for _ in range(2):
+            assert writer.write(b"head") == 4
+            assert writer.lend(lent) == size
+        assert writer.tell() == 2 * (size + 4)
+    assert stored(store) == (b"head" + lent.tobytes()) * 2
+
+
 @pytest.mark.parametrize("size", [0, 5, 12 * MIB])
 @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_an_exception_leaves_the_old_object(client, store, size, error):
@@ -383,6 +394,13 @@ def test_a_stream_without_abort_will_do():
     assert (writer.bucket, writer.key) == ("", "")
     with pytest.raises(OSError, match="disk"):
         writer.write(b"x")
+
+
+def test_a_stream_that_cannot_borrow_takes_a_copy():
+    stream = Stream()
+    with S3Writer(stream) as writer:
+        writer.lend(bytearray(b"bytes"))
+    assert stream.data == b"bytes"
 
 
 def test_errors_of_writers_are_ours(client):

@@ -86,6 +86,17 @@ def test_the_writer_does_not_wait_for_the_beginning_of_its_upload(wire):
     assert wire.get("k") == DATA
 
 
+def test_lent_bytes_are_not_copied_and_must_not_change(wire):
+    wire.proxy.add(Fault(latency=0.5), method="POST", match=lambda request: "uploads" in request.query)
+    lent = bytearray(DATA)
+    wire.put("k", b"old")
+    with pytest.raises(ChecksumMismatchError), wire.client().put_object(wire.bucket, "k") as writer:
+        writer.lend(lent)
+        lent[0] ^= 1  # Nothing was sent yet, but the checksum is made.
+    assert wire.get("k") == b"old"
+    assert wire.uploads() == []
+
+
 def test_an_upload_that_is_aborted_before_it_has_begun_sends_no_part(wire):
     wire.proxy.add(Fault(latency=0.5), method="POST", match=lambda request: "uploads" in request.query)
     with pytest.raises(KeyError), wire.client().put_object(wire.bucket, "k") as writer:

@@ -11,6 +11,7 @@ from s3torch.core.errors import (
     NoCredentialsError,
     S3ConnectionError,
     S3Error,
+    S3TimeoutError,
     ThrottledError,
 )
 from s3torch.core.models import DeleteFailure, ObjectInfo, RestoreStatus
@@ -151,15 +152,29 @@ def test_nobody_listens(connect):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         control = connect(f"http://127.0.0.1:{unused.getsockname()[1]}")
-        with pytest.raises(S3ConnectionError):
+        with pytest.raises(S3ConnectionError) as caught:
             control.head_object("bucket", "key")
+    assert caught.value.attempts == 2
+
+
+def test_errors_tell_how_often_it_was_tried(connect, stub, answer, refusal):
+    control = connect(stub.endpoint, max_attempts=3, read_timeout=0.2)
+    stub.will(refusal(503, "SlowDown"), *[answer(stall=-1)] * 2)
+    with pytest.raises(S3TimeoutError) as caught:
+        control.head_object("bucket", "key")
+    assert caught.value.attempts == len(stub.requests) == 3
+    stub.will(refusal(500, "InternalError"), refusal(403, "AccessDenied"))
+    with pytest.raises(AccessDeniedError) as caught:
+        control.delete_object("bucket", "key")
+    assert caught.value.attempts == 2
 
 
 def test_what_is_wrong_before_anything_is_sent(connect, stub):
     with pytest.raises(ConfigurationError):
         connect(stub.endpoint).list_objects("no bucket/name")
-    with pytest.raises(NoCredentialsError):
+    with pytest.raises(NoCredentialsError) as caught:
         connect(stub.endpoint, keys=None).delete_object("bucket", "key")
+    assert caught.value.attempts is None
     assert stub.requests == []
 
 

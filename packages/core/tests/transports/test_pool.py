@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+import uuid
 
 import pytest
 
@@ -15,19 +16,27 @@ PATIENCE = 20
 
 
 @pytest.fixture
-def pool():
-    pool = TransferPool(4, name="s3torch-pool-test")
+def name():
+    """How the threads of this test are called; those of the one before may not have ended yet."""
+    return f"s3torch-pool-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def pool(name):
+    pool = TransferPool(4, name=name)
     yield pool
     pool.close()
+
+
+@pytest.fixture
+def threads(name):
+    """Lists the threads of the pool that are alive."""
+    return lambda: [thread for thread in threading.enumerate() if thread.name.startswith(f"{name}_")]
 
 
 def transfer_of(work, buffer=None):
     view = None if buffer is None else memoryview(buffer)
     return PooledTransfer(work, operation="GetObject", bucket="bucket", key="key", buffer=view)
-
-
-def threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("s3torch-pool-test_")]
 
 
 def ends(condition):
@@ -98,10 +107,11 @@ def test_a_buffer_is_not_lent_after_cancelling(pool):
     assert lent == []
 
 
-def test_threads_are_started_as_they_are_needed(pool):
+@pytest.mark.parametrize("patience", [PATIENCE, None], ids=["there", "here"])
+def test_threads_are_started_as_they_are_needed(pool, threads, patience):
     assert threads() == []
     for _ in range(20):
-        pool.start(transfer_of(lambda _: None)).result(PATIENCE)
+        pool.start(transfer_of(lambda _: None)).result(patience)
     assert 1 <= len(threads()) <= 2
     go_on = threading.Event()
     waiting = [pool.start(transfer_of(lambda _: go_on.wait(PATIENCE))) for _ in range(20)]
@@ -111,8 +121,8 @@ def test_threads_are_started_as_they_are_needed(pool):
 
 
 @pytest.mark.parametrize("how", ["closed", "dropped"])
-def test_threads_end_with_their_pool(how):
-    pool = TransferPool(4, name="s3torch-pool-test")
+def test_threads_end_with_their_pool(how, name, threads):
+    pool = TransferPool(4, name=name)
     assert pool.start(transfer_of(lambda _: 1)).result(PATIENCE) == 1
     if how == "closed":
         assert pool.close()
@@ -140,9 +150,9 @@ def test_the_interpreter_does_not_wait_for_a_server(python, stub, answer):
 
 
 @pytest.fixture
-def busy_pool():
+def busy_pool(name):
     """A pool whose only thread is busy."""
-    pool = TransferPool(1, name="s3torch-pool-test")
+    pool = TransferPool(1, name=name)
     go_on = threading.Event()
     pool.start(transfer_of(lambda _: go_on.wait(PATIENCE)))
     yield pool
@@ -181,7 +191,7 @@ def test_work_that_is_done_by_whoever_waits_can_be_cancelled(busy_pool):
     canceller.join()
 
 
-def test_callbacks_run_on_a_thread_of_the_pool(busy_pool):
+def test_callbacks_run_on_a_thread_of_the_pool(busy_pool, name):
     called = []
     ended = threading.Event()
 
@@ -194,10 +204,10 @@ def test_callbacks_run_on_a_thread_of_the_pool(busy_pool):
 
     busy_pool.start(transfer_of(work)).result()
     assert ended.wait(PATIENCE)
-    assert called[0].startswith("s3torch-pool-test")
+    assert called[0].startswith(name)
 
 
-def test_work_that_is_waited_for_is_done_on_the_calling_thread(pool):
+def test_work_that_is_waited_for_is_done_on_the_calling_thread(pool, threads):
     assert pool.do(transfer_of(lambda _: threading.get_ident())) == threading.get_ident()
     assert threads() == []
     with pytest.raises(LookupError, match="nothing"):
@@ -229,8 +239,8 @@ def test_closing_the_pool_ends_work_on_a_calling_thread(pool):
 
 
 @pytest.mark.parametrize(("seconds", "least", "most"), [(0.0, 2, 2), (0.05, 16, 16)])
-def test_more_threads_are_started_only_where_transfers_wait(seconds, least, most):
-    pool = TransferPool(16, name="s3torch-pool-test", at_once=2)
+def test_more_threads_are_started_only_where_transfers_wait(name, threads, seconds, least, most):
+    pool = TransferPool(16, name=name, at_once=2)
 
     def work(_):
         threading.Event().wait(seconds)
@@ -240,5 +250,34 @@ def test_more_threads_are_started_only_where_transfers_wait(seconds, least, most
             transfer.add_done_callback(lambda _: None)  # So that it is not done on this thread.
             transfer.result(PATIENCE)
     assert least <= len(threads()) <= most
+    pool.close()
+    assert ends(lambda: not threads())
+
+
+def test_threads_that_small_transfers_do_not_need_are_let_go(name, threads):
+    pool = TransferPool(16, name=name, at_once=12)
+    go_on = threading.Event()
+
+    def run_at_once(count, buffer=None):
+        go_on.clear()
+        transfers = [pool.start(transfer_of(lambda _: go_on.wait(PATIENCE), buffer)) for _ in range(count)]
+        for transfer in transfers:
+            transfer.add_done_callback(lambda _: None)  # So that it is not done on this thread.
+        running = len(threads())
+        go_on.set()
+        assert all(transfer.result(PATIENCE) for transfer in transfers)
+        return running
+
+    def run_quickly(count):
+        for _ in range(count):
+            transfer = pool.start(transfer_of(lambda _: True))
+            transfer.add_done_callback(lambda _: None)
+            assert transfer.result(PATIENCE)
+
+    assert run_at_once(12) == 12
+    run_quickly(100)
+    assert ends(lambda: len(threads()) <= 6)
+    assert run_at_once(12) <= 6
+    assert run_at_once(12, bytearray(1024 * 1024)) == 12
     pool.close()
     assert ends(lambda: not threads())

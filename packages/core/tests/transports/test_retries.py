@@ -140,6 +140,35 @@ def test_a_server_that_always_stalls_is_a_timeout(connect, stub, answer):
     assert len(stub.requests) == 2
 
 
+def test_silence_is_not_waited_for_longer_by_crt(connect_with, stub, answer):
+    # It could take four seconds more for bytes that are on their way; the other has a clock of its own.
+    stub.will(*[answer(stall=-1)] * 2)
+    patient = connect_with(HttpTransport, stub.endpoint, max_attempts=1, read_timeout=3).get("bucket", "key")
+    quick = connect_with(CrtTransport, stub.endpoint, max_attempts=1, read_timeout=0.4).get("bucket", "key")
+    with pytest.raises(S3TimeoutError):
+        quick.result(PATIENCE)
+    assert not patient.done()
+
+
+def test_an_answer_that_comes_slowly_is_waited_for(connect, serve):
+    asked = []
+
+    def drip(connection):
+        asked.append(connection.recv(2**16))
+        head = (
+            'HTTP/1.1 206 Partial\r\nContent-Length: 30\r\nContent-Range: bytes 0-29/99\r\nETag: "e"\r\n\r\n'
+        )
+        connection.sendall(head.encode())
+        for number in range(15):
+            time.sleep(0.1)
+            connection.sendall(b"%02d" % number)
+
+    transport = connect(serve(drip), read_timeout=1, max_attempts=1)
+    result = transport.get("bucket", "key", byte_range=ByteRange(0, 30)).result(PATIENCE)
+    assert result.data == b"".join(b"%02d" % number for number in range(15))
+    assert len(asked) == 1
+
+
 def test_nobody_listens(connect):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

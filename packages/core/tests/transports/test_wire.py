@@ -103,6 +103,26 @@ def test_other_bytes_than_asked_for_are_an_error(transport, stub, answer, header
         get_range(transport).result(PATIENCE)
 
 
+@pytest.mark.parametrize("size", [0, 5])
+@pytest.mark.parametrize("buffered", [True, False])
+def test_whole_object_may_answer_a_range_from_its_start(connect, stub, answer, size, buffered):
+    """As SeaweedFS answers for a key that ends in a slash."""
+    transport = connect(stub.endpoint, max_attempts=1)
+    stub.will(*[answer(200, b"whole"[:size])] * 2)
+    buffer = bytearray(100)
+    result = get_range(transport, 0, 100, buffer if buffered else None).result(PATIENCE)
+    assert (result.length, result.head.size) == (size, size)
+    assert (buffer[:size] if buffered else result.data) == b"whole"[:size]
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_longer_object_does_not_answer_a_range(transport, stub, answer, buffered):
+    stub.will(*[answer(200, DATA)] * 5)
+    with pytest.raises(TruncatedError) as caught:
+        get_range(transport, 0, 100, bytearray(100) if buffered else None).result(PATIENCE)
+    assert caught.value.key == "key"
+
+
 @pytest.mark.parametrize(
     ("status", "code", "expected"),
     [

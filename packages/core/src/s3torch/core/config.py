@@ -71,12 +71,12 @@ class S3ClientConfig:
             its control group or machine, divided between the local ranks and DataLoader workers, from
             64 MiB to 2 GiB.
         connect_timeout: Seconds to wait for a connection.
-        read_timeout: Seconds to wait for an answer, per attempt. With ``"boto"`` and ``"http"`` for the next
-            bytes of it. The CRT does not tell of an answer before it is whole, so with ``"crt"`` it is the
-            time for all of it, plus a second for each MiB that this client has under way, but at most ten
-            times as long again. The CRT itself ends a connection that was silent for about 30 seconds. Either
-            way the request is tried again, and ``S3TimeoutError`` or ``S3ConnectionError`` comes after the
-            last time.
+        read_timeout: Seconds to wait for an answer, or for the next bytes of it, per attempt. The CRT tells
+            nothing of an answer before it is whole, so with ``"crt"`` what counts, on Linux, is that bytes
+            move on any connection to the store; besides, the whole answer has to come in this time, plus a
+            second for each MiB that this client has under way, but at most ten times as long again. The CRT
+            itself ends a connection that was silent for about 30 seconds. Either way the request is tried
+            again, and ``S3TimeoutError`` or ``S3ConnectionError`` comes after the last time.
         checksum_algorithm: What uploads carry: ``"CRC64NVME"``, ``"CRC32C"``, ``"CRC32"``, ``"SHA256"``, or
             ``"off"`` for stores that do not know checksums. Objects of more than one part get a checksum of
             all their bytes, but with ``"SHA256"``, for which S3 has only one of the parts' checksums.

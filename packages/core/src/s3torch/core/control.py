@@ -250,17 +250,18 @@ class BotoControl:
 
     def _call(self, operation: str, method: str, bucket: str, key: str | None = None, **params: Any) -> Any:
         def ask(client: Any) -> Any:
-            with _translated(operation, bucket, key), self._retries.call(operation, bucket, key):
+            with _translated(operation, bucket, key):
                 return getattr(client, method)(Bucket=bucket, **params)
 
-        with _translated(operation, bucket, key):
-            client = self._connected()
-        try:
-            return ask(client)
-        except S3Error as error:
-            if not has_expired(error) or not self._renew(client, bucket):
-                raise
-        return ask(self._connected())
+        with self._retries.call(operation, bucket, key):
+            with _translated(operation, bucket, key):
+                client = self._connected()
+            try:
+                return ask(client)
+            except S3Error as error:
+                if not has_expired(error) or not self._renew(client, bucket):
+                    raise
+            return ask(self._connected())
 
     def _renew(self, refused: Any, bucket: str) -> bool:
         """Takes the client of a session with other credentials, if there are any."""

@@ -13,6 +13,7 @@ from s3torch.core._process import Birthplace
 from s3torch.core.errors import TransferCancelledError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from s3torch.core.transfer.upload import Upload
@@ -60,6 +61,10 @@ class PutObjectStream:
     def write(self, data: Any, /) -> int:
         """Takes the bytes of any contiguous buffer and returns how many."""
         return self._upload.write(_readable(data))
+
+    def lend(self, data: Any, /) -> int:
+        """Takes bytes that will not change before the object is there; whole parts are not copied."""
+        return self._upload.write(_readable(data), lent=True)
 
     def close(self) -> None:
         """Makes the object appear."""
@@ -127,12 +132,23 @@ class S3Writer(_BinaryFile):
             S3Error: The bytes could not be sent; the upload is aborted.
             ValueError: The writer is closed.
         """
+        return self._take(data, self.stream.write)
+
+    def lend(self, data: Any) -> int:
+        """Does what ``write`` does for a buffer that nobody changes before ``close()`` has returned.
+
+        Whole parts are sent from where they are, as those of a ``bytes`` object, and it is held until they
+        have arrived. Nothing is copied but the beginning and the end, up to a part each.
+        """
+        return self._take(data, getattr(self.stream, "lend", self.stream.write))
+
+    def _take(self, data: Any, write: Callable[[memoryview], object]) -> int:
         self._check_process()
         with self._lock:
             self._check_open()
             view = _readable(data)
             try:
-                self.stream.write(view)
+                write(view)
             except BaseException as exc:
                 self._give_up(exc)
                 raise

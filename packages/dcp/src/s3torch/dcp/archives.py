@@ -17,14 +17,22 @@ from typing import Any
 
 import torch
 
-__all__ = ["HEAD_SIZE", "TensorLayout", "find_content", "noted_layout", "parse_archive", "tensor_of"]
+__all__ = [
+    "HEAD_SIZE",
+    "STORAGES",
+    "TensorLayout",
+    "find_content",
+    "noted_layout",
+    "parse_archive",
+    "tensor_of",
+]
 
 # The head of an archive with one tensor has about 1,000 bytes.
 HEAD_SIZE = 4096
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _SIGNATURE = b"PK\x03\x04"
-_STORAGES = {
+STORAGES = {
     "BFloat16Storage": torch.bfloat16,
     "BoolStorage": torch.bool,
     "ByteStorage": torch.uint8,
@@ -158,8 +166,8 @@ class _TensorUnpickler(pickle.Unpickler):
             return _describe
         if (module, name) == ("collections", "OrderedDict"):
             return dict
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
         raise _OtherArchiveError(f"{module}.{name}")
 
     def persistent_load(self, pid: Any, /) -> Any:

@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 
-from s3torch.core import S3Client, S3ReaderConstructor, UserAgent, parse_s3_uri
+from s3torch.core import S3ReaderConstructor, parse_s3_uri
 from s3torch.core.errors import ConfigurationError, NotFoundError, S3Error
+from s3torch.dcp.clients import shared_client
 from s3torch.dcp.paths import join_path
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         DeleteFailure,
         ObjectInfo,
         PutOptions,
+        S3Client,
         S3ClientConfig,
         S3ReaderConstructorProtocol,
     )
@@ -47,7 +48,8 @@ class S3FileSystem(FileSystemBase):
 
     Args:
         region: The region of the bucket; ``None`` takes it from the environment.
-        s3_client: Serves all requests in place of a client of its own.
+        s3_client: Serves all requests; ``None`` for the client that all file systems of this process with
+            the same settings share.
         s3client_config: The settings of the client.
         reader_constructor: The kind of readers; ``None`` for sequential ones.
         endpoint: The URL of a store that speaks S3.
@@ -69,13 +71,12 @@ class S3FileSystem(FileSystemBase):
         self._put_options = put_options
         if s3_client is None:
             kind = S3ReaderConstructor.get_reader_type_string(self._reader_constructor)
-            agent = UserAgent(["dcp", torch.__version__, f"md/reader_type#{kind}"])
-            s3_client = S3Client(region, endpoint=endpoint, user_agent=agent, s3client_config=s3client_config)
+            s3_client = shared_client(region, endpoint, s3client_config, reader_kind=kind)
         self._client = s3_client
 
     @property
     def client(self) -> S3Client:
-        """The client that serves all requests."""
+        """The client that serves all requests, those of other file systems with the same settings, too."""
         return self._client
 
     @contextmanager

@@ -70,13 +70,17 @@ class TensorPiece:
         chunk: Where its archive is.
         layout: Where the tensor is in the archive.
         target: What the read item fills.
+
+    Attributes:
+        target: What the read item fills.
+        fits: What is stored is a copy of the target's memory, or would be if that was on the CPU.
     """
 
     def __init__(
         self, request: ReadItem, chunk: StoredChunk, layout: TensorLayout, target: torch.Tensor
     ) -> None:
         self.request = request
-        self._target = target
+        self.target = target
         self._strides = layout.strides
         self._dtype = layout.dtype
         first = sum(at * step for at, step in zip(request.storage_offsets, self._strides, strict=True))
@@ -85,15 +89,15 @@ class TensorPiece:
         self._count = 0 if 0 in request.lengths else last + 1 - first
         self.start = chunk.start + layout.start + first * layout.dtype.itemsize
         self.stop = self.start + self._count * layout.dtype.itemsize
-        self._own = not (
+        self.fits = (
             self._count == math.prod(request.lengths)
-            and target.device.type == "cpu"
             and target.layout == torch.strided
             and target.dtype == layout.dtype
             and target.is_contiguous()
             and not target.is_conj()
             and not target.is_neg()
         )
+        self._own = not self.fits or target.device.type != "cpu"
         self._memory: torch.Tensor | None = None
         self._view: memoryview | None = None
 
@@ -105,19 +109,18 @@ class TensorPiece:
     def open(self) -> memoryview:
         """Returns the memory that takes the bytes."""
         if self._view is None:
-            self._memory = self._target
+            self._memory = self.target
             if self._own:
-                pinned = self._target.device.type == "cuda"
-                self._memory = torch.empty(self._count, dtype=self._dtype, pin_memory=pinned)
+                self._memory = torch.empty(self._count, dtype=self._dtype)
             self._view = memory_of(self._memory)
         return self._view
 
     def finish(self, planner: LoadPlanner) -> None:
         """Commits the target, which is filled now."""
         if self._own and self._count and self._memory is not None:
-            self._target.copy_(self._memory.as_strided(tuple(self.request.lengths), self._strides))
+            self.target.copy_(self._memory.as_strided(tuple(self.request.lengths), self._strides))
         self._memory = self._view = None
-        planner.commit_tensor(self.request, self._target)
+        planner.commit_tensor(self.request, self.target)
 
 
 class ItemPiece:

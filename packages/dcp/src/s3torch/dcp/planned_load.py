@@ -14,6 +14,8 @@ from torch.distributed.checkpoint.planner import LoadItemType
 from s3torch.core.ranges import KIB, MIB, plan_parts
 from s3torch.core.transfer.fetching import fetch
 from s3torch.dcp.archives import TensorLayout, noted_layout, parse_archive, tensor_of
+from s3torch.dcp.device_copies import FromHost
+from s3torch.dcp.landing_pieces import LandingPiece, landing_pieces
 from s3torch.dcp.pieces import HeadPiece, ItemPiece, TensorPiece, hand_over, target_of
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from s3torch.core.transfer.fetching import Piece
     from s3torch.core.transfer.source import ObjectSource
+    from s3torch.dcp.device_copies import ToDevice
     from s3torch.dcp.plan import StoredChunk
 
 __all__ = ["PlannedLoad"]
@@ -44,6 +47,7 @@ class PlannedLoad:
         decode: Makes a value of an item that is more than a plain tensor.
         max_gap: Bytes between two pieces up to which one request fetches both; ``None`` to keep waste small.
         threads: How many items are decoded at a time.
+        device: Copies to an accelerator; ``None`` for that of this process, if it has one.
     """
 
     def __init__(
@@ -54,12 +58,14 @@ class PlannedLoad:
         *,
         max_gap: float | None,
         threads: int,
+        device: ToDevice | None = None,
     ) -> None:
         self._open = open_source
         self._planner = planner
         self._decode = decode
         self._max_gap = max_gap
         self._threads = threads
+        self._device: ToDevice = device if device is not None else FromHost()
         self._sources: dict[str, ObjectSource] = {}
 
     def run(self, files: Mapping[str, Iterable[StoredChunk]]) -> None:
@@ -78,12 +84,13 @@ class PlannedLoad:
         decoding = _Decoding(self._threads, self._give)
         with closing(self._fetch(pieces, self._max_gap)) as arrived, closing(decoding):  # type: ignore[type-var]
             for piece in arrived:
-                if isinstance(piece, TensorPiece):
+                if isinstance(piece, TensorPiece | LandingPiece):
                     piece.finish(self._planner)
                 elif isinstance(piece, ItemPiece):
                     view = piece.take()
                     decoding.add(piece.chunk, len(view), partial(self._value, piece.chunk, view))
             decoding.finish()
+        self._device.finish()
 
     def _layouts(self, chunks: list[tuple[str, StoredChunk]]) -> dict[int, TensorLayout]:
         """Finds out where the tensors are, from what the writer has noted, else from the archives' heads."""
@@ -113,10 +120,12 @@ class PlannedLoad:
             return
         for request in chunk.requests:
             piece = TensorPiece(request, chunk, layout, target_of(request, self._planner))
-            if piece.start < piece.stop:
-                yield piece
-            else:
+            if piece.start == piece.stop:
                 piece.finish(self._planner)
+            elif piece.fits and self._device.serves(piece.target):
+                yield from landing_pieces(request, piece.start, piece.target, self._device)
+            else:
+                yield piece
 
     def _fetch(self, pieces: Mapping[str, list[Piece]], max_gap: float | None) -> Iterator[Piece]:
         files = []

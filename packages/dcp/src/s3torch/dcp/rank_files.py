@@ -8,6 +8,7 @@ from s3torch.dcp.metadata import note_facts
 from s3torch.dcp.saving import write_file
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Callable
     from typing import Any
 
@@ -27,12 +28,14 @@ class RankFiles:
         files: Gives them names that no checkpoint uses.
         planner: Gives the data.
         transforms: The extensions of torch's writer.
+        copy_ahead: How many bytes are copied ahead from an accelerator, for each file.
     """
 
-    def __init__(self, files: NewFiles, planner: SavePlanner, transforms: Any) -> None:
+    def __init__(self, files: NewFiles, planner: SavePlanner, transforms: Any, *, copy_ahead: int) -> None:
         self._files = files
         self._planner = planner
         self._transforms = transforms
+        self._copy_ahead = copy_ahead
 
     def write(self, file: FilePlan, check: Callable[[], None]) -> list[WriteResult]:
         """Writes one file. Many threads may do so.
@@ -41,8 +44,12 @@ class RankFiles:
             file: What to write.
             check: Called between the items, to be stopped there.
         """
-        results, facts = self._files.write(
-            file, lambda stream, named: write_file(stream, named, self._planner, self._transforms, check)
-        )
+
+        def fill(stream: io.IOBase, named: FilePlan) -> list[WriteResult]:
+            return write_file(
+                stream, named, self._planner, self._transforms, check, copy_ahead=self._copy_ahead
+            )
+
+        results, facts = self._files.write(file, fill)
         note_facts(results[0].storage_data, facts)
         return results

@@ -61,7 +61,8 @@ class S3StorageReader(FileSystemReader):
         reader_constructor: ``None``, or ``S3ReaderConstructor.dcp_optimized(max_gap_size)`` to say up to
             which gap one request fetches two items. Any other kind of reader reads file by file.
         endpoint: The URL of a store that speaks S3.
-        s3_client: Serves all requests in place of a client of its own.
+        s3_client: Serves all requests; ``None`` for a client that is shared in this process with all writers
+            and readers of the same settings.
         thread_count: How many large items are decoded at a time; with another kind of reader, how many files
             are read.
         process_group: The ranks that load together: one of them reads the metadata and hands it to the

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -21,8 +20,10 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.storage import WriteResult
 
 from s3torch.core.errors import TransferCancelledError
-from s3torch.dcp.archives import HEAD_SIZE, TensorLayout, find_content
+from s3torch.dcp.archive_writing import ArchiveWriter
+from s3torch.dcp.archives import TensorLayout
 from s3torch.dcp.errors import CheckpointError
+from s3torch.dcp.host_values import HostValues
 from s3torch.dcp.pieces import memory_of
 from s3torch.dcp.plan import NOTE
 from s3torch.dcp.tensor_files import make_header
@@ -76,15 +77,17 @@ def write_files(
 
 
 def write_file(
-    stream: io.IOBase,
+    stream: Any,
     file: FilePlan,
     planner: SavePlanner,
     transforms: Any,
     check: Callable[[], None],
+    *,
+    copy_ahead: int,
 ) -> list[WriteResult]:
-    """Writes the items of one file, one after the other, each a whole archive of ``torch.save``.
+    """Writes the items of one file, one after the other, as archives or in the safetensors format.
 
-    (Or all in the safetensors format, if the plan says so.)
+    Tensors are sent from their own memory, which nobody changes before the file is complete.
 
     Args:
         stream: The file.
@@ -92,45 +95,41 @@ def write_file(
         planner: Gives the data, asked as late as possible.
         transforms: The extensions of torch's writer.
         check: Called before each item.
+        copy_ahead: How many bytes are copied ahead from an accelerator.
     """
+    values = HostValues(file.items, planner.resolve_data, ahead=copy_ahead)
     if file.is_safetensors:
-        return _write_tensors(stream, file, planner, check)
-    target = _Target(stream)
-    try:
-        return [_write_item(target, file.name, item, planner, transforms, check) for item in file.items]
-    except Exception as exc:
-        if target.error is None or target.error is exc:
-            raise
-        raise target.error from exc
+        return _write_tensors(stream, file, values, check)
+    archives = ArchiveWriter(stream, file.name, transforms)
+    results = []
+    for value in values:
+        check()
+        results.append(archives.write(value))
+    return results
 
 
 def _write_tensors(
-    stream: io.IOBase,
-    file: FilePlan,
-    planner: SavePlanner,
-    check: Callable[[], None],
+    stream: Any, file: FilePlan, values: HostValues, check: Callable[[], None]
 ) -> list[WriteResult]:
-    """Writes the tensors of one file in the safetensors format, each straight from its memory.
-
-    Args:
-        stream: The file.
-        file: What goes into it, tensors only.
-        planner: Gives the data, asked as late as possible.
-        check: Called before each tensor.
-    """
+    """Writes the tensors of one file in the safetensors format."""
     described = (_described(item) for item in file.items)
     header, places = make_header(described, _sharding_texts(file.items))
     stream.write(header)
     results = []
-    for item, place in zip(file.items, places, strict=True):
+    for value, place in zip(values, places, strict=True):
         check()
-        tensor = planner.resolve_data(item)
+        tensor = value.data
         if not isinstance(tensor, torch.Tensor) or tensor.dtype != place.dtype or tensor.shape != place.sizes:
-            raise CheckpointError(f"{item.index} is not the {place.dtype} of {place.sizes} that was planned")
-        stream.write(bytes_of(tensor))
+            raise CheckpointError(
+                f"{value.item.index} is not the {place.dtype} of {place.sizes} that was planned"
+            )
+        if value.is_plain:
+            value.send(stream)
+        else:
+            stream.write(bytes_of(tensor))
         info = _StorageInfo(file.name, place.start, place.stop - place.start)
         setattr(info, NOTE, TensorLayout(0, place.dtype, place.sizes).note())
-        results.append(WriteResult(index=item.index, size_in_bytes=info.length, storage_data=info))
+        results.append(WriteResult(index=value.item.index, size_in_bytes=info.length, storage_data=info))
     return results
 
 
@@ -158,95 +157,3 @@ def _described(item: WriteItem) -> tuple[str, torch.dtype, tuple[int, ...]]:
     if data is None:
         raise CheckpointError(f"{item.index} is an object; the safetensors format holds only tensors")
     return item.index.fqn, data.properties.dtype, tuple(data.chunk.sizes)
-
-
-class _Target(io.IOBase):
-    """What ``torch.save`` writes to. It keeps the first error: torch puts others in its place.
-
-    The C++ code of torch calls ``write``; when that fails, it fails again while it cleans up, with an
-    error about an unexpected position.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self.error: BaseException | None = None
-        # The first bytes of the current item.
-        self.head = bytearray()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        if len(self.head) < HEAD_SIZE:
-            self.head += memoryview(data).cast("B")[: HEAD_SIZE - len(self.head)]
-        try:
-            return int(self._stream.write(data))
-        except BaseException as exc:
-            self.error = self.error or exc
-            raise
-
-    def tell(self) -> int:
-        return int(self._stream.tell())
-
-
-def _write_item(
-    target: _Target,
-    name: str,
-    item: WriteItem,
-    planner: SavePlanner,
-    transforms: Any,
-    check: Callable[[], None],
-) -> WriteResult:
-    check()
-    offset = target.tell()
-    data = planner.resolve_data(item)
-    if isinstance(data, torch.Tensor):
-        data = _on_cpu(data)
-    target.head.clear()
-    descriptors = _write_value(target, item, data, transforms)
-    length = target.tell() - offset
-    place = _StorageInfo(name, offset, length, transform_descriptors=descriptors or None)
-    if not descriptors and isinstance(data, torch.Tensor) and _is_plain(data):
-        start = find_content(bytes(target.head))
-        if start is not None:
-            setattr(place, NOTE, TensorLayout(start, data.dtype, tuple(data.shape)).note())
-    return WriteResult(index=item.index, size_in_bytes=length, storage_data=place)
-
-
-def _write_value(target: _Target, item: WriteItem, data: Any, transforms: Any) -> list[str]:
-    stream: Any = target
-    descriptors: list[str] = []
-    if transforms.extensions:
-        stream, descriptors = transforms.transform_save_stream(item, target)
-    if isinstance(data, io.BytesIO):
-        stream.write(data.getbuffer())
-    elif isinstance(data, torch.Tensor):
-        torch.save(data, stream)
-    else:
-        raise CheckpointError(f"{item.index} is a {type(data).__name__}, not a tensor or a BytesIO")
-    if descriptors:
-        # The end of the transformed item; torch keeps it from the file itself.
-        stream.close()
-    return descriptors
-
-
-def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    tensor = tensor.detach().cpu()
-    if tensor.untyped_storage().size() == tensor.nbytes:
-        return tensor
-    # Of a view, torch would save the whole storage.
-    if type(tensor) is torch.Tensor and _is_plain(tensor):
-        return torch.frombuffer(memory_of(tensor), dtype=tensor.dtype).view(tensor.shape)
-    return tensor.clone()
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    """Tells whether the bytes of a tensor are just its elements, in order."""
-    return bool(
-        tensor.layout == torch.strided
-        and tensor.nbytes
-        and tensor.is_contiguous()
-        and not tensor.is_quantized
-        and not tensor.is_conj()
-        and not tensor.is_neg()
-    )

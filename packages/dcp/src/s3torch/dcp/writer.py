@@ -79,7 +79,8 @@ class S3StorageWriter(FileSystemWriter):
             has registered one, such as ``"hex"``. ``None`` for ``DefaultPrefixStrategy``.
         thread_count: How many files a rank writes, and how many at a time.
         endpoint: The URL of a store that speaks S3.
-        s3_client: Serves all requests in place of a client of its own.
+        s3_client: Serves all requests; ``None`` for a client that is shared in this process with all writers
+            and readers of the same settings.
         put_options: How all objects of the checkpoint are stored.
         sync_files: Has no effect; what S3 has confirmed is durable.
         kwargs: What torch's ``FileSystemWriter`` takes: ``single_file_per_rank``, ``per_thread_copy_ahead``,
@@ -184,7 +185,7 @@ class S3StorageWriter(FileSystemWriter):
         planned = self._plan_files(plan.items, prefix)
         plain = bool(planned) and self._is_fresh(plan.storage_data, planned[0].name)
         new = NewFiles(self.fs, self.path, options=self._put_options, plain=plain)
-        files = RankFiles(new, planner, self.transforms)
+        files = RankFiles(new, planner, self.transforms, copy_ahead=self.per_thread_copy_ahead)
         done: Future[list[WriteResult]] = Future()
         done.set_result(write_files(planned, files.write, threads=self.thread_count))
         return done

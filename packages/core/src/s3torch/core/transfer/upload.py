@@ -36,9 +36,9 @@ class Upload:
     """The bytes of a new object on their way to S3.
 
     ``write`` copies into part buffers of its own and returns; full parts are sent meanwhile. A part that lies
-    whole within a ``bytes`` object, which nobody can change, is sent from there without a copy. How many are
-    in flight is bounded by the memory budget of the process, beyond one part that every upload may have. One
-    thread writes; ``complete`` and ``abort`` may come from any.
+    whole within a ``bytes`` object, which nobody can change, or within lent bytes, is sent from there without
+    a copy. How many are in flight is bounded by the memory budget of the process, beyond one part that every
+    upload may have. One thread writes; ``complete`` and ``abort`` may come from any.
 
     Args:
         connector: The client's.
@@ -67,8 +67,12 @@ class Upload:
         self._error: BaseException | None = None
         self._lock = threading.RLock()
 
-    def write(self, data: memoryview) -> int:
+    def write(self, data: memoryview, *, lent: bool = False) -> int:
         """Takes bytes; returns how many, all of them.
+
+        Args:
+            data: The bytes.
+            lent: Nobody changes them before the upload has ended.
 
         Raises:
             S3Error: A part could not be sent. The upload is aborted, and every later call raises this, too.
@@ -76,10 +80,11 @@ class Upload:
         self._check_process()
         with self._lock:
             self._check()
+            lent = lent or type(data.obj) is bytes
             try:
                 rest = data
                 while rest:
-                    rest = rest[self._append(rest) :]
+                    rest = rest[self._append(rest, lent=lent) :]
             except BaseException as exc:
                 self._fail(exc)
                 raise
@@ -136,14 +141,14 @@ class Upload:
         if self._error is not None:
             raise self._error
 
-    def _append(self, data: memoryview) -> int:
+    def _append(self, data: memoryview, *, lent: bool) -> int:
         if self._buffer is not None and self._buffer.is_full:
             self._send_part(self._buffer)
         if self._buffer is None:
-            self._buffer = self._take_buffer(data)
+            self._buffer = self._take_buffer(data, lent=lent)
         return self._buffer.append(data)
 
-    def _take_buffer(self, data: memoryview) -> _PartBuffer | _LentPart:
+    def _take_buffer(self, data: memoryview, *, lent: bool) -> _PartBuffer | _LentPart:
         size = upload_part_size(self._number + 1, self._connector.config.part_size)
         memory = self._connection.memory
         while self._in_flight and self._in_flight[0][1].done():
@@ -155,7 +160,7 @@ class Upload:
                 break
             self._finish_part()
             reservation = memory.budget.try_reserve(size)
-        if type(data.obj) is bytes and len(data) >= size:
+        if lent and len(data) >= size:
             return _LentPart(data[:size], reservation)
         return _PartBuffer(size, memory.pool, reservation)
 
@@ -299,7 +304,7 @@ class _PartBuffer:
 
 
 class _LentPart:
-    """A whole part within a ``bytes`` object of the caller, which cannot change meanwhile."""
+    """A whole part within memory of the caller that does not change meanwhile."""
 
     is_full = True
 

@@ -1,4 +1,4 @@
-"""What botocore tries again by itself, told as it happens."""
+"""What botocore tries again by itself: counted, and told as it happens."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from s3torch.core.errors import S3Error
 from s3torch.core.transports._boto_errors import error_from_boto
 from s3torch.core.transports._retries import tell_retry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from s3torch.core.errors import S3Error
     from s3torch.core.protocols import RetryListener
 
 
@@ -29,10 +29,10 @@ class _Call:
 
 
 class BotoRetries:
-    """Tells of the retries of calls of boto3 clients that wait for their answer.
+    """Counts the attempts of calls of boto3 clients that wait for their answer, and tells of retries.
 
     Args:
-        on_retry: Who is told; ``None`` for nobody, which costs nothing.
+        on_retry: Who is told; ``None`` for nobody.
     """
 
     def __init__(self, on_retry: RetryListener | None) -> None:
@@ -41,22 +41,26 @@ class BotoRetries:
 
     def watch(self, client: Any) -> None:
         """Listens to the events of a client, for as long as it lives."""
+        client.meta.events.register("before-send.s3", self._before_send)
         if self._on_retry is not None:
-            client.meta.events.register("before-send.s3", self._before_send)
             client.meta.events.register_first("needs-retry.s3", self._after_try)
 
     @contextmanager
     def call(self, operation: str, bucket: str, key: str | None) -> Iterator[None]:
-        """Says what this thread is about to ask."""
-        self._current.call = _Call(operation, bucket, key or "")
+        """Says what this thread is about to ask; errors then tell how often it was sent."""
+        self._current.call = call = _Call(operation, bucket, key or "")
         try:
             yield
+        except S3Error as error:
+            error.attempts = call.sent or None
+            raise
         finally:
             self._current.call = None
 
-    def _before_send(self, **_: Any) -> None:
+    def _before_send(self, event_name: str, **_: Any) -> None:
         call = getattr(self._current, "call", None)
-        if call is None:
+        # Directory buckets have their sessions begun in between.
+        if call is None or not event_name.endswith(f".{call.operation}"):
             return
         if call.failure is not None:
             # botocore has made its pause already.

@@ -53,6 +53,10 @@ class Exchange(Generic[T]):
             return self._finish({}, b"")
         raise error
 
+    def take_whole(self) -> bool:
+        """Lets the CRT take an answer without a range from now on; ``False`` where none can be right."""
+        return False
+
     def begin(self) -> None:
         """Forgets what came back for the attempt before."""
         self._headers = {}
@@ -76,10 +80,18 @@ class GetExchange(Exchange[GetResult]):
         self._start = byte_range.start if byte_range is not None else 0
         self._into = into
         self._has_buffer = into is not None
-        self._room = len(into) if into is not None else 0
+        # How many bytes may come; ``None`` for any number.
+        self._room = self.part_size if into is None else len(into)
         self._received = 0
         # Once a transfer was cancelled its buffer is not touched any more.
         self._lock = threading.Lock()
+
+    def take_whole(self) -> bool:
+        """Takes the whole object from now on, which is right for a range that begins at its start."""
+        is_new = self.part_size is not None and self._start == 0
+        if is_new:
+            self.part_size = None
+        return is_new
 
     def begin(self) -> None:
         """Forgets what came back for the attempt before."""
@@ -89,12 +101,12 @@ class GetExchange(Exchange[GetResult]):
     def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
         """Puts a piece of the body where it belongs."""
         self._received += len(chunk)
+        begin = offset - self._start
+        if begin < 0 or (self._room is not None and begin + len(chunk) > self._room):
+            raise TruncatedError(f"the body has more than the {self._room} bytes asked for")
         if not self._has_buffer:
             self._chunks.append(chunk)
             return
-        begin = offset - self._start
-        if begin < 0 or begin + len(chunk) > self._room:
-            raise TruncatedError(f"the body has more than the {self._room} bytes asked for")
         with self._lock:
             if self._into is not None:
                 self._into[begin : begin + len(chunk)] = chunk

@@ -13,6 +13,7 @@ from s3torch.core.errors import (
     S3Error,
     S3TimeoutError,
     TransferCancelledError,
+    TruncatedError,
     error_from_response,
 )
 from s3torch.core.transports._requests import error_of_answer
@@ -38,6 +39,12 @@ _STATUS_BY_NAME = {
     "AWS_ERROR_S3_REQUEST_TIME_TOO_SKEWED": (403, "RequestTimeTooSkewed"),
 }
 _CANCELLED = {"AWS_ERROR_S3_CANCELED", "AWS_ERROR_S3_PAUSED"}
+# Answers that have other bytes than were asked for; the CRT keeps what they were to itself.
+_NO_RANGE = "AWS_ERROR_S3_MISSING_CONTENT_RANGE_HEADER"
+_TRUNCATED = {
+    _NO_RANGE: "the store answered a request for a range without a range",
+    "AWS_ERROR_DEST_COPY_TOO_SMALL": "the body is longer than what was asked for",
+}
 _TIMEOUTS = {
     "AWS_IO_SOCKET_TIMEOUT",
     "AWS_ERROR_HTTP_CHANNEL_THROUGHPUT_FAILURE",
@@ -77,7 +84,8 @@ class CrtTransfer(Future[T]):
         self.body: BodyStream | None = None
         self.credentials: Credentials | None = None
         self.host = ""
-        # When the answer has to be there, by the monotonic clock.
+        # When the attempt was begun and when its answer has to be there, by the monotonic clock.
+        self.begun_at = math.inf
         self.deadline = math.inf
         # A native request must be kept until it is done.
         self._live = live
@@ -113,13 +121,12 @@ class CrtTransfer(Future[T]):
             timer.get().call_later(0, self._end_cancelled)
         return True
 
-    def check_deadline(self, now: float) -> None:
-        """Gives up an attempt whose answer has not come in time."""
+    def give_up(self, begun_at: float) -> None:
+        """Gives up the attempt that was begun then, because its answer has not come in time."""
         with self._lock:
-            if now < self.deadline or self._request is None:
+            if self._request is None or self._late or self.begun_at != begun_at:
                 return
             self._late = True
-            self.deadline = math.inf
             request = self._request
         request.cancel()
 
@@ -160,7 +167,7 @@ class CrtTransfer(Future[T]):
                 return
             self._attempts += 1
             number = self._attempts
-            self._request, self._late, self.deadline = None, False, math.inf
+            self._request, self._late = None, False
             self.exchange.begin()
         try:
             request = self._send()
@@ -183,6 +190,9 @@ class CrtTransfer(Future[T]):
     def _failed(self, error: S3Error) -> None:
         """Tries again where that may help, else ends the transfer."""
         error.attempts = self._attempts
+        if getattr(error.__cause__, "name", None) == _NO_RANGE and self.exchange.take_whole():
+            self._again(error, 0)
+            return
         if self._attempts >= self._sender.attempts or self._cancelled:
             self.fail(error)
             return
@@ -264,6 +274,8 @@ class CrtTransfer(Future[T]):
             return S3TimeoutError(f"no answer from {self.host} in time", **about)
         if name in _CANCELLED:
             return TransferCancelledError("the transfer was cancelled", **about)
+        if name in _TRUNCATED:
+            return TruncatedError(_TRUNCATED[name], **about)
         text = f"{self.host}: {getattr(error, 'message', None) or str(error)} ({name})"
         kind = S3TimeoutError if name in _TIMEOUTS else S3ConnectionError
         return kind(text, **about)

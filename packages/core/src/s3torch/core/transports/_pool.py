@@ -46,6 +46,7 @@ class PooledTransfer(Future[T]):
         self._work: Callable[[PooledTransfer[T]], T] | None = work
         # A view of its own: once it is released, nothing that still refers to it holds the caller's buffer.
         self._buffer = None if buffer is None else memoryview(buffer)
+        self.size = 0 if buffer is None else len(buffer)
         self._pool: TransferPool | None = None
         self._lock = threading.Lock()
         self._stopped = False
@@ -220,8 +221,8 @@ class TransferPool:
     Args:
         workers: How many transfers run at a time; the others wait for their turn.
         name: The prefix of the names of the threads.
-        at_once: How many of them work however quick transfers are; ``None`` for all. More contend for the
-            interpreter's lock, which pays only where transfers mostly wait.
+        at_once: How many of them work on large transfers however quick those are; ``None`` for all. More
+            contend for the interpreter's lock, which pays only where transfers mostly wait.
     """
 
     def __init__(self, workers: int, *, name: str, at_once: int | None = None) -> None:

@@ -124,7 +124,7 @@ class CrtTransport(Uploads):
         if body:
             transfer.body = BodyStream(body)
         ranged = transfer.exchange.part_size is not None
-        self._watch.begin(transfer)
+        self._watch.begin(transfer, endpoint)
         request: S3Request = self._runtime.client(endpoint).make_request(
             type=S3RequestType.GET_OBJECT if ranged else S3RequestType.DEFAULT,
             operation_name=transfer.operation,

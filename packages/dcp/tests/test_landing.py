@@ -1,0 +1,98 @@
+"""Loads into tensors of an accelerator: through memory that is lent until its copy has ended."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+
+from s3torch.core.ranges import MIB
+from s3torch.dcp.device_copies import PIECE, FromDevice, FromHost
+from s3torch.dcp.plan import chunks_by_file
+from s3torch.dcp.planned_load import PlannedLoad
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
+
+
+class Device:
+    """Takes the bytes of tensors, except those of 16 bits, as late as it may."""
+
+    def __init__(self):
+        self.started = []
+        self.taken = []
+
+    def serves(self, tensor):
+        return tensor.dtype != torch.int16
+
+    def take(self, size):
+        memory = torch.empty(size, dtype=torch.uint8)
+        self.taken.append(memory)
+        return memory
+
+    def start(self, source, target):
+        self.started.append((source, target))
+
+    def finish(self):
+        for source, target in self.started:
+            target.copy_(source)
+            source.fill_(0xFF)
+
+
+class Planner(DefaultLoadPlanner):
+    """Takes note of what is committed."""
+
+    def __init__(self):
+        super().__init__()
+        self.committed = []
+
+    def commit_tensor(self, read_item, tensor):
+        self.committed.append(read_item.dest_index.fqn)
+        super().commit_tensor(read_item, tensor)
+
+
+def load(place, state, device):
+    reader = place.reader()
+    metadata = reader.read_metadata()
+    planner = Planner()
+    planner.set_up_planner(state, metadata, is_coordinator=True)
+    reader.set_up_storage_reader(metadata, is_coordinator=True)
+    plan = reader.prepare_local_plan(planner.create_local_plan())
+    loading = PlannedLoad(reader._open_file, planner, reader._value, max_gap=None, threads=1, device=device)
+    loading.run(chunks_by_file(plan.items, metadata.storage_data))
+    return planner
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_all_bytes_arrive_in_pieces(place, threads):
+    state = {
+        "large": torch.arange(5 * MIB, dtype=torch.int32).view(5, MIB),
+        "exact": torch.randn(PIECE // 4),
+        "small": torch.randn(3, 4).bfloat16(),
+        "flags": torch.tensor([True, False, True]),
+        "scalar": torch.tensor(1.5),
+        "empty": torch.zeros(0, 3),
+        "here": torch.arange(9, dtype=torch.int16),
+        "other": torch.randn(6, 7),
+        "turned": torch.randn(8, 9),
+    }
+    dcp.save(state, storage_writer=place.writer(thread_count=threads))
+    blank = {name: torch.zeros_like(value) for name, value in state.items()}
+    blank["other"] = torch.zeros(6, 7, dtype=torch.float64)
+    blank["turned"] = torch.zeros(9, 8).t()
+    device = Device()
+    planner = load(place, blank, device)
+    for name, value in state.items():
+        assert torch.equal(blank[name], value.to(blank[name].dtype)), name
+    assert sorted(planner.committed) == sorted(state.keys() - {"empty"})  # Torch plans nothing for it.
+    assert max(memory.nbytes for memory in device.taken) == PIECE
+    # What has another form, or is on the host, takes another way.
+    landed = sum(state[name].nbytes for name in ("large", "exact", "small", "flags", "scalar"))
+    assert sum(memory.nbytes for memory in device.taken) == landed
+
+
+def test_without_an_accelerator_nothing_is_copied():
+    for tensor in (torch.ones(3), torch.ones(3, device="meta")):
+        assert not FromHost().serves(tensor)
+        assert not FromDevice().serves(tensor)
+    FromHost().finish()

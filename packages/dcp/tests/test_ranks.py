@@ -113,6 +113,14 @@ def test_what_fails_where_one_rank_reads_fails_on_all(run):
     run("broken")
 
 
+def test_ranks_that_consolidate_together(run, seaweed_place):
+    run("consolidate")
+    files = [key for key in seaweed_place.listed("whole/") if key.endswith(".safetensors")]
+    # The id of each rank is in the names, as the second time something was there already.
+    assert len(files) == 5
+    assert len({key.removesuffix(".safetensors")[-16:] for key in files}) == 2
+
+
 def test_a_failure_of_one_rank_fails_all(run, seaweed_place):
     run("failing")
     assert "failing/.metadata" not in seaweed_place.listed()

@@ -62,6 +62,70 @@ def test_a_key_that_no_url_can_have():
             call("bucket", "\udcff")
 
 
+class Told:
+    """What a listing of somebody's own tells of an object."""
+
+    def __init__(self, size):
+        self.size = size
+
+
+@pytest.mark.parametrize(
+    "info", [5, "12", Told(-1), Told("3"), Told(2.5)], ids=["number", "text", "negative", "string", "float"]
+)
+def test_facts_that_have_no_size(client, info):
+    """A wrong size would be taken for the end of the object."""
+    for call in (client.get_object, client.open_ranges):
+        with pytest.raises(ConfigurationError, match="object_info must have the size"):
+            call("bucket", "key", object_info=info)
+    with pytest.raises(ConfigurationError, match="object_info"):
+        client.copy_object("bucket", "key", "bucket", "copy", object_info=info)
+
+
+@pytest.mark.parametrize("version", [5, "", b"v1"])
+def test_what_cannot_be_a_version(client, version):
+    for call in (client.get_object, client.open_ranges, client.head_object, client.delete_object):
+        with pytest.raises(ConfigurationError, match="version_id"):
+            call("bucket", "key", version_id=version)
+
+
+@pytest.mark.parametrize("text", [None, 5, b"a/", "\udcff"])
+def test_what_cannot_be_a_prefix(client, text):
+    calls = (
+        client.list_objects,
+        client.list_object_versions,
+        client.walk,
+        client.glob,
+        client.list_multipart_uploads,
+        client.delete_prefix,
+    )
+    for call in calls:
+        with pytest.raises(ConfigurationError, match="prefix|pattern"):
+            call("bucket", text)
+
+
+@pytest.mark.parametrize(
+    "options", [{"delimiter": 5}, {"max_keys": "5"}, {"max_keys": 0}, {"start_after": 5}]
+)
+def test_what_no_listing_can_do(client, options):
+    with pytest.raises(ConfigurationError, match=next(iter(options))):
+        client.list_objects("bucket", **options)
+
+
+def test_arguments_of_another_kind(client):
+    calls = {
+        "s3client_config": lambda: S3Client("us-east-1", s3client_config={"part_size": 1}),
+        "user_agent": lambda: S3Client("us-east-1", user_agent="me/1"),
+        "reader_constructor": lambda: client.get_object("bucket", "key", reader_constructor="ranged"),
+        "options": lambda: client.put_object("bucket", "key", options={"acl": "private"}),
+        "storage_class": lambda: client.put_object("bucket", "key", 5),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ConfigurationError, match=name):
+            call()
+    with pytest.raises(ConfigurationError, match="options"):
+        client.copy_object("bucket", "key", "bucket", "copy", options={})
+
+
 def test_the_largest_part_size(wire):
     with wire.client(part_size=5 * 1024**3) as client:
         with client.put_object(wire.bucket, "large-parts") as writer:
@@ -179,7 +243,7 @@ def test_anonymous_requests(wire, monkeypatch):
     assert all("authorization" not in request.headers for request in wire.proxy.requests())
 
 
-@pytest.mark.parametrize("transport", ["crt", "boto"])
+@pytest.mark.parametrize("transport", ["crt", "boto", "http"])
 def test_an_endpoint_that_is_down(monkeypatch, transport):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
@@ -194,11 +258,12 @@ def test_an_endpoint_that_is_down(monkeypatch, transport):
                 with pytest.raises(S3ConnectionError) as caught:
                     call()
                 assert isinstance(caught.value, ConnectionError)
+                assert caught.value.attempts == 1
                 assert (caught.value.operation, caught.value.bucket) == (operation, "bucket")
         assert time.monotonic() - began < 20
 
 
-@pytest.mark.parametrize("transport", ["crt", "boto"])
+@pytest.mark.parametrize("transport", ["crt", "boto", "http"])
 def test_no_region(monkeypatch, transport):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
@@ -208,7 +273,7 @@ def test_no_region(monkeypatch, transport):
                 call()
 
 
-@pytest.mark.parametrize("transport", ["crt", "boto"])
+@pytest.mark.parametrize("transport", ["crt", "boto", "http"])
 def test_a_bucket_that_cannot_be(monkeypatch, transport):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
@@ -218,7 +283,7 @@ def test_a_bucket_that_cannot_be(monkeypatch, transport):
                 call()
 
 
-@pytest.mark.parametrize("transport", ["crt", "boto"])
+@pytest.mark.parametrize("transport", ["crt", "boto", "http"])
 def test_an_unknown_profile(transport):
     config = S3ClientConfig(transport=transport, profile="nope")
     with S3Client("us-east-1", endpoint="http://127.0.0.1:1", s3client_config=config) as client:

@@ -39,7 +39,7 @@ def store(memory):
     return MemoryStore.at(memory.endpoint)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tar():
     """A function that packs names and bytes into a tar archive."""
 

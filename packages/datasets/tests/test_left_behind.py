@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from s3torch.core import S3ClientConfig
 from s3torch.core.memory import Memory
 from s3torch.core.testing.faults import FaultProxy
-from s3torch.datasets import S3IterableDataset, S3MapDataset
+from s3torch.datasets import S3IndexedTarDataset, S3IterableDataset, S3MapDataset, S3ShardDataset
 
 MIB = 1024 * 1024
 COUNT = 48
@@ -26,6 +26,18 @@ def large(seaweedfs):
     client = seaweedfs.client()
     for number in range(COUNT):
         client.put_object(Bucket=bucket, Key=f"large/{number:02}", Body=bytes(2 * MIB))
+    client.close()
+    return bucket
+
+
+@pytest.fixture(scope="module")
+def shards(seaweedfs, make_tar):
+    """Six archives, which have two samples of 12 MiB each."""
+    bucket = seaweedfs.create_bucket()
+    client = seaweedfs.client()
+    archive = make_tar([(f"{number}.bin", bytes(12 * MIB)) for number in range(2)])
+    for number in range(6):
+        client.put_object(Bucket=bucket, Key=f"shards/{number}.tar", Body=archive)
     client.close()
     return bucket
 
@@ -63,6 +75,21 @@ def samples_of(dataset):
         yield from (dataset[index] for index in range(len(dataset)))
 
 
+def check_that_nothing_is_left_of(interrupted):
+    """Interrupts twice, because a process has one timer for all transports, which stays."""
+    interrupted()
+    threads, open_sockets = set(threading.enumerate()), sockets()
+    budget = Memory.of_this_process(None).budget
+    used = budget.used
+    interrupted()
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+    # The network threads of a transport close what they had a moment later.
+    settle(lambda: sockets() <= open_sockets)
+    assert budget.used == used
+
+
 @pytest.mark.parametrize("cls", [S3MapDataset, S3IterableDataset])
 def test_an_early_break_leaves_no_thread_and_no_socket(make, cls):
     def interrupted():
@@ -73,15 +100,19 @@ def test_an_early_break_leaves_no_thread_and_no_socket(make, cls):
                     break
         gc.collect()
 
-    # A process has one timer for all transports, which stays.
-    interrupted()
-    threads, open_sockets = set(threading.enumerate()), sockets()
-    interrupted()
-    for thread in set(threading.enumerate()) - threads:
-        thread.join(timeout=30)
-        assert not thread.is_alive()
-    # The network threads of a transport close what they had a moment later.
-    settle(lambda: sockets() <= open_sockets)
+    check_that_nothing_is_left_of(interrupted)
+
+
+@pytest.mark.parametrize("cls", [S3ShardDataset, S3IndexedTarDataset])
+def test_an_early_break_within_shards_leaves_nothing(server, shards, cls):
+    def interrupted():
+        with cls.from_prefix(f"s3://{shards}/shards/", **server.options) as dataset:
+            samples = iter(dataset)
+            assert len(next(samples)["bin"]) == 12 * MIB
+            del samples
+        gc.collect()
+
+    check_that_nothing_is_left_of(interrupted)
 
 
 @pytest.mark.parametrize("cls", [S3MapDataset, S3IterableDataset])

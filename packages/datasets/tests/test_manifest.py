@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from operator import methodcaller
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from s3torch.core import ObjectInfo, S3BucketKeyData, S3Client
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
-from s3torch.datasets import Manifest, ResumableLoader, S3IterableDataset, S3MapDataset, S3Sampler
+from s3torch.datasets import (
+    Manifest,
+    ResumableLoader,
+    S3IndexedTarDataset,
+    S3IterableDataset,
+    S3MapDataset,
+    S3Sampler,
+    S3ShardDataset,
+)
 from s3torch.datasets._manifest_files import GzippedJsonLines, JsonLines, Parquet
 from s3torch.datasets.sources import ObjectsSource, PrefixSource
+from s3torch.datasets.versions import VersionedInfo, version_of
 
 KEYS = [f"train/{number}" for number in range(5)]
 DATA = [key.encode() for key in KEYS]
@@ -175,12 +187,69 @@ def test_objects_need_a_version_and_s3_a_client(manifest):
         manifest.save("s3://data/all.jsonl")
 
 
+def test_a_manifest_may_have_versions(memory, store, tmp_path, read, listings):
+    store.create_bucket("kept", keeps_versions=True)
+    for key in KEYS:
+        store.put("kept", key, key.encode())
+    store.put("data", "other", b"other")
+    listed = S3MapDataset.from_prefix("s3://kept/train/", **read)
+    manifest = listed.manifest(versions=True)
+    assert listings() == 0
+    assert len(listed) == 5
+    named = S3MapDataset.from_objects([f"s3://kept/{key}" for key in KEYS], **read).manifest(versions=True)
+    assert list(named) == list(manifest)
+    # Where there are no versions, there are none.
+    plain = S3MapDataset.from_prefix("s3://data/other", **read).manifest(versions=True)
+    assert plain.identity == S3MapDataset.from_prefix("s3://data/other", **read).manifest().identity
+    store.put("kept", KEYS[1], b"replaced")
+    store.delete("kept", KEYS[3])
+    with pytest.raises(ObjectChangedError):
+        list(listed)
+    for ending in ENDINGS:
+        place = tmp_path / f"all{ending}"
+        manifest.save(place)
+        assert list(Manifest.load(place)) == list(manifest)
+        for options in ({}, {"hedge_after": 9}, {"cache_dir": tmp_path / "cache"}):
+            for cls in (S3MapDataset, S3IterableDataset):
+                assert list(cls.from_manifest(place, **read, **options)) == DATA
+    fresh, changes = manifest.refresh(PrefixSource.from_uri("s3://kept/train/"), listed.client)
+    assert (changes.changed, changes.dropped) == ((f"s3://kept/{KEYS[1]}",), (f"s3://kept/{KEYS[3]}",))
+    assert [version_of(item) for item in fresh if item.key == KEYS[0]] == [version_of(manifest[0])]
+    store.delete("kept", KEYS[0], version_id=version_of(manifest[0]))
+    with pytest.raises(NotFoundError):
+        S3MapDataset.from_manifest(manifest, **read)[0]
+
+
+def test_shards_are_read_in_their_version(memory, store, make_tar):
+    store.create_bucket("kept", keeps_versions=True)
+    store.put("kept", "a.tar", make_tar([("1.txt", b"old")]))
+    table = io.BytesIO()
+    parquet.write_table(pa.table({"n": [1]}), table)
+    store.put("kept", "b.parquet", table.getvalue())
+    with S3Client(s3client_config=memory) as client:
+        manifest = Manifest.build(PrefixSource.from_uri("s3://kept/"), client, versions=True)
+    for key in ("a.tar", "b.parquet"):
+        store.put("kept", key, b"new")
+    sample = {"__key__": "1", "__url__": "s3://kept/a.tar", "txt": b"old"}
+    assert list(S3ShardDataset.from_manifest(manifest, s3client_config=memory)) == [sample, {"n": 1}]
+    archives = Manifest([manifest[0]])
+    (found,) = S3IndexedTarDataset.from_manifest(archives, s3client_config=memory)
+    assert bytes(found["txt"]) == b"old"
+
+
+def built(key, etag, size, time, version):
+    facts = (key, etag, size, time)
+    known = ObjectInfo(*facts) if version is None else VersionedInfo(*facts, version_id=version)
+    return S3BucketKeyData("b", key, known)
+
+
 infos = st.builds(
-    lambda key, etag, size, time: S3BucketKeyData("b", key, ObjectInfo(key, etag, size, time)),
+    built,
     st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40),
     st.integers(0, 2**45),
     st.integers(0, 2**33),
+    st.none() | st.text(st.characters(codec="ascii"), min_size=1, max_size=40),
 )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-from itertools import chain
+from itertools import chain, islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from torch.utils.data import DataLoader
 
 from s3torch.core.errors import ConfigurationError, ObjectChangedError
-from s3torch.datasets import S3ShardDataset
+from s3torch.datasets import S3ShardDataset, merge_states
 from s3torch.datasets.damage import DamagedShardError
 from s3torch.datasets.parquet_format import ParquetFormat
 
@@ -138,3 +139,47 @@ def test_only_what_is_wanted_is_asked_for(seaweedfs, fault_proxy, server):
     # The footer, and one for each row group.
     assert len(gets) == 5
     assert sum(request.response_bytes for request in gets) < 200_000
+
+
+def damaged(rows, group, **options):
+    """A file of which one row group cannot be decoded."""
+    data = bytearray(parquet(rows, compression="zstd", **options))
+    chunk = pq.ParquetFile(io.BytesIO(bytes(data))).metadata.row_group(group).column(0)
+    begin = chunk.dictionary_page_offset or chunk.data_page_offset
+    data[begin : begin + 20] = b"\xff" * 20
+    return bytes(data)
+
+
+@pytest.mark.parametrize("buffer", [1, 8])
+def test_damage_shifts_nothing_that_is_behind_it(make, store, buffer):
+    # Of four files, one has a damaged row group, one no footer.
+    store.put("data", "rows/1.parquet", damaged(ROWS[30:60], 2, row_group_size=7))
+    store.put("data", "rows/10.parquet", parquet(ROWS)[:-1])
+    expected = [row["id"] for row in ROWS if row["id"] not in range(44, 51)]
+    options = {"on_error": "skip", "shuffle": buffer > 1, "shuffle_buffer": buffer}
+    for stop in range(0, 40, 7):
+        seen, states = [], []
+        for rank in range(3):
+            dataset = make(rank=rank, world_size=3, **options)
+            seen += [row["id"] for row in islice(dataset, stop)]
+            states.append(dataset.state_dict())
+        for rank in range(2):
+            dataset = make(rank=rank, world_size=2, **options)
+            dataset.load_state_dict(merge_states(states))
+            seen += [row["id"] for row in dataset]
+        assert sorted(seen) == expected
+    loader = DataLoader(make(**options), batch_size=None, num_workers=2, multiprocessing_context="fork")
+    assert sorted(row["id"] for row in loader) == expected
+    assert loader.dataset.skipped == 2
+
+
+def test_a_file_that_one_rank_cannot_read_is_shared_out_as_before(make, store):
+    first, second = (make(rank=rank, world_size=2, on_error="skip") for rank in range(2))
+    # Both have listed it, and only one has read it when it goes away.
+    second.describe()
+    seen = [row["id"] for row in first]
+    store.delete("data", "rows/1.parquet")
+    rest = [row["id"] for row in second]
+    # It has five row groups, so the numbers of all behind it would be others.
+    assert set(seen).isdisjoint(rest)
+    assert set(range(90)) - set(seen) - set(rest) < set(range(30, 60))

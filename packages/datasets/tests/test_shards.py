@@ -20,7 +20,7 @@ from s3torch.core.testing.memory import MemoryStore
 from s3torch.datasets import S3ShardDataset
 from s3torch.datasets.damage import DamagedShardError
 from s3torch.datasets.shard_order import BlockProgress, Cursor, Mixer
-from s3torch.datasets.sharding import Shard
+from s3torch.datasets.sharding import Stripe
 from s3torch.datasets.tar_format import TarFormat
 
 KEYS = [[f"d/{shard}-{number}" for number in range(shard + 2)] for shard in range(6)]
@@ -76,6 +76,11 @@ def test_compressed_archives(make, store, make_tar):
     assert sorted(taken + list(again)) == sorted(ALL * 3)
 
 
+def test_shards_of_a_pattern(make, memory):
+    options = {"s3client_config": memory, "transform": itemgetter("__key__")}
+    assert list(S3ShardDataset.from_glob("s3://data/**/[02].tar", **options)) == KEYS[0] + KEYS[2]
+
+
 def test_shards_are_shared_out_between_ranks(make):
     for count in (2, 3, 4):
         for shuffle in (False, True):
@@ -103,13 +108,13 @@ def test_workers_may_all_yield_the_same_number(make, shuffle, count):
             again = make(rank=rank, world_size=2, **options)
             again.load_state_dict(json.loads(json.dumps(dataset.state_dict())))
             assert taken + list(again) == whole
-    with pytest.raises(ConfigurationError, match="no samples for"):
+    with pytest.raises(ConfigurationError, match="no samples for worker 6 of 7"):
         list(make(rank=6, world_size=7, **options))
 
 
 def test_a_worker_without_shards_is_told(make, caplog):
     assert list(make(rank=6, world_size=7)) == []
-    assert "there are too few" in caplog.text
+    assert "6 shards are too few" in caplog.text
 
 
 def test_an_epoch_has_its_own_order(make):
@@ -188,7 +193,7 @@ def test_a_worker_keeps_no_more_samples_than_its_buffer():
         def __del__(self):
             Sample.alive -= 1
 
-    mixer = Mixer(10, seed=0, epoch=0, turn=0, shard=Shard())
+    mixer = Mixer(10, seed=0, epoch=0, turn=0, stripe=Stripe())
     most = 0
     for _, sample in mixer.mix(((Cursor(), Sample()) for _ in range(100)), BlockProgress()):
         most = max(most, sample.alive)
@@ -251,9 +256,10 @@ def test_a_state_that_does_not_fit_is_refused(make, store, make_tar):
         make().load_state_dict(state)
     with pytest.raises(ConfigurationError, match="no state"):
         make().load_state_dict({"epoch": 1})
-    other = make(shuffle=True, rank=0, world_size=2)
-    other.load_state_dict(state)
-    with pytest.raises(ConfigurationError, match="same numbers of ranks and workers"):
+    one, other = (make(shuffle=True, rank=0, world_size=size) for size in (2, 3))
+    next(iter(one))
+    other.load_state_dict(one.state_dict())
+    with pytest.raises(ConfigurationError, match=r"merge_states\(\) of all ranks"):
         iter(other)
     store.put("data", "train/9.tar", make_tar([]))
     changed = make(shuffle=True)
@@ -303,6 +309,7 @@ def test_missing_and_changed_shards(make, memory, store, make_tar):
         client.delete_object("data", "train/1.tar")
     store.put("data", "train/2.tar", make_tar([]))
     assert list(samples) == [key for key in ALL[1:] if key[2] not in "12"]
+    assert dataset.skipped == 2
     with pytest.raises(NotFoundError):
         list(strict_samples)
     with pytest.raises(ObjectChangedError):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from s3torch.core import ObjectInfo, RestoreStatus, S3BucketKeyData
 from s3torch.datasets.table import ObjectTable
+from s3torch.datasets.versions import VersionedInfo
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ etags = st.one_of(
     st.just('"D41D8CD98F00B204E9800998ECF8427E"'),
     st.text(max_size=300),
 )
+versions = st.none() | st.text(max_size=300) | st.just("3sL4kqtJlcpXroDTDmJ+rmSpXd3dIbrHY")
 restored = st.none() | st.just(RestoreStatus(in_progress=True))
 classes = st.none() | st.sampled_from(["STANDARD", "GLACIER"]) | st.text(max_size=3)
 
@@ -39,9 +41,10 @@ def items(draw):
     if kind == "odd":
         return S3BucketKeyData(bucket, key, InfoOfAUser(draw(st.integers(0, 9))))
     size, time = draw(st.integers(0, 2**45)), draw(st.integers(0, 2**33))
-    return S3BucketKeyData(
-        bucket, key, ObjectInfo(key, draw(etags), size, time, draw(classes), draw(restored))
-    )
+    facts = key, draw(etags), size, time, draw(classes), draw(restored)
+    version = draw(versions)
+    info = ObjectInfo(*facts) if version is None else VersionedInfo(*facts, version_id=version)
+    return S3BucketKeyData(bucket, key, info)
 
 
 @given(st.lists(items(), max_size=30))

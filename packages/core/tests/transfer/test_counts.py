@@ -47,6 +47,17 @@ def test_an_upload_of_n_parts_is_n_and_two_requests(wire, size, parts):
     assert wire.get("k") == wire.content(size)
 
 
+def test_parts_grow_as_s3_wants_them_to(wire, monkeypatch):
+    # As after 900 parts; tests/test_ranges.py has how fast.
+    monkeypatch.setattr("s3torch.core.transfer.upload.upload_part_size", lambda number, base: number * base)
+    data = wire.content(3 * PART + 1000)
+    with wire.client().put_object(wire.bucket, "k") as writer:
+        writer.write(data)
+    sent = {request.query["partNumber"]: request.request_bytes for request in wire.proxy.requests("PUT")}
+    assert sent == {"1": PART, "2": 2 * PART, "3": 1000}
+    assert wire.get("k") == data
+
+
 @pytest.mark.parametrize("size", [0, 5, PART])
 def test_an_exception_before_anything_was_sent_sends_nothing(wire, size):
     with pytest.raises(KeyError), wire.client().put_object(wire.bucket, "k") as writer:

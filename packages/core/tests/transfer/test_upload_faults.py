@@ -39,6 +39,16 @@ def test_an_upload_that_breaks_is_sent_again(wire, size):
     assert wire.uploads() == []
 
 
+@pytest.mark.parametrize("size", [1000, PART + 1000])
+def test_an_upload_that_is_not_answered_is_sent_again(wire, size):
+    rule = wire.proxy.add(Fault.stall(60), method="PUT", times=1)
+    with wire.client(read_timeout=1).put_object(wire.bucket, "k") as writer:
+        writer.write(DATA[:size])
+    assert rule.hits == 1
+    assert wire.get("k") == DATA[:size]
+    assert wire.uploads() == []
+
+
 @pytest.mark.parametrize(("size", "number"), [(1000, ""), (SIZE, "1"), (SIZE, "3")])
 def test_an_upload_that_fails_leaves_the_old_object(wire, size, number):
     wire.put("k", b"old")

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import io
+import sys
 import threading
 from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
 
-from s3torch.core.errors import TruncatedError
+from s3torch.core.errors import TransportError, TruncatedError
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import MIB, ByteRange
 from s3torch.core.transports._crt_exchange import BodyStream
@@ -104,6 +105,12 @@ def test_announced_length(headers, byte_range, expected):
 def test_answer_with_other_bytes(headers):
     with pytest.raises(TruncatedError):
         announced_length(headers, ByteRange(2, 5))
+
+
+def test_without_awscrt_it_says_so_at_once(make_context, stub, monkeypatch):
+    monkeypatch.setitem(sys.modules, "awscrt.s3", None)
+    with pytest.raises(TransportError, match="needs awscrt.*pip install awscrt.*transport='boto'"):
+        CrtTransport(make_context(stub.endpoint))
 
 
 @pytest.mark.parametrize("wire", ["crt"], indirect=True)

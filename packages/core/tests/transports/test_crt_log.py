@@ -58,7 +58,9 @@ print(os.getpid(), *pids)
     assert done.stderr == ""
     files = {path.name.split(".")[-2]: path.read_text() for path in folder.iterdir()}
     assert set(files) == set(done.stdout.split())
-    assert "connection refused" in files[done.stdout.split()[0]].lower()
+    for pid, log in files.items():
+        assert "connection refused" in log.lower()
+        assert f"process {pid} ends" in log
 
 
 def test_a_child_of_a_process_with_a_log_goes_on_without(ask, tmp_path):

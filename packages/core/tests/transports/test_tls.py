@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import awscrt.exceptions
 import pytest
 
@@ -58,6 +60,24 @@ def test_what_the_crt_says_of_such_a_certificate_is_not_tried_again():
     assert may_succeed_now(error)
     error.__cause__ = awscrt.exceptions.from_code(1029)
     assert not may_succeed_now(error)
+
+
+@pytest.mark.parametrize("connect", ["crt"], indirect=True)
+def test_a_forked_child_trusts_nobody_it_was_not_told_to(connect, server, bucket, monkeypatch, in_child):
+    """Native clients outlive their transports there, and are used again for the same settings only."""
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(server.ca_file))
+    with connect() as client, client.put_object(bucket, "key") as writer:
+        writer.write(b"sealed")
+
+    def child():
+        with connect() as client:
+            assert client.get_object(bucket, "key").read() == b"sealed"
+        os.environ["AWS_CA_BUNDLE"] = "/no/such/bundle.pem"
+        with connect() as client:
+            client.get_object(bucket, "key").read()
+
+    with pytest.raises(TransportError, match="/no/such/bundle.pem"):
+        in_child(child)
 
 
 def test_a_bundle_that_is_not_there_is_named(server, bucket, monkeypatch):

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from s3torch.core import S3Client, S3ClientConfig
 from s3torch.core.errors import (
     AccessDeniedError,
     ChecksumMismatchError,
@@ -208,6 +209,16 @@ def test_stalled_get_can_be_cancelled(transport, stub, answer, stall, how):
     with pytest.raises(TransferCancelledError):
         transfer.result(PATIENCE)
     assert time.monotonic() - begin < 3
+
+
+@pytest.mark.parametrize("name", ["crt", "boto", "http"])
+def test_a_fork_leaves_the_connections_of_the_parent(name, stub, answer, in_child):
+    stub.will(*[answer(206, b"data", {"Content-Range": "bytes 0-3/4"})] * 3)
+    config = S3ClientConfig(transport=name, credentials=lambda: Credentials("AKID", "SECRET"))
+    with S3Client("us-east-1", endpoint=stub.endpoint, s3client_config=config) as client:
+        for read in (lambda call: call(), in_child, lambda call: call()):
+            assert read(lambda: client.get_object("bucket", "key").read()) == b"data"
+    assert stub.connections == 2  # The child has made its own.
 
 
 def test_requests_say_who_asks(connect, stub, answer):

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import logging
-import re
 from typing import TYPE_CHECKING, Any
 
+from s3torch.core._arguments import (
+    check_bucket,
+    check_info,
+    check_kind,
+    check_place,
+    check_text,
+    check_version,
+)
 from s3torch.core.copying import CopyJob
 from s3torch.core.deleting import delete_many, delete_prefix
-from s3torch.core.errors import ConfigurationError, NotFoundError
+from s3torch.core.errors import NotFoundError
 from s3torch.core.finding import ObjectFilter, find_by_pattern, find_by_prefix
 from s3torch.core.listing import ListObjectStream
+from s3torch.core.models import PutOptions
 from s3torch.core.stale_uploads import abort_stale_uploads, list_uploads
 from s3torch.core.version_listing import ListVersionStream
 
@@ -25,15 +33,11 @@ if TYPE_CHECKING:
         HeadObjectResult,
         ObjectInfo,
         ObjectVersion,
-        PutOptions,
         UploadInfo,
     )
     from s3torch.core.protocols import ControlPlane
 
 _log = logging.getLogger(__name__)
-
-# Names, aliases and ARNs; nothing that would change the URL of a request.
-_BUCKET = re.compile(r"[A-Za-z0-9._:/-]+")
 
 
 class BucketOperations:
@@ -118,6 +122,8 @@ class BucketOperations:
             requests: How many requests may be under way.
         """
         _log.debug("walk s3://%s/%s", bucket, prefix)
+        check_bucket(bucket)
+        check_text("prefix", prefix)
         wanted = ObjectFilter(suffix, min_size, max_size, where)
         return find_by_prefix(
             self._connector, bucket, prefix, wanted=wanted, ordered=ordered, requests=requests
@@ -140,6 +146,8 @@ class BucketOperations:
         ``s3torch.core.globs`` tells what patterns mean.
         """
         _log.debug("glob s3://%s/%s", bucket, pattern)
+        check_bucket(bucket)
+        check_text("pattern", pattern)
         wanted = ObjectFilter(None, min_size, max_size, where)
         return find_by_pattern(
             self._connector, bucket, pattern, wanted=wanted, ordered=ordered, requests=requests
@@ -153,6 +161,7 @@ class BucketOperations:
         """
         _log.debug("HeadObject s3://%s/%s", bucket, key)
         check_place(bucket, key)
+        check_version(version_id)
         return self._control.head_object(bucket, key, version_id=version_id)
 
     def exists(self, bucket: str, key: str, *, version_id: str | None = None) -> bool:
@@ -167,6 +176,7 @@ class BucketOperations:
         """Deletes an object, or one version of it for good; a missing one is no error."""
         _log.debug("DeleteObject s3://%s/%s", bucket, key)
         check_place(bucket, key)
+        check_version(version_id)
         self._control.delete_object(bucket, key, version_id=version_id)
 
     def delete_objects(
@@ -184,7 +194,7 @@ class BucketOperations:
         Raises:
             S3Error: A whole request failed; others may have succeeded.
         """
-        check_place(bucket, "any")
+        check_bucket(bucket)
         return delete_many(self._connector, bucket, keys).failures
 
     def delete_prefix(self, bucket: str, prefix: str, *, versions: bool = False) -> Deletion:
@@ -199,7 +209,7 @@ class BucketOperations:
             How many were deleted, and which could not be, and why.
         """
         _log.debug("delete all of s3://%s/%s", bucket, prefix)
-        check_place(bucket, "any")
+        check_bucket(bucket)
         return delete_prefix(self._connector, bucket, prefix, versions=versions)
 
     def copy_object(
@@ -231,6 +241,9 @@ class BucketOperations:
         _log.debug("CopyObject s3://%s/%s to s3://%s/%s", src_bucket, src_key, dst_bucket, dst_key)
         check_place(src_bucket, src_key)
         check_place(dst_bucket, dst_key)
+        check_version(version_id)
+        check_info(object_info)
+        check_kind("options", options, PutOptions)
         CopyJob(
             src_bucket=src_bucket,
             src_key=src_key,
@@ -244,7 +257,8 @@ class BucketOperations:
 
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> Iterator[UploadInfo]:
         """Lists the multipart uploads in progress, whose parts cost money, too."""
-        check_place(bucket, "any")
+        check_bucket(bucket)
+        check_text("prefix", prefix)
         return list_uploads(self._connector, bucket, prefix)
 
     def abort_stale_uploads(
@@ -261,27 +275,10 @@ class BucketOperations:
             The uploads that were aborted.
         """
         _log.debug("abort uploads of s3://%s/%s older than %s", bucket, prefix, older_than)
-        check_place(bucket, "any")
+        check_bucket(bucket)
+        check_text("prefix", prefix)
         return abort_stale_uploads(self._connector, bucket, prefix, older_than=older_than)
 
     @property
     def _control(self) -> ControlPlane:
         return self._connector.get().control
-
-
-def check_place(bucket: str, key: str) -> None:
-    """Refuses what cannot be the name of a bucket or a key."""
-    if bucket is None or bucket == "":
-        raise ConfigurationError(f"Bucket should be specified, got {bucket!r}")
-    for name, value in (("bucket", bucket), ("key", key)):
-        if not isinstance(value, str):
-            raise ConfigurationError(f"{name} must be a string, got {value!r}")
-    if not _BUCKET.fullmatch(bucket):
-        raise ConfigurationError(f"the name of a bucket has letters, digits, dots and dashes, got {bucket!r}")
-    if not key:
-        raise ConfigurationError("key must not be empty")
-    if not key.isascii():
-        try:
-            key.encode()
-        except UnicodeEncodeError as exc:
-            raise ConfigurationError(f"key must be valid Unicode, got {key!r}") from exc

@@ -55,8 +55,8 @@ def read_listing(body: bytes) -> ListObjectResult | None:
     told = page.told
     decode = unquote_plus if told.get("EncodingType") == "url" else str
     return ListObjectResult(
-        [_object_info(entry, decode) for entry in page.contents],
-        [decode(entry.get("Prefix", "")) for entry in page.common_prefixes],
+        page.object_info(decode),
+        [decode(prefix) for prefix in page.common_prefixes],
         told.get("NextContinuationToken") if told.get("IsTruncated") == "true" else None,
     )
 
@@ -67,17 +67,23 @@ class _Page:
     def __init__(self) -> None:
         self.root = ""
         self.told: dict[str, str] = {}
-        self.contents: list[dict[str, str]] = []
-        self.common_prefixes: list[dict[str, str]] = []
+        self.common_prefixes: list[str] = []
+        # One list for each fact, because an object for each entry would count with the collector.
+        self._keys: list[str] = []
+        self._etags: list[str] = []
+        self._sizes: list[str] = []
+        self._times: list[str] = []
+        self._classes: list[str | None] = []
+        self._restored: dict[int, RestoreStatus] = {}
+        self._entry: dict[str, str] = {}
         self._depth = 0
-        self._entry = self.told
         self._text = ""
 
     def start(self, name: str, _attributes: object) -> None:
         self._depth += 1
         self._text = ""
         if self._depth == _DEPTH_OF_ENTRIES:
-            self._entry = {}
+            self._entry.clear()
         elif self._depth == 1:
             self.root = name
 
@@ -88,24 +94,30 @@ class _Page:
         if self._depth > _DEPTH_OF_ENTRIES:
             self._entry[name] = self._text
         elif name == "Contents":
-            self.contents.append(self._entry)
+            self._take(self._entry)
         elif name == "CommonPrefixes":
-            self.common_prefixes.append(self._entry)
+            self.common_prefixes.append(self._entry.get("Prefix", ""))
         else:
             self.told[name] = self._text
         self._depth -= 1
         self._text = ""
 
+    def object_info(self, decode: Callable[[str], str]) -> list[ObjectInfo]:
+        facts = zip(self._keys, self._etags, self._sizes, self._times, self._classes, strict=True)
+        restored = self._restored
+        return [
+            ObjectInfo(decode(key), etag, int(size), _seconds(time), storage_class, restored.get(number))
+            for number, (key, etag, size, time, storage_class) in enumerate(facts)
+        ]
 
-def _object_info(told: Mapping[str, str], decode: Callable[[str], str]) -> ObjectInfo:
-    return ObjectInfo(
-        key=decode(told["Key"]),
-        etag=told.get("ETag", ""),
-        size=int(told["Size"]),
-        last_modified=_seconds(told["LastModified"]),
-        storage_class=told.get("StorageClass"),
-        restore_status=_restore_status(told) if "RestoreStatus" in told else None,
-    )
+    def _take(self, told: Mapping[str, str]) -> None:
+        if "RestoreStatus" in told:
+            self._restored[len(self._keys)] = _restore_status(told)
+        self._keys.append(told["Key"])
+        self._etags.append(told.get("ETag", ""))
+        self._sizes.append(told["Size"])
+        self._times.append(told["LastModified"])
+        self._classes.append(told.get("StorageClass"))
 
 
 def _restore_status(told: Mapping[str, str]) -> RestoreStatus:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
+from s3torch.core._arguments import check_bucket, check_text
 from s3torch.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -29,10 +30,11 @@ class PageStream(ABC, Generic[Page]):
         delimiter: str = "",
         max_keys: int = 1000,
     ) -> None:
-        if not bucket:
-            raise ConfigurationError("Bucket should be specified")
-        if max_keys < 1:
-            raise ConfigurationError(f"max_keys must be at least 1, got {max_keys}")
+        check_bucket(bucket)
+        check_text("prefix", prefix)
+        check_text("delimiter", delimiter)
+        if not isinstance(max_keys, int) or max_keys < 1:
+            raise ConfigurationError(f"max_keys must be at least 1, got {max_keys!r}")
         self.bucket = bucket
         self.prefix = prefix
         self.delimiter = delimiter

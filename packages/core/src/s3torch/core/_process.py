@@ -79,12 +79,12 @@ class Birthplace:
     __slots__ = ("_pid",)
 
     def __init__(self) -> None:
-        self._pid = os.getpid()
+        self._pid = _here
 
     @property
     def is_here(self) -> bool:
         """Tells whether this is still the process in which it was opened."""
-        return self._pid == os.getpid()
+        return self._pid == _here
 
     def check(self, what: str) -> None:
         """Refuses use in another process.
@@ -95,14 +95,18 @@ class Birthplace:
         if not self.is_here:
             raise ForkedProcessError(
                 f"{what} was opened in process {self._pid} and cannot be used in its forked child "
-                f"{os.getpid()}; open another one here"
+                f"{_here}; open another one here"
             )
 
 
 _holders: weakref.WeakSet[PerProcess[Any]] = weakref.WeakSet()
+# Readers ask several times for each object, and the system takes longer to tell.
+_here = os.getpid()
 
 
 def _after_fork_in_child() -> None:
+    global _here  # noqa: PLW0603 - It is about the process.
+    _here = os.getpid()
     holders = list(_holders)
     if any(holder.peek() is not None for holder in holders):
         # What the parent has dropped, but its collector has not found yet, may be native as well, and its

@@ -6,7 +6,8 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from s3torch.core._bucket_operations import BucketOperations, check_place
+from s3torch.core._arguments import check_info, check_kind, check_place, check_version
+from s3torch.core._bucket_operations import BucketOperations
 from s3torch.core.config import S3ClientConfig
 from s3torch.core.connection import Connector
 from s3torch.core.errors import ConfigurationError
@@ -57,6 +58,8 @@ class S3Client(BucketOperations):
     ) -> None:
         if region is not None and (not isinstance(region, str) or not region):
             raise ConfigurationError(f"region must be None or a non-empty string, got {region!r}")
+        check_kind("user_agent", user_agent, UserAgent)
+        check_kind("s3client_config", s3client_config, S3ClientConfig)
         connector = Connector(
             region=region,
             endpoint=check_endpoint(endpoint) if endpoint is not None else None,
@@ -105,8 +108,11 @@ class S3Client(BucketOperations):
             version_id: The version to read; ``None`` for the latest.
         """
         _log.debug("GetObject s3://%s/%s, object_info is None=%s", bucket, key, object_info is None)
-        check_place(bucket, key)
-        source = ObjectSource(self._connector, bucket, key, object_info=object_info, version_id=version_id)
+        if reader_constructor is not None and not callable(reader_constructor):
+            raise ConfigurationError(
+                f"reader_constructor must be one of S3ReaderConstructor, got {reader_constructor!r}"
+            )
+        source = self.open_ranges(bucket, key, object_info=object_info, version_id=version_id)
         make = SequentialS3Reader if reader_constructor is None else reader_constructor
         return make(bucket=bucket, key=key, get_object_info=source.head, get_stream=source)
 
@@ -127,6 +133,8 @@ class S3Client(BucketOperations):
             version_id: The version to read; ``None`` for the latest.
         """
         check_place(bucket, key)
+        check_info(object_info)
+        check_version(version_id)
         return ObjectSource(self._connector, bucket, key, object_info=object_info, version_id=version_id)
 
     def put_object(
@@ -147,6 +155,7 @@ class S3Client(BucketOperations):
         """
         _log.debug("PutObject s3://%s/%s", bucket, key)
         check_place(bucket, key)
+        check_kind("options", options, PutOptions)
         if storage_class is not None:
             options = replace(options or PutOptions(), storage_class=storage_class)
         chosen = self.s3client_config.options_of(options)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from s3torch.core._boto_answers import delete_failures, upload_page, version_page
 from s3torch.core._listing_xml import PAGE, take_listing
-from s3torch.core.errors import AccessDeniedError, ConfigurationError, S3Error
+from s3torch.core.errors import AccessDeniedError, S3Error
 from s3torch.core.models import CompletedPart, DeleteFailure
 from s3torch.core.transports._boto_errors import error_from_boto
 from s3torch.core.transports._boto_params import condition_params, given_params, storage_params
 from s3torch.core.transports._boto_retries import BotoRetries
 from s3torch.core.transports._http import head_from_headers
+from s3torch.core.transports._limits import MAX_KEYS, check_deleted
 from s3torch.core.transports._retries import has_expired
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_KEYS", "BotoControl"]
 
-# https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
-MAX_KEYS = 1000
 # By this name it is called before what botocore registers for all operations, which reads the XML as well.
 _BEFORE_LISTING = "before-parse.*.ListObjectsV2"
 # Characters that keys may have and XML may not.
@@ -222,10 +221,7 @@ class BotoControl:
             client.close()
 
     def _delete(self, bucket: str, versions: Sequence[tuple[str, str | None]]) -> list[DeleteFailure]:
-        if len(versions) > MAX_KEYS:
-            raise ConfigurationError(
-                f"one request deletes up to {MAX_KEYS} objects, got {len(versions)}", bucket=bucket
-            )
+        check_deleted(versions, bucket)
         objects = [
             {"Key": key, **given_params(VersionId=version)}
             for key, version in versions

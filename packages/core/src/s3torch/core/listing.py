@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from s3torch.core._arguments import check_kind
 from s3torch.core._page_stream import PageStream
 from s3torch.core.models import ListObjectResult
 
@@ -39,6 +40,7 @@ class ListObjectStream(PageStream[ListObjectResult]):
         start_after: str | None = None,
     ) -> None:
         super().__init__(connector, bucket, prefix=prefix, delimiter=delimiter, max_keys=max_keys)
+        check_kind("start_after", start_after, str)
         self.start_after = start_after
         self.continuation_token: str | None = None
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from s3torch.datasets.iterable import S3IterableDataset
     from s3torch.datasets.manifest import Manifest
     from s3torch.datasets.map_style import S3MapDataset
-    from s3torch.datasets.resume import ResumableLoader
+    from s3torch.datasets.resume import ResumableLoader, merge_states
     from s3torch.datasets.sampler import S3Sampler
     from s3torch.datasets.selection import Selection
     from s3torch.datasets.shards import S3ShardDataset
@@ -32,6 +32,7 @@ __all__ = [
     "S3ShardDataset",
     "Selection",
     "__version__",
+    "merge_states",
 ]
 
 _MODULES = {
@@ -43,6 +44,7 @@ _MODULES = {
     "S3Sampler": "s3torch.datasets.sampler",
     "S3ShardDataset": "s3torch.datasets.shards",
     "Selection": "s3torch.datasets.selection",
+    "merge_states": "s3torch.datasets.resume",
 }
 
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from s3torch.core import S3Client, S3ReaderConstructor, UserAgent, parse_s3_uri
+from s3torch.core import S3Client, S3ReaderConstructor, UserAgent
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
+from s3torch.datasets._constructors import SourceConstructors
 from s3torch.datasets._opening import Opener
 from s3torch.datasets._tally import Tally
 from s3torch.datasets.caching import make_cache, through
@@ -16,10 +17,9 @@ from s3torch.datasets.describe import describe_objects
 from s3torch.datasets.hedging import Hedging
 from s3torch.datasets.manifest import Manifest, ManifestSource
 from s3torch.datasets.shared_listing import SharedFolder, SharedListing
-from s3torch.datasets.sources import GlobSource, PrefixSource
+from s3torch.datasets.sources import PrefixSource, subject_of
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Iterator
     from types import TracebackType
     from typing import Self
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class S3Dataset:
+class S3Dataset(SourceConstructors):
     """Base of the datasets; not for direct use."""
 
     _kind: str
@@ -48,7 +48,7 @@ class S3Dataset:
         self._region = region
         self._get_dataset_objects = get_dataset_objects
         self._settings = settings
-        self._folder = SharedFolder()
+        self._folder = SharedFolder(self._subject())
         self._shared_listing = SharedListing(self._folder)
         self._tally = Tally()
         self._hedging: Hedging | None = None
@@ -63,47 +63,18 @@ class S3Dataset:
             s3client_config=settings.s3client_config,
         )
 
-    @classmethod
-    def from_glob(cls, s3_uri: str | os.PathLike[str], *, region: str | None = None, **options: Any) -> Self:
-        """Makes a dataset of all objects that match a pattern, in listing order.
-
-        ``*`` and ``?`` match within a folder, ``**/`` any number of folders, ``[a-z]`` one character,
-        ``{a,b}`` either; see ``s3torch.core.globs``. Only what can match is listed.
+    def manifest(self, *, versions: bool = False) -> Manifest:
+        """Lists the objects of this dataset, as they are now, for ``Manifest.save`` and ``from_manifest``.
 
         Args:
-            s3_uri: As in ``"s3://bucket/train/**/*.jpg"``.
-            region: The region.
-            options: The other arguments of the class.
-
-        Raises:
-            ConfigurationError: The URI or another argument is wrong.
+            versions: Keeps the version that each object has now, in buckets that keep versions.
         """
-        _log.info("Building %s from_glob s3_uri=%r", cls.__name__, s3_uri)
-        return cls(region, GlobSource(parse_s3_uri(s3_uri)), **options)
-
-    @classmethod
-    def from_manifest(
-        cls, manifest: str | os.PathLike[str] | Manifest, *, region: str | None = None, **options: Any
-    ) -> Self:
-        """Makes a dataset of the objects of a manifest, in its order; S3 is not asked for a listing.
-
-        Every read is pinned to the ETag in the manifest: an object that was replaced since raises
-        ``ObjectChangedError``. States of the dataset can be resumed with the same manifest only.
-
-        Args:
-            manifest: The manifest, or where it was saved: an S3 URI or a local path, read at the first use.
-            region: The region.
-            options: The other arguments of the class.
-
-        Raises:
-            ConfigurationError: An argument is wrong.
-        """
-        _log.info("Building %s from_manifest", cls.__name__)
-        return cls(region, ManifestSource(manifest), **options)
-
-    def manifest(self) -> Manifest:
-        """Lists the objects of this dataset, as they are now, for ``Manifest.save`` and ``from_manifest``."""
-        return Manifest.build(lambda _: self._list_whole(), self._client)
+        source = self._get_dataset_objects
+        if versions and isinstance(source, PrefixSource):
+            return Manifest.build(
+                lambda client: self._selected(source.latest_versions(client)), self._client, versions=True
+            )
+        return Manifest.build(lambda _: self._list_whole(), self._client, versions=versions)
 
     def describe(self) -> DatasetSummary:
         """Summarises the objects, from their listing: how many, how large, with which suffixes."""
@@ -149,6 +120,14 @@ class S3Dataset:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _subject(self) -> str | None:
+        """Names what is listed, where all ranks list the same."""
+        settings = self._settings
+        if settings.select is not None and settings.select.where is not None:
+            return None
+        place = (self._region, settings.endpoint, settings.s3client_config)
+        return subject_of(self._get_dataset_objects, settings.select, place)
 
     def _list(self) -> Iterable[S3BucketKeyData]:
         return self._selected(self._get_dataset_objects(self._client))

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from s3torch.core import ObjectInfo, S3BucketKeyData
 from s3torch.core.errors import ConfigurationError
+from s3torch.datasets.versions import VersionedInfo, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_COLUMNS = ("bucket", "key", "size", "etag", "last_modified")
+_REQUIRED = ("bucket", "key", "size", "etag")
+_COLUMNS = (*_REQUIRED, "last_modified", "version_id")
 
 
 class ManifestFormat(Protocol):
@@ -34,13 +36,15 @@ class ManifestFormat(Protocol):
 
 
 class JsonLines:
-    """An object with ``bucket``, ``key``, ``size`` and ``etag`` on each line."""
+    """An object with ``bucket``, ``key``, ``size``, ``etag`` … on each line."""
 
     def encode(self, objects: Iterable[S3BucketKeyData]) -> bytes:
         """Returns the content of the file."""
         lines = io.BytesIO()
         for item in objects:
-            text = json.dumps(dict(zip(_COLUMNS, _row(item), strict=True)), ensure_ascii=False)
+            fields = zip(_COLUMNS, _row(item), strict=True)
+            known = {name: value for name, value in fields if value is not None}
+            text = json.dumps(known, ensure_ascii=False)
             lines.write(text.encode("utf-8") + b"\n")
         return lines.getvalue()
 
@@ -49,7 +53,7 @@ class JsonLines:
         for number, line in enumerate(data.splitlines(), 1):
             try:
                 fields = json.loads(line)
-                yield _item(*(fields[name] for name in _COLUMNS if name in fields))
+                yield _item(**{name: fields[name] for name in _COLUMNS if name in fields})
             except (ValueError, KeyError, TypeError) as exc:
                 raise ConfigurationError(f"line {number} is not that of a manifest: {exc!r}") from exc
 
@@ -81,7 +85,8 @@ class Parquet:
         for item in objects:
             for column, value in zip(columns, _row(item), strict=True):
                 column.append(value)
-        kinds = [pyarrow.string(), pyarrow.string(), pyarrow.int64(), pyarrow.string(), pyarrow.int64()]
+        text, number = pyarrow.string(), pyarrow.int64()
+        kinds = [text, text, number, text, number, text]
         arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
         target = io.BytesIO()
         parquet.write_table(pyarrow.table(arrays, names=list(_COLUMNS)), target, compression="zstd")
@@ -93,13 +98,13 @@ class Parquet:
         try:
             file = parquet.ParquetFile(io.BytesIO(data))
             present = [name for name in _COLUMNS if name in file.schema_arrow.names]
-            if len(present) < 4:
-                raise ConfigurationError(f"a manifest has the columns {_COLUMNS[:4]}, this file {present}")
+            if not set(_REQUIRED) <= set(present):
+                raise ConfigurationError(f"a manifest has the columns {_REQUIRED}, this file {present}")
         except pyarrow.ArrowException as exc:
             raise ConfigurationError(f"this is no Parquet file: {exc}") from exc
         for batch in file.iter_batches(columns=present):
             for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                yield _item(*row)
+                yield _item(**dict(zip(present, row, strict=True)))
 
 
 def format_of(path: str | os.PathLike[str]) -> ManifestFormat:
@@ -122,17 +127,27 @@ _FORMATS: dict[str, type[JsonLines | Parquet]] = {
 }
 
 
-def _row(item: S3BucketKeyData) -> tuple[str, str, int, str, int]:
+def _row(item: S3BucketKeyData) -> tuple[str, str, int, str, int, str | None]:
     info = item.object_info
     if info is None:
-        return item.bucket, item.key, 0, "", 0
-    return item.bucket, item.key, info.size, info.etag, info.last_modified
+        return item.bucket, item.key, 0, "", 0, None
+    return item.bucket, item.key, info.size, info.etag, info.last_modified, version_of(item)
 
 
-def _item(bucket: str, key: str, size: int, etag: str, last_modified: int = 0) -> S3BucketKeyData:
+def _item(
+    bucket: str,
+    key: str,
+    size: int,
+    etag: str,
+    last_modified: int | None = None,
+    version_id: str | None = None,
+) -> S3BucketKeyData:
     if not isinstance(bucket, str) or not isinstance(key, str) or not isinstance(etag, str):
         raise ConfigurationError(f"expected names of an object, got {bucket!r}, {key!r} and {etag!r}")
-    return S3BucketKeyData(bucket, key, ObjectInfo(key, etag, int(size), int(last_modified or 0)))
+    facts = (key, etag, int(size), int(last_modified or 0))
+    if version_id is None:
+        return S3BucketKeyData(bucket, key, ObjectInfo(*facts))
+    return S3BucketKeyData(bucket, key, VersionedInfo(*facts, version_id=str(version_id)))
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from s3torch.core import SequentialS3Reader
 from s3torch.core.memory import default_memory_limit
 from s3torch.datasets.prefetch import choose_ahead, look_ahead
+from s3torch.datasets.versions import facts_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
@@ -42,9 +43,9 @@ class Opener:
         constructor = self._settings.reader_constructor
         if self._hedging is None:
             return self._client.get_object(
-                item.bucket, item.key, object_info=item.object_info, reader_constructor=constructor
+                item.bucket, item.key, reader_constructor=constructor, **facts_of(item)
             )
-        source = self._client.open_ranges(item.bucket, item.key, object_info=item.object_info)
+        source = self._client.open_ranges(item.bucket, item.key, **facts_of(item))
         make = SequentialS3Reader if constructor is None else constructor
         return make(
             bucket=item.bucket,

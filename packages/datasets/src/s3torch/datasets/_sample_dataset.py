@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from s3torch.core import S3Client, UserAgent
 from s3torch.core.errors import ConfigurationError
+from s3torch.datasets._constructors import SourceConstructors
 from s3torch.datasets.caching import make_cache
 from s3torch.datasets.sources import ObjectsSource
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from s3torch.datasets.sources import ObjectSource
 
 
-class SampleDataset:
+class SampleDataset(SourceConstructors):
     """Base of the datasets of shards; not for direct use."""
 
     def __init__(

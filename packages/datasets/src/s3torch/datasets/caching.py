@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 from s3torch.core import SequentialS3Reader
 from s3torch.core.errors import ConfigurationError
 from s3torch.datasets.disk_cache import DiskCache
+from s3torch.datasets.versions import facts_of
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator
 
-    from s3torch.core import S3Client, S3Reader, S3ReaderConstructorProtocol
+    from s3torch.core import S3BucketKeyData, S3Client, S3Reader, S3ReaderConstructorProtocol
     from s3torch.core.memory import MemoryBudget
     from s3torch.core.transfer.source import PendingRange, RangeSource
 
@@ -152,8 +153,15 @@ def through(
 
 
 def open_ranges(
-    client: S3Client, bucket: str, key: str, object_info: Any, cache: DiskCache | None
+    client: S3Client, item: S3BucketKeyData, cache: DiskCache | None, **facts: Any
 ) -> RangeSource:
-    """Returns an object as a source of ranges, through a cache if there is one."""
-    source = client.open_ranges(bucket, key, object_info=object_info)
+    """Returns an object as a source of ranges, through a cache if there is one.
+
+    Args:
+        client: The client.
+        item: The object.
+        cache: The cache.
+        facts: What is known better than by the item, as arguments of ``S3Client.open_ranges``.
+    """
+    source = client.open_ranges(item.bucket, item.key, **facts_of(item) | facts)
     return source if cache is None else CachedRanges(cache, source)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.plugins.manager import shard_formats
 from s3torch.datasets.caching import open_ranges, through
+from s3torch.datasets.sources import subject_of
+from s3torch.datasets.versions import facts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -59,13 +61,13 @@ class ShardObject:
         return self.client.get_object(
             self.item.bucket,
             self.item.key,
-            object_info=self.item.object_info,
             reader_constructor=through(self.cache, self.reader_constructor),
+            **facts_of(self.item),
         )
 
     def ranges(self) -> RangeSource:
         """Returns the object as a source of ranges."""
-        return open_ranges(self.client, self.item.bucket, self.item.key, self.item.object_info, self.cache)
+        return open_ranges(self.client, self.item, self.cache)
 
 
 class ShardPiece(Protocol):
@@ -167,6 +169,10 @@ class ShardSource:
 
     source: ObjectSource
     suffixes: tuple[str, ...] | None = None
+
+    def subject(self) -> str | None:
+        """Names what is listed, if the other source has a name."""
+        return subject_of(self.source, self.suffixes)
 
     def __call__(self, client: S3Client) -> Iterator[S3BucketKeyData]:
         """Lists what is left."""

@@ -22,6 +22,7 @@ from s3torch.datasets.prefetch import check_prefetch
 from s3torch.datasets.sample_transform import transformed
 from s3torch.datasets.sources import PrefixSource
 from s3torch.datasets.tar_index import SampleRange, TarIndex
+from s3torch.datasets.versions import facts_of
 
 if TYPE_CHECKING:
     import os
@@ -154,7 +155,7 @@ class S3IndexedTarDataset(SampleDataset, Dataset[Any]):
                 return index
             _log.warning("the index of %s is that of an older archive", uri)
         _log.info("indexing %s", uri)
-        index = TarIndex.build(self._client, item.bucket, item.key, object_info=item.object_info)
+        index = TarIndex.build(self._client, item.bucket, item.key, **facts_of(item))
         if self._save_indexes:
             self._store.save(self._client, item, index.to_json())
         return index
@@ -215,7 +216,8 @@ class _Fetch:
         self.length = sample.stop - sample.start
         self._url = f"s3://{item.bucket}/{item.key}"
         self._range = sample
-        source = open_ranges(client, item.bucket, item.key, index, cache)
+        # The index has size and ETag, also of an archive that was not listed.
+        source = open_ranges(client, item, cache, object_info=index)
         self._into: memoryview | None = None
         self._pending: list[PendingRange] = []
         if self.length <= source.part_size:

@@ -36,9 +36,10 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
     """The objects of a listing, one after the other.
 
     Every epoch, that is every ``iter(dataset)``, lists anew and as far as it is read, unless it is shuffled,
-    made even or of a manifest, see below. The workers of a rank share that listing. While a transform
-    runs, the downloads of the next objects are under way; with the default transform they are not,
-    because its readers are handed out unread.
+    made even or of a manifest, see below. The workers of a rank share that listing, and under ``torchrun``
+    all ranks of a node, unless the objects come from a callable of the user. While a transform runs, the
+    downloads of the next objects are under way; with the default transform they are not, because its readers
+    are handed out unread.
 
     Without sharding every worker of every rank yields everything. With sharding, object ``i`` belongs
     to rank ``i % world_size`` and is there number ``j = i // world_size``, which goes to worker
@@ -120,7 +121,8 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._iterations = 0
         self._saved: Course | None = None
-        self._course = Course()
+        # The iteration that went on last, and how many objects it has taken.
+        self._reached = (Course(), 0)
 
     @classmethod
     def from_prefix(
@@ -205,7 +207,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         shard = Shard(self._rank(), current_worker()) if self._enable_sharding else Shard()
         saved, self._saved = self._saved, None
         course = Course(int(self._epoch), shard=shard) if saved is None else resume(saved, shard)
-        self._course = course
+        self._reached = (course, course.taken)
         self._iterations += 1
         return self._run(course)
 
@@ -216,7 +218,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         the same number of workers and ranks to resume. For another number, see ``ResumableLoader``.
         """
         saved = self._saved
-        return course_to_state(self._course if saved is None else saved, self._order())
+        return course_to_state(self._now if saved is None else saved, self._order())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Lets the next iteration go on where a state was saved.
@@ -234,7 +236,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         """
         saved, self._saved = self._saved, None
         if workers == 0:
-            saved = self._course
+            saved = self._now
         if saved is None:
             saved = Course(int(self._epoch))
         return course_to_state(without_share(saved), self._order())
@@ -248,6 +250,11 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         leg = Leg(ranks, workers, batch_size, batches)
         return course_to_state(Course(course.epoch, course.extended(leg)), self._order())
 
+    @property
+    def _now(self) -> Course:
+        course, taken = self._reached
+        return replace(course, taken=taken)
+
     def _order(self) -> dict[str, Any]:
         order = {"shuffle": self._shuffle, "seed": self._seed if self._shuffle else 0}
         return order | self.listing_identity()
@@ -255,7 +262,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
     def _run(self, course: Course) -> Iterator[Any]:
         with closing(self._opener().ahead(self._chosen(course))) as readers:
             for taken, sample in self._samples(readers):
-                self._course = replace(course, taken=course.taken + taken)
+                self._reached = (course, course.taken + taken)
                 yield sample
 
     def _chosen(self, course: Course) -> Iterator[S3BucketKeyData]:
@@ -269,9 +276,10 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         return (objects[order[place]] for place in places)
 
     def _listed_anew(self) -> Iterable[S3BucketKeyData]:
-        """Lists for this epoch, together with the other workers."""
+        """Lists for this epoch, together with the other workers and the other ranks of this node."""
         source = self._get_dataset_objects
-        if current_worker().size == 1 or not isinstance(source, PagedSource):
+        is_alone = current_worker().size == 1 and not self._folder.spans_ranks
+        if is_alone or not isinstance(source, PagedSource):
             return self._list()
         # The same in all workers of an epoch, and another in the next one, also where workers stay.
         epoch = f"{current_team()}-{self._iterations}"

@@ -6,12 +6,14 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from s3torch.core import ObjectInfo, S3BucketKeyData, parse_s3_uri
 from s3torch.core.errors import ConfigurationError
 from s3torch.datasets._manifest_files import format_of
+from s3torch.datasets.sources import PrefixSource
 from s3torch.datasets.table import ObjectTable
+from s3torch.datasets.versions import VersionedInfo, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Manifest", "ManifestChanges", "ManifestSource"]
 
 _HEADS_AT_A_TIME = 32
+# What S3 calls the version of an object that was stored while its bucket kept none; it can be overwritten.
+_NO_VERSION = "null"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +47,11 @@ class ManifestChanges:
 
 
 class Manifest:
-    """Objects with their sizes and ETags.
+    """Objects with their sizes and ETags, and with their versions where the bucket keeps some.
 
     A dataset made of it lists nothing, and every read is pinned to the ETag: an object that was replaced
-    meanwhile raises ``ObjectChangedError``.
+    meanwhile raises ``ObjectChangedError``. Of an object whose version is known that version is read, also
+    when it was replaced or deleted since.
 
     Args:
         objects: Objects whose size and ETag are known.
@@ -59,17 +64,25 @@ class Manifest:
         self._objects = ObjectTable.of(map(_pinned, objects))
 
     @classmethod
-    def build(cls, source: ObjectSource, client: S3Client) -> Manifest:
-        """Lists a source; asks S3 for the facts of objects of which it does not tell them."""
+    def build(cls, source: ObjectSource, client: S3Client, *, versions: bool = False) -> Manifest:
+        """Lists a source; asks S3 for the facts of objects of which it does not tell them.
+
+        Args:
+            source: The objects.
+            client: Lists them.
+            versions: Keeps the version that each object has now, in buckets that keep versions. Prefixes are
+                listed with their versions then; of other objects, each is asked for.
+        """
 
         def complete(item: S3BucketKeyData) -> S3BucketKeyData:
-            if getattr(item.object_info, "etag", None):
+            if getattr(item.object_info, "etag", None) and not (versions and version_of(item) is None):
                 return item
             head = client.head_object(item.bucket, item.key)
-            info = ObjectInfo(item.key, head.etag, head.size, head.last_modified, head.storage_class)
+            info = _info(item.key, head, head.version_id if versions else None)
             return item._replace(object_info=info)
 
-        objects = ObjectTable.of(source(client))
+        list_all = source.latest_versions if versions and isinstance(source, PrefixSource) else source
+        objects = ObjectTable.of(list_all(client))
         with ThreadPoolExecutor(_HEADS_AT_A_TIME, "s3torch-manifest") as pool:
             return cls(pool.map(complete, objects))
 
@@ -94,9 +107,9 @@ class Manifest:
     def save(self, path: str | os.PathLike[str], client: S3Client | None = None) -> None:
         """Stores the manifest, whole or not at all.
 
-        The name decides the format: ``.jsonl`` has JSON lines with ``bucket``, ``key``, ``size``, ``etag``
-        and ``last_modified``, ``.jsonl.gz`` the same compressed, and ``.parquet`` the same columns (needs
-        ``pyarrow``).
+        The name decides the format: ``.jsonl`` has JSON lines with ``bucket``, ``key``, ``size``, ``etag``,
+        ``last_modified`` and, where it is known, ``version_id``, ``.jsonl.gz`` the same compressed, and
+        ``.parquet`` the same columns (needs ``pyarrow``).
 
         Args:
             path: An S3 URI or a local path.
@@ -121,10 +134,14 @@ class Manifest:
     def refresh(self, source: ObjectSource, client: S3Client) -> tuple[Manifest, ManifestChanges]:
         """Lists the source anew; objects that stay keep their place, new ones come at the end.
 
+        It has versions if this one has some.
+
         Returns:
             The new manifest, and in what it differs.
         """
-        found = {(item.bucket, item.key): item for item in Manifest.build(source, client)}
+        versions = any(version_of(item) for item in self)
+        fresh = Manifest.build(source, client, versions=versions)
+        found = {(item.bucket, item.key): item for item in fresh}
         added, dropped, changed, kept = [], [], [], []
         for item in self:
             now = found.pop((item.bucket, item.key), None)
@@ -169,6 +186,10 @@ class ManifestSource:
             if _is_s3(self.place):
                 parse_s3_uri(self.place)
 
+    def subject(self) -> str | None:
+        """Names the manifest, where it is a place that all ranks can read."""
+        return None if isinstance(self.place, Manifest) else repr(self)
+
     def __call__(self, client: S3Client) -> ObjectTable:
         """Returns the objects."""
         place = self.place
@@ -179,9 +200,13 @@ def _pinned(item: S3BucketKeyData) -> S3BucketKeyData:
     info = item.object_info
     if info is None or not getattr(info, "etag", None):
         raise ConfigurationError(f"a manifest needs the size and the ETag of {_uri(item)}")
+    return S3BucketKeyData(item.bucket, item.key, _info(item.key, info, version_of(item)))
+
+
+def _info(key: str, found: Any, version: str | None) -> ObjectInfo:
     # No more than what is stored, so that a manifest that was loaded equals the one that was saved.
-    known = ObjectInfo(item.key, info.etag, info.size, getattr(info, "last_modified", 0))
-    return S3BucketKeyData(item.bucket, item.key, known)
+    known = (key, found.etag, found.size, getattr(found, "last_modified", 0))
+    return ObjectInfo(*known) if version in {None, _NO_VERSION} else VersionedInfo(*known, version_id=version)
 
 
 def _facts(item: S3BucketKeyData) -> tuple[int, str]:

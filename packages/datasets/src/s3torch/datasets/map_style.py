@@ -36,6 +36,8 @@ class S3MapDataset(S3Dataset, Dataset[Any]):
     The first question for a length or a sample lists all objects; the list is kept and pickled with the
     dataset. All workers of all epochs share one listing, however they were started: where the parent has
     none, the first worker that needs it lists, and leaves it to the others in a private temporary folder.
+    Under ``torchrun`` the ranks of a node share it the same way, unless the objects come from a callable of
+    the user.
 
     ``DataLoader`` asks for whole batches (``__getitems__``), whose downloads run side by side. Whoever asks
     for one index after the other, or for such batches, gets the next ones started, too; a jump to another

@@ -32,16 +32,15 @@ def current_worker() -> Place:
 def current_team() -> str:
     """Names the workers that a loader started together with this one; in another epoch it is another name.
 
-    Workers that stay for several epochs keep it.
+    Workers that stay for several epochs keep it. Ranks that run the same program have the same names.
     """
     info = get_worker_info()
     if info is None:
         return ""
-    # A process numbers its children, and a loader starts its workers one after the other. The seed alone may
-    # be the same in every epoch.
+    # A process numbers its children, and a loader starts its workers one after the other. The seed may be the
+    # same in every epoch.
     number = current_process().name.rpartition("-")[2]
-    first = int(number) - info.id if number.isdecimal() else ""
-    return f"{info.seed - info.id}-{first}"
+    return str(int(number) - info.id) if number.isdecimal() else f"seed-{info.seed - info.id}"
 
 
 def given_place(rank: int | None, world_size: int | None) -> Place | None:

@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.errors import ConfigurationError
+from s3torch.datasets._loader_progress import CountedBatches, MarkedBatches
 from s3torch.datasets.iterable import S3IterableDataset
 from s3torch.datasets.sampler import S3Sampler
+from s3torch.datasets.shard_state import ShardState
+from s3torch.datasets.shards import S3ShardDataset
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from torch.utils.data import DataLoader
 
-__all__ = ["ResumableLoader"]
+    from s3torch.datasets._loader_progress import LoaderProgress
+
+__all__ = ["ResumableLoader", "merge_states"]
 
 
 class ResumableLoader:
-    """Counts the batches of a plain ``DataLoader``, so that its state can be saved in mid-epoch.
+    """Follows the batches of a plain ``DataLoader``, so that its state can be saved in mid-epoch.
 
-    The loader has an ``S3IterableDataset``, or any map dataset with an ``S3Sampler``. The state is that of
-    all ranks together, provided that they take the same number of batches, as training in step does, and
-    have the same number of workers; it has a few numbers, however many samples there are. It
-    may be loaded with another number of ranks, workers, or another batch size: every sample comes once an
-    epoch, and in the same global order.
+    The loader has an ``S3IterableDataset``, an ``S3ShardDataset``, or any map dataset with an ``S3Sampler``.
+    A state has a few numbers, however many samples there are. It may be loaded with another number of ranks,
+    workers, or another batch size: every sample comes once an epoch, and in the same global order.
 
-    Batches have to come in order (``in_order=True``, torch's default). An iterable dataset that skips
-    objects (``on_error="skip"``) is resumed exactly only by torchdata's ``StatefulDataLoader``.
+    Of an ``S3IterableDataset`` and an ``S3Sampler`` the state of one rank is that of all, provided that they
+    take the same number of batches, as training in step does, and have the same number of workers. An
+    iterable dataset that skips objects (``on_error="skip"``) is resumed exactly only by torchdata's
+    ``StatefulDataLoader``. Batches have to come in order (``in_order=True``, torch's default).
+
+    Of an ``S3ShardDataset`` the state is that of this rank, and the ranks may have taken different numbers
+    of batches; for another number of ranks, ``merge_states`` puts those of all ranks together. With other
+    numbers of ranks or workers what is left comes in another order than it would have come.
 
     Args:
-        loader: The loader; load a state before its first iteration if its workers are persistent.
+        loader: The loader, which nobody else iterates; load a state before its first iteration if its
+            workers are persistent.
 
     Raises:
         ConfigurationError: The loader has neither such a dataset nor such a sampler.
@@ -37,41 +48,22 @@ class ResumableLoader:
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
-        part = loader.dataset if isinstance(loader.dataset, S3IterableDataset) else loader.sampler
-        if not isinstance(part, S3IterableDataset | S3Sampler):
-            raise ConfigurationError(
-                f"expected a loader of an S3IterableDataset or with an S3Sampler, got {part!r}"
-            )
-        self._part = part
-        self._batches = 0
-        self._state: dict[str, Any] | None = None
+        self._progress = _progress_of(loader)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of the next iteration, also of persistent workers."""
-        self._state = None if self._state is None or self._state["epoch"] != epoch else self._state
-        self._part.set_epoch(epoch)
+        self._progress.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        batches = iter(self.loader)
-        self._state, self._batches = self._begin(), 0
-        for batch in batches:
-            self._batches += 1
-            yield batch
+        for batch in self._progress.begin():
+            yield self._progress.take(batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Tells how far the iteration is that was started last."""
-        if self._state is None:
-            return self._part.state_dict()
-        size = self.loader.batch_size or 1
-        if isinstance(self._part, S3Sampler):
-            return self._part.state_after(self._batches * size)
-        workers = max(1, self.loader.num_workers) if self._part.enable_sharding else 1
-        if workers != max(1, self.loader.num_workers):
-            raise ConfigurationError("several workers without enable_sharding repeat every sample")
-        return self._part.state_after(self._state, workers, size, self._batches)
+        return self._progress.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Lets the next iteration go on where a state was saved.
@@ -81,11 +73,53 @@ class ResumableLoader:
         """
         if self.loader.persistent_workers and getattr(self.loader, "_iterator", None) is not None:
             raise ConfigurationError("persistent workers run already: load the state into a new loader")
-        self._part.load_state_dict(state)
-        self._state, self._batches = None, 0
+        self._progress.load_state_dict(state)
 
-    def _begin(self) -> dict[str, Any]:
-        if isinstance(self._part, S3Sampler):
-            return self._part.state_after(0)
-        # The workers have their copies by now; a later iteration has the whole epoch.
-        return self._part.begun(workers=self.loader.num_workers)
+
+def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Makes one state of those of all ranks, with which any number of ranks can go on.
+
+    Each rank saves the state of its ``ResumableLoader`` with the checkpoint, or all exchange them
+    (``torch.distributed.all_gather_object``). Of an ``S3ShardDataset``, the states may also be those of
+    torchdata's ``StatefulDataLoader``; what is merged is loaded into the dataset then.
+
+    Args:
+        states: One of each rank, saved at the same point.
+
+    Raises:
+        ConfigurationError: They do not belong together.
+    """
+    found = list(states)
+    if not found:
+        raise ConfigurationError("expected the state of each rank, got none")
+    shards = [ShardState.from_dict(part) for state in found for part in _shard_states(state)]
+    if shards:
+        return ShardState.merged(shards).to_dict()
+    if any(state != found[0] for state in found):
+        raise ConfigurationError("the states differ: the ranks were not at the same point of the same epoch")
+    return dict(found[0])
+
+
+def _progress_of(loader: DataLoader[Any]) -> LoaderProgress:
+    dataset = loader.dataset
+    if isinstance(dataset, S3ShardDataset):
+        return MarkedBatches(loader, dataset)
+    part = dataset if isinstance(dataset, S3IterableDataset) else loader.sampler
+    if not isinstance(part, S3IterableDataset | S3Sampler):
+        raise ConfigurationError(
+            "expected a loader of an S3IterableDataset or an S3ShardDataset, or one with an S3Sampler; "
+            f"got {part!r}"
+        )
+    return CountedBatches(loader, part)
+
+
+def _shard_states(state: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yields the states of shard datasets within a state, whatever torchdata has put around them."""
+    if "shares" in state:
+        yield state
+        return
+    if state.get("_steps_since_snapshot"):
+        raise ConfigurationError("the state needs snapshot_every_n_steps=1 of the StatefulDataLoader")
+    for part in state.values():
+        if isinstance(part, Mapping):
+            yield from _shard_states(part)

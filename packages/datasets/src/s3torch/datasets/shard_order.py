@@ -13,29 +13,28 @@ from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from s3torch.core.errors import ConfigurationError
 from s3torch.datasets.ordering import Permutation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from s3torch.datasets.sharding import Shard
+    from s3torch.datasets.sharding import Stripe
 
 __all__ = ["BlockProgress", "Cursor", "Mixer"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Cursor:
     """A place between two samples.
 
     Attributes:
         shard: The place of the shard in the order of the epoch.
-        first: How many pieces the shards before it have, of all workers.
         piece: The piece within the shard.
         position: The position within the piece, as its format counts.
     """
 
     shard: int = 0
-    first: int = 0
     piece: int = 0
     position: int = 0
 
@@ -47,11 +46,15 @@ class BlockProgress:
     Attributes:
         block: The number of the block that is being given out.
         begin: Where it begins.
+        end: Where it ends; where it begins as long as none of it was given out.
+        count: How many samples it has; 0 as long as none of it was given out.
         given: How many of its samples were given out.
     """
 
     block: int = 0
     begin: Cursor = Cursor()
+    end: Cursor = Cursor()
+    count: int = 0
     given: int = 0
 
 
@@ -63,12 +66,12 @@ class Mixer:
         seed: Any integer.
         epoch: Any integer.
         turn: How often the worker has begun with its shards again in this epoch.
-        shard: The share of this worker.
+        stripe: The share of this worker.
     """
 
-    def __init__(self, size: int, *, seed: int, epoch: int, turn: int, shard: Shard) -> None:
+    def __init__(self, size: int, *, seed: int, epoch: int, turn: int, stripe: Stripe) -> None:
         self._size = size
-        self._salt = f"{seed}/{epoch}/{turn}/{shard.first}/{shard.step}"
+        self._salt = f"{seed}/{epoch}/{turn}/{stripe.first}/{stripe.step}"
 
     def order(self, block: int, count: int) -> Permutation | range:
         """Returns the order of a block with this many samples."""
@@ -85,22 +88,53 @@ class Mixer:
         Args:
             samples: Those from where the block begins, each with the place behind it.
             progress: Where to go on.
+
+        Raises:
+            ConfigurationError: A block that was begun has other samples than before.
         """
         current = list(islice(samples, self._size))
+        _check(current, progress)
         while current:
-            end = current[-1][0]
+            end, count = current[-1][0], len(current)
             following: list[tuple[Cursor, Any]] = []
             slots: list[Any] = [sample for _, sample in current]
             # A sample that was given out is kept by its user alone.
             current.clear()
-            for given, place in enumerate(self.order(progress.block, len(slots)), 1):
+            after = BlockProgress(progress.block + 1, end, end)
+            for given, place in enumerate(self.order(progress.block, count), 1):
                 sample, slots[place] = slots[place], None
                 following += islice(samples, 1)
-                if given <= progress.given:
-                    continue
-                if given < len(slots):
-                    yield BlockProgress(progress.block, progress.begin, given), sample
+                if given < count:
+                    here = BlockProgress(progress.block, progress.begin, end, count, given)
                 else:
-                    yield BlockProgress(progress.block + 1, end), sample
-            progress = BlockProgress(progress.block + 1, end)
+                    here = after
+                if given > progress.given:
+                    yield here, sample
+            progress = after
             current = following
+
+    def rest(self, samples: list[tuple[Cursor, Any]], progress: BlockProgress) -> Iterator[tuple[int, Any]]:
+        """Yields what is left of one block that was begun, each with how many were given out with it.
+
+        Args:
+            samples: All that the block has, each with the place behind it; it is emptied.
+            progress: How far the block is.
+
+        Raises:
+            ConfigurationError: The block has other samples than before.
+        """
+        _check(samples, progress)
+        slots: list[Any] = [sample for _, sample in samples]
+        samples.clear()
+        for given, place in enumerate(self.order(progress.block, len(slots)), 1):
+            sample, slots[place] = slots[place], None
+            if given > progress.given:
+                yield given, sample
+
+
+def _check(samples: Sequence[tuple[Cursor, Any]], progress: BlockProgress) -> None:
+    """Refuses to guess which samples of a block were given out, where it is another block now."""
+    if progress.given and (len(samples) != progress.count or samples[-1][0] != progress.end):
+        raise ConfigurationError(
+            "the shards do not have the samples any more that they had when the state was saved"
+        )

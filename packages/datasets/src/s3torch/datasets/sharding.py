@@ -11,7 +11,7 @@ from s3torch.core.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["Place", "Shard"]
+__all__ = ["Place", "Shard", "Stripe"]
 
 T = TypeVar("T")
 
@@ -28,6 +28,21 @@ class Place:
             raise ConfigurationError(
                 f"expected 0 <= index < size, got index {self.index} of size {self.size}"
             )
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Stripe:
+    """Every ``step``-th number from ``first`` on, however many ranks and workers make up the step."""
+
+    first: int = 0
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first < self.step:
+            raise ConfigurationError(f"expected 0 <= first < step, got {self.first} and {self.step}")
+
+    def __contains__(self, number: int) -> bool:
+        return number % self.step == self.first
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +69,11 @@ class Shard:
     def step(self) -> int:
         """How far the indices of two successive objects of this shard are apart."""
         return self.rank.size * self.worker.size
+
+    @property
+    def stripe(self) -> Stripe:
+        """The indices of this shard's objects, without who reads them."""
+        return Stripe(self.first, self.step)
 
     def __contains__(self, index: int) -> bool:
         return index >= 0 and index % self.step == self.first

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
-from dataclasses import replace
-from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -15,27 +13,32 @@ from torch.utils.data import IterableDataset
 from s3torch.core import S3ReaderConstructor
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
 from s3torch.datasets._sample_dataset import SampleDataset
+from s3torch.datasets._tally import Tally
 from s3torch.datasets.damage import DamagedShardError
 from s3torch.datasets.describe import describe_objects
 from s3torch.datasets.formats import ShardFormat, ShardObject, ShardSource, format_for_key, named_format
 from s3torch.datasets.ordering import Permutation
 from s3torch.datasets.placement import current_rank, current_worker, given_place
 from s3torch.datasets.sample_transform import transformed
-from s3torch.datasets.shard_order import BlockProgress, Mixer
+from s3torch.datasets.shard_layout import ShareProgress
 from s3torch.datasets.shard_pipeline import ShardPipeline
-from s3torch.datasets.shard_state import ShardState
+from s3torch.datasets.shard_run import ShardRun
+from s3torch.datasets.shard_state import ShardMark, ShardState
 from s3torch.datasets.sharding import Place, Shard
-from s3torch.datasets.sources import PrefixSource
+from s3torch.datasets.shared_listing import SharedFolder, SharedListing
+from s3torch.datasets.sources import PrefixSource, subject_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Self
 
     from s3torch.core import S3BucketKeyData, S3ClientConfig, S3ReaderConstructorProtocol
     from s3torch.datasets.describe import DatasetSummary
     from s3torch.datasets.formats import OpenedShard
+    from s3torch.datasets.sharding import Stripe
     from s3torch.datasets.sources import ObjectSource
+    from s3torch.datasets.table import ObjectTable
 
 __all__ = ["S3ShardDataset"]
 
@@ -55,11 +58,15 @@ class S3ShardDataset(SampleDataset, IterableDataset[Any]):
     With ``shuffle``, shards come in an order that seed and ``set_epoch`` decide, and each worker mixes its
     samples within blocks of ``shuffle_buffer``; the order depends on the numbers of ranks and workers.
 
-    ``state_dict()`` has a few numbers and resumes exactly: no sample comes twice and none is lost. It is the
-    state of one worker of one rank, so torchdata's ``StatefulDataLoader`` resumes with the same numbers of
-    ranks and workers. Up to two blocks are read again then.
+    ``state_dict()`` has a few numbers for each worker and resumes exactly: no sample comes twice in an epoch
+    and none is lost, whatever the numbers of ranks and workers are then. With the same numbers each worker
+    goes on in the same order; with others what is left is shared out anew, and the blocks that were being
+    given out come first. Up to two blocks are read again, and of a compressed archive all before them.
+    States are those of a ``ResumableLoader``, of torchdata's ``StatefulDataLoader`` (same numbers), or of the
+    dataset itself where no loader has workers; ``merge_states`` puts those of several ranks together.
 
-    Rank and world size are read as ``S3IterableDataset`` does. Every process lists once and keeps the list.
+    Rank and world size are read as ``S3IterableDataset`` does. All workers of a rank and all epochs share one
+    listing.
 
     Args:
         region: The region; ``None`` takes it from the usual AWS places.
@@ -81,7 +88,7 @@ class S3ShardDataset(SampleDataset, IterableDataset[Any]):
         rank: This rank, for jobs without a process group; given together with ``world_size``.
         world_size: The number of ranks.
         on_error: ``"skip"`` leaves out shards that are missing, and the rest of those that changed or are
-            damaged, with a warning in the log.
+            damaged, with a warning in the log and a count in ``skipped``.
         cache_dir: A folder on a local disk where what was read is kept, for all processes of this machine, so
             that the second epoch reads from there; see ``DiskCache``.
         cache_limit: How many bytes the folder may have; ``None`` for half of what its disk has for it.
@@ -140,11 +147,13 @@ class S3ShardDataset(SampleDataset, IterableDataset[Any]):
         self._count = samples_per_worker
         self._ahead = shards_ahead
         self._skips = on_error == "skip"
+        self._tally = Tally()
         self._given_rank = given_place(rank, world_size)
         self._seen_rank = current_rank()
         # Shared memory, so that persistent workers see the epoch that is set in their parent.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self._objects: list[S3BucketKeyData] | None = None
+        subject = subject_of(get_dataset_objects, (region, endpoint, s3client_config))
+        self._shared_listing = SharedListing(SharedFolder(subject))
         self._saved: ShardState | None = None
         self._state: ShardState | None = None
 
@@ -176,6 +185,11 @@ class S3ShardDataset(SampleDataset, IterableDataset[Any]):
             self._saved = None
         self._epoch[0] = epoch
 
+    @property
+    def skipped(self) -> int:
+        """How many shards or row groups were left out, wholly or in part, by this process and its workers."""
+        return self._tally.total("skipped")
+
     def describe(self, *, count_samples: bool = False) -> DatasetSummary:
         """Summarises the shards, from their listing.
 
@@ -197,68 +211,104 @@ class S3ShardDataset(SampleDataset, IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         # Decided now, not at the first sample: a group may be gone by then.
-        share = self._share()
-        saved, self._saved = self._saved, None
-        state = ShardState(int(self._epoch), share) if saved is None else replace(saved)
-        if state.share != share:
-            raise ConfigurationError(
-                f"the state is that of {state.share}, and this is {share}: shards are resumed with the same "
-                "numbers of ranks and workers"
-            )
-        self._state = state
-        return self._run(state)
+        stripe = self._stripe()
+        self._state = self._taken_up([stripe])
+        self._saved = None
+        return self._run(self._state, stripe)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tells how far the iteration is that this process started last."""
-        state = self._saved or self._state or ShardState(int(self._epoch), self._share())
-        return state.to_dict(self._order())
+        """Tells how far the iteration is that this process started last.
+
+        In a worker, it is the state of this worker: torchdata's ``StatefulDataLoader`` asks each, and needs
+        the same numbers of workers and ranks to resume. For other numbers, see ``ResumableLoader``.
+        """
+        state = self._saved or self._state or self._taken_up([self._stripe()])
+        return state.to_dict()
+
+    def mark(self) -> ShardMark:
+        """Tells in a worker how far the iteration is that was started last, without what stays the same."""
+        if self._state is None:
+            raise ConfigurationError("the dataset was not iterated in this process")
+        ((stripe, progress),) = self._state.shares.items()
+        return ShardMark(self._state.shards, stripe, progress)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Lets the next iteration go on where a state was saved.
 
+        For other numbers of ranks or workers than there were, the state is that of ``merge_states``.
+
         Raises:
             ConfigurationError: It is no such state, or the dataset has another order.
         """
-        self._saved = ShardState.from_dict(state, self._order())
-        self._epoch[0] = self._saved.epoch
+        saved = ShardState.from_dict(state)
+        if saved.order != self._order():
+            raise ConfigurationError(
+                f"the state was saved with {saved.order} and the dataset has {self._order()}: "
+                "the order would differ"
+            )
+        self._saved = saved
+        self._epoch[0] = saved.epoch
+
+    def begun(self, *, workers: int) -> dict[str, Any]:
+        """Returns the state that a loader's iteration starts from, which has just been started.
+
+        Workers have their copies of a loaded state by then, so it is forgotten here.
+        """
+        if workers == 0 and self._state is not None:
+            return self._state.to_dict()
+        places = [Place(number, workers) for number in range(workers)] or [Place()]
+        state = self._taken_up([Shard(self._rank(), place).stripe for place in places])
+        self._saved = None
+        return state.to_dict()
+
+    def _taken_up(self, team: Sequence[Stripe]) -> ShardState:
+        """Returns where some workers of this rank go on."""
+        state = self._saved or ShardState(int(self._epoch), self._order())
+        return state.taken_up(team, quota=self._count)
+
+    def _stripe(self) -> Stripe:
+        return Shard(self._rank(), current_worker()).stripe
 
     def _order(self) -> dict[str, Any]:
         return {"shuffle": self._shuffle, "seed": self._seed if self._shuffle else 0, "buffer": self._buffer}
 
-    def _run(self, state: ShardState) -> Iterator[Any]:
+    def _run(self, state: ShardState, stripe: Stripe) -> Iterator[Any]:
         objects = self._listing()
-        shards = _digest(objects)
-        if state.shards not in {"", shards}:
+        if state.shards not in {"", objects.digest}:
             raise ConfigurationError("the state was saved with other shards, or they have changed")
-        state.shards = shards
+        state.shards = objects.digest
+        quota = self._count if state.quota is None else state.quota
         while True:
-            begun = state.taken if state.progress == BlockProgress() else -1
-            yield from self._turn(state, objects)
-            if self._count is None or state.taken >= self._count:
+            begun = state.shares[stripe]
+            yield from self._turn(state, stripe, objects, quota)
+            here = state.shares[stripe]
+            if quota is None or here.taken >= quota:
                 break
-            if state.taken == begun:
-                raise ConfigurationError(f"there are no samples for {state.share} of {len(objects)} shards")
-            state.turn, state.progress = state.turn + 1, BlockProgress()
-        if state.taken == 0:
-            _log.warning("no samples for %s of %d shards: there are too few", state.share, len(objects))
+            if here == ShareProgress(begun.turn, begun.taken) and not (state.legs and here.turn == 0):
+                raise ConfigurationError(_nothing_for(stripe, len(objects)))
+            state.shares[stripe] = ShareProgress(here.turn + 1, here.taken)
+        if here.taken == 0 and not state.legs:
+            _log.warning(_nothing_for(stripe, len(objects)))
 
-    def _turn(self, state: ShardState, objects: Sequence[S3BucketKeyData]) -> Iterator[Any]:
+    def _turn(
+        self, state: ShardState, stripe: Stripe, objects: ObjectTable, quota: int | None
+    ) -> Iterator[Any]:
         """Yields what is left of all samples of this worker, or of the number that was asked for."""
         order = Permutation(len(objects), seed=self._seed, epoch=state.epoch) if self._shuffle else None
         pipeline = ShardPipeline(
             len(objects),
             lambda place: self._open(objects[place if order is None else order[place]]),
-            share=state.share,
             ahead=self._ahead,
             tolerate=self._tolerate,
+            tell=self._skip,
         )
-        mixer = Mixer(self._buffer, seed=self._seed, epoch=state.epoch, turn=state.turn, shard=state.share)
-        left = None if self._count is None else max(0, self._count - state.taken)
-        with closing(pipeline.samples(state.progress.begin)) as samples:
-            for after, sample in islice(mixer.mix(samples, state.progress), left):
+        run = ShardRun(pipeline, stripe, state.legs, seed=self._seed, epoch=state.epoch, buffer=self._buffer)
+        begun = state.shares[stripe]
+        left = None if quota is None else max(0, quota - begun.taken)
+        with closing(run.samples(begun)) as samples:
+            for after, sample in islice(samples, left):
                 made = transformed(self._transform, sample)
-                state.progress = after
-                state.taken += 1
+                state.shares[stripe] = after
                 yield made
 
     def _open(self, item: S3BucketKeyData) -> OpenedShard:
@@ -266,18 +316,14 @@ class S3ShardDataset(SampleDataset, IterableDataset[Any]):
         return chosen.open(ShardObject(self._client, item, self._reader_constructor, self._cache))
 
     def _tolerate(self, exc: Exception) -> bool:
-        if not self._skips or not isinstance(exc, NotFoundError | ObjectChangedError | DamagedShardError):
-            return False
+        return self._skips and isinstance(exc, NotFoundError | ObjectChangedError | DamagedShardError)
+
+    def _skip(self, exc: Exception) -> None:
         _log.warning("leaving out a shard, or the rest of it: %s", exc)
-        return True
+        self._tally.add("skipped")
 
-    def _listing(self) -> list[S3BucketKeyData]:
-        if self._objects is None:
-            self._objects = list(self._get_dataset_objects(self._client))
-        return self._objects
-
-    def _share(self) -> Shard:
-        return Shard(self._rank(), current_worker())
+    def _listing(self) -> ObjectTable:
+        return self._shared_listing.get(lambda: self._get_dataset_objects(self._client))
 
     def _rank(self) -> Place:
         self._seen_rank = current_rank() or self._seen_rank
@@ -288,13 +334,12 @@ class S3ShardDataset(SampleDataset, IterableDataset[Any]):
         return self.__dict__.copy()
 
 
+def _nothing_for(stripe: Stripe, shards: int) -> str:
+    return (
+        f"there are no samples for worker {stripe.first} of {stripe.step} in all ranks: {shards} shards are "
+        "too few"
+    )
+
+
 def _size(item: S3BucketKeyData) -> int:
     return 0 if item.object_info is None else item.object_info.size
-
-
-def _digest(objects: Iterable[S3BucketKeyData]) -> str:
-    digest = blake2b(digest_size=8)
-    for item in objects:
-        etag = "" if item.object_info is None else item.object_info.etag
-        digest.update(f"{item.bucket}/{item.key}\0{etag}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()

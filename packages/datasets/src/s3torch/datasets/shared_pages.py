@@ -1,4 +1,4 @@
-"""One listing for all workers of an epoch, page by page and no further than it is read.
+"""One listing for all workers and ranks of a node in an epoch, page by page and no further than it is read.
 
 Each worker reads the pages from a file. Whoever needs the next one first asks S3 for it, under a lock, and
 appends it; so no worker lists what another has listed, and none waits for more than it needs. Who reads a
@@ -12,7 +12,7 @@ import logging
 import os
 import pickle
 import struct
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -62,9 +62,10 @@ class _Pages:
         self._folder = folder
         self._path = folder.path / f"pages-{epoch}"
         self._descriptor: int | None = None
+        self._is_alone = False
 
     def read(self, place: int) -> _Record | None:
-        if self._descriptor is None:
+        if self._descriptor is None and not self._is_alone:
             self._descriptor = _open_shared(self._path)
         if self._descriptor is None:
             return None
@@ -78,16 +79,31 @@ class _Pages:
 
     def listed(self, place: int, cursor: str | None, source: PagedSource, client: S3Client) -> _Record:
         with ExitStack() as stack:
-            try:
-                stack.enter_context(self._folder.locked("pages.lock"))
-            except OSError as exc:
-                _log.warning("the workers cannot share a listing: %s", exc)
-                return _Record(*source.page(client, cursor), place)
+            if not self._is_alone:
+                try:
+                    stack.enter_context(self._folder.locked("pages.lock"))
+                except OSError as exc:
+                    self._give_up(exc)
             record = self.read(place)
             if record is None:
                 page = source.page(client, cursor)
-                record = _Record(*page, self._append(place, pickle.dumps(page)))
+                record = _Record(*page, self._shared(place, pickle.dumps(page)))
             return record
+
+    def _shared(self, place: int, data: bytes) -> int:
+        """Stores a page for the others and returns where the next one begins."""
+        if not self._is_alone:
+            try:
+                return self._append(place, data)
+            except OSError as exc:
+                self._give_up(exc)
+        return place
+
+    def _give_up(self, exc: OSError) -> None:
+        # What others go on to store has other places than what is listed here from now on.
+        _log.warning("the workers cannot share a listing: %s", exc)
+        self.close()
+        self._is_alone = True
 
     def close(self) -> None:
         if self._descriptor is not None:
@@ -120,7 +136,7 @@ def _open_shared(path: Path) -> int | None:
 def _remove_unread(folder: Path) -> None:
     """Removes the pages of epochs that are over."""
     for path in folder.glob("pages-*"):
-        with path.open("rb") as file:
+        with suppress(FileNotFoundError), path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

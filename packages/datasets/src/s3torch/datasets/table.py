@@ -1,7 +1,8 @@
 """Objects of a listing, millions of them, in a few arrays instead of several Python objects for each.
 
-An object takes its key and 42 bytes, 17 of them for the usual ETag. All of it is in one buffer, which forked
-processes share without copying, which a file can hold, and which other processes map into their memory.
+An object takes its key and 42 bytes, 17 of them for the usual ETag, and the version, if one is chosen. All of
+it is in one buffer, which forked processes share without copying, which a file can hold, and which other
+processes map into their memory.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, overload
 
 from s3torch.core import ObjectInfo, S3BucketKeyData
+from s3torch.datasets.versions import VersionedInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,16 +33,18 @@ _MD5 = re.compile(r'"[0-9a-f]{32}"')
 _MD5_LENGTH = 16
 _LONGEST_ETAG = 255
 _MOST_CLASSES = 255
-# Of these arrays, in this order; ``records`` has the ETag and the key of each object.
+# Of these arrays, in this order; ``records`` has ETag, key and version of each object, and ``versions`` how
+# long the last is, unless no object has one.
 _ARRAYS: tuple[tuple[str, Literal["Q", "q", "B"]], ...] = (
     ("ends", "Q"),
     ("sizes", "q"),
     ("times", "q"),
     ("classes", "B"),
+    ("versions", "B"),
     ("records", "B"),
 )
 _HEAD = struct.Struct("<8sQ")
-_MAGIC = b"s3table1"
+_MAGIC = b"s3table2"
 
 
 class ObjectTable(Sequence[S3BucketKeyData]):
@@ -97,7 +101,7 @@ class ObjectTable(Sequence[S3BucketKeyData]):
     def digest(self) -> str:
         """Differs between tables that differ in objects, sizes, ETags or their order."""
         digest = sha256(json.dumps([self._buckets, self._bucket_starts]).encode())
-        for name in ("ends", "sizes", "records"):
+        for name in ("ends", "sizes", "versions", "records"):
             digest.update(self._columns[name])
         for index, item in sorted(self._odd.items()):
             info = item.object_info
@@ -123,13 +127,19 @@ class ObjectTable(Sequence[S3BucketKeyData]):
             return self._odd[index]
         columns = self._columns
         start = columns["ends"][index - 1] if index else 0
-        etag, key = _unpack(bytes(columns["records"][start : columns["ends"][index]]))
+        end = columns["ends"][index]
+        behind = end - (columns["versions"][index] if columns["versions"] else 0)
+        etag, key = _unpack(bytes(columns["records"][start:behind]))
         bucket = self._buckets[bisect_right(self._bucket_starts, index) - 1]
         size = columns["sizes"][index]
         if size < 0:
             return S3BucketKeyData(bucket, key)
-        storage = self._storage[columns["classes"][index]]
-        return S3BucketKeyData(bucket, key, ObjectInfo(key, etag, size, columns["times"][index], storage))
+        storage, time = self._storage[columns["classes"][index]], columns["times"][index]
+        if behind < end:
+            version = bytes(columns["records"][behind:end]).decode("ascii")
+            info = VersionedInfo(key, etag, size, time, storage, version_id=version)
+            return S3BucketKeyData(bucket, key, info)
+        return S3BucketKeyData(bucket, key, ObjectInfo(key, etag, size, time, storage))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (bytes(self._buffer),))
@@ -141,6 +151,7 @@ class _Builder:
         self._sizes = array("q")
         self._times = array("q")
         self._classes = array("B")
+        self._versions = array("B")
         self._records = bytearray()
         self._buckets: list[str] = []
         self._bucket_starts: list[int] = []
@@ -167,6 +178,10 @@ class _Builder:
             self._classes.append(self._storage.setdefault(info.storage_class, len(self._storage)))
         # A key that came from Python may have lone surrogates.
         self._records += key.encode("utf-8", "surrogatepass")
+        if isinstance(info, VersionedInfo):
+            self._versions.extend(bytes(len(self._ends) - len(self._versions)))
+            self._versions.append(len(info.version_id))
+            self._records += info.version_id.encode("ascii")
         self._ends.append(len(self._records))
 
     def _is_plain(self, item: S3BucketKeyData) -> bool:
@@ -174,10 +189,13 @@ class _Builder:
         info = item.object_info
         if info is None:
             return True
+        version = info.version_id if isinstance(info, VersionedInfo) else "0"
         return (
-            type(info) is ObjectInfo
-            and info.key == item.key
+            type(info) in {ObjectInfo, VersionedInfo}
             and info.restore_status is None
+            and version.isascii()
+            and 0 < len(version) < _LONGEST_ETAG
+            and info.key == item.key
             and type(info.size) is int
             and info.size >= 0
             and type(info.last_modified) is int
@@ -188,11 +206,14 @@ class _Builder:
         )
 
     def finish(self) -> bytearray:
+        if self._versions:
+            self._versions.extend(bytes(len(self._ends) - len(self._versions)))
         columns: list[array[int] | bytearray] = [
             self._ends,
             self._sizes,
             self._times,
             self._classes,
+            self._versions,
             self._records,
         ]
         lengths = [memoryview(column).nbytes for column in columns]

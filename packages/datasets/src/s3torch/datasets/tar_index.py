@@ -110,7 +110,15 @@ class TarIndex:
             raise ConfigurationError("the columns of the index do not fit together")
 
     @classmethod
-    def build(cls, client: S3Client, bucket: str, key: str, *, object_info: Any = None) -> TarIndex:
+    def build(
+        cls,
+        client: S3Client,
+        bucket: str,
+        key: str,
+        *,
+        object_info: Any = None,
+        version_id: str | None = None,
+    ) -> TarIndex:
         """Reads the headers of an archive; what lies between them is skipped where it is larger than a part.
 
         Args:
@@ -118,16 +126,19 @@ class TarIndex:
             bucket: The bucket.
             key: The key of the archive, which is not compressed.
             object_info: What a listing told of it; ``None`` sends a HEAD.
+            version_id: The version to index; ``None`` for the latest.
 
         Raises:
             DamagedShardError: The archive is damaged.
         """
-        info = client.head_object(bucket, key) if object_info is None else object_info
+        info = object_info
+        if info is None:
+            info = client.head_object(bucket, key, version_id=version_id)
         parts: list[int] = []
         keys: list[str] = []
         numbers: dict[str, int] = {}
         files: list[tuple[int, int, int]] = []
-        with client.get_object(bucket, key, object_info=info) as reader:
+        with client.get_object(bucket, key, object_info=info, version_id=version_id) as reader:
             members = read_members(ForwardStream(reader, seekable=True, chunk=_CHUNK))
             try:
                 for sample in group_members(members, lambda member: (member.offset, member.size)):

@@ -8,7 +8,6 @@ from s3torch.dcp.metadata import note_facts
 from s3torch.dcp.saving import write_file
 
 if TYPE_CHECKING:
-    import io
     from collections.abc import Callable
     from typing import Any
 
@@ -44,12 +43,11 @@ class RankFiles:
             file: What to write.
             check: Called between the items, to be stopped there.
         """
-
-        def fill(stream: io.IOBase, named: FilePlan) -> list[WriteResult]:
-            return write_file(
+        results, facts = self._files.write(
+            file,
+            lambda stream, named: write_file(
                 stream, named, self._planner, self._transforms, check, copy_ahead=self._copy_ahead
-            )
-
-        results, facts = self._files.write(file, fill)
+            ),
+        )
         note_facts(results[0].storage_data, facts)
         return results

@@ -45,12 +45,14 @@ class CrtRuntime:
         self._context = context
         self._lock = threading.RLock()  # The collector may abort a dropped upload in here.
         config = context.config
+        self._bundle = _named_bundle()
         # What a native client keeps of the settings.
         self._settings = (
             config.part_size,
             config.connections,
             config.throughput_target_gbps,
             config.connect_timeout,
+            self._bundle,
         )
         self._clients: dict[Hashable, S3Client] = {}
         # Also where a transport is dropped without being closed.
@@ -113,7 +115,7 @@ class CrtRuntime:
             bootstrap=self._bootstrap,
             region=endpoint.signing_region,
             tls_mode=S3RequestTlsMode.ENABLED if tls else S3RequestTlsMode.DISABLED,
-            tls_connection_options=_tls_options(endpoint.host) if tls else None,
+            tls_connection_options=_tls_options(endpoint.host, self._bundle) if tls else None,
             part_size=config.part_size,
             # The CRT derives from its target how many connections it may have, and the override only caps it.
             throughput_target_gbps=max(
@@ -135,25 +137,31 @@ def _make_bootstrap() -> ClientBootstrap:
     return ClientBootstrap(loops, DefaultHostResolver(loops))
 
 
-# The static default of the CRT does not survive a fork. Clients of one process share event loops, which are
-# never ended: a fork while native threads end would leave their locks held in the child.
+# The static default of the CRT does not survive a fork. The clients of a process share these event loops,
+# which never end, for the reason that is told in ``_crt_natives``.
 _bootstrap = PerProcess(_make_bootstrap)
 
 
-def _tls_options(host: str) -> Any:
+def _named_bundle() -> tuple[str, str] | None:
+    """Finds the variable that names whom to trust, and its value, as botocore does for the control plane."""
+    for variable in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+        bundle = os.environ.get(variable)
+        if bundle:
+            return variable, bundle
+    return None
+
+
+def _tls_options(host: str, named_bundle: tuple[str, str] | None) -> Any:
     from awscrt.io import ClientTlsContext, TlsContextOptions
 
-    # As botocore does for the control plane.
-    variable = "AWS_CA_BUNDLE" if os.environ.get("AWS_CA_BUNDLE") else "REQUESTS_CA_BUNDLE"
-    bundle = os.environ.get(variable)
-    if not bundle:
+    if named_bundle is None:
         return None
     options = TlsContextOptions()
     try:
-        options.override_default_trust_store_from_path(None, bundle)
+        options.override_default_trust_store_from_path(None, named_bundle[1])
         connection = ClientTlsContext(options).new_connection_options()
     except Exception as exc:
-        raise TransportError(f"{variable}={bundle} cannot be used: {exc}") from exc
+        raise TransportError(f"{'='.join(named_bundle)} cannot be used: {exc}") from exc
     connection.set_server_name(host.rpartition(":")[0] or host)
     return connection
 

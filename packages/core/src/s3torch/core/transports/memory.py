@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from s3torch.core.errors import ConfigurationError, NotFoundError, TruncatedError
+from s3torch.core.errors import NotFoundError, TruncatedError
 from s3torch.core.models import DeleteFailure, GetResult
 from s3torch.core.plugins.hookspecs import hookimpl
+from s3torch.core.transports._limits import check_deleted
 from s3torch.core.transports._memory_rules import refusal, same_etag
 from s3torch.core.transports._memory_store import MemoryStore
 from s3torch.core.transports._pool import PooledTransfer, TransferPool
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 __all__ = ["MemoryControl", "MemoryStore", "MemoryTransport", "s3torch_create_transport"]
 
 _THREADS = 4
-_MAX_DELETED = 1000
 
 
 @hookimpl
@@ -327,10 +327,7 @@ class MemoryControl:
         )
 
     def _delete(self, bucket: str, versions: Sequence[tuple[str, str | None]]) -> list[DeleteFailure]:
-        if len(versions) > _MAX_DELETED:
-            raise ConfigurationError(
-                f"one request deletes up to {_MAX_DELETED} objects, got {len(versions)}", bucket=bucket
-            )
+        check_deleted(versions, bucket)
         for key, version_id in versions:
             self._store.delete(bucket, key, version_id=version_id, operation="DeleteObjects")
         return []

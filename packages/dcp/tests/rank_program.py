@@ -18,12 +18,23 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from s3torch.core import S3ClientConfig
-from s3torch.dcp import CheckpointError, HexPrefixStrategy, S3StorageReader, S3StorageWriter
-from s3torch.dcp.sharing import shared
+from s3torch.core.errors import NotFoundError
+from s3torch.dcp import (
+    CheckpointError,
+    HexPrefixStrategy,
+    S3FileSystem,
+    S3HuggingFaceStorageWriter,
+    S3StorageReader,
+    S3StorageWriter,
+    consolidate_safetensors_files,
+    load_sharded,
+)
+from s3torch.dcp.sharing import everywhere, shared
 
 ROWS = 11
 
@@ -75,6 +86,24 @@ def load(rank, bucket):
         check(loaded)
 
 
+def cached(rank, bucket):
+    """Saves again and again with plans that torch keeps; the prefix is that of each save."""
+    writer = writer_of(bucket, "unused")
+    for epoch in range(4):
+        writer.prefix_strategy = HexPrefixStrategy(epoch_num=epoch, min_prefix_length=1)
+        # Two over each other, and two elsewhere.
+        path = f"cached-{epoch // 2}"
+        dcp.save(
+            state_of(rank, epoch + 1),
+            checkpoint_id=f"s3://{bucket}/{path}",
+            storage_writer=writer,
+            planner=DefaultSavePlanner(enable_plan_caching=True),
+        )
+        loaded = state_of(rank, 0.0)
+        dcp.load(loaded, storage_reader=reader_of(bucket, path))
+        check(loaded, epoch + 1)
+
+
 def alone(rank, bucket):
     """Saves and loads without collectives: each rank has what it has saved."""
     dcp.save(
@@ -107,6 +136,25 @@ def together(rank, bucket):
         loaded = {"objects": {"step": 0}}
         dcp.load(loaded, storage_reader=reader_of(bucket, "together"), no_dist=True)
         assert loaded["objects"]["step"] == 17
+
+
+def consolidate(rank, bucket):
+    """The ranks share the whole files between them; what fails on one fails on all."""
+    numbers = {f"t{n}": n + 1 for n in range(5)}
+    state = {name: sharded(whole(number)) for name, number in numbers.items()}
+    group = dist.group.WORLD
+    shards, target = f"s3://{bucket}/shards", f"s3://{bucket}/whole"
+    dcp.save(state, storage_writer=S3HuggingFaceStorageWriter(None, shards, save_distributed=True))
+    for _ in range(2):
+        consolidate_safetensors_files(shards, target, numbers, process_group=group)
+    # Each rank has written its share.
+    loaded = load_sharded(target)
+    assert all(torch.equal(loaded[name], whole(number)) for name, number in numbers.items())
+    with pytest.raises(CheckpointError if rank else RuntimeError, match="already exists"):
+        consolidate_safetensors_files(shards, target, numbers, process_group=group, overwrite=False)
+    client = S3FileSystem(None).client
+    with pytest.raises(NotFoundError):
+        everywhere(lambda: client.head_object(bucket, "missing") if rank else None, group)
 
 
 def broken(rank, bucket):

@@ -218,6 +218,15 @@ def test_what_is_there_can_be_kept(place):
         )
     assert set(before) <= set(place.listed())
     check(place, STATE)
+
+
+def test_checkpoints_of_different_kinds_have_different_places(place):
+    dcp.save(STATE, storage_writer=writer_of(place))
+    for options in ({}, {"save_distributed": True}):
+        plain = S3HuggingFaceStorageWriter("us-east-1", place.uri("model"), place.config, **options)
+        with pytest.raises(CheckpointException, match="checkpoint of another kind"):
+            dcp.save(STATE, storage_writer=plain)
+    check(place, STATE)
     place.put("model/.metadata", b"of another checkpoint")
     with pytest.raises(CheckpointException, match="checkpoint of another kind"):
         dcp.save(STATE, storage_writer=writer_of(place))

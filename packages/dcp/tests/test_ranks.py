@@ -89,6 +89,12 @@ def test_save_with_one_rank_and_load_with_two(run, seaweed_place):
     run("load")
 
 
+def test_plans_that_torch_keeps(run, seaweed_place):
+    run("cached")
+    folders = {key.rpartition("/")[0] for key in seaweed_place.listed() if key.endswith(".distcp")}
+    assert folders == {f"cached-{n}/{rank}/epoch_{2 * n + 1}" for n in range(2) for rank in range(2)}
+
+
 def test_each_rank_for_itself(run, seaweed_place):
     run("alone")
     assert seaweed_place.listed() == [
@@ -105,6 +111,14 @@ def test_one_rank_reads_the_metadata_for_all(run):
 
 def test_what_fails_where_one_rank_reads_fails_on_all(run):
     run("broken")
+
+
+def test_ranks_that_consolidate_together(run, seaweed_place):
+    run("consolidate")
+    files = [key for key in seaweed_place.listed("whole/") if key.endswith(".safetensors")]
+    # The id of each rank is in the names, as the second time something was there already.
+    assert len(files) == 5
+    assert len({key.removesuffix(".safetensors")[-16:] for key in files}) == 2
 
 
 def test_a_failure_of_one_rank_fails_all(run, seaweed_place):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint._hf_utils import FORMAT_KEY, FORMAT_VALUE, SUFFIX, _gen_file_name
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -14,7 +16,7 @@ from torch.distributed.checkpoint.planner import LoadPlan
 
 from s3torch.core import PutOptions
 from s3torch.core.ranges import MIB
-from s3torch.dcp.committing import CommitObject, Surroundings
+from s3torch.dcp.committing import EXISTS, CommitObject, Surroundings
 from s3torch.dcp.consolidation import bands_of, reads_of, windows
 from s3torch.dcp.errors import CheckpointError
 from s3torch.dcp.filesystem import S3FileSystem
@@ -25,6 +27,7 @@ from s3torch.dcp.new_files import NewFiles
 from s3torch.dcp.paths import checked_uri, join_path
 from s3torch.dcp.plan import FilePlan
 from s3torch.dcp.saving import bytes_of, write_files
+from s3torch.dcp.sharing import everywhere, shared
 from s3torch.dcp.tensor_files import make_header
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Mapping
 
+    from torch.distributed import ProcessGroup
     from torch.distributed.checkpoint.planner import ReadItem
 
     from s3torch.core import S3Client
@@ -51,6 +55,7 @@ def consolidate_safetensors_files(
     fqn_to_index_mapping: Mapping[str, int] | None = None,
     num_threads: int = 1,
     *,
+    process_group: ProcessGroup | None = None,
     overwrite: bool = True,
     put_options: PutOptions | None = None,
     client: S3Client | None = None,
@@ -66,6 +71,8 @@ def consolidate_safetensors_files(
         output_dir: The URI of the folder for the whole files.
         fqn_to_index_mapping: The number of the file for each tensor, from 1; ``None`` puts all into one.
         num_threads: How many files are written at a time.
+        process_group: The ranks that share the files between them, all of which must call this; ``None`` for
+            this process alone.
         overwrite: Replaces a checkpoint that is there.
         put_options: How the new objects are stored.
         client: Serves the requests; ``None`` makes one from the environment.
@@ -75,16 +82,43 @@ def consolidate_safetensors_files(
         CheckpointError: Parts are missing, or a tensor has no number.
         RuntimeError: There is a checkpoint already, and ``overwrite`` is false.
     """
-    shards = S3HuggingFaceStorageReader(None, input_dir, s3_client=client)
-    work = _Consolidation(shards, dict(fqn_to_index_mapping or {}), put_options or PutOptions())
-    work.run(checked_uri(output_dir), threads=num_threads, overwrite=overwrite)
+    shards = S3HuggingFaceStorageReader(None, input_dir, s3_client=client, process_group=process_group)
+    work = _Consolidation(
+        shards, checked_uri(output_dir), dict(fqn_to_index_mapping or {}), put_options or PutOptions()
+    )
+    before = shared(lambda: work.look(overwrite=overwrite), process_group)
+    rank, size = _place_in(process_group)
+    written = everywhere(lambda: work.write(before, work.files[rank::size], num_threads), process_group)
+    everything = [one for ranks in written for one in ranks]
+    shared(lambda: work.commit(before, everything, overwrite=overwrite), process_group)
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A file that was written.
+
+    Attributes:
+        plain: The name that was planned for it.
+        name: The name that it has.
+        facts: Its size and checksum.
+    """
+
+    plain: str
+    name: str
+    facts: FileFacts
 
 
 class _Consolidation:
     def __init__(
-        self, shards: S3HuggingFaceStorageReader, numbers: Mapping[str, int], options: PutOptions
+        self,
+        shards: S3HuggingFaceStorageReader,
+        path: str,
+        numbers: Mapping[str, int],
+        options: PutOptions,
     ) -> None:
         self._shards = shards
+        self._fs = S3FileSystem(None, shards.fs.client)
+        self._path = path
         self._options = options
         metadata = shards.read_metadata()
         shards.set_up_storage_reader(metadata, is_coordinator=True)
@@ -97,32 +131,46 @@ class _Consolidation:
             raise CheckpointError(f"fqn_to_index_mapping has no file for {lost[0]}")
         count = file_count(numbers)
         # The tensors of each file, the widest elements first, so that each is aligned.
-        self._files: dict[str, list[str]] = {}
+        self._contents: dict[str, list[str]] = {}
         for name in sorted(self._tensors, key=lambda name: (-self._dtype(name).itemsize, name)):
-            self._files.setdefault(_gen_file_name(numbers.get(name, 1), count), []).append(name)
+            self._contents.setdefault(_gen_file_name(numbers.get(name, 1), count), []).append(name)
+        self.files = sorted(self._contents)
 
-    def run(self, path: str, *, threads: int, overwrite: bool) -> None:
-        """Writes all files, and commits them."""
-        fs = S3FileSystem(None, self._shards.fs.client)
-        before = Surroundings.look(fs, path, metadata_name=INDEX_NAME, prefixes=[_FILE_PREFIX], suffix=SUFFIX)
-        new = NewFiles(fs, path, options=self._options, plain=before.is_fresh)
-        plans = [FilePlan(name, (), is_safetensors=True) for name in sorted(self._files)]
-        written = write_files(plans, lambda file, check: [self._write(new, file, check)], threads=threads)
-        facts = dict(written)
-        uri = join_path(path, INDEX_NAME)
-        commit = CommitObject(fs, uri, self._options)
-        body = self._index(dict(zip(sorted(self._files), facts, strict=True)), facts)
-        previous = commit.put(body, overwrite=overwrite, is_new=not before.committed)
+    def look(self, *, overwrite: bool) -> Surroundings:
+        """Finds out what is there already."""
+        before = Surroundings.look(
+            self._fs, self._path, metadata_name=INDEX_NAME, prefixes=[_FILE_PREFIX], suffix=SUFFIX
+        )
+        if before.committed and not overwrite:
+            raise RuntimeError(EXISTS)
+        return before
+
+    def write(self, before: Surroundings, files: list[str], threads: int) -> list[_Written]:
+        """Writes some of the files."""
+        new = NewFiles(self._fs, self._path, options=self._options, plain=before.is_fresh)
+        plans = [FilePlan(name, (), is_safetensors=True) for name in files]
+        return write_files(plans, lambda file, check: [self._write(new, file, check)], threads=threads)
+
+    def commit(self, before: Surroundings, written: list[_Written], *, overwrite: bool) -> None:
+        """Writes the index of all files; then the files of the old one go."""
+        uri = join_path(self._path, INDEX_NAME)
+        previous = CommitObject(self._fs, uri, self._options).put(
+            self._index(written), overwrite=overwrite, is_new=not before.committed
+        )
         if previous is not None:
-            remove_replaced(fs, path, lambda: parse_index(previous.body, uri=uri).files, kept=facts)
+            kept = {one.name for one in written}
+            remove_replaced(
+                self._fs, self._path, lambda: parse_index(previous.body, uri=uri).files, kept=kept
+            )
 
-    def _index(self, names: Mapping[str, str], facts: Mapping[str, FileFacts]) -> bytes:
-        weight_map = {fqn: names[plain] for plain, fqns in self._files.items() for fqn in fqns}
+    def _index(self, written: list[_Written]) -> bytes:
+        weight_map = {fqn: one.name for one in written for fqn in self._contents[one.plain]}
+        facts = {one.name: one.facts for one in written}
         total = sum(math.prod(one.size) * self._dtype(name).itemsize for name, one in self._tensors.items())
         return make_index(Index(weight_map, facts), total_size=total)
 
-    def _write(self, new: NewFiles, file: FilePlan, check: Callable[[], None]) -> tuple[str, FileFacts]:
-        tensors = self._files[file.name]
+    def _write(self, new: NewFiles, file: FilePlan, check: Callable[[], None]) -> _Written:
+        tensors = self._contents[file.name]
 
         def fill(stream: io.IOBase, named: FilePlan) -> str:
             header, _ = make_header(
@@ -135,7 +183,8 @@ class _Consolidation:
                 stream.writelines(bytes_of(tensor) for tensor in self._read(window))
             return named.name
 
-        return new.write(file, fill)
+        name, facts = new.write(file, fill)
+        return _Written(file.name, name, facts)
 
     def _bands(self, names: list[str]) -> Iterator[Band]:
         return itertools.chain.from_iterable(
@@ -173,3 +222,8 @@ class _BandPlanner(DefaultLoadPlanner):
 
     def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
         """Does nothing."""
+
+
+def _place_in(group: ProcessGroup | None) -> tuple[int, int]:
+    """Returns the rank of this process, and how many there are."""
+    return (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))

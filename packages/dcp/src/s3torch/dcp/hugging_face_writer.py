@@ -171,10 +171,13 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
         whole = self.consolidated_output_path
         if whole is not None and not self.overwrite and self.fs.exists(join_path(whole, INDEX_NAME)):
             raise RuntimeError(EXISTS)
-        others = {self.path: INDEX_NAME if self.save_distributed else _TORCH_METADATA}
-        if whole is not None:
-            others[whole] = _TORCH_METADATA
-        for path, name in others.items():
+        if not self.save_distributed:
+            others = [(self.path, _TORCH_METADATA), (join_path(self.path, SHARDED_DIR_NAME), _TORCH_METADATA)]
+        else:
+            others = [(self.path, INDEX_NAME)]
+            if whole is not None:
+                others.append((whole, _TORCH_METADATA))
+        for path, name in others:
             if self.fs.exists(join_path(path, name)):
                 raise RuntimeError(
                     f"{path} has a checkpoint of another kind, to which {name} belongs; save to another "

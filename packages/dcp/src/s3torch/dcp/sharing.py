@@ -1,4 +1,4 @@
-"""Lets one rank of a process group fetch something for all."""
+"""Lets the ranks of a process group share work and what came of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch.distributed import ProcessGroup
 
-__all__ = ["shared"]
+__all__ = ["everywhere", "shared"]
 
 T = TypeVar("T")
 
@@ -36,11 +36,39 @@ def shared(fetch: Callable[[], T], group: ProcessGroup | None) -> T:
         try:
             outcome[0] = fetch()
         except Exception as exc:  # noqa: BLE001 - The other ranks would wait for ever.
-            error = exc
-            # An error of S3 can be pickled.
-            outcome[1] = exc if isinstance(exc, S3Error) else CheckpointError(f"another rank: {exc!r}")
+            error, outcome[1] = exc, _portable(exc)
     dist.broadcast_object_list(outcome, src=dist.get_global_rank(group, 0), group=group)
     found, failure = outcome
     if failure is not None:
         raise error or failure
     return cast("T", found)
+
+
+def everywhere(work: Callable[[], T], group: ProcessGroup | None) -> list[T]:
+    """Does something on each rank of the group, and returns the results of all ranks on all of them.
+
+    All ranks of the group must call it. An error of any rank is raised on all.
+
+    Args:
+        work: Called on each rank.
+        group: The ranks; ``None`` for the caller alone.
+    """
+    if group is None:
+        return [work()]
+    outcome: list[Any] = [None, None]
+    error: Exception | None = None
+    try:
+        outcome[0] = work()
+    except Exception as exc:  # noqa: BLE001 - The other ranks would wait for ever.
+        error, outcome[1] = exc, _portable(exc)
+    outcomes: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(outcomes, outcome, group=group)
+    failures = [failure for _, failure in outcomes if failure is not None]
+    if failures:
+        raise error or failures[0]
+    return [found for found, _ in outcomes]
+
+
+def _portable(error: Exception) -> S3Error:
+    """Returns an error that can be pickled, as those of S3 can."""
+    return error if isinstance(error, S3Error) else CheckpointError(f"another rank: {error!r}")

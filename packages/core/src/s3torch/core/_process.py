@@ -81,8 +81,8 @@ class PerProcess(Generic[T]):
 class _Making:
     """The threads that make values, which a fork waits for.
 
-    They import modules. A child would find a module locked that a thread of its parent was importing, and wait
-    for it for ever.
+    They import modules. A child would find a module locked that a thread of its parent was importing, and
+    wait for ever.
     """
 
     def __init__(self) -> None:

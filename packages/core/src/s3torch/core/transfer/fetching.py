@@ -132,9 +132,11 @@ class _Request(Generic[P]):
 
     def finish(self, pool: BufferPool) -> None:
         """Puts the bytes where they are wanted."""
-        assert self._transfer is not None  # noqa: S101 - For the type checker; it was started.
+        # Its callback knows this request: together they would hold the memory until they are collected.
+        transfer, self._transfer = self._transfer, None
+        assert transfer is not None  # noqa: S101 - For the type checker; it was started.
         try:
-            data = self._transfer.wait()
+            data = transfer.wait()
         except RangeNotSatisfiableError as exc:
             raise self._too_short() from exc
         finally:

@@ -206,3 +206,17 @@ def test_a_load_is_a_request_for_each_part(wire, mmap):
         assert wire.methods == ["GET"] * -(-len(data) // PART)
         checkpoint.save({"a": torch.ones(3)}, f"s3://{wire.bucket}/new.pt")
         assert wire.methods == ["PUT"]
+
+
+def test_torch_reads_and_writes_with_a_request_for_each_part(wire):
+    config = S3ClientConfig(transport=wire.transport, part_size=PART)
+    data = saved(STATE)
+    wire.put("checkpoint.pt", data)
+    with S3Checkpoint("us-east-1", wire.proxy.endpoint, config) as checkpoint:
+        with checkpoint.reader(f"s3://{wire.bucket}/checkpoint.pt") as reader:
+            check(torch.load(reader))
+        assert wire.methods == ["GET"] * -(-len(data) // PART)
+        with checkpoint.writer(f"s3://{wire.bucket}/new.pt") as writer:
+            torch.save({"a": torch.ones(3)}, writer)
+        assert wire.methods == ["PUT"]
+    assert torch.equal(torch.load(io.BytesIO(wire.get("new.pt")))["a"], torch.ones(3))

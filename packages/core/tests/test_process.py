@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
+import sys
 import threading
 import time
 
 import pytest
 
+from s3torch.core import _process
 from s3torch.core._process import Birthplace, PerProcess, abandon
 from s3torch.core.errors import ForkedProcessError
 
@@ -106,7 +109,22 @@ def test_a_child_of_a_child_makes_its_own(in_child):
     assert len({os.getpid(), child, grandchild}) == 3
 
 
-def test_a_lock_of_the_parent_does_not_stop_a_child(in_child):
+def test_a_fork_waits_for_what_a_thread_imports(in_child, tmp_path, monkeypatch):
+    (tmp_path / "slow_to_import.py").write_text("import time\nready.set()\ntime.sleep(0.2)\nvalue = 7\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    begun = threading.Event()
+    monkeypatch.setattr("builtins.ready", begun, raising=False)
+    holder = PerProcess(lambda: importlib.import_module("slow_to_import").value)
+    thread = threading.Thread(target=holder.get)
+    thread.start()
+    assert begun.wait(20)
+    assert in_child(lambda: (holder.peek(), holder.get())) == (None, 7)
+    thread.join()
+    sys.modules.pop("slow_to_import")
+
+
+def test_a_lock_of_the_parent_does_not_stop_a_child(in_child, monkeypatch):
+    monkeypatch.setattr(_process, "_LONGEST_MAKING", 0.05)
     entered, leave = threading.Event(), threading.Event()
 
     def slow():

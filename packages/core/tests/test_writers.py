@@ -296,6 +296,18 @@ def test_it_tells_what_it_writes(client):
         assert (writer.stream.bucket, writer.stream.key) == ("bucket", "key")
 
 
+def test_a_stream_that_was_closed_takes_nothing_more(client, store):
+    writer = client.put_object("bucket", "key")
+    stream = writer.stream
+    stream.write(b"data")
+    stream.close()
+    for call in (stream.close, lambda: stream.write(b"lost"), lambda: stream.write(b"")):
+        with pytest.raises(ValueError, match="I/O operation on closed file"):
+            call()
+    writer.abort()
+    assert stored(store) == b"data"
+
+
 class Held(Stream):
     """Holds whoever writes."""
 

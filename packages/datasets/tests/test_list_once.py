@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from s3torch.core import S3BucketKeyData, S3ClientConfig
 from s3torch.core.testing.faults import Fault
-from s3torch.datasets import S3IterableDataset, S3MapDataset
+from s3torch.datasets import S3IndexedTarDataset, S3IterableDataset, S3MapDataset, S3ShardDataset
 from s3torch.datasets.shared_listing import SharedFolder
 from s3torch.datasets.shared_pages import shared_pages
 
@@ -68,6 +68,23 @@ def test_workers_that_share_the_samples_list_once_an_epoch(make, listed, persist
         torch.manual_seed(0)
         assert sorted(loader) == DATA
         assert listed() == epoch
+
+
+@pytest.mark.parametrize("cls", [S3ShardDataset, S3IndexedTarDataset])
+def test_workers_of_shards_list_once_for_all_epochs(server, seaweedfs, proxy, listed, make_tar, cls):
+    bucket = seaweedfs.create_bucket()
+    client = seaweedfs.client()
+    for number in range(4):
+        client.put_object(Bucket=bucket, Key=f"{number}.tar", Body=make_tar([(f"{number}.txt", b"x")]))
+    client.close()
+    dataset = cls.from_prefix(f"s3://{bucket}/", **server.options | {"endpoint": proxy.endpoint})
+    sampler = {"sampler": range(4)} if cls is S3IndexedTarDataset else {}
+    loader = DataLoader(
+        dataset, batch_size=1, collate_fn=list, num_workers=2, multiprocessing_context="fork", **sampler
+    )
+    for _ in range(2):
+        assert sorted(sample["__key__"] for batch in loader for sample in batch) == list("0123")
+    assert listed() == 1
 
 
 @pytest.mark.parametrize("options", [{"shuffle": True}, {"uneven": "pad"}])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+import json
+from itertools import islice, pairwise
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from s3torch.core.errors import ConfigurationError
 from s3torch.datasets.ordering import Course, Leg, Permutation, even_length, pick
 from s3torch.datasets.progress import course_from_state, course_to_state, resume
 from s3torch.datasets.sharding import Place, Shard
+from s3torch.datasets.uneven_leg import UnevenLeg
 
 
 @given(st.integers(0, 400), st.integers(), st.integers(0, 9))
@@ -69,6 +71,31 @@ def test_each_sample_is_seen_once_whoever_reads_the_rest(count, interrupted, ran
     assert sorted(seen + rest) == list(range(count))
     # Whoever reads it, what is left comes in the same global order.
     assert list(Course(legs=legs).within(count, uneven="keep")) == sorted(rest)
+
+
+@given(
+    st.integers(0, 120),
+    st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=6), max_size=4),
+    st.integers(1, 4),
+)
+def test_each_sample_is_seen_once_after_workers_that_took_different_numbers(count, interrupted, ranks):
+    legs, seen = (), []
+    for taken in interrupted:
+        for share, number in enumerate(taken):
+            course = Course(0, legs, Shard(Place(share, len(taken))))
+            seen += islice(course.within(count, uneven="keep"), number)
+        legs = (*legs, UnevenLeg(taken))
+        course = Course(0, legs)
+        assert course_from_state(json.loads(json.dumps(course_to_state(course, {}))), {}) == course
+    rest = read(legs, count, ranks, 2, 3, count + 1)
+    assert sorted(seen + rest) == list(range(count))
+    assert list(Course(legs=legs).within(count, uneven="keep")) == sorted(rest)
+
+
+@pytest.mark.parametrize("wrong", [(), (1, -1), (1.5,), "ab"])
+def test_a_wrong_uneven_leg_is_refused(wrong):
+    with pytest.raises(ConfigurationError):
+        UnevenLeg(wrong)
 
 
 @given(st.integers(0, 60), teams, st.integers(1, 5), st.sampled_from(["pad", "drop"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from operator import methodcaller
 
 import pytest
@@ -11,10 +12,13 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from s3torch.core import S3Client
 from s3torch.core.errors import ConfigurationError, NotFoundError
-from s3torch.datasets import ResumableLoader, S3IterableDataset, S3MapDataset, S3Sampler
+from s3torch.datasets import ResumableLoader, S3IterableDataset, S3MapDataset, S3Sampler, merge_states
 
 KEYS = [f"train/{number:02}" for number in range(23)]
 DATA = [key.encode() for key in KEYS]
+# So many that workers are at different places after equal numbers of batches.
+GONE = KEYS[1:12:2]
+LEFT = sorted(key.encode() for key in KEYS if key not in GONE)
 
 
 @pytest.fixture
@@ -24,6 +28,18 @@ def make(memory, fill):
     def make_dataset(cls=S3IterableDataset, **options):
         defaults = {"region": "us-east-1", "transform": methodcaller("read"), "s3client_config": memory}
         return cls.from_prefix("s3://data/train/", **(defaults | options))
+
+    return make_dataset
+
+
+@pytest.fixture
+def lenient(memory, fill):
+    """Makes datasets of objects some of which are not there, and left out."""
+    fill(*(key for key in KEYS if key not in GONE))
+
+    def make_dataset(**options):
+        defaults = {"transform": methodcaller("read"), "s3client_config": memory, "on_error": "skip"}
+        return S3IterableDataset.from_objects([f"s3://data/{key}" for key in KEYS], **defaults, **options)
 
     return make_dataset
 
@@ -201,3 +217,44 @@ def test_missing_and_changed_objects_are_skipped_and_counted(make, memory, worke
     # What was skipped is not tried again after a resume.
     assert stream.state_dict()["taken"] == 2
     assert stream.skipped == 1
+
+
+# Three workers are more than some machines have cores for.
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_loader_that_leaves_objects_out_resumes_with_other_workers(lenient):
+    def loader(workers, batch):
+        dataset = lenient(shuffle=True, enable_sharding=True)
+        start = {"num_workers": workers, "multiprocessing_context": "fork"} if workers else {}
+        return ResumableLoader(DataLoader(dataset, batch_size=batch, collate_fn=list, **start))
+
+    seen, state = [], None
+    for workers, batch, stop in ((2, 2, 3), (0, 3, 1), (3, 1, 2), (1, 2, 99)):
+        resumed = loader(workers, batch)
+        if state is not None:
+            resumed.load_state_dict(json.loads(json.dumps(state)))
+        for samples in islice(resumed, stop):
+            seen += samples
+        state = resumed.state_dict()
+    assert sorted(seen) == LEFT
+
+
+def test_ranks_that_leave_objects_out_merge_their_states(lenient):
+    def loaders(ranks):
+        datasets = ranks_of(lenient, ranks)
+        return [ResumableLoader(DataLoader(dataset, batch_size=2, collate_fn=list)) for dataset in datasets]
+
+    first = loaders(2)
+    seen = [sample for loader in first for batch in islice(loader, 3) for sample in batch]
+    states = [loader.state_dict() for loader in first]
+    with pytest.raises(ConfigurationError, match="merge_states"):
+        loaders(2)[0].load_state_dict(states[0])
+    for loader in loaders(3):
+        loader.load_state_dict(json.loads(json.dumps(merge_states(states))))
+        seen += [sample for batch in loader for sample in batch]
+    assert sorted(seen) == LEFT
+    repeated = ResumableLoader(
+        DataLoader(lenient(), batch_size=2, num_workers=2, multiprocessing_context="fork", collate_fn=list)
+    )
+    next(iter(repeated))
+    with pytest.raises(ConfigurationError, match="repeat every sample"):
+        repeated.state_dict()

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.datasets.shard_layout import Leg, Remainder, ShareProgress, covers_all, piece_number
+from s3torch.datasets.shard_layout import Leg, Remainder, ShareProgress, piece_number
 from s3torch.datasets.shard_order import BlockProgress, Cursor
 from s3torch.datasets.shard_pipeline import ShardPipeline
 from s3torch.datasets.shard_run import ShardRun
 from s3torch.datasets.shard_state import ShardState
-from s3torch.datasets.sharding import Place, Shard, Stripe
+from s3torch.datasets.sharding import Place, Shard, Stripe, covers_all
 
 
 class Piece:

@@ -104,6 +104,17 @@ def test_ranks_go_on_as_others(make, ranks, others):
     assert sorted(seen) == ALL
 
 
+def test_workers_that_stay_begin_anew_after_an_early_break(make):
+    loader = ResumableLoader(loader_of(make(), 2, persistent_workers=True))
+    for _ in range(2):
+        first = next(iter(loader))
+        state = loader.state_dict()
+        assert sorted(chain.from_iterable(loader)) == ALL
+        again = ResumableLoader(loader_of(make(), 0))
+        again.load_state_dict(state)
+        assert sorted(chain(first, chain.from_iterable(again))) == ALL
+
+
 def test_a_rank_alone_does_not_know_what_is_left(make):
     loader = ResumableLoader(loader_of(make(rank=0, world_size=2), 0))
     next(iter(loader))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from functools import partial
 from operator import methodcaller
 
@@ -62,6 +63,31 @@ def test_workers_stay_for_several_epochs(server, options):
     )
     for _ in range(3):
         assert sorted(sample for batch in loader for sample in batch) == DATA
+
+
+@pytest.mark.parametrize("cls", [S3MapDataset, S3IterableDataset])
+def test_workers_may_be_forked_while_threads_read(server, options, tmp_path, cls):
+    # A lock that a thread holds in that moment is never given back in the worker.
+    dataset = cls.from_prefix(server.uri("train/"), hedge_after="p95", cache_dir=tmp_path, **options)
+    # That is true of the import of a module, too, so all are there before.
+    assert list(dataset) == DATA
+    done = threading.Event()
+
+    def read_all():
+        while not done.is_set():
+            assert list(dataset) == DATA
+
+    threads = [threading.Thread(target=read_all) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        loader = DataLoader(dataset, batch_size=4, num_workers=1, multiprocessing_context="fork")
+        for _ in range(4):
+            assert [sample for batch in loader for sample in batch] == DATA
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_an_epoch_may_end_early(server, options):

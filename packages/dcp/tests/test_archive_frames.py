@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.storage import _new_dtypes
 
 from s3torch.dcp.archive_frames import archive_frame
 from s3torch.dcp.archives import STORAGES, parse_archive
@@ -57,6 +58,19 @@ def test_archives_of_more_than_4_gib(tmp_path, size):
     assert (loaded.shape, loaded[0], loaded[-1]) == ((size,), 0, 7)
 
 
-def test_types_that_torch_describes_in_another_way_are_left_to_it():
-    assert archive_frame(torch.float8_e4m3fn, (3,)) is None
-    assert archive_frame(torch.uint16, (3,)) is None
+@pytest.mark.parametrize("dtype", sorted(_new_dtypes(), key=str))
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+def test_types_without_a_storage_class(dtype):
+    tensor = torch.arange(24, dtype=torch.uint8).view(dtype).unsqueeze(0)
+    frame = archive_frame(dtype, tuple(tensor.shape))
+    archive = frame.head + bytes(memory_of(tensor)) + frame.tail
+    loaded = torch.load(io.BytesIO(archive), weights_only=True)
+    assert (loaded.dtype, loaded.shape) == (dtype, tensor.shape)
+    assert bytes(memory_of(loaded)) == bytes(memory_of(tensor))
+    usual = io.BytesIO()
+    torch.save(tensor, usual)
+    assert described(archive) == described(usual.getvalue())
+
+
+def test_quantized_types_are_left_to_torch():
+    assert archive_frame(torch.qint8, (3,)) is None

@@ -158,6 +158,17 @@ def test_a_read_of_the_tail_does_not_disturb_the_window(ledger, opened):
     assert max(stop for _, stop in source.requests if stop < 9000) >= ahead
 
 
+def test_a_short_last_part_is_asked_for_once(ledger, opened):
+    """As torch looks for the directory of a file: more than it needs, then again what it has found."""
+    source = ledger(DATA, known=True)
+    reader = opened(SequentialS3Reader, source)
+    reader.seek(193)
+    assert reader.readinto(bytearray(12)) == 12
+    reader.seek(202)
+    assert reader.read() == DATA[202:]
+    assert sorted(source.requests) == [(190, 200), (200, 205)]
+
+
 def test_what_lies_far_behind_is_let_go(ledger, opened):
     # Parts of 8 MiB would need 64 MiB; the reader keeps 32 MiB behind the position.
     size = 8 * 2**20

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -104,37 +102,3 @@ def test_a_file_that_ends_too_early():
     parts = plan_parts([Wanted(4950, 5050)], part_size=100, max_gap=None)
     with closing(fetch([(File(), parts)])) as arrived, pytest.raises(TruncatedError, match="4950 to 5050"):
         list(arrived)
-
-
-class Kept:
-    """A range that keeps its callbacks, as futures do."""
-
-    def __init__(self, into):
-        self.into = into
-        self.callbacks = []
-
-    def wait(self):
-        return self.into
-
-    def add_done_callback(self, fn):
-        self.callbacks.append(fn)
-        fn()
-
-
-def test_what_has_arrived_is_held_by_nobody():
-    class Keeping(File):
-        def start(self, start, stop, into):
-            into[:] = DATA[start:stop]
-            return Kept(into)
-
-    piece = Wanted(0, 500)
-    held = weakref.ref(piece)
-    gc.disable()
-    try:
-        with closing(fetch([(Keeping(), plan_parts([piece], part_size=100, max_gap=0))])) as arrived:
-            for one in arrived:
-                assert one.data == DATA[:500]
-        del piece, one, arrived
-        assert held() is None, "only the collector of cycles frees it"
-    finally:
-        gc.enable()

@@ -12,6 +12,7 @@ import gc
 import os
 import threading
 import weakref
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from s3torch.core.errors import ForkedProcessError
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+
+# Then a fork goes on; a thread may wait for a network that is not there.
+_LONGEST_MAKING = 5.0
 
 
 def abandon(value: object) -> None:
@@ -50,7 +54,8 @@ class PerProcess(Generic[T]):
             with self._lock:
                 value = self._value
                 if value is None:
-                    value = self._value = self._factory()
+                    with _making:
+                        value = self._value = self._factory()
         return value
 
     def peek(self) -> T | None:
@@ -71,6 +76,44 @@ class PerProcess(Generic[T]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (PerProcess, (self._factory,))
+
+
+class _Making:
+    """The threads that make values, which a fork waits for.
+
+    They import modules. A child would find a module locked that a thread of its parent was importing, and
+    wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self.after_fork_in_child()
+
+    def after_fork_in_child(self) -> None:
+        """Forgets the threads of the parent."""
+        self._changed = threading.Condition()
+        self._threads: Counter[int] = Counter()
+
+    def before_fork(self) -> None:
+        """Waits for other threads, for some time, and lets none begin."""
+        self._changed.acquire()
+        here = threading.get_ident()
+        self._changed.wait_for(lambda: not self._threads.keys() - {here}, _LONGEST_MAKING)
+
+    def after_fork_in_parent(self) -> None:
+        """Lets threads begin again."""
+        self._changed.release()
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._threads[threading.get_ident()] += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            here = threading.get_ident()
+            self._threads[here] -= 1
+            if not self._threads[here]:
+                del self._threads[here]
+            self._changed.notify_all()
 
 
 class Birthplace:
@@ -100,6 +143,7 @@ class Birthplace:
 
 
 _holders: weakref.WeakSet[PerProcess[Any]] = weakref.WeakSet()
+_making = _Making()
 # Readers ask several times for each object, and the system takes longer to tell.
 _here = os.getpid()
 
@@ -107,6 +151,7 @@ _here = os.getpid()
 def _after_fork_in_child() -> None:
     global _here  # noqa: PLW0603 - It is about the process.
     _here = os.getpid()
+    _making.after_fork_in_child()
     holders = list(_holders)
     if any(holder.peek() is not None for holder in holders):
         # What the parent has dropped, but its collector has not found yet, may be native as well, and its
@@ -117,4 +162,8 @@ def _after_fork_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(
+        before=_making.before_fork,
+        after_in_parent=_making.after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

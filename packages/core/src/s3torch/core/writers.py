@@ -67,7 +67,9 @@ class PutObjectStream:
         return self._upload.write(_readable(data), lent=True)
 
     def close(self) -> None:
-        """Makes the object appear."""
+        """Makes the object appear; what is there already cannot be closed again."""
+        if self._upload.is_complete:
+            raise ValueError("I/O operation on closed file.")
         self._upload.complete()
 
     def abort(self) -> None:

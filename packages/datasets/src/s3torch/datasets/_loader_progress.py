@@ -12,15 +12,14 @@ from torch.utils.data import get_worker_info
 
 from s3torch.core.errors import ConfigurationError
 from s3torch.datasets.sampler import S3Sampler
-from s3torch.datasets.shard_state import ShardMark, ShardState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch.utils.data import DataLoader
 
     from s3torch.datasets.iterable import S3IterableDataset
-    from s3torch.datasets.shards import S3ShardDataset
+    from s3torch.datasets.sharding import Stripe
 
 
 class LoaderProgress(Protocol):
@@ -90,13 +89,42 @@ class CountedBatches:
         self._state, self._batches = None, 0
 
 
-class MarkedBatches:
-    """For an ``S3ShardDataset``: nobody but its workers knows how many samples a shard has."""
+class MarkedDataset(Protocol):
+    """A dataset of which nobody but its workers knows how far they are."""
 
-    def __init__(self, loader: DataLoader[Any], dataset: S3ShardDataset) -> None:
+    def begun(self, *, workers: int) -> dict[str, Any]:
+        """Returns the state that a loader's iteration starts from, which has just been started."""
+        ...
+
+    def mark(self) -> Any:
+        """Tells in a worker how far the iteration is; the mark has a ``stripe``, the worker's share."""
+        ...
+
+    def noted(self, begun: Mapping[str, Any], marks: Iterable[Any]) -> dict[str, Any]:
+        """Returns the state that ``begun`` has become when workers were where their marks tell."""
+        ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of the next iteration."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tells how far the iteration is that this process started last."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Lets the next iteration go on where a state was saved."""
+        ...
+
+
+class MarkedBatches:
+    """For an ``S3ShardDataset``, and an ``S3IterableDataset`` that leaves objects out."""
+
+    def __init__(self, loader: DataLoader[Any], dataset: MarkedDataset) -> None:
         self._loader = loader
         self._dataset = dataset
-        self._state: ShardState | None = None
+        self._begun: dict[str, Any] | None = None
+        self._marks: dict[Stripe, Any] = {}
 
     def begin(self) -> Iterator[Any]:
         collate = self._loader.collate_fn
@@ -105,37 +133,39 @@ class MarkedBatches:
             batches = iter(self._loader)
         finally:
             self._loader.collate_fn = collate
-        self._state = ShardState.from_dict(self._dataset.begun(workers=self._loader.num_workers))
+        self._begun, self._marks = self._dataset.begun(workers=self._loader.num_workers), {}
         return batches
 
     def take(self, batch: Any) -> Any:
-        if not isinstance(batch, _MarkedBatch) or self._state is None:
+        if not isinstance(batch, _MarkedBatch):
             raise ConfigurationError("the loader was iterated before without its ResumableLoader")
-        self._state.note(batch.mark)
+        self._marks[batch.mark.stripe] = batch.mark
         return batch.data
 
     def set_epoch(self, epoch: int) -> None:
-        self._state = None if self._state is None or self._state.epoch != epoch else self._state
+        self._begun = None if self._begun is None or self._begun["epoch"] != epoch else self._begun
         self._dataset.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        return self._dataset.state_dict() if self._state is None else self._state.to_dict()
+        if self._begun is None:
+            return self._dataset.state_dict()
+        return self._dataset.noted(self._begun, self._marks.values())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._dataset.load_state_dict(state)
-        self._state = None
+        self._begun = None
 
 
 class _MarkedBatch(NamedTuple):
     # A named tuple, because torch pins the memory of what is in one.
     data: Any
-    mark: ShardMark
+    mark: Any
 
 
 class _Marking:
     """Collates in a worker, and adds how far its dataset is."""
 
-    def __init__(self, collate: Callable[[Any], Any], dataset: S3ShardDataset) -> None:
+    def __init__(self, collate: Callable[[Any], Any], dataset: MarkedDataset) -> None:
         self._collate = collate
         self._dataset = dataset
 

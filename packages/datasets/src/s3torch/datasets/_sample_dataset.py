@@ -8,7 +8,8 @@ from s3torch.core import S3Client, UserAgent
 from s3torch.core.errors import ConfigurationError
 from s3torch.datasets._constructors import SourceConstructors
 from s3torch.datasets.caching import make_cache
-from s3torch.datasets.sources import ObjectsSource
+from s3torch.datasets.shared_listing import SharedFolder, SharedListing
+from s3torch.datasets.sources import ObjectsSource, subject_of
 
 if TYPE_CHECKING:
     import os
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from s3torch.core import S3ClientConfig
     from s3torch.datasets.sources import ObjectSource
+    from s3torch.datasets.table import ObjectTable
 
 
 class SampleDataset(SourceConstructors):
@@ -40,6 +42,8 @@ class SampleDataset(SourceConstructors):
         self._get_dataset_objects = get_dataset_objects
         self._transform = transform
         self._cache = make_cache(cache_dir, cache_limit)
+        subject = subject_of(get_dataset_objects, (region, endpoint, s3client_config))
+        self._shared_listing = SharedListing(SharedFolder(subject))
         self._client = S3Client(
             region, endpoint=endpoint, user_agent=UserAgent([agent]), s3client_config=s3client_config
         )
@@ -70,6 +74,10 @@ class SampleDataset(SourceConstructors):
     def endpoint(self) -> str | None:
         """The endpoint that was given."""
         return self._client.endpoint
+
+    def _listing(self) -> ObjectTable:
+        """All shards; listed once by all processes of the dataset together."""
+        return self._shared_listing.get(lambda: self._get_dataset_objects(self._client))
 
     def close(self) -> None:
         """Closes the client of this process; may be called again."""

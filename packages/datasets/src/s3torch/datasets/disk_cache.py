@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.memory import new_bytes
+from s3torch.datasets.file_lock import exclusive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -220,8 +221,7 @@ class DiskCache:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        with (self._root / "lock").open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with exclusive(self._root / "lock"):
             yield
 
     def _counted(self) -> int | None:

@@ -103,7 +103,10 @@ class OpenedShard(Protocol):
     """A shard that will tell its pieces."""
 
     def pieces(self) -> Sequence[ShardPiece]:
-        """Returns the pieces in the order of the shard; waits for what tells them."""
+        """Returns the pieces in the order of the shard; waits for what tells them.
+
+        Their number decides who reads them, so every process has to find the same number for one object.
+        """
         ...
 
     def close(self) -> None:

@@ -140,7 +140,7 @@ class S3IndexedTarDataset(SampleDataset, Dataset[Any]):
 
     def _loaded(self) -> _Archives:
         if self._archives is None:
-            items = list(self._get_dataset_objects(self._client))
+            items = self._listing()
             loaded = self._store.load(self._client, items)
             indexes = [self._index(item, data) for item, data in zip(items, loaded, strict=True)]
             self._archives = _Archives(items, indexes)

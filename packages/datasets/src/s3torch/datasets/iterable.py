@@ -14,7 +14,14 @@ from s3torch.datasets._dataset import S3Dataset, log_objects, log_prefix
 from s3torch.datasets._settings import Settings
 from s3torch.datasets.ordering import Course, Leg, Permutation, Uneven, check_uneven, pick
 from s3torch.datasets.placement import current_rank, current_team, current_worker, given_place
-from s3torch.datasets.progress import course_from_state, course_to_state, resume, without_share
+from s3torch.datasets.progress import (
+    CourseMark,
+    course_from_state,
+    course_to_state,
+    resume,
+    with_shares,
+    without_share,
+)
 from s3torch.datasets.sharding import Place, Shard
 from s3torch.datasets.shared_pages import shared_pages
 from s3torch.datasets.sources import ObjectsSource, PagedSource, PrefixSource
@@ -204,7 +211,7 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         # Decided now, not at the first sample: a group may be gone by then.
-        shard = Shard(self._rank(), current_worker()) if self._enable_sharding else Shard()
+        shard = self._shard(current_worker())
         saved, self._saved = self._saved, None
         course = Course(int(self._epoch), shard=shard) if saved is None else resume(saved, shard)
         self._reached = (course, course.taken)
@@ -239,7 +246,31 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
             saved = self._now
         if saved is None:
             saved = Course(int(self._epoch))
-        return course_to_state(without_share(saved), self._order())
+        state = course_to_state(without_share(saved), self._order())
+        if not self.may_skip or (workers > 1 and not self._enable_sharding):
+            return state
+        places = [Place(number, workers) for number in range(workers)] or [Place()]
+        return with_shares(state, (CourseMark(self._shard(place).stripe, 0) for place in places))
+
+    @property
+    def may_skip(self) -> bool:
+        """Tells whether objects may be left out, so that batches do not tell how many were taken."""
+        return self._settings.on_error == "skip"
+
+    def mark(self) -> CourseMark:
+        """Tells in a worker how far the iteration is that was started last."""
+        course, taken = self._reached
+        return CourseMark(course.shard.stripe, taken)
+
+    def noted(self, begun: Mapping[str, Any], marks: Iterable[CourseMark]) -> dict[str, Any]:
+        """Returns the state that ``begun`` has become when workers were where their marks tell.
+
+        Raises:
+            ConfigurationError: Workers do not share the samples out, so that there is no such state.
+        """
+        if "shares" not in begun:
+            raise ConfigurationError("several workers without enable_sharding repeat every sample")
+        return with_shares(begun, marks)
 
     def state_after(
         self, begun: Mapping[str, Any], workers: int, batch_size: int, batches: int
@@ -249,6 +280,9 @@ class S3IterableDataset(S3Dataset, IterableDataset[Any]):
         ranks = self._rank().size if self._enable_sharding else 1
         leg = Leg(ranks, workers, batch_size, batches)
         return course_to_state(Course(course.epoch, course.extended(leg)), self._order())
+
+    def _shard(self, worker: Place) -> Shard:
+        return Shard(self._rank(), worker) if self._enable_sharding else Shard()
 
     @property
     def _now(self) -> Course:

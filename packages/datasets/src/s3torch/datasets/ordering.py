@@ -21,6 +21,8 @@ from s3torch.datasets.sharding import Shard
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from s3torch.datasets.uneven_leg import UnevenLeg
+
 __all__ = ["Course", "Leg", "Permutation", "Uneven", "check_uneven", "even_length", "pick"]
 
 T = TypeVar("T")
@@ -147,7 +149,7 @@ class Course:
     """
 
     epoch: int = 0
-    legs: tuple[Leg, ...] = ()
+    legs: tuple[Leg | UnevenLeg, ...] = ()
     shard: Shard = field(default_factory=Shard)
     taken: int = 0
 
@@ -179,15 +181,16 @@ class Course:
         for number in range(first + step * self.taken, length, step):
             yield self.position(number % left)
 
-    def extended(self, leg: Leg) -> tuple[Leg, ...]:
+    def extended(self, leg: Leg) -> tuple[Leg | UnevenLeg, ...]:
         """Returns the legs of this course with one more; neighbours without gaps become one."""
         if leg.batches == 0:
             return self.legs
         if leg.is_prefix:
             done = leg.prefix
             legs = self.legs
-            if legs and legs[-1].is_prefix:
-                done += legs[-1].prefix
+            last = legs[-1] if legs else None
+            if isinstance(last, Leg) and last.is_prefix:
+                done += last.prefix
                 legs = legs[:-1]
             return (*legs, Leg(batches=done))
         return (*self.legs, leg)

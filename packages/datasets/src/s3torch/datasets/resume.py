@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from s3torch.core.errors import ConfigurationError
 from s3torch.datasets._loader_progress import CountedBatches, MarkedBatches
 from s3torch.datasets.iterable import S3IterableDataset
+from s3torch.datasets.progress import merge_courses
 from s3torch.datasets.sampler import S3Sampler
 from s3torch.datasets.shard_state import ShardState
 from s3torch.datasets.shards import S3ShardDataset
@@ -30,13 +31,15 @@ class ResumableLoader:
     workers, or another batch size: every sample comes once an epoch, and in the same global order.
 
     Of an ``S3IterableDataset`` and an ``S3Sampler`` the state of one rank is that of all, provided that they
-    take the same number of batches, as training in step does, and have the same number of workers. An
-    iterable dataset that skips objects (``on_error="skip"``) is resumed exactly only by torchdata's
-    ``StatefulDataLoader``. Batches have to come in order (``in_order=True``, torch's default).
+    take the same number of batches, as training in step does, and have the same number of workers. Batches
+    have to come in order (``in_order=True``, torch's default).
 
     Of an ``S3ShardDataset`` the state is that of this rank, and the ranks may have taken different numbers
     of batches; for another number of ranks, ``merge_states`` puts those of all ranks together. With other
     numbers of ranks or workers what is left comes in another order than it would have come.
+
+    Of an ``S3IterableDataset`` that leaves objects out (``on_error="skip"``) the state is that of this rank
+    as well, and to resume several ranks always takes the merged state of all.
 
     Args:
         loader: The loader, which nobody else iterates; load a state before its first iteration if its
@@ -95,14 +98,12 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     shards = [ShardState.from_dict(part) for state in found for part in _shard_states(state)]
     if shards:
         return ShardState.merged(shards).to_dict()
-    if any(state != found[0] for state in found):
-        raise ConfigurationError("the states differ: the ranks were not at the same point of the same epoch")
-    return dict(found[0])
+    return merge_courses(found)
 
 
 def _progress_of(loader: DataLoader[Any]) -> LoaderProgress:
     dataset = loader.dataset
-    if isinstance(dataset, S3ShardDataset):
+    if isinstance(dataset, S3ShardDataset) or (isinstance(dataset, S3IterableDataset) and dataset.may_skip):
         return MarkedBatches(loader, dataset)
     part = dataset if isinstance(dataset, S3IterableDataset) else loader.sampler
     if not isinstance(part, S3IterableDataset | S3Sampler):
@@ -115,7 +116,7 @@ def _progress_of(loader: DataLoader[Any]) -> LoaderProgress:
 
 def _shard_states(state: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Yields the states of shard datasets within a state, whatever torchdata has put around them."""
-    if "shares" in state:
+    if "quota" in state:
         yield state
         return
     if state.get("_steps_since_snapshot"):

@@ -9,7 +9,6 @@ of them: the samples that the old worker had in it, in the same order, without t
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from s3torch.datasets.shard_order import BlockProgress, Cursor
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
     from s3torch.datasets.sharding import Stripe
 
-__all__ = ["Leg", "OpenBlock", "Remainder", "ShareProgress", "covers_all", "divided", "piece_number"]
+__all__ = ["Leg", "OpenBlock", "Remainder", "ShareProgress", "divided", "piece_number"]
 
 # Behind all shards there can be.
 _BEHIND = Cursor(1 << 62)
@@ -119,11 +118,6 @@ def piece_number(shard: int, piece: int, count: int) -> int:
     shards have as many pieces, no two have the same number, and shares differ by one piece at most.
     """
     return shard * count + piece
-
-
-def covers_all(stripes: Iterable[Stripe]) -> bool:
-    """Tells whether these shares, which do not overlap, are all that there are."""
-    return sum(Fraction(1, stripe.step) for stripe in stripes) == 1
 
 
 def divided(

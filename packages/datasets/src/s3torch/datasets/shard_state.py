@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.datasets.shard_layout import Leg, OpenBlock, ShareProgress, covers_all, divided
+from s3torch.datasets.shard_layout import Leg, OpenBlock, ShareProgress, divided
 from s3torch.datasets.shard_order import BlockProgress, Cursor
-from s3torch.datasets.sharding import Stripe
+from s3torch.datasets.sharding import Stripe, covers_all
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
@@ -11,7 +12,7 @@ from s3torch.core.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["Place", "Shard", "Stripe"]
+__all__ = ["Place", "Shard", "Stripe", "covers_all"]
 
 T = TypeVar("T")
 
@@ -43,6 +44,11 @@ class Stripe:
 
     def __contains__(self, number: int) -> bool:
         return number % self.step == self.first
+
+
+def covers_all(stripes: Iterable[Stripe]) -> bool:
+    """Tells whether these stripes, which do not overlap, have all numbers."""
+    return sum(Fraction(1, stripe.step) for stripe in stripes) == 1
 
 
 @dataclass(frozen=True, slots=True)

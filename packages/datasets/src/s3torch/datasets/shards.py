@@ -25,12 +25,11 @@ from s3torch.datasets.shard_pipeline import ShardPipeline
 from s3torch.datasets.shard_run import ShardRun
 from s3torch.datasets.shard_state import ShardMark, ShardState
 from s3torch.datasets.sharding import Place, Shard
-from s3torch.datasets.shared_listing import SharedFolder, SharedListing
-from s3torch.datasets.sources import PrefixSource, subject_of
+from s3torch.datasets.sources import PrefixSource
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Self
 
     from s3torch.core import S3BucketKeyData, S3ClientConfig, S3ReaderConstructorProtocol
@@ -152,8 +151,6 @@ class S3ShardDataset(SampleDataset, IterableDataset[Any]):
         self._seen_rank = current_rank()
         # Shared memory, so that persistent workers see the epoch that is set in their parent.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        subject = subject_of(get_dataset_objects, (region, endpoint, s3client_config))
-        self._shared_listing = SharedListing(SharedFolder(subject))
         self._saved: ShardState | None = None
         self._state: ShardState | None = None
 
@@ -261,6 +258,13 @@ class S3ShardDataset(SampleDataset, IterableDataset[Any]):
         self._saved = None
         return state.to_dict()
 
+    def noted(self, begun: Mapping[str, Any], marks: Iterable[ShardMark]) -> dict[str, Any]:
+        """Returns the state that ``begun`` has become when workers were where their marks tell."""
+        state = ShardState.from_dict(begun)
+        for mark in marks:
+            state.note(mark)
+        return state.to_dict()
+
     def _taken_up(self, team: Sequence[Stripe]) -> ShardState:
         """Returns where some workers of this rank go on."""
         state = self._saved or ShardState(int(self._epoch), self._order())
@@ -321,9 +325,6 @@ class S3ShardDataset(SampleDataset, IterableDataset[Any]):
     def _skip(self, exc: Exception) -> None:
         _log.warning("leaving out a shard, or the rest of it: %s", exc)
         self._tally.add("skipped")
-
-    def _listing(self) -> ObjectTable:
-        return self._shared_listing.get(lambda: self._get_dataset_objects(self._client))
 
     def _rank(self) -> Place:
         self._seen_rank = current_rank() or self._seen_rank

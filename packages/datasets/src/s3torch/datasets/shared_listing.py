@@ -8,7 +8,6 @@ dataset in the process that made it, or in the last rank that has it.
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -22,6 +21,7 @@ from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from s3torch.datasets.file_lock import exclusive
 from s3torch.datasets.node import common_name
 from s3torch.datasets.table import ObjectTable
 
@@ -88,12 +88,8 @@ class SharedFolder:
         self._path.mkdir(mode=0o700, exist_ok=True)
         # Whoever goes last takes it along.
         (self.path / f"{_USER}{self._owner}").touch(mode=0o600)
-        descriptor = os.open(self._path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with exclusive(self._path / name, mode=0o600):
             yield
-        finally:
-            os.close(descriptor)
 
     def __getstate__(self) -> dict[str, Any]:
         # Only a worker that is started now is a process of this dataset; other pickles are of another one.

@@ -15,6 +15,8 @@ import struct
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from s3torch.datasets.file_lock import unlock
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -107,7 +109,7 @@ class _Pages:
 
     def close(self) -> None:
         if self._descriptor is not None:
-            os.close(self._descriptor)
+            unlock(self._descriptor)
             self._descriptor = None
 
     def _append(self, place: int, data: bytes) -> int:

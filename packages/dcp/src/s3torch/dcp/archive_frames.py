@@ -22,7 +22,8 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch._utils import _rebuild_tensor_v2
+from torch._utils import _rebuild_tensor_v2, _rebuild_tensor_v3
+from torch.storage import UntypedStorage, _new_dtypes
 
 from s3torch.dcp.archives import STORAGES, TensorLayout
 
@@ -46,6 +47,8 @@ _LOCATOR = struct.Struct("<4sLQL")
 _END = struct.Struct("<4s4H2LH")
 
 _STORAGE_OF = {dtype: getattr(torch, name) for name, dtype in STORAGES.items()}
+# Types that have no storage class of their own, as those of 8 bits; torch knows them by name.
+_UNTYPED = frozenset(_new_dtypes())
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +77,20 @@ def archive_frame(dtype: torch.dtype, sizes: tuple[int, ...]) -> ArchiveFrame | 
     Returns:
         ``None`` for types that torch describes in another way; ``torch.save`` knows how.
     """
-    storage = _STORAGE_OF.get(dtype)
-    if storage is None:
+    if dtype not in _STORAGE_OF and dtype not in _UNTYPED:
         return None
-    count = math.prod(sizes)
     records = _Records()
-    records.add("data.pkl", _description(storage, sizes))
+    records.add("data.pkl", _description(dtype, sizes))
     records.add("byteorder", sys.byteorder.encode())
     records.add("version", _VERSION)
-    start = records.begin("data/0", count * dtype.itemsize)
+    start = records.begin("data/0", math.prod(sizes) * dtype.itemsize)
     return ArchiveFrame(bytes(records.head), records.tail(), TensorLayout(start, dtype, sizes))
 
 
-def _description(storage: type, sizes: tuple[int, ...]) -> bytes:
+def _description(dtype: torch.dtype, sizes: tuple[int, ...]) -> bytes:
     """Pickles how torch makes the tensor again, as ``torch.save`` does."""
     body = io.BytesIO()
-    _Pickler(body, _PROTOCOL).dump(_Tensor(_Storage(storage, math.prod(sizes)), sizes))
+    _Pickler(body, _PROTOCOL).dump(_Tensor(dtype, sizes))
     return body.getvalue()
 
 
@@ -101,12 +102,22 @@ class _Storage:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    storage: _Storage
+    dtype: torch.dtype
     sizes: tuple[int, ...]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        strides = TensorLayout(0, torch.uint8, self.sizes).strides
-        return _rebuild_tensor_v2, (self.storage, 0, self.sizes, strides, False, OrderedDict())
+        count = math.prod(self.sizes)
+        common: tuple[Any, ...] = (
+            0,
+            self.sizes,
+            TensorLayout(0, self.dtype, self.sizes).strides,
+            False,
+            OrderedDict(),
+        )
+        if self.dtype in _UNTYPED:
+            whole = _Storage(UntypedStorage, count * self.dtype.itemsize)
+            return _rebuild_tensor_v3, (whole, *common, self.dtype)
+        return _rebuild_tensor_v2, (_Storage(_STORAGE_OF[self.dtype], count), *common)
 
 
 class _Pickler(pickle.Pickler):

@@ -41,7 +41,7 @@ class ArchiveWriter:
         self._name = name
         self._transforms = transforms
 
-    def write(self, value: HostValue) -> WriteResult:
+    def write(self, value: HostValue[WriteItem]) -> WriteResult:
         """Writes one item and returns where it is."""
         frame = None
         if value.is_plain and not self._transforms.extensions:

@@ -8,7 +8,7 @@ are. Values that are on the host already stay where they are, and are asked for 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
@@ -18,11 +18,11 @@ from s3torch.dcp.pieces import memory_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from torch.distributed.checkpoint.planner import WriteItem
-
     from s3torch.dcp.device_copies import HostCopy, ToHost
 
 __all__ = ["HostValue", "HostValues", "is_plain"]
+
+T = TypeVar("T")
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
@@ -38,7 +38,7 @@ def is_plain(tensor: torch.Tensor) -> bool:
     )
 
 
-class HostValues:
+class HostValues(Generic[T]):
     """The values of items, one after the other.
 
     Args:
@@ -50,8 +50,8 @@ class HostValues:
 
     def __init__(
         self,
-        items: Iterable[WriteItem],
-        resolve: Callable[[WriteItem], Any],
+        items: Iterable[T],
+        resolve: Callable[[T], Any],
         *,
         ahead: int,
         device: ToHost | None = None,
@@ -60,10 +60,10 @@ class HostValues:
         self._resolve = resolve
         self._ahead = ahead
         self._device: ToHost = device if device is not None else FromDevice()
-        self._begun: deque[HostValue] = deque()
+        self._begun: deque[HostValue[T]] = deque()
         self._in_flight = 0
 
-    def __iter__(self) -> Iterator[HostValue]:
+    def __iter__(self) -> Iterator[HostValue[T]]:
         """Yields each value; it is to be sent, if at all, before the next one is asked for."""
         self.top_up()
         while self._begun:
@@ -90,7 +90,7 @@ class HostValues:
                 return
 
 
-class HostValue:
+class HostValue(Generic[T]):
     """The value of one item.
 
     Attributes:
@@ -100,7 +100,7 @@ class HostValue:
         is_remote: It is such a tensor and not on the host.
     """
 
-    def __init__(self, item: WriteItem, data: Any, device: ToHost, top_up: Callable[..., None]) -> None:
+    def __init__(self, item: T, data: Any, device: ToHost, top_up: Callable[..., None]) -> None:
         self.item = item
         self._device = device
         self._top_up = top_up

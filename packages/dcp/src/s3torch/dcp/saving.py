@@ -109,7 +109,7 @@ def write_file(
 
 
 def _write_tensors(
-    stream: Any, file: FilePlan, values: HostValues, check: Callable[[], None]
+    stream: Any, file: FilePlan, values: HostValues[WriteItem], check: Callable[[], None]
 ) -> list[WriteResult]:
     """Writes the tensors of one file in the safetensors format."""
     described = (_described(item) for item in file.items)

@@ -14,6 +14,7 @@ from s3torch.core.ranges import plan_parts
 from s3torch.core.transfer.fetching import fetch
 from s3torch.core.uri import parse_s3_uri
 from s3torch.dcp.header_reading import read_headers
+from s3torch.dcp.host_values import HostValues
 from s3torch.dcp.hugging_face import S3HuggingFaceStorageReader
 from s3torch.dcp.pieces import memory_of
 from s3torch.dcp.saving import bytes_of
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from s3torch.dcp.tensor_files import FileTensor
 
 __all__ = ["load_file", "load_sharded", "save_file"]
+
+# As much as torch's own storage writer copies ahead from an accelerator.
+_COPIED_AHEAD = 10_000_000
 
 
 def save_file(
@@ -58,8 +62,11 @@ def save_file(
     header, _ = make_header(described, metadata)
     with (client or S3Client()).put_object(bucket, key, options=options) as writer:
         writer.write(header)
-        for name in names:
-            writer.write(bytes_of(tensors[name]))
+        for value in HostValues(names, tensors.__getitem__, ahead=_COPIED_AHEAD):
+            if value.is_plain:
+                value.send(writer)
+            else:
+                writer.write(bytes_of(value.data))
 
 
 def load_file(

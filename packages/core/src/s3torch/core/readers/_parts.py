@@ -38,6 +38,10 @@ class PartsReader(PositionedReader):
     def _evict(self, position: int) -> None:
         """Lets go of parts; called after each read, with the position behind it."""
 
+    def _keeps(self, start: int, begin: int, end: int) -> bool:  # noqa: ARG002
+        """Tells whether a cell is kept even where a read from ``start`` takes in all of it."""
+        return False
+
     def _follow(self, start: int, stop: int) -> None:
         """Takes note of what is read next, before it is."""
 
@@ -70,7 +74,8 @@ class PartsReader(PositionedReader):
         """Yields the cells that go straight into the view; starts the others and notes them."""
         stop = start + len(view)
         for begin, end in self._cells(start, stop):
-            if begin >= start and end <= stop and begin not in self._parts:
+            is_whole = begin >= start and end <= stop
+            if is_whole and begin not in self._parts and not self._keeps(start, begin, end):
                 yield Wanted(begin, end, view[begin - start : end - start])
             else:
                 self._parts.want(begin, end)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.ranges import MIB
+from s3torch.core.ranges import KIB, MIB
 from s3torch.core.readers._parts import PartCache, PartsReader
 from s3torch.core.transfer.window import IN_FLIGHT
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["SequentialS3Reader"]
 
 _KEPT_BEHIND = 32 * MIB
+# What is copied in no time.
+_SMALL_END = 64 * KIB
 
 
 class SequentialS3Reader(PartsReader):
@@ -78,6 +80,11 @@ class SequentialS3Reader(PartsReader):
         size, end = self._source.part_size, self._source.known_size
         for begin in range(start // size * size, stop, size):
             yield begin, begin + size if end is None else min(begin + size, end)
+
+    def _keeps(self, start: int, begin: int, end: int) -> bool:
+        # Whoever looks at the end of a file comes back to it: there are the directories of archives.
+        size = self._source.part_size
+        return 0 < begin - start < size and end - begin < min(size, _SMALL_END)
 
     def _follow(self, start: int, stop: int) -> None:
         size = self._source.part_size

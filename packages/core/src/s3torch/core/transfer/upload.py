@@ -80,6 +80,8 @@ class Upload:
         self._check_process()
         with self._lock:
             self._check()
+            if self._result is not None:
+                raise ValueError("I/O operation on closed file.")
             lent = lent or type(data.obj) is bytes
             try:
                 rest = data
@@ -118,6 +120,11 @@ class Upload:
         With SHA256 and more than one part it is the checksum of the parts' checksums, with their number.
         """
         return self._checksum
+
+    @property
+    def is_complete(self) -> bool:
+        """Tells whether the object has appeared."""
+        return self._result is not None
 
     @property
     def is_open(self) -> bool:

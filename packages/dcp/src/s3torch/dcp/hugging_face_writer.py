@@ -46,6 +46,8 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
     With ``enable_consolidation``, too, that checkpoint is in ``{path}/sharded``, and when it is complete, the
     rank that coordinates puts the parts together into whole files in ``path``, which get their index last. If
     that fails, the save fails, and ``{path}/sharded`` can be loaded; an older checkpoint in ``path`` stays.
+    The other ranks wait meanwhile, no longer than their process group does. Of a large model let all ranks
+    share that work, with ``consolidate_safetensors_files(…, process_group=…)`` after the save.
 
     Args:
         region: The region of the bucket; ``None`` takes it from the environment.

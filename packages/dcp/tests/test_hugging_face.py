@@ -274,6 +274,13 @@ def test_a_plain_state_dict_of_several_files(place):
         load_sharded(place.uri("nothing"), client=place.client())
 
 
+def test_a_file_holds_only_tensors(place):
+    with pytest.raises(CheckpointError, match="'step' is a int; a safetensors file holds only tensors"):
+        save_file({"a": torch.ones(1), "step": 3}, place.uri("mixed"), client=place.client())
+    with pytest.raises(NotFoundError):
+        load_file(place.uri("mixed"), client=place.client())
+
+
 def test_one_file_is_its_header_and_its_tensors(proxied):
     place, proxy = proxied
     save_file({"a": torch.ones(9)}, place.uri("x"), client=place.client())

@@ -13,6 +13,7 @@ from s3torch.core import S3Client
 from s3torch.core.ranges import plan_parts
 from s3torch.core.transfer.fetching import fetch
 from s3torch.core.uri import parse_s3_uri
+from s3torch.dcp.errors import CheckpointError
 from s3torch.dcp.header_reading import read_headers
 from s3torch.dcp.host_values import HostValues
 from s3torch.dcp.hugging_face import S3HuggingFaceStorageReader
@@ -53,9 +54,13 @@ def save_file(
         client: Serves the requests; ``None`` makes one from the environment.
 
     Raises:
-        CheckpointError: The format does not have the type of a tensor.
+        CheckpointError: A value is no tensor, or of a type that the format does not have.
     """
     bucket, key = parse_s3_uri(path)
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            kind = type(tensor).__name__
+            raise CheckpointError(f"{name!r} is a {kind}; a safetensors file holds only tensors")
     # The widest elements first, so that each tensor is aligned.
     names = sorted(tensors, key=lambda name: -tensors[name].itemsize)
     described = ((name, tensors[name].dtype, tensors[name].shape) for name in names)

@@ -127,6 +127,8 @@ def command(*, data: Path | None, ports: SeaweedPorts) -> list[str]:
         # It would report to its makers otherwise.
         "-master.telemetry=false",
         "-volume.preStopSeconds=0",
+        # Each bucket has volumes of its own, of which there can be as many as fit on the disk.
+        "-master.volumeSizeLimitMB=64",
         # As S3 does: no bucket by accident, and none lost with what is in it.
         "-s3.autoCreateBucket=false",
         "-s3.allowDeleteBucketNotEmpty=false",

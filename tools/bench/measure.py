@@ -153,7 +153,7 @@ def _start_seaweedfs(question: Question, stack: ExitStack, *, tls: bool) -> None
     from s3torch.core.testing.faults import Fault, FaultProxy
     from s3torch.core.testing.servers import start_seaweedfs
 
-    server = stack.enter_context(start_seaweedfs(tls=tls))
+    server = stack.enter_context(start_seaweedfs(tls=tls, volume_mib=1024))
     os.environ.update(server.environment())
     if tls:
         os.environ.update(AWS_CA_BUNDLE=str(server.ca_file), SSL_CERT_FILE=str(server.ca_file))

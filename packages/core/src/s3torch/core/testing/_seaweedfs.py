@@ -105,13 +105,14 @@ class SeaweedPorts:
         return f"http://{HOST}:{self.s3}" if self.https is None else f"https://{HOST}:{self.https}"
 
 
-def command(*, data: Path | None, ports: SeaweedPorts) -> list[str]:
+def command(*, data: Path | None, ports: SeaweedPorts, volume_mib: int) -> list[str]:
     """Returns the command line.
 
     Args:
         data: Where the objects are kept; by default the working directory, where it also expects its settings
             and certificates.
         ports: The ports to listen on.
+        volume_mib: The limit of the size of a volume.
     """
     options = [
         f"-dir={data or '.'}",
@@ -127,8 +128,7 @@ def command(*, data: Path | None, ports: SeaweedPorts) -> list[str]:
         # It would report to its makers otherwise.
         "-master.telemetry=false",
         "-volume.preStopSeconds=0",
-        # Each bucket has volumes of its own, of which there can be as many as fit on the disk.
-        "-master.volumeSizeLimitMB=64",
+        f"-master.volumeSizeLimitMB={volume_mib}",
         # As S3 does: no bucket by accident, and none lost with what is in it.
         "-s3.autoCreateBucket=false",
         "-s3.allowDeleteBucketNotEmpty=false",

@@ -46,6 +46,7 @@ def start_seaweedfs(
     directory: str | os.PathLike[str] | None = None,
     port: int | None = None,
     tls: bool = False,
+    volume_mib: int = 64,
     startup_timeout: float = 30.0,
 ) -> S3Server:
     """Starts SeaweedFS, a real S3 server, in about a second.
@@ -56,6 +57,9 @@ def start_seaweedfs(
         port: The port to listen on, by default a free one. It is below 55536, because the port 10,000 above
             is taken, too.
         tls: Serves ``https``, with a certificate of an authority of its own (``S3Server.ca_file``).
+        volume_mib: The most MiB in each of the files that it keeps objects in. Each bucket has files of its
+            own, as many in all as have room where they are: small ones allow for many buckets, and large
+            ones store large objects faster.
         startup_timeout: Seconds until it must be ready.
 
     Raises:
@@ -68,7 +72,7 @@ def start_seaweedfs(
             _check_port(port)
         ports = _seaweedfs.SeaweedPorts.choose(port, tls=tls)
         try:
-            return _start_seaweedfs(data, ports, startup_timeout)
+            return _start_seaweedfs(data, ports, volume_mib, startup_timeout)
         except ServerStartError:
             # Between the choice of the ports and their use, another server may have come first.
             if ports.are_free():
@@ -120,14 +124,16 @@ def _check_port(port: int) -> None:
             )
 
 
-def _start_seaweedfs(data: Path | None, ports: _seaweedfs.SeaweedPorts, timeout: float) -> S3Server:
+def _start_seaweedfs(
+    data: Path | None, ports: _seaweedfs.SeaweedPorts, volume_mib: int, timeout: float
+) -> S3Server:
     if data is not None:
         data.mkdir(parents=True, exist_ok=True)
     admin, reader = Identity.random(), Identity.random()
     files = {"s3.json": _seaweedfs.configuration(admin=admin, reader=reader)}
     if ports.https is not None:
         files |= certificate_files()
-    command = _seaweedfs.command(data=data, ports=ports)
+    command = _seaweedfs.command(data=data, ports=ports, volume_mib=volume_mib)
     with contextlib.ExitStack() as undo:
         process = SupervisedProcess(
             "seaweedfs",

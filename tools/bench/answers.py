@@ -2,7 +2,7 @@
 
 It knows one bucket of equal objects, lists them, and sends them whole or in ranges. The first byte of an
 object comes after a fixed time, for however many requests at once. Of what is uploaded it keeps the size, and
-sends other bytes. Signatures and checksums are not checked.
+sends other bytes, unless it is told to keep all. Signatures and checksums are not checked.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ _COMMON = (
 
 
 @contextmanager
-def start_answers(*, prefix: str = "", count: int = 0, size: int = 0, latency: float = 0) -> Iterator[str]:
+def start_answers(
+    *, prefix: str = "", count: int = 0, size: int = 0, latency: float = 0, keep: bool = False
+) -> Iterator[str]:
     """Runs the server in a process of its own and yields its URL.
 
     Args:
@@ -45,8 +47,9 @@ def start_answers(*, prefix: str = "", count: int = 0, size: int = 0, latency: f
         count: How many objects there are.
         size: The bytes of each.
         latency: Seconds until the first byte of an object.
+        keep: Whether what is uploaded is kept.
     """
-    command = [sys.executable, __file__, prefix, str(count), str(size), str(latency)]
+    command = [sys.executable, __file__, prefix, str(count), str(size), str(latency), str(int(keep))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             line = server.stdout.readline() if server.stdout is not None else ""
@@ -73,18 +76,24 @@ class Request(NamedTuple):
 class _Objects:
     """The answers."""
 
-    def __init__(self, prefix: str, count: int, size: int) -> None:
+    def __init__(self, prefix: str, count: int, size: int, *, keep: bool) -> None:
         self._keys = [f"{prefix}{number:05}" for number in range(count)]
         self._sizes = dict.fromkeys(self._keys, size)
         self._parts: dict[str, int] = {}
         self._bytes = memoryview(os.urandom(size))
+        self.keep = keep
+        # The parts of what was uploaded, by number until the upload is complete.
+        self._kept: dict[str, dict[int, bytearray]] = {}
 
-    def answer(self, request: Request) -> tuple[bytes, memoryview]:
+    def answer(self, request: Request, uploaded: bytearray) -> tuple[bytes, memoryview]:
         """Returns the head of an answer, with a short body if there is one, and a long body."""
         if "list-type" in request.query:
             return self._listing(request.query), memoryview(b"")
         if request.method in {"GET", "HEAD"}:
             return self._content(request)
+        if self.keep and request.method == "PUT":
+            number = int(request.query.get("partNumber", ["0"])[0])
+            self._kept.setdefault(request.key, {})[number] = uploaded
         return self._change(request), memoryview(b"")
 
     def _keep(self, key: str, size: int) -> None:
@@ -114,17 +123,26 @@ class _Objects:
         size = self._sizes.get(request.key)
         if size is None:
             return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", memoryview(b"")
-        if size > len(self._bytes):
-            self._bytes = memoryview(os.urandom(size))
-        status, told, body = "200 OK", "", self._bytes[:size]
+        content = self._content_of(request.key, size)
+        status, told, body = "200 OK", "", content[:size]
         found = _RANGE.search(request.head)
         if found is not None:
             first, last = int(found[1]), min(int(found[2]), size - 1)
-            status, body = "206 Partial Content", self._bytes[first : last + 1]
+            status, body = "206 Partial Content", content[first : last + 1]
             told = f"Content-Range: bytes {first}-{last}/{size}\r\n"
         length = size if request.method == "HEAD" else len(body)
         head = f"HTTP/1.1 {status}\r\n{_COMMON}{told}Content-Length: {length}\r\n\r\n"
         return head.encode(), memoryview(b"") if request.method == "HEAD" else body
+
+    def _content_of(self, key: str, size: int) -> memoryview:
+        parts = self._kept.get(key)
+        if parts is not None:
+            if len(parts) > 1:
+                parts = self._kept[key] = {0: bytearray().join(parts[number] for number in sorted(parts))}
+            return memoryview(next(iter(parts.values())))
+        if size > len(self._bytes):
+            self._bytes = memoryview(os.urandom(size))
+        return self._bytes
 
     def _change(self, request: Request) -> bytes:
         key, query = request.key, request.query
@@ -173,8 +191,7 @@ class _Conversation:
         with self._socket:
             try:
                 while (request := await self._request()) is not None:
-                    await self._take_body(request)
-                    head, body = self._objects.answer(request)
+                    head, body = self._objects.answer(request, await self._take_body(request))
                     if self._latency and request.method == "GET" and "list-type" not in request.query:
                         await asyncio.sleep(self._latency)
                     if len(body) < _RECEIVE:
@@ -197,17 +214,21 @@ class _Conversation:
         key = unquote(url.path.removeprefix("/bench").removeprefix("/"))
         return Request(method.decode(), key, parse_qs(url.query, keep_blank_values=True), head)
 
-    async def _take_body(self, request: Request) -> None:
+    async def _take_body(self, request: Request) -> bytearray:
+        """Receives a body; what is returned is whole only if bodies are kept."""
         if b"100-continue" in request.head:
             await self._loop.sock_sendall(self._socket, b"HTTP/1.1 100 Continue\r\n\r\n")
-        missing = request.length - len(self._pending)
-        self._pending = self._pending[request.length :]
-        while missing > 0:
-            view = memoryview(self._buffer)[: min(missing, _RECEIVE)]
-            count = await self._loop.sock_recv_into(self._socket, view)
+        begin, self._pending = self._pending[: request.length], self._pending[request.length :]
+        body = bytearray(request.length) if self._objects.keep else self._buffer
+        body[: len(begin)] = begin
+        received = len(begin)
+        while received < request.length:
+            room = memoryview(body)[received:] if self._objects.keep else memoryview(body)
+            count = await self._loop.sock_recv_into(self._socket, room[: request.length - received])
             if not count:
                 raise ConnectionResetError
-            missing -= count
+            received += count
+        return body
 
 
 async def _serve(objects: _Objects, latency: float) -> None:
@@ -225,4 +246,6 @@ async def _serve(objects: _Objects, latency: float) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(_Objects(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])), float(sys.argv[4])))
+    prefix, count, size, latency, keep = sys.argv[1:]
+    objects = _Objects(prefix, int(count), int(size), keep=bool(int(keep)))
+    asyncio.run(_serve(objects, float(latency)))

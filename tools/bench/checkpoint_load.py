@@ -101,5 +101,6 @@ if __name__ == "__main__":
             unit="GB",
             prepare=prepare,
             size=SIZE,
+            reads_back=True,
         )
     )

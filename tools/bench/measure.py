@@ -54,6 +54,7 @@ class Question:
         size: How many bytes one run moves; 0 where that is not the point.
         baseline: The case that ratios refer to.
         latency: Seconds by which each answer is held back on its way from the server.
+        reads_back: It reads what was uploaded.
     """
 
     title: str
@@ -64,6 +65,7 @@ class Question:
     size: int = 0
     baseline: str = "s3torchconnector"
     latency: float = 0.0
+    reads_back: bool = False
 
 
 def main(question: Question) -> None:
@@ -76,7 +78,7 @@ def main(question: Question) -> None:
         "--server",
         choices=("seaweedfs", "memory"),
         default="seaweedfs",
-        help="memory: one that costs little itself and forgets what is uploaded, to see what clients can do",
+        help="memory: one that costs little itself, to see what clients can do",
     )
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -165,7 +167,7 @@ def _start_seaweedfs(question: Question, stack: ExitStack, *, tls: bool) -> None
 
 
 def _start_memory(question: Question, stack: ExitStack) -> None:
-    endpoint = stack.enter_context(start_answers(latency=question.latency))
+    endpoint = stack.enter_context(start_answers(latency=question.latency, keep=question.reads_back))
     os.environ.update(AWS_ENDPOINT_URL=endpoint, AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret")  # noqa: S106
     _prepare(question, endpoint)
 

@@ -8,7 +8,8 @@ start, none to lose in a fork.
 Its processor time for a byte is about that of the copy out of the kernel, half of what ``crt`` takes; for a
 small object it is half as well. Over TLS Python decrypts records of 16 KiB, which takes about as long as in
 ``crt``, and the interpreter's lock for a moment each. Each transfer under way takes a thread and a
-connection, as many as ``throughput_target_gbps`` asks for at 0.4 Gbit/s each, from 10 to 64.
+connection, as many as ``throughput_target_gbps`` asks for at 0.4 Gbit/s each, from 10 to 64; for small
+transfers as many as can be kept busy with answers, which are few where the store answers at once.
 
 Certificates are checked against ``AWS_CA_BUNDLE`` or ``REQUESTS_CA_BUNDLE``, else against those of the
 machine, else those of botocore. ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY`` are heeded.

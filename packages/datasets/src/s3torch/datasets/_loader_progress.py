@@ -22,16 +22,8 @@ if TYPE_CHECKING:
     from s3torch.datasets.sharding import Stripe
 
 
-class LoaderProgress(Protocol):
-    """What a ``ResumableLoader`` needs of a kind of dataset."""
-
-    def begin(self) -> Iterator[Any]:
-        """Starts an iteration of the loader."""
-        ...
-
-    def take(self, batch: Any) -> Any:
-        """Counts what an iteration yielded and returns the batch."""
-        ...
+class Resumable(Protocol):
+    """What can go on where it was."""
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of the next iteration."""
@@ -43,6 +35,18 @@ class LoaderProgress(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Lets the next iteration go on where a state was saved."""
+        ...
+
+
+class LoaderProgress(Resumable, Protocol):
+    """What a ``ResumableLoader`` needs of a kind of dataset."""
+
+    def begin(self) -> Iterator[Any]:
+        """Starts an iteration of the loader."""
+        ...
+
+    def take(self, batch: Any) -> Any:
+        """Counts what an iteration yielded and returns the batch."""
         ...
 
 
@@ -89,7 +93,7 @@ class CountedBatches:
         self._state, self._batches = None, 0
 
 
-class MarkedDataset(Protocol):
+class MarkedDataset(Resumable, Protocol):
     """A dataset of which nobody but its workers knows how far they are."""
 
     def begun(self, *, workers: int) -> dict[str, Any]:
@@ -102,18 +106,6 @@ class MarkedDataset(Protocol):
 
     def noted(self, begun: Mapping[str, Any], marks: Iterable[Any]) -> dict[str, Any]:
         """Returns the state that ``begun`` has become when workers were where their marks tell."""
-        ...
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of the next iteration."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tells how far the iteration is that this process started last."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Lets the next iteration go on where a state was saved."""
         ...
 
 

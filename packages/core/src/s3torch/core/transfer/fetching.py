@@ -132,9 +132,9 @@ class _Request(Generic[P]):
 
     def finish(self, pool: BufferPool) -> None:
         """Puts the bytes where they are wanted."""
+        # It refers to this request, and to the memory of the piece, which must be free with the piece.
         transfer, self._transfer = self._transfer, None
         assert transfer is not None  # noqa: S101 - For the type checker; it was started.
-        # It refers to this request, and to the memory of the piece, which must be free with the piece.
         try:
             data = transfer.wait()
         except RangeNotSatisfiableError as exc:

@@ -60,7 +60,8 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
         thread_count_consolidation: How many whole files are written at a time.
         overwrite: Replaces a checkpoint that is there.
         endpoint: The URL of a store that speaks S3.
-        s3_client: Serves all requests in place of a client of its own.
+        s3_client: Serves all requests; ``None`` for a client that is shared in this process with all writers
+            and readers of the same settings.
         put_options: How all objects of the checkpoint are stored.
 
     Attributes:

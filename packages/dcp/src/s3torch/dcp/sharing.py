@@ -33,10 +33,7 @@ def shared(fetch: Callable[[], T], group: ProcessGroup | None) -> T:
     outcome: list[Any] = [None, None]
     error: Exception | None = None
     if dist.get_rank(group) == 0:
-        try:
-            outcome[0] = fetch()
-        except Exception as exc:  # noqa: BLE001 - The other ranks would wait for ever.
-            error, outcome[1] = exc, _portable(exc)
+        outcome, error = _outcome(fetch)
     dist.broadcast_object_list(outcome, src=dist.get_global_rank(group, 0), group=group)
     found, failure = outcome
     if failure is not None:
@@ -55,18 +52,21 @@ def everywhere(work: Callable[[], T], group: ProcessGroup | None) -> list[T]:
     """
     if group is None:
         return [work()]
-    outcome: list[Any] = [None, None]
-    error: Exception | None = None
-    try:
-        outcome[0] = work()
-    except Exception as exc:  # noqa: BLE001 - The other ranks would wait for ever.
-        error, outcome[1] = exc, _portable(exc)
+    outcome, error = _outcome(work)
     outcomes: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(outcomes, outcome, group=group)
     failures = [failure for _, failure in outcomes if failure is not None]
     if failures:
         raise error or failures[0]
     return [found for found, _ in outcomes]
+
+
+def _outcome(work: Callable[[], Any]) -> tuple[list[Any], Exception | None]:
+    """Returns what other ranks are told, a result and an error, and the error as it was raised."""
+    try:
+        return [work(), None], None
+    except Exception as exc:  # noqa: BLE001 - The other ranks would wait for ever.
+        return [None, _portable(exc)], exc
 
 
 def _portable(error: Exception) -> S3Error:

@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 
 # The published suites, whose asserts explain themselves only when they are rewritten.
-pytest.register_assert_rewrite("s3torch.core.testing")
+pytest.register_assert_rewrite("s3torch.testing")
 
 _ISOLATION = {
     "AWS_CONFIG_FILE": os.devnull,
@@ -47,7 +47,7 @@ def aws_environment(monkeypatch):
 @pytest.fixture(scope="session")
 def seaweedfs():
     """A real S3 server: it checks signatures, checksums and conditions."""
-    from s3torch.core.testing.servers import start_seaweedfs
+    from s3torch.testing.servers import start_seaweedfs
 
     with start_seaweedfs() as server:
         yield server
@@ -56,7 +56,7 @@ def seaweedfs():
 @pytest.fixture(scope="session")
 def moto():
     """A simulated S3 server: exact in names and order of keys, and it checks no checksums."""
-    from s3torch.core.testing.servers import start_moto
+    from s3torch.testing.servers import start_moto
 
     with start_moto() as server:
         yield server
@@ -77,7 +77,7 @@ def bucket(s3_server):
 @pytest.fixture
 def fault_proxy():
     """A function that puts a proxy before the server that it is given; all are closed after the test."""
-    from s3torch.core.testing.faults import FaultProxy
+    from s3torch.testing.faults import FaultProxy
 
     with contextlib.ExitStack() as proxies:
         yield lambda server: proxies.enter_context(FaultProxy(server.endpoint))

@@ -94,7 +94,9 @@ def is_inside(module, *packages):
 def is_shared(source, module, name):
     """Say whether a module, or the name taken from it, is what another distribution may import."""
     owner = sources().get(module)
-    if owner is None or not owner.is_public or is_inside(module, TRANSPORTS):
+    if owner is None or not owner.is_public:
+        return False
+    if is_inside(module, TRANSPORTS) and module != f"{TRANSPORTS}.memory":
         return False
     if name is None or name in (owner.exports or ()):
         return True

@@ -47,8 +47,8 @@ def requirements(folder):
     ]
 
 
-def test_there_are_six_packages():
-    assert set(PROJECTS) == {"compat", "core", "datasets", "dcp", "fsspec", "lightning"}
+def test_there_are_seven_packages():
+    assert set(PROJECTS) == {"compat", "core", "datasets", "dcp", "fsspec", "lightning", "testing"}
 
 
 @pytest.mark.parametrize("environment", ["default", "hatch-test"])
@@ -109,7 +109,7 @@ def test_sibling_ranges_admit_the_sibling_versions(folder):
 
 def test_extras_of_s3torch_are_complete():
     extras = PROJECTS["core"]["optional-dependencies"]
-    parts = set(PROJECTS) - {"core"}
+    parts = set(PROJECTS) - {"core", "testing"}
     assert set(extras) == {*parts, "cli", "otel", "progress", "all"}
     for part in parts:
         assert [Requirement(line).name for line in extras[part]] == [PROJECTS[part]["name"]]

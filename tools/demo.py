@@ -23,11 +23,11 @@ from demo_requests import count_operations
 from demo_result import GOAL, Result
 from demo_signals import StoppedError, stoppable
 from s3torch.core.errors import ConfigurationError, S3Error
-from s3torch.core.testing.faults import FaultProxy
-from s3torch.core.testing.servers import ServerStartError, start_seaweedfs
+from s3torch.testing.faults import FaultProxy
+from s3torch.testing.servers import ServerStartError, start_seaweedfs
 
 if TYPE_CHECKING:
-    from s3torch.core.testing.servers import S3Server
+    from s3torch.testing.servers import S3Server
 
 ROOT = Path(__file__).resolve().parents[1]
 BUCKET = "s3torch-demo"

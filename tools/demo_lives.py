@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from demo_process import Life, TrainingProcess
 from s3torch.core import S3Client
-from s3torch.core.testing.faults import Fault
+from s3torch.testing.faults import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from demo_console import Bar, Display
     from demo_process import Event
-    from s3torch.core.testing.faults import FaultProxy, Request
+    from s3torch.testing.faults import FaultProxy, Request
 
     # Looks at each event and says where the process has to die now; nothing lets it live.
     Fate = Callable[[Event], str]

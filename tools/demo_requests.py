@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from s3torch.core.testing.faults import Request
+    from s3torch.testing.faults import Request
 
 __all__ = ["count_operations"]
 

@@ -99,7 +99,7 @@ Case = tuple[float, str, str]
 
 
 def _run(arguments: argparse.Namespace) -> dict[Case, list[dict[str, float]]]:
-    from s3torch.core.testing.servers import start_seaweedfs
+    from s3torch.testing.servers import start_seaweedfs
 
     small_objects.COUNT = arguments.objects
     figures: dict[Case, list[dict[str, float]]] = {}

@@ -152,8 +152,8 @@ def _run(question: Question, names: list[str], arguments: argparse.Namespace) ->
 
 
 def _start_seaweedfs(question: Question, stack: ExitStack, *, tls: bool) -> None:
-    from s3torch.core.testing.faults import Fault, FaultProxy
-    from s3torch.core.testing.servers import start_seaweedfs
+    from s3torch.testing.faults import Fault, FaultProxy
+    from s3torch.testing.servers import start_seaweedfs
 
     server = stack.enter_context(start_seaweedfs(tls=tls, volume_mib=1024))
     os.environ.update(server.environment())

@@ -11,8 +11,8 @@ from s3torch.core.config import S3ClientConfig as CoreConfig
 from s3torch.core.plugins.manager import create_transport, transport_names
 from s3torch.core.protocols import TransportContext
 from s3torch.core.session import AwsSession
-from s3torch.core.testing.transport_tests import TransportTests
 from s3torch.core.transports.memory import MemoryStore
+from s3torch.testing.transport_tests import TransportTests
 from s3torchconnector import S3ClientConfig
 
 

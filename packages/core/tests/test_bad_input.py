@@ -21,7 +21,7 @@ from s3torch.core.errors import (
     TransportError,
     WrongRegionError,
 )
-from s3torch.core.testing.faults import Fault
+from s3torch.testing.faults import Fault
 
 
 def every_operation(client, bucket):

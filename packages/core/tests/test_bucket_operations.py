@@ -25,7 +25,7 @@ from s3torch.core.finding import _WholeFolders
 from s3torch.core.globs import Glob
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import GIB, MAX_PARTS, MIB, MIN_PART_SIZE
-from s3torch.core.testing.faults import Fault
+from s3torch.testing.faults import Fault
 
 LARGE = 11 * MIB
 PARTS = PutOptions(

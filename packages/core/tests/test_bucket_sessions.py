@@ -16,7 +16,7 @@ import pytest
 
 from s3torch.core import Credentials, S3Client, S3ClientConfig
 from s3torch.core.errors import AccessDeniedError, ConfigurationError, ThrottledError
-from s3torch.core.testing.faults import Fault
+from s3torch.testing.faults import Fault
 
 HOUR = timedelta(hours=1)
 

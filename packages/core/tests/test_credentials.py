@@ -15,7 +15,7 @@ import pytest
 
 from s3torch.core import Credentials, S3Client, S3ClientConfig
 from s3torch.core.errors import NoCredentialsError, S3Error
-from s3torch.core.testing.faults import Fault
+from s3torch.testing.faults import Fault
 
 ROLE = "arn:aws:iam::123456789012:role/trainer"
 LONG = timedelta(hours=6)

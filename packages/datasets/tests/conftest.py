@@ -97,7 +97,7 @@ def server(seaweedfs, filled_bucket, monkeypatch):
 @pytest.fixture
 def proxy(server):
     """A proxy in front of the server, which counts requests and makes faults."""
-    from s3torch.core.testing.faults import FaultProxy
+    from s3torch.testing.faults import FaultProxy
 
     with FaultProxy(server.options["endpoint"]) as running:
         yield running

@@ -8,9 +8,9 @@ from operator import methodcaller
 import pytest
 
 from s3torch.core.errors import ConfigurationError, NotFoundError
-from s3torch.core.testing.faults import Fault
 from s3torch.datasets import S3IterableDataset, S3MapDataset
 from s3torch.datasets.hedging import Hedging
+from s3torch.testing.faults import Fault
 
 DATA = [f"train/{number:02}".encode() for number in range(11)]
 FOREVER = 600

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from s3torch.core import S3ClientConfig
 from s3torch.core.memory import Memory
-from s3torch.core.testing.faults import FaultProxy
 from s3torch.datasets import S3IndexedTarDataset, S3IterableDataset, S3MapDataset, S3ShardDataset
+from s3torch.testing.faults import FaultProxy
 
 MIB = 1024 * 1024
 COUNT = 48

@@ -13,10 +13,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from s3torch.core import S3BucketKeyData, S3ClientConfig
-from s3torch.core.testing.faults import Fault
 from s3torch.datasets import S3IndexedTarDataset, S3IterableDataset, S3MapDataset, S3ShardDataset
 from s3torch.datasets.shared_listing import SharedFolder
 from s3torch.datasets.shared_pages import shared_pages
+from s3torch.testing.faults import Fault
 
 if TYPE_CHECKING:
     from pathlib import Path

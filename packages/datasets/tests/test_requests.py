@@ -13,8 +13,8 @@ from operator import methodcaller
 import pytest
 from torch.utils.data import DataLoader
 
-from s3torch.core.testing.faults import Fault
 from s3torch.datasets import S3IterableDataset, S3MapDataset
+from s3torch.testing.faults import Fault
 
 KEYS = [f"train/{number:02}" for number in range(11)]
 DATA = [key.encode() for key in KEYS]

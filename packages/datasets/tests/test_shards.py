@@ -16,12 +16,12 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from s3torch.core import S3Client, S3ClientConfig
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
-from s3torch.core.testing.memory import MemoryStore
 from s3torch.datasets import S3ShardDataset
 from s3torch.datasets.damage import DamagedShardError
 from s3torch.datasets.shard_order import BlockProgress, Cursor, Mixer
 from s3torch.datasets.sharding import Stripe
 from s3torch.datasets.tar_format import TarFormat
+from s3torch.testing.memory import MemoryStore
 
 KEYS = [[f"d/{shard}-{number}" for number in range(shard + 2)] for shard in range(6)]
 ALL = list(chain.from_iterable(KEYS))

@@ -25,7 +25,6 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from s3torch.core import AccessDeniedError, ConfigurationError, NotFoundError
-from s3torch.core.testing.faults import Fault
 from s3torch.dcp import (
     CheckpointError,
     S3HuggingFaceStorageReader,
@@ -35,6 +34,7 @@ from s3torch.dcp import (
     load_sharded,
 )
 from s3torch.dcp.consolidation import bands_of, reads_of, windows
+from s3torch.testing.faults import Fault
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:torch.distributed is disabled, unavailable or uninitialized",

@@ -10,9 +10,9 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from s3torch.core.ranges import MIB
-from s3torch.core.testing.faults import Fault
 from s3torch.dcp import S3HuggingFaceStorageWriter, load_sharded
 from s3torch.dcp.manage import list_checkpoints
+from s3torch.testing.faults import Fault
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:torch.distributed is disabled, unavailable or uninitialized",

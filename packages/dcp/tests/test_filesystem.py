@@ -19,9 +19,9 @@ from s3torch.core import (
     S3Error,
     S3ReaderConstructor,
 )
-from s3torch.core.testing.faults import Fault
 from s3torch.dcp import S3FileSystem, filesystem
 from s3torch.dcp.paths import join_path
+from s3torch.testing.faults import Fault
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from s3torch.core.testing.faults import Fault
 from s3torch.dcp.manage import sweep_checkpoint, verify_checkpoint
+from s3torch.testing.faults import Fault
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
 

@@ -11,7 +11,6 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save as safetensors_save
 
 from s3torch.core import NotFoundError, S3Error
-from s3torch.core.testing.faults import Fault
 from s3torch.dcp import CheckpointError, S3HuggingFaceStorageWriter
 from s3torch.dcp.manage import (
     delete_checkpoint,
@@ -21,6 +20,7 @@ from s3torch.dcp.manage import (
     sweep_checkpoint,
     verify_checkpoint,
 )
+from s3torch.testing.faults import Fault
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:torch.distributed is disabled, unavailable or uninitialized",

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from s3torch.core import AccessDeniedError, S3ReaderConstructor
 from s3torch.core.ranges import MIB
-from s3torch.core.testing.faults import Fault
+from s3torch.testing.faults import Fault
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:torch.distributed is disabled, unavailable or uninitialized",

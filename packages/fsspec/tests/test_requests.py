@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from s3torch.core.testing import FaultProxy
 from s3torch.fsspec import S3FileSystem
+from s3torch.testing import FaultProxy
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import torch
 
 from s3torch.core import NotFoundError, S3ClientConfig
 from s3torch.core.errors import S3Error
-from s3torch.core.testing import Fault, FaultProxy
 from s3torch.lightning import S3LightningCheckpoint
+from s3torch.testing import Fault, FaultProxy
 
 MIB = 1024 * 1024
 

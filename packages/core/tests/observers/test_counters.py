@@ -13,7 +13,7 @@ from s3torch.core import ConfigurationError, NotFoundError
 from s3torch.core.observers import CounterSnapshot, LatencyHistogram, TransferCounters, observe
 from s3torch.core.observers.latency import bucket_of
 from s3torch.core.ranges import MIB
-from s3torch.core.testing.faults import Fault
+from s3torch.testing.faults import Fault
 
 PART = 5 * MIB
 

@@ -16,9 +16,9 @@ from s3torch.core.observers import TransferObserver, add_observer, observe, remo
 from s3torch.core.observers._observations import Observations
 from s3torch.core.observers._observed import ObservedTransfer, ObservedTransport
 from s3torch.core.ranges import MIB
-from s3torch.core.testing.faults import Fault
-from s3torch.core.testing.transport_tests import TransportTests
 from s3torch.core.transports.memory import MemoryStore, MemoryTransport
+from s3torch.testing.faults import Fault
+from s3torch.testing.transport_tests import TransportTests
 
 PART = 5 * MIB
 

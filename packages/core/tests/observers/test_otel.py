@@ -17,7 +17,7 @@ from s3torch.core import ConfigurationError, NotFoundError
 from s3torch.core.observers import observe
 from s3torch.core.observers.otel import OpenTelemetryObserver
 from s3torch.core.ranges import MIB
-from s3torch.core.testing.faults import Fault
+from s3torch.testing.faults import Fault
 
 PART = 5 * MIB
 

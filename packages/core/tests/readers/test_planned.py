@@ -10,9 +10,9 @@ from s3torch.core import PlannedS3Reader, S3ClientConfig, S3ReaderConstructor, U
 from s3torch.core.connection import Connector
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.ranges import ByteRange
-from s3torch.core.testing.reader_tests import ReaderTests
 from s3torch.core.transfer.source import ObjectSource
 from s3torch.core.transports.memory import MemoryStore
+from s3torch.testing.reader_tests import ReaderTests
 
 STORE = "http://planned.invalid"
 CONFIG = S3ClientConfig(transport="memory", endpoint=STORE)

@@ -22,7 +22,7 @@ from s3torch.core.errors import (
     WrongRegionError,
 )
 from s3torch.core.ranges import MIB
-from s3torch.core.testing.faults import Fault
+from s3torch.testing.faults import Fault
 
 PART = 5 * MIB
 SIZE = 2 * PART + 1000

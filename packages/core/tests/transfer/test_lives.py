@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from s3torch.core import S3ReaderConstructor
-from s3torch.core.testing.faults import Fault
+from s3torch.testing.faults import Fault
 
 PART = 5 * 2**20
 SIZE = 2 * PART + 1000

@@ -7,7 +7,7 @@ import pytest
 from s3torch.core.errors import PreconditionFailedError
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import MIB
-from s3torch.core.testing.faults import Fault
+from s3torch.testing.faults import Fault
 
 NEW = PutOptions(if_none_match="*")
 SIZES = pytest.mark.parametrize("size", [10, 11 * MIB], ids=["one request", "in parts"])

@@ -4,9 +4,9 @@ import pytest
 
 from s3torch.core.memory import MemoryBudget
 from s3torch.core.ranges import MIB
-from s3torch.core.testing.faults import Fault
 from s3torch.core.transfer._pace import Pace
 from s3torch.core.transfer.window import Window
+from s3torch.testing.faults import Fault
 
 PART = 8 * MIB
 

@@ -8,7 +8,7 @@ import pytest
 
 from s3torch.core.errors import AccessDeniedError, ChecksumMismatchError
 from s3torch.core.ranges import MIB
-from s3torch.core.testing.faults import Fault
+from s3torch.testing.faults import Fault
 
 PART = 5 * MIB
 SIZE = 2 * PART + 1000

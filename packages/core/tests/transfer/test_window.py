@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3torch.core.memory import MemoryBudget
-from s3torch.core.testing.faults import Fault
 from s3torch.core.transfer.window import Wanted, Window, in_order, receive_all
+from s3torch.testing.faults import Fault
 
 DATA = bytes(range(200))
 PART = 5 * 2**20

@@ -17,7 +17,7 @@ from s3torch.core.protocols import TransportContext
 from s3torch.core.session import AwsSession
 
 # Before the first test module imports them.
-pytest.register_assert_rewrite("s3torch.core.testing")
+pytest.register_assert_rewrite("s3torch.testing")
 
 
 @dataclass

@@ -11,11 +11,11 @@ from s3torch.core.config import S3ClientConfig
 from s3torch.core.models import Credentials
 from s3torch.core.protocols import TransportContext
 from s3torch.core.session import AwsSession
-from s3torch.core.testing.transport_tests import TransportTests
 from s3torch.core.transports.boto import BotoTransport
 from s3torch.core.transports.crt import CrtTransport
 from s3torch.core.transports.http import HttpTransport
 from s3torch.core.transports.memory import MemoryStore, MemoryTransport
+from s3torch.testing.transport_tests import TransportTests
 
 
 def context_for(server):

@@ -10,8 +10,8 @@ import pytest
 from s3torch.core import S3Client, S3ClientConfig
 from s3torch.core.errors import S3ConnectionError, TransportError
 from s3torch.core.observers import TransferCounters, observe
-from s3torch.core.testing.servers import start_seaweedfs
 from s3torch.core.transports._retries import may_succeed_now
+from s3torch.testing.servers import start_seaweedfs
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ class MockS3Client(S3Client):
         user_agent: UserAgent | None = None,
         s3client_config: S3ClientConfig | None = None,
     ) -> None:
-        from s3torch.core.testing.memory import MemoryStore
+        from s3torch.core.transports.memory import MemoryStore
 
         # The name of a store of its own.
         endpoint = f"http://mock-{uuid4().hex}"

@@ -12,7 +12,7 @@ from s3torch.core.abilities import SupportsPartCopy, SupportsTags
 from s3torch.core.errors import NotFoundError, PreconditionFailedError
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import MIN_PART_SIZE, ByteRange
-from s3torch.core.testing._transport_case import PATIENCE, TransportCase, get, put
+from s3torch.testing._transport_case import PATIENCE, TransportCase, get, put
 
 if TYPE_CHECKING:
     from s3torch.core.protocols import ControlPlane, Transport

@@ -10,7 +10,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from s3torch.core.ranges import KIB, MIB
-from s3torch.core.testing import Fault, FaultProxy
+from s3torch.testing import Fault, FaultProxy
 
 
 def test_latency_comes_before_the_first_byte(proxy, connection, get, content):

@@ -16,7 +16,7 @@ import pytest
 from s3torch.core.errors import NotFoundError, S3Error, TransferCancelledError
 from s3torch.core.models import MultipartUpload, PutOptions
 from s3torch.core.ranges import MIB, ByteRange
-from s3torch.core.testing._transport_case import PATIENCE, TransportCase, checksum_of, get, put
+from s3torch.testing._transport_case import PATIENCE, TransportCase, checksum_of, get, put
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,8 @@ from urllib.parse import parse_qsl, unquote
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from s3torch.core.testing._faults import Side
-    from s3torch.core.testing._wire import Head
+    from s3torch.testing._faults import Side
+    from s3torch.testing._wire import Head
 
 
 @dataclass(frozen=True, slots=True)

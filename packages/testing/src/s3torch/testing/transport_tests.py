@@ -5,9 +5,9 @@ The author of a transport plugin subclasses ``TransportTests`` in a test module 
 
     import pytest
 
-    pytest.register_assert_rewrite("s3torch.core.testing")
+    pytest.register_assert_rewrite("s3torch.testing")
 
-    from s3torch.core.testing.transport_tests import TransportTests
+    from s3torch.testing.transport_tests import TransportTests
 
 
     class TestMyTransport(TransportTests):
@@ -30,24 +30,24 @@ the transport can.
 
 from __future__ import annotations
 
-from s3torch.core.testing._transport_control_tests import (
+from s3torch.testing._transport_control_tests import (
     AWKWARD_KEYS,
     DeleteTests,
     HeadTests,
     KeyTests,
     ListTests,
 )
-from s3torch.core.testing._transport_copy_tests import CopyTests, PartCopyTests
-from s3torch.core.testing._transport_read_tests import ReadTests
-from s3torch.core.testing._transport_rule_tests import (
+from s3torch.testing._transport_copy_tests import CopyTests, PartCopyTests
+from s3torch.testing._transport_read_tests import ReadTests
+from s3torch.testing._transport_rule_tests import (
     BufferTests,
     CancelTests,
     CloseTests,
     TransferTests,
 )
-from s3torch.core.testing._transport_upload_tests import UploadListingTests
-from s3torch.core.testing._transport_version_tests import VersionTests
-from s3torch.core.testing._transport_write_tests import MultipartTests, PutTests
+from s3torch.testing._transport_upload_tests import UploadListingTests
+from s3torch.testing._transport_version_tests import VersionTests
+from s3torch.testing._transport_write_tests import MultipartTests, PutTests
 
 __all__ = ["AWKWARD_KEYS", "TransportTests"]
 

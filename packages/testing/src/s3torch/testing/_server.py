@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from boto3.session import Session
     from types_boto3_s3 import S3Client as BotoS3Client
 
-    from s3torch.core.testing._process import SupervisedProcess
+    from s3torch.testing._process import SupervisedProcess
 
 
 _thread = threading.local()

@@ -11,7 +11,7 @@ import pytest
 
 from s3torch.core.abilities import SupportsVersions
 from s3torch.core.errors import ConfigurationError, NotFoundError
-from s3torch.core.testing._transport_case import PATIENCE, TransportCase, get, put, refused
+from s3torch.testing._transport_case import PATIENCE, TransportCase, get, put, refused
 
 if TYPE_CHECKING:
     from s3torch.core.models import ListVersionsResult

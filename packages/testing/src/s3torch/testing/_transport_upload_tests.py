@@ -12,7 +12,7 @@ import pytest
 from s3torch.core.abilities import SupportsUploadListing
 from s3torch.core.errors import NotFoundError
 from s3torch.core.models import MultipartUpload
-from s3torch.core.testing._transport_case import PATIENCE, TransportCase, begin_upload, refused
+from s3torch.testing._transport_case import PATIENCE, TransportCase, begin_upload, refused
 
 if TYPE_CHECKING:
     from s3torch.core.models import UploadInfo

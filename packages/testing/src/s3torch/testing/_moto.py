@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.testing._ports import HOST
-from s3torch.core.testing._process import ServerStartError
-from s3torch.core.testing._server import Identity, S3Server
+from s3torch.testing._ports import HOST
+from s3torch.testing._process import ServerStartError
+from s3torch.testing._server import Identity, S3Server
 
 _SERVER = Path(__file__).with_name("_moto_server.py")
 

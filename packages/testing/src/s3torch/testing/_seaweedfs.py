@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.testing._certificate import CERTIFICATE, PRIVATE_KEY
-from s3torch.core.testing._ports import HOST, SECOND_PORT, free_pairs, is_free_pair
+from s3torch.testing._certificate import CERTIFICATE, PRIVATE_KEY
+from s3torch.testing._ports import HOST, SECOND_PORT, free_pairs, is_free_pair
 
 if TYPE_CHECKING:
-    from s3torch.core.testing._server import Identity
+    from s3torch.testing._server import Identity
 
 _ROLES = ("s3", "master", "volume", "filer", "admin")
 # The program has this folder built in; the variable TMPDIR does not move it.

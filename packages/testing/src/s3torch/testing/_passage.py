@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from s3torch.core.testing._faults import Break, Fault, Side
-    from s3torch.core.testing._recording import Entry
-    from s3torch.core.testing._wire import Framing, Wire
+    from s3torch.testing._faults import Break, Fault, Side
+    from s3torch.testing._recording import Entry
+    from s3torch.testing._wire import Framing, Wire
 
 # How often a second a limited body moves on: often enough to look even, seldom enough to cost nothing.
 _STEPS_PER_SECOND = 50

@@ -26,11 +26,11 @@ import os
 from pathlib import Path
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.testing import _moto, _seaweedfs
-from s3torch.core.testing._certificate import AUTHORITY, certificate_files
-from s3torch.core.testing._ports import HOST, SECOND_PORT, is_free
-from s3torch.core.testing._process import ServerStartError, SupervisedProcess
-from s3torch.core.testing._server import Identity, S3Server
+from s3torch.testing import _moto, _seaweedfs
+from s3torch.testing._certificate import AUTHORITY, certificate_files
+from s3torch.testing._ports import HOST, SECOND_PORT, is_free
+from s3torch.testing._process import ServerStartError, SupervisedProcess
+from s3torch.testing._server import Identity, S3Server
 
 __all__ = ["Identity", "S3Server", "ServerStartError", "start_moto", "start_seaweedfs"]
 

@@ -7,7 +7,7 @@ import ipaddress
 from typing import TYPE_CHECKING
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.testing._ports import HOST
+from s3torch.testing._ports import HOST
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey

@@ -19,7 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.testing import Identity, ServerStartError, start_moto, start_seaweedfs
+from s3torch.testing import Identity, ServerStartError, start_moto, start_seaweedfs
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
@@ -51,7 +51,7 @@ def code_of(call):
 @pytest.fixture
 def own_directories(monkeypatch, tmp_path):
     """Where the servers of a test make their directories."""
-    monkeypatch.setattr("s3torch.core.testing._process._SHARED_MEMORY", tmp_path / "none")
+    monkeypatch.setattr("s3torch.testing._process._SHARED_MEMORY", tmp_path / "none")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return tmp_path
 
@@ -62,7 +62,7 @@ def no_weed(monkeypatch, tmp_path):
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setattr(sysconfig, "get_path", lambda _: str(folder))
-    monkeypatch.setattr("s3torch.core.testing._seaweedfs.sys", type("", (), {"executable": "/none/python"}))
+    monkeypatch.setattr("s3torch.testing._seaweedfs.sys", type("", (), {"executable": "/none/python"}))
     monkeypatch.setenv("PATH", "/none")
     return folder
 
@@ -181,7 +181,7 @@ def test_a_port_that_cannot_be_is_refused():
 
 
 def test_ports_that_were_taken_meanwhile_are_replaced_by_others(seaweedfs, monkeypatch):
-    from s3torch.core.testing._seaweedfs import SeaweedPorts
+    from s3torch.testing._seaweedfs import SeaweedPorts
 
     choose = SeaweedPorts.choose
     port = int(seaweedfs.endpoint.rpartition(":")[2])
@@ -245,7 +245,7 @@ def run_script(body, **kwargs):
     """Starts a Python program that has both servers, and tells where they work."""
     script = textwrap.dedent("""
         import os, time
-        from s3torch.core.testing import start_moto, start_seaweedfs
+        from s3torch.testing import start_moto, start_seaweedfs
 
         with start_seaweedfs() as seaweedfs, start_moto() as moto:
             print(seaweedfs._process.directory, flush=True)

@@ -5,8 +5,8 @@ import socket
 
 import pytest
 
-from s3torch.core.testing import _wire
-from s3torch.core.testing._wire import Head, Wire, WireError
+from s3torch.testing import _wire
+from s3torch.testing._wire import Head, Wire, WireError
 
 CHUNKED = b"".join(b"%x;ext=1\r\n%b\r\n" % (size, b"x" * size) for size in (1, 7, 40, 3, 100)) + (
     b"0\r\ntrailer: 1\r\n\r\n"

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from s3torch.core.testing import FaultProxy
+from s3torch.testing import FaultProxy
 
 BODY = bytes(range(256)) * 400
 

@@ -1,6 +1,6 @@
 """The program that keeps a test server alive for exactly as long as its owner needs it.
 
-It is run as a file, ``python -I -S _supervisor.py SPECIFICATION``, by ``s3torch.core.testing._process``,
+It is run as a file, ``python -I -S _supervisor.py SPECIFICATION``, by ``s3torch.testing._process``,
 where the reasons are. It starts in some 20 ms, as it imports nothing but the standard library.
 """
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.testing import Fault, FaultProxy
+from s3torch.testing import Fault, FaultProxy
 
 
 def test_rules_choose_by_method_key_and_function(proxy, connection, get):

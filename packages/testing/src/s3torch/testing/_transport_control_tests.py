@@ -11,7 +11,7 @@ import pytest
 
 from s3torch.core.errors import ConfigurationError, NotFoundError
 from s3torch.core.models import PutOptions
-from s3torch.core.testing._transport_case import (
+from s3torch.testing._transport_case import (
     PATIENCE,
     TransportCase,
     begin_upload,

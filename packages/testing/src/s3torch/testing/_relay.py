@@ -7,14 +7,14 @@ import socket
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
-from s3torch.core.testing._passage import Passage
-from s3torch.core.testing._wire import Head, Wire, WireError
+from s3torch.testing._passage import Passage
+from s3torch.testing._wire import Head, Wire, WireError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from s3torch.core.testing._faults import Break, Fault, Reply, Side
-    from s3torch.core.testing._recording import Entry
+    from s3torch.testing._faults import Break, Fault, Reply, Side
+    from s3torch.testing._recording import Entry
 
 # So that what was sent before a reset is with the peer's program, not in a buffer that the reset discards.
 _BEFORE_RESET = 0.05

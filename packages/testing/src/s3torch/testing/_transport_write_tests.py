@@ -13,7 +13,7 @@ from s3torch.core.abilities import SupportsTags
 from s3torch.core.errors import ChecksumMismatchError, NotFoundError, PreconditionFailedError
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import MIN_PART_SIZE
-from s3torch.core.testing._transport_case import (
+from s3torch.testing._transport_case import (
     PATIENCE,
     TransportCase,
     begin_upload,

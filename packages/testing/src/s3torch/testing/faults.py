@@ -28,17 +28,17 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.testing._faults import Break, Fault, Flip, Reply
-from s3torch.core.testing._ports import HOST
-from s3torch.core.testing._recording import Entry, Request
-from s3torch.core.testing._relay import Relay
+from s3torch.testing._faults import Break, Fault, Flip, Reply
+from s3torch.testing._ports import HOST
+from s3torch.testing._recording import Entry, Request
+from s3torch.testing._relay import Relay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
-    from s3torch.core.testing._wire import Head
+    from s3torch.testing._wire import Head
 
 __all__ = ["Break", "Fault", "FaultProxy", "FaultRule", "Flip", "Reply", "Request"]
 

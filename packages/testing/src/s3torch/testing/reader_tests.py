@@ -5,9 +5,9 @@ does the rest::
 
     import pytest
 
-    pytest.register_assert_rewrite("s3torch.core.testing")
+    pytest.register_assert_rewrite("s3torch.testing")
 
-    from s3torch.core.testing.reader_tests import ReaderTests
+    from s3torch.testing.reader_tests import ReaderTests
 
 
     class TestMyReader(ReaderTests):

@@ -18,7 +18,7 @@ from s3torch.core.errors import (
 )
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import MIB, ByteRange
-from s3torch.core.testing._transport_case import TransportCase, checksum_of, get, put, refused
+from s3torch.testing._transport_case import TransportCase, checksum_of, get, put, refused
 
 if TYPE_CHECKING:
     from s3torch.core.protocols import Transport

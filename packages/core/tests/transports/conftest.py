@@ -13,7 +13,7 @@ import pytest
 
 from s3torch.core.config import S3ClientConfig
 from s3torch.core.models import Credentials
-from s3torch.core.protocols import TransportContext
+from s3torch.core.seam import TransportContext
 from s3torch.core.session import AwsSession
 
 # Before the first test module imports them.

@@ -9,9 +9,8 @@ import pytest
 
 from s3torch.core.config import S3ClientConfig
 from s3torch.core.models import Credentials
-from s3torch.core.protocols import TransportContext
+from s3torch.core.seam import TransportContext
 from s3torch.core.session import AwsSession
-from s3torch.core.transports.boto import BotoTransport
 from s3torch.core.transports.crt import CrtTransport
 from s3torch.core.transports.http import HttpTransport
 from s3torch.core.transports.memory import MemoryStore, MemoryTransport
@@ -27,7 +26,7 @@ def context_for(server):
 
 def new_bucket(context, *, versions=False):
     name = f"conformance-{uuid.uuid4().hex[:12]}"
-    client = context.session.boto_client()
+    client = context.session._make_boto_client()
     client.create_bucket(Bucket=name)
     if versions:
         client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
@@ -119,14 +118,6 @@ class TestCrtOnSeaweedFS(OnSeaweedFS):
 
 class TestCrtOnMoto(OnMoto):
     transport_class = CrtTransport
-
-
-class TestBotoOnSeaweedFS(OnSeaweedFS):
-    transport_class = BotoTransport
-
-
-class TestBotoOnMoto(OnMoto):
-    transport_class = BotoTransport
 
 
 class TestHttpOnSeaweedFS(OnSeaweedFS):

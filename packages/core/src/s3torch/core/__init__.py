@@ -3,11 +3,12 @@
 Importing it loads neither torch nor awscrt nor boto3.
 """
 
+from s3torch.core._bulk import Deletion
+from s3torch.core._listing import ListObjectStream, ListVersionStream
 from s3torch.core._version import __version__
 from s3torch.core.checkpoint import S3Checkpoint
 from s3torch.core.client import S3Client
 from s3torch.core.config import S3ClientConfig
-from s3torch.core.deleting import Deletion
 from s3torch.core.errors import (
     AccessDeniedError,
     CheckpointFormatError,
@@ -31,7 +32,6 @@ from s3torch.core.errors import (
     TruncatedError,
     WrongRegionError,
 )
-from s3torch.core.listing import ListObjectStream
 from s3torch.core.models import (
     Credentials,
     DeleteFailure,
@@ -54,7 +54,6 @@ from s3torch.core.readers.sequential import SequentialS3Reader
 from s3torch.core.transfer.source import GetObjectStream
 from s3torch.core.uri import S3Uri, parse_s3_uri
 from s3torch.core.user_agent import UserAgent
-from s3torch.core.version_listing import ListVersionStream
 from s3torch.core.writers import PutObjectStream, S3Writer
 
 __all__ = [

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from s3torch.core._arguments import check_info, check_kind, check_place, check_version
-from s3torch.core._bucket_operations import BucketOperations
+from s3torch.core._operations import BucketOperations
+from s3torch.core._runtime import RuntimeHandle
 from s3torch.core.config import S3ClientConfig
-from s3torch.core.connection import Connector
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.models import PutOptions
 from s3torch.core.readers.sequential import SequentialS3Reader
@@ -60,33 +60,33 @@ class S3Client(BucketOperations):
             raise ConfigurationError(f"region must be None or a non-empty string, got {region!r}")
         check_kind("user_agent", user_agent, UserAgent)
         check_kind("s3client_config", s3client_config, S3ClientConfig)
-        connector = Connector(
+        handle = RuntimeHandle(
             region=region,
             endpoint=check_endpoint(endpoint) if endpoint is not None else None,
             config=s3client_config if s3client_config is not None else S3ClientConfig(),
             user_agent=user_agent if user_agent is not None else UserAgent(),
         )
-        super().__init__(connector)
+        super().__init__(handle)
 
     @property
     def region(self) -> str | None:
         """The region that was given."""
-        return self._connector.region
+        return self._handle.region
 
     @property
     def endpoint(self) -> str | None:
         """The endpoint that was given."""
-        return self._connector.endpoint
+        return self._handle.endpoint
 
     @property
     def s3client_config(self) -> S3ClientConfig:
         """The settings."""
-        return self._connector.config
+        return self._handle.config
 
     @property
     def user_agent_prefix(self) -> str:
         """The value of the ``User-Agent`` header."""
-        return self._connector.user_agent.prefix
+        return self._handle.user_agent.prefix
 
     def get_object(
         self,
@@ -135,7 +135,7 @@ class S3Client(BucketOperations):
         check_place(bucket, key)
         check_info(object_info)
         check_version(version_id)
-        return ObjectSource(self._connector, bucket, key, object_info=object_info, version_id=version_id)
+        return ObjectSource(self._handle, bucket, key, object_info=object_info, version_id=version_id)
 
     def put_object(
         self,
@@ -159,11 +159,11 @@ class S3Client(BucketOperations):
         if storage_class is not None:
             options = replace(options or PutOptions(), storage_class=storage_class)
         chosen = self.s3client_config.options_of(options)
-        return S3Writer(PutObjectStream(Upload(self._connector, bucket, key, chosen)))
+        return S3Writer(PutObjectStream(Upload(self._handle, bucket, key, chosen)))
 
     def close(self) -> None:
         """Cancels what is in flight in this process and frees connections; the next use makes new ones."""
-        self._connector.close()
+        self._handle.close()
 
     def __enter__(self) -> Self:
         return self

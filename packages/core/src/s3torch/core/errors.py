@@ -100,6 +100,11 @@ class S3Error(Exception):
         self.request_id = request_id
         self.host_id = host_id
 
+    @property
+    def has_expired_credentials(self) -> bool:
+        """Whether S3 refused the credentials because their time is over."""
+        return self.code in _EXPIRED
+
     def __str__(self) -> str:
         where = self.operation or ""
         if self.bucket is not None:
@@ -201,6 +206,8 @@ class TransferCancelledError(S3Error):
 class ForkedProcessError(S3Error, RuntimeError):
     """An open reader or writer of the parent was used in a forked child."""
 
+
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
 
 _BY_CODE: dict[str, tuple[type[S3Error], str]] = {
     "NoSuchKey": (NotFoundError, "no such key"),

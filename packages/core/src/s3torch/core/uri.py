@@ -10,9 +10,11 @@ from urllib.parse import urlsplit
 
 from s3torch.core.errors import ConfigurationError
 
-__all__ = ["S3Uri", "check_endpoint", "is_confidential", "parse_s3_uri"]
+__all__ = ["S3Uri", "check_endpoint", "is_confidential", "is_directory_bucket", "parse_s3_uri"]
 
 _SCHEME = "s3://"
+# How the names of directory buckets and of their access points end.
+_DIRECTORY_SUFFIXES = ("--x-s3", "--xa-s3")
 # In the ARN of an access point the name may stand behind a slash, which does not begin the key.
 _ACCESS_POINT = re.compile(r"arn:[^/]*:(?:outpost[/:][^/:]+[/:])?accesspoint/[^/]+")
 
@@ -56,6 +58,11 @@ def parse_s3_uri(uri: str | os.PathLike[str]) -> S3Uri:
     if not bucket:
         raise ConfigurationError(f"Bucket name must be non-empty, got {uri!r}")
     return S3Uri(bucket, key)
+
+
+def is_directory_bucket(bucket: str) -> bool:
+    """Whether this is the name of a directory bucket or of an access point to one."""
+    return bucket.endswith(_DIRECTORY_SUFFIXES)
 
 
 def check_endpoint(url: str) -> str:

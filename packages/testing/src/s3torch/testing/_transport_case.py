@@ -11,19 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from s3torch.core.control import BotoControl
 from s3torch.core.models import PutOptions
-from s3torch.core.protocols import SupportsControl
+from s3torch.testing._calls import PATIENCE, TransportCalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from s3torch.core.errors import S3Error
     from s3torch.core.models import GetResult, MultipartUpload, PutResult
-    from s3torch.core.protocols import ControlPlane, Transport, TransportContext
-
-# How long a test waits for a transfer, in seconds: the suite is about right or wrong, not about speed.
-PATIENCE = 30
+    from s3torch.core.seam import Transport, TransportContext
 
 
 class TransportCase:
@@ -70,21 +66,11 @@ class TransportCase:
         raise NotImplementedError
 
     @pytest.fixture
-    def transport(self, transport_context: TransportContext) -> Iterator[Transport]:
-        """A transport for one test."""
-        transport = self.create_transport(transport_context)
+    def transport(self, transport_context: TransportContext) -> Iterator[TransportCalls]:
+        """A transport for one test, by its operations."""
+        transport = TransportCalls(self.create_transport(transport_context))
         yield transport
         transport.close()
-
-    @pytest.fixture
-    def control(self, transport: Transport, transport_context: TransportContext) -> Iterator[ControlPlane]:
-        """The transport's own control plane, else that of boto3."""
-        if isinstance(transport, SupportsControl):
-            control = transport.control()
-        else:
-            control = BotoControl(transport_context.session)
-        yield control
-        control.close()
 
     @pytest.fixture
     def prefix(self) -> str:
@@ -98,7 +84,7 @@ class TransportCase:
 
 
 def put(
-    transport: Transport,
+    transport: TransportCalls,
     bucket: str,
     key: str,
     data: bytes = b"data",
@@ -113,13 +99,13 @@ def put(
     return transfer.result(PATIENCE)
 
 
-def get(transport: Transport, bucket: str, key: str, **how: Any) -> GetResult:
+def get(transport: TransportCalls, bucket: str, key: str, **how: Any) -> GetResult:
     """Reads an object and waits for it."""
     return transport.get(bucket, key, **how).result(PATIENCE)
 
 
 def begin_upload(
-    transport: Transport, bucket: str, key: str, *, options: PutOptions | None = None
+    transport: TransportCalls, bucket: str, key: str, *, options: PutOptions | None = None
 ) -> MultipartUpload:
     """Begins a multipart upload with checksums and waits for it."""
     transfer = transport.create_multipart_upload(

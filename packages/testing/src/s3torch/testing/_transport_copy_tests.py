@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from s3torch.core.abilities import SupportsPartCopy, SupportsTags
 from s3torch.core.errors import NotFoundError, PreconditionFailedError
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import MIN_PART_SIZE, ByteRange
-from s3torch.testing._transport_case import PATIENCE, TransportCase, get, put
+from s3torch.testing._calls import PATIENCE
+from s3torch.testing._transport_case import TransportCase, get, put
 
 if TYPE_CHECKING:
-    from s3torch.core.protocols import ControlPlane, Transport
+    from s3torch.testing._calls import TransportCalls
 
 _DESCRIBED = PutOptions(content_type="text/x-test", metadata={"a": "b"}, cache_control="max-age=5")
 
@@ -23,67 +23,58 @@ _DESCRIBED = PutOptions(content_type="text/x-test", metadata={"a": "b"}, cache_c
 class CopyTests(TransportCase):
     """What ``ControlPlane.copy_object`` owes."""
 
-    def test_copy(self, transport: Transport, control: ControlPlane, bucket: str, prefix: str) -> None:
+    def test_copy(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
         """The copy has the bytes and what describes them, and what was there is replaced."""
         put(transport, bucket, f"{prefix}from", b"new", options=_DESCRIBED)
         put(transport, bucket, f"{prefix}to", b"old")
-        control.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to")
+        transport.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to")
         result = get(transport, bucket, f"{prefix}to")
         assert result.data == b"new"
         assert (result.head.content_type, result.head.metadata) == ("text/x-test", {"a": "b"})
         assert result.head.cache_control == "max-age=5"
 
-    def test_copy_of_missing_object(self, control: ControlPlane, bucket: str, prefix: str) -> None:
+    def test_copy_of_missing_object(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
         """A missing source is an error."""
         with pytest.raises(NotFoundError) as caught:
-            control.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to")
+            transport.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to")
         assert (caught.value.operation, caught.value.code) == ("CopyObject", "NoSuchKey")
 
-    def test_copy_with_a_place_of_its_own(
-        self, transport: Transport, control: ControlPlane, bucket: str, prefix: str
-    ) -> None:
+    def test_copy_with_a_place_of_its_own(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
         """The storage class is that of the options; what describes the content still goes along."""
         put(transport, bucket, f"{prefix}from", options=_DESCRIBED)
         options = PutOptions(storage_class="STANDARD_IA")
-        control.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to", options=options)
-        head = control.head_object(bucket, f"{prefix}to")
+        transport.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to", options=options)
+        head = transport.head_object(bucket, f"{prefix}to")
         assert head.storage_class == "STANDARD_IA"
         assert (head.content_type, head.metadata) == ("text/x-test", {"a": "b"})
 
-    def test_copy_with_other_metadata(
-        self, transport: Transport, control: ControlPlane, bucket: str, prefix: str
-    ) -> None:
+    def test_copy_with_other_metadata(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
         """Options that describe the content replace all that does."""
         put(transport, bucket, f"{prefix}from", options=_DESCRIBED)
         options = PutOptions(content_type="text/x-other", metadata={"c": "d"})
-        control.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to", options=options)
-        head = control.head_object(bucket, f"{prefix}to")
+        transport.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to", options=options)
+        head = transport.head_object(bucket, f"{prefix}to")
         assert (head.content_type, head.metadata) == ("text/x-other", {"c": "d"})
         assert head.cache_control is None
 
     @pytest.mark.parametrize("tags", [{}, {"new": "2"}], ids=["the same tags", "other tags"])
     def test_copy_with_tags(
         self,
-        transport: Transport,
-        control: ControlPlane,
+        transport: TransportCalls,
         bucket: str,
         prefix: str,
         tags: dict[str, str],
     ) -> None:
         """Tags go along, unless the options have some."""
-        if not isinstance(control, SupportsTags):
-            pytest.skip("the control plane does not tell tags")
         put(transport, bucket, f"{prefix}from", options=PutOptions(tags={"old": "1"}))
-        control.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to", options=PutOptions(tags=tags))
-        assert control.object_tags(bucket, f"{prefix}to") == tags or {"old": "1"}
+        transport.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to", options=PutOptions(tags=tags))
+        assert transport.object_tags(bucket, f"{prefix}to") == tags or {"old": "1"}
 
-    def test_copy_of_a_version(
-        self, transport: Transport, control: ControlPlane, versioned_bucket: str, prefix: str
-    ) -> None:
+    def test_copy_of_a_version(self, transport: TransportCalls, versioned_bucket: str, prefix: str) -> None:
         """An older version can be copied."""
         first = put(transport, versioned_bucket, f"{prefix}from", b"first")
         put(transport, versioned_bucket, f"{prefix}from", b"second")
-        control.copy_object(
+        transport.copy_object(
             versioned_bucket,
             f"{prefix}from",
             versioned_bucket,
@@ -92,28 +83,23 @@ class CopyTests(TransportCase):
         )
         assert get(transport, versioned_bucket, f"{prefix}to").data == b"first"
 
-    def test_copy_if_match(
-        self, transport: Transport, control: ControlPlane, bucket: str, prefix: str
-    ) -> None:
+    def test_copy_if_match(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
         """A source that was replaced is not copied."""
         if not self.checks_copy_conditions:
             pytest.skip("the store does not check the conditions of copies")
         known = put(transport, bucket, f"{prefix}from", b"first").etag
-        control.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to", if_match=known)
+        transport.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to", if_match=known)
         put(transport, bucket, f"{prefix}from", b"second")
         with pytest.raises(PreconditionFailedError):
-            control.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to", if_match=known)
+            transport.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to", if_match=known)
         assert get(transport, bucket, f"{prefix}to").data == b"first"
 
 
 class PartCopyTests(TransportCase):
     """What ``SupportsPartCopy`` owes."""
 
-    def test_parts_of_another_object(
-        self, transport: Transport, control: ControlPlane, bucket: str, prefix: str
-    ) -> None:
+    def test_parts_of_another_object(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
         """An upload can be made of ranges of an object."""
-        copier = _copier(control)
         data = bytes(range(256)) * (MIN_PART_SIZE // 256) + b"tail"
         stored = put(transport, bucket, f"{prefix}from ü+", data)
         upload = transport.create_multipart_upload(bucket, f"{prefix}to", options=PutOptions()).result(
@@ -121,7 +107,7 @@ class PartCopyTests(TransportCase):
         )
         ranges = [ByteRange(0, MIN_PART_SIZE), ByteRange(MIN_PART_SIZE, len(data))]
         parts = [
-            copier.upload_part_copy(
+            transport.upload_part_copy(
                 upload, number, bucket, f"{prefix}from ü+", byte_range=byte_range, if_match=stored.etag
             )
             for number, byte_range in enumerate(ranges, 1)
@@ -130,24 +116,18 @@ class PartCopyTests(TransportCase):
         transport.complete_multipart_upload(upload, parts, options=PutOptions()).result(PATIENCE)
         assert get(transport, bucket, f"{prefix}to").data == data
 
-    def test_part_of_missing_object(
-        self, transport: Transport, control: ControlPlane, bucket: str, prefix: str
-    ) -> None:
+    def test_part_of_missing_object(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
         """A missing source is an error about the source."""
-        copier = _copier(control)
         upload = transport.create_multipart_upload(bucket, f"{prefix}to", options=PutOptions()).result(
             PATIENCE
         )
         with pytest.raises(NotFoundError) as caught:
-            copier.upload_part_copy(upload, 1, bucket, f"{prefix}from", byte_range=ByteRange(0, 1))
+            transport.upload_part_copy(upload, 1, bucket, f"{prefix}from", byte_range=ByteRange(0, 1))
         assert caught.value.operation == "UploadPartCopy"
         transport.abort_multipart_upload(upload).result(PATIENCE)
 
-    def test_part_if_match(
-        self, transport: Transport, control: ControlPlane, bucket: str, prefix: str
-    ) -> None:
+    def test_part_if_match(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
         """A source that was replaced gives no part."""
-        copier = _copier(control)
         if not self.checks_copy_conditions:
             pytest.skip("the store does not check the conditions of copies")
         known = put(transport, bucket, f"{prefix}from", b"first").etag
@@ -156,13 +136,7 @@ class PartCopyTests(TransportCase):
             PATIENCE
         )
         with pytest.raises(PreconditionFailedError):
-            copier.upload_part_copy(
+            transport.upload_part_copy(
                 upload, 1, bucket, f"{prefix}from", byte_range=ByteRange(0, 5), if_match=known
             )
         transport.abort_multipart_upload(upload).result(PATIENCE)
-
-
-def _copier(control: ControlPlane) -> SupportsPartCopy:
-    if not isinstance(control, SupportsPartCopy):
-        pytest.skip("the control plane does not copy parts")
-    return control

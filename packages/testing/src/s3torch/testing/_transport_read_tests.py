@@ -21,7 +21,7 @@ from s3torch.core.ranges import MIB, ByteRange
 from s3torch.testing._transport_case import TransportCase, checksum_of, get, put, refused
 
 if TYPE_CHECKING:
-    from s3torch.core.protocols import Transport
+    from s3torch.testing._calls import TransportCalls
 
 _DATA = bytes(range(256)) * 5
 
@@ -29,14 +29,14 @@ _DATA = bytes(range(256)) * 5
 class ReadTests(TransportCase):
     """What ``Transport.get`` owes."""
 
-    def test_get_returns_whole_object(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_get_returns_whole_object(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """Without a range and a buffer, all bytes come in the result."""
         put(transport, bucket, key, _DATA)
         result = get(transport, bucket, key)
         assert result.data == _DATA
         assert result.length == result.head.size == len(_DATA)
 
-    def test_get_tells_what_a_head_would(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_get_tells_what_a_head_would(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """The response of a GET spares the HEAD."""
         options = PutOptions(content_type="text/x-test", metadata={"Colour": "blue"})
         before = int(time.time())
@@ -50,7 +50,9 @@ class ReadTests(TransportCase):
             assert head.metadata == {"colour": "blue"}
             assert head.storage_class is None
 
-    def test_get_tells_checksum_of_whole_object(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_get_tells_checksum_of_whole_object(
+        self, transport: TransportCalls, bucket: str, key: str
+    ) -> None:
         """A checksum that was stored comes with the whole object, and never with a range of it."""
         if not self.verifies_checksums:
             pytest.skip("the store keeps no checksums")
@@ -65,7 +67,7 @@ class ReadTests(TransportCase):
         [(0, 1), (0, 1280), (3, 300), (1279, 1280), (1000, 5000), (0, 9999)],
     )
     def test_get_returns_range(
-        self, transport: Transport, bucket: str, key: str, start: int, stop: int
+        self, transport: TransportCalls, bucket: str, key: str, start: int, stop: int
     ) -> None:
         """A range is half open and ends at the end of the object at the latest."""
         put(transport, bucket, key, _DATA)
@@ -76,7 +78,7 @@ class ReadTests(TransportCase):
 
     @pytest.mark.parametrize(("start", "stop"), [(1280, 1281), (5000, 6000)])
     def test_get_range_behind_the_end(
-        self, transport: Transport, bucket: str, key: str, start: int, stop: int
+        self, transport: TransportCalls, bucket: str, key: str, start: int, stop: int
     ) -> None:
         """A range that begins at or behind the end cannot be satisfied."""
         put(transport, bucket, key, _DATA)
@@ -90,7 +92,7 @@ class ReadTests(TransportCase):
         ):
             get(transport, bucket, key, byte_range=ByteRange(start, stop))
 
-    def test_get_fills_buffer(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_get_fills_buffer(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """With a buffer, the bytes go there and only there."""
         put(transport, bucket, key, _DATA)
         buffer = bytearray(len(_DATA) + 20)
@@ -100,7 +102,7 @@ class ReadTests(TransportCase):
         assert result.length == len(_DATA)
         assert buffer == bytes(10) + _DATA + bytes(10)
 
-    def test_get_fills_buffer_with_range(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_get_fills_buffer_with_range(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """The first byte of the range is the first byte of the buffer."""
         put(transport, bucket, key, _DATA)
         buffer = bytearray(300)
@@ -108,7 +110,9 @@ class ReadTests(TransportCase):
         assert (result.data, result.length) == (None, 280)
         assert buffer[:280] == _DATA[1000:]
 
-    def test_get_fills_buffer_with_many_pieces(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_get_fills_buffer_with_many_pieces(
+        self, transport: TransportCalls, bucket: str, key: str
+    ) -> None:
         """An object of several megabytes arrives whole and in order."""
         data = _DATA * (6 * MIB // len(_DATA))
         put(transport, bucket, key, data)
@@ -120,13 +124,13 @@ class ReadTests(TransportCase):
         get(transport, bucket, key, byte_range=ranged, into=memoryview(buffer)[: len(data) - half])
         assert buffer[: len(data) - half] == data[half:]
 
-    def test_get_object_longer_than_buffer(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_get_object_longer_than_buffer(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """A body that does not fit is an error, never a part of the object."""
         put(transport, bucket, key, _DATA)
         with pytest.raises(TruncatedError):
             get(transport, bucket, key, into=memoryview(bytearray(100)))
 
-    def test_get_empty_object(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_get_empty_object(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """No bytes are no error, with a range that begins at 0 neither."""
         put(transport, bucket, key, b"")
         for byte_range in (None, ByteRange(0, 1), ByteRange(0, 8 * MIB)):
@@ -137,14 +141,14 @@ class ReadTests(TransportCase):
             assert (result.data, result.length, result.head.size) == (None, 0, 0)
 
     def test_get_range_behind_the_start_of_empty_object(
-        self, transport: Transport, bucket: str, key: str
+        self, transport: TransportCalls, bucket: str, key: str
     ) -> None:
         """An object without bytes ends at 0."""
         put(transport, bucket, key, b"")
         with pytest.raises(RangeNotSatisfiableError):
             get(transport, bucket, key, byte_range=ByteRange(1, 2))
 
-    def test_get_if_match(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_get_if_match(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """The object is read only while it has the ETag that was asked for."""
         etag = put(transport, bucket, key, _DATA).etag
         assert get(transport, bucket, key, if_match=etag).data == _DATA
@@ -160,7 +164,7 @@ class ReadTests(TransportCase):
             ):
                 get(transport, bucket, key, if_match=etag, byte_range=byte_range)
 
-    def test_get_version(self, transport: Transport, versioned_bucket: str, key: str) -> None:
+    def test_get_version(self, transport: TransportCalls, versioned_bucket: str, key: str) -> None:
         """An older version can still be read."""
         first = put(transport, versioned_bucket, key, b"first")
         second = put(transport, versioned_bucket, key, b"second")
@@ -170,7 +174,7 @@ class ReadTests(TransportCase):
         assert (result.data, result.head.version_id) == (b"first", first.version_id)
         assert get(transport, versioned_bucket, key).head.version_id == second.version_id
 
-    def test_get_missing_key(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_get_missing_key(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """A missing object is told from a missing bucket."""
         for byte_range in (None, ByteRange(0, 10)):
             with refused(
@@ -183,7 +187,7 @@ class ReadTests(TransportCase):
             ):
                 get(transport, bucket, key, byte_range=byte_range)
 
-    def test_get_from_missing_bucket(self, transport: Transport, key: str) -> None:
+    def test_get_from_missing_bucket(self, transport: TransportCalls, key: str) -> None:
         """A missing bucket is told from a missing object."""
         with refused(
             NotFoundError,

@@ -16,12 +16,13 @@ import pytest
 from s3torch.core.errors import NotFoundError, S3Error, TransferCancelledError
 from s3torch.core.models import MultipartUpload, PutOptions
 from s3torch.core.ranges import MIB, ByteRange
-from s3torch.testing._transport_case import PATIENCE, TransportCase, checksum_of, get, put
+from s3torch.testing._calls import PATIENCE, TransportCalls
+from s3torch.testing._transport_case import TransportCase, checksum_of, get, put
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from s3torch.core.protocols import Transfer, Transport, TransportContext
+    from s3torch.core.seam import Transfer, TransportContext
 
 _PROMPT = 5
 _MANY = 24
@@ -30,7 +31,7 @@ _MANY = 24
 class TransferTests(TransportCase):
     """What every transfer owes."""
 
-    def test_starting_never_raises(self, transport: Transport, key: str) -> None:
+    def test_starting_never_raises(self, transport: TransportCalls, key: str) -> None:
         """What is wrong is told by the transfer."""
         nowhere = "s3torch-no-such-bucket"
         upload = MultipartUpload(nowhere, key, "no-such-upload")
@@ -47,7 +48,9 @@ class TransferTests(TransportCase):
             assert transfer.done()
         transport.abort_multipart_upload(upload).result(PATIENCE)
 
-    def test_callback_before_and_after_the_end(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_callback_before_and_after_the_end(
+        self, transport: TransportCalls, bucket: str, key: str
+    ) -> None:
         """A callback gets the transfer, once, also when it comes late."""
         put(transport, bucket, key)
         transfer = transport.get(bucket, key)
@@ -62,7 +65,7 @@ class TransferTests(TransportCase):
         assert transfer.result(0).data == b"data"
         assert called == [transfer, transfer]
 
-    def test_callback_of_failure(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_callback_of_failure(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """A transfer that fails calls back as well, and fails whenever it is asked."""
         transfer = transport.get(bucket, key)
         ended = threading.Event()
@@ -72,7 +75,7 @@ class TransferTests(TransportCase):
             with pytest.raises(NotFoundError):
                 transfer.result(0)
 
-    def test_callback_may_start_the_next(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_callback_may_start_the_next(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """A chain of transfers needs no thread that waits."""
         put(transport, bucket, key)
         results: list[bytes | None] = []
@@ -89,7 +92,7 @@ class TransferTests(TransportCase):
         assert ended.wait(PATIENCE)
         assert results == [b"data"] * _MANY
 
-    def test_many_at_a_time(self, transport: Transport, bucket: str, prefix: str) -> None:
+    def test_many_at_a_time(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
         """Transfers do not get mixed up."""
         bodies = {f"{prefix}{n}": bytes([n]) * (1000 * n + 1) for n in range(_MANY)}
         puts = [
@@ -100,7 +103,7 @@ class TransferTests(TransportCase):
         gets = {key: transport.get(bucket, key) for key in bodies}
         assert {key: got.result(PATIENCE).data for key, got in gets.items()} == bodies
 
-    def test_many_threads(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_many_threads(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """Every method may be called from any thread."""
         data = bytes(range(256)) * 100
         put(transport, bucket, key, data)
@@ -114,7 +117,7 @@ class TransferTests(TransportCase):
         with ThreadPoolExecutor(8) as threads:
             assert all(threads.map(read, range(64)))
 
-    def test_result_may_be_asked_too_early(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_result_may_be_asked_too_early(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """Waiting for too short a time ends nothing."""
         put(transport, bucket, key, bytes(2 * MIB))
         transfer = transport.get(bucket, key)
@@ -124,7 +127,7 @@ class TransferTests(TransportCase):
             result = transfer.result(PATIENCE)
         assert result.length == 2 * MIB
 
-    def test_errors_can_be_pickled(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_errors_can_be_pickled(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """An error crosses processes with all of its facts."""
         put(transport, bucket, key)
         failing: list[Transfer[Any]] = [
@@ -146,7 +149,7 @@ class TransferTests(TransportCase):
 class BufferTests(TransportCase):
     """When a transport lets go of its caller's buffers."""
 
-    def test_get_releases_buffer(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_get_releases_buffer(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """After the end of a GET, good or bad, nothing of it holds the buffer."""
         put(transport, bucket, key)
         for asked in (key, f"{key}-missing"):
@@ -156,7 +159,7 @@ class BufferTests(TransportCase):
             _expect_released(buffer)
 
     @pytest.mark.parametrize("size", [10, 3 * MIB])
-    def test_put_releases_body(self, transport: Transport, bucket: str, key: str, size: int) -> None:
+    def test_put_releases_body(self, transport: TransportCalls, bucket: str, key: str, size: int) -> None:
         """After the end of a PUT, good or bad, nothing of it holds the body."""
         for where in (bucket, "s3torch-no-such-bucket"):
             body = bytearray(size)
@@ -168,7 +171,7 @@ class BufferTests(TransportCase):
 class CancelTests(TransportCase):
     """What cancelling owes."""
 
-    def test_cancelled_gets_end_promptly(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_cancelled_gets_end_promptly(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """Each ends at once, by the error of a cancelled transfer if it was in time."""
         put(transport, bucket, key, bytes(4 * MIB))
         buffers = [bytearray(4 * MIB) for _ in range(_MANY)]
@@ -184,7 +187,7 @@ class CancelTests(TransportCase):
         assert get(transport, bucket, key).length == 4 * MIB
 
     def test_cancelled_put_stores_all_or_nothing(
-        self, transport: Transport, bucket: str, prefix: str
+        self, transport: TransportCalls, bucket: str, prefix: str
     ) -> None:
         """Nothing that was changed after the end of a cancelled PUT is ever stored."""
         size = 2 * MIB
@@ -206,7 +209,7 @@ class CancelTests(TransportCase):
             except NotFoundError:
                 continue
 
-    def test_cancel_after_the_end(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_cancel_after_the_end(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """What has ended stays as it ended."""
         put(transport, bucket, key)
         transfer = transport.get(bucket, key)
@@ -225,11 +228,11 @@ class CloseTests(TransportCase):
         transport.close()
 
     def test_close_cancels(
-        self, transport: Transport, transport_context: TransportContext, bucket: str, key: str
+        self, transport: TransportCalls, transport_context: TransportContext, bucket: str, key: str
     ) -> None:
         """What is in flight ends at once, and its buffers are free."""
         put(transport, bucket, key, bytes(4 * MIB))
-        other = self.create_transport(transport_context)
+        other = TransportCalls(self.create_transport(transport_context))
         buffers = [bytearray(4 * MIB) for _ in range(_MANY)]
         transfers = [other.get(bucket, key, into=memoryview(buffer)) for buffer in buffers]
         begin = time.monotonic()
@@ -242,7 +245,7 @@ class CloseTests(TransportCase):
 
     def test_use_after_close(self, transport_context: TransportContext) -> None:
         """A closed transport starts nothing."""
-        transport = self.create_transport(transport_context)
+        transport = TransportCalls(self.create_transport(transport_context))
         transport.close()
         upload, body, options = MultipartUpload("b", "k", "u"), memoryview(b""), PutOptions()
         uses: list[Callable[[], object]] = [

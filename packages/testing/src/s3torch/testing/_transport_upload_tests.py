@@ -7,16 +7,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-import pytest
-
-from s3torch.core.abilities import SupportsUploadListing
 from s3torch.core.errors import NotFoundError
 from s3torch.core.models import MultipartUpload
-from s3torch.testing._transport_case import PATIENCE, TransportCase, begin_upload, refused
+from s3torch.testing._calls import PATIENCE
+from s3torch.testing._transport_case import TransportCase, begin_upload, refused
 
 if TYPE_CHECKING:
     from s3torch.core.models import UploadInfo
-    from s3torch.core.protocols import ControlPlane, Transport
+    from s3torch.testing._calls import TransportCalls
 
 _NOWHERE = "s3torch-no-such-bucket"
 
@@ -24,17 +22,14 @@ _NOWHERE = "s3torch-no-such-bucket"
 class UploadListingTests(TransportCase):
     """What ``SupportsUploadListing`` owes."""
 
-    def test_uploads_in_progress(
-        self, transport: Transport, control: ControlPlane, bucket: str, prefix: str
-    ) -> None:
+    def test_uploads_in_progress(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
         """Uploads are told until they are aborted."""
-        listing = _listing(control)
         awkward = "ü +%20/b" if self.quotes_keys_of_uploads else "ü /b"
         begun = [begin_upload(transport, bucket, f"{prefix}{name}") for name in ("a", "a", awkward)]
         told: list[UploadInfo] = []
         marker = None
         for _ in begun:
-            page = listing.list_multipart_uploads(bucket, prefix=prefix, max_uploads=2, marker=marker)
+            page = transport.list_multipart_uploads(bucket, prefix=prefix, max_uploads=2, marker=marker)
             told += page.uploads
             marker = page.next_marker
             if marker is None:
@@ -46,17 +41,11 @@ class UploadListingTests(TransportCase):
             assert all(abs(one.initiated - time.time()) < PATIENCE for one in told)
         for upload in begun:
             transport.abort_multipart_upload(upload).result(PATIENCE)
-        assert listing.list_multipart_uploads(bucket, prefix=prefix).uploads == []
+        assert transport.list_multipart_uploads(bucket, prefix=prefix).uploads == []
 
-    def test_uploads_in_missing_bucket(self, control: ControlPlane) -> None:
+    def test_uploads_in_missing_bucket(self, transport: TransportCalls) -> None:
         """A missing bucket is an error."""
         with refused(
             NotFoundError, operation="ListMultipartUploads", bucket=_NOWHERE, code="NoSuchBucket", status=404
         ):
-            _listing(control).list_multipart_uploads(_NOWHERE)
-
-
-def _listing(control: ControlPlane) -> SupportsUploadListing:
-    if not isinstance(control, SupportsUploadListing):
-        pytest.skip("the control plane does not list uploads")
-    return control
+            transport.list_multipart_uploads(_NOWHERE)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from s3torch.core.abilities import SupportsVersions
 from s3torch.core.errors import ConfigurationError, NotFoundError
-from s3torch.testing._transport_case import PATIENCE, TransportCase, get, put, refused
+from s3torch.testing._calls import PATIENCE
+from s3torch.testing._transport_case import TransportCase, get, put, refused
 
 if TYPE_CHECKING:
     from s3torch.core.models import ListVersionsResult
-    from s3torch.core.protocols import ControlPlane, Transport
+    from s3torch.testing._calls import TransportCalls
 
 _NOWHERE = "s3torch-no-such-bucket"
 
@@ -23,16 +23,13 @@ _NOWHERE = "s3torch-no-such-bucket"
 class VersionTests(TransportCase):
     """What ``SupportsVersions`` owes, and ``delete_object`` with a version."""
 
-    def test_list_versions(
-        self, transport: Transport, control: ControlPlane, versioned_bucket: str, prefix: str
-    ) -> None:
+    def test_list_versions(self, transport: TransportCalls, versioned_bucket: str, prefix: str) -> None:
         """All versions and markers are told, the latest of each key first."""
-        versions = _versions(control)
         first = put(transport, versioned_bucket, f"{prefix}a", b"1")
         second = put(transport, versioned_bucket, f"{prefix}a", b"22")
-        control.delete_object(versioned_bucket, f"{prefix}a")
+        transport.delete_object(versioned_bucket, f"{prefix}a")
         put(transport, versioned_bucket, f"{prefix}b", b"333")
-        told = versions.list_object_versions(versioned_bucket, prefix=prefix)
+        told = transport.list_object_versions(versioned_bucket, prefix=prefix)
         assert [(one.key, one.size, one.is_latest, one.is_delete_marker) for one in told.versions[:1]] == [
             (f"{prefix}a", 0, True, True)
         ]
@@ -46,10 +43,9 @@ class VersionTests(TransportCase):
         assert get(transport, versioned_bucket, f"{prefix}a", version_id=first.version_id).data == b"1"
 
     def test_list_versions_in_pages(
-        self, transport: Transport, control: ControlPlane, versioned_bucket: str, prefix: str
+        self, transport: TransportCalls, versioned_bucket: str, prefix: str
     ) -> None:
         """All versions come, each once."""
-        versions = _versions(control)
         stored = {
             (f"{prefix}{name}", put(transport, versioned_bucket, f"{prefix}{name}").version_id)
             for name in "abab"
@@ -58,76 +54,66 @@ class VersionTests(TransportCase):
         while not pages or pages[-1].next_marker is not None:
             marker = pages[-1].next_marker if pages else None
             pages.append(
-                versions.list_object_versions(versioned_bucket, prefix=prefix, max_keys=1, marker=marker)
+                transport.list_object_versions(versioned_bucket, prefix=prefix, max_keys=1, marker=marker)
             )
         told = [(one.key, one.version_id) for page in pages for one in page.versions]
         assert len(told) == 4
         assert set(told) == stored
 
     def test_list_versions_of_unversioned_bucket(
-        self, transport: Transport, control: ControlPlane, bucket: str, prefix: str
+        self, transport: TransportCalls, bucket: str, prefix: str
     ) -> None:
         """Objects that are not versioned are of version ``null``."""
         put(transport, bucket, f"{prefix}a/b")
         put(transport, bucket, f"{prefix}c")
-        told = _versions(control).list_object_versions(bucket, prefix=prefix, delimiter="/")
+        told = transport.list_object_versions(bucket, prefix=prefix, delimiter="/")
         assert [(one.key, one.version_id, one.is_latest) for one in told.versions] == [
             (f"{prefix}c", "null", True)
         ]
         assert told.common_prefixes == [f"{prefix}a/"]
 
-    def test_list_versions_in_missing_bucket(self, control: ControlPlane) -> None:
+    def test_list_versions_in_missing_bucket(self, transport: TransportCalls) -> None:
         """A missing bucket is an error."""
         with refused(
             NotFoundError, operation="ListObjectVersions", bucket=_NOWHERE, code="NoSuchBucket", status=404
         ):
-            _versions(control).list_object_versions(_NOWHERE)
+            transport.list_object_versions(_NOWHERE)
 
-    def test_delete_one_version(
-        self, transport: Transport, control: ControlPlane, versioned_bucket: str, key: str
-    ) -> None:
+    def test_delete_one_version(self, transport: TransportCalls, versioned_bucket: str, key: str) -> None:
         """A version that is deleted is gone for good, and the one before is the latest again."""
         first = put(transport, versioned_bucket, key, b"first")
         second = put(transport, versioned_bucket, key, b"second")
         for _ in range(2):
-            control.delete_object(versioned_bucket, key, version_id=second.version_id)
+            transport.delete_object(versioned_bucket, key, version_id=second.version_id)
         result = get(transport, versioned_bucket, key)
         assert (result.data, result.head.version_id) == (b"first", first.version_id)
         with pytest.raises(NotFoundError):
             get(transport, versioned_bucket, key, version_id=second.version_id)
 
     def test_delete_marker_can_be_deleted(
-        self, transport: Transport, control: ControlPlane, versioned_bucket: str, key: str
+        self, transport: TransportCalls, versioned_bucket: str, key: str
     ) -> None:
         """Without its delete marker an object is back."""
-        versions = _versions(control)
         put(transport, versioned_bucket, key)
-        control.delete_object(versioned_bucket, key)
-        (marker, _) = versions.list_object_versions(versioned_bucket, prefix=key).versions
+        transport.delete_object(versioned_bucket, key)
+        (marker, _) = transport.list_object_versions(versioned_bucket, prefix=key).versions
         assert marker.is_delete_marker
-        assert versions.delete_versions(versioned_bucket, [(key, marker.version_id)]) == []
+        assert transport.delete_versions(versioned_bucket, [(key, marker.version_id)]) == []
         assert get(transport, versioned_bucket, key).data == b"data"
 
     def test_delete_many_versions(
-        self, transport: Transport, control: ControlPlane, versioned_bucket: str, prefix: str
+        self, transport: TransportCalls, versioned_bucket: str, prefix: str
     ) -> None:
         """Many versions go at once, and nothing stays of them."""
-        versions = _versions(control)
         for name in "aab":
             put(transport, versioned_bucket, f"{prefix}{name}")
-        told = versions.list_object_versions(versioned_bucket, prefix=prefix).versions
+        told = transport.list_object_versions(versioned_bucket, prefix=prefix).versions
         targets = [(one.key, one.version_id) for one in told]
-        assert versions.delete_versions(versioned_bucket, targets) == []
-        assert versions.list_object_versions(versioned_bucket, prefix=prefix).versions == []
-        assert versions.delete_versions(versioned_bucket, []) == []
+        assert transport.delete_versions(versioned_bucket, targets) == []
+        assert transport.list_object_versions(versioned_bucket, prefix=prefix).versions == []
+        assert transport.delete_versions(versioned_bucket, []) == []
 
-    def test_delete_too_many_versions(self, control: ControlPlane, bucket: str) -> None:
+    def test_delete_too_many_versions(self, transport: TransportCalls, bucket: str) -> None:
         """One request has a limit, and whoever asks has to know it."""
         with pytest.raises(ConfigurationError):
-            _versions(control).delete_versions(bucket, [("key", f"{number}") for number in range(1001)])
-
-
-def _versions(control: ControlPlane) -> SupportsVersions:
-    if not isinstance(control, SupportsVersions):
-        pytest.skip("the control plane does not know versions")
-    return control
+            transport.delete_versions(bucket, [("key", f"{number}") for number in range(1001)])

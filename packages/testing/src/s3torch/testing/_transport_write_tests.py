@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from s3torch.core.abilities import SupportsTags
 from s3torch.core.errors import ChecksumMismatchError, NotFoundError, PreconditionFailedError
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import MIN_PART_SIZE
+from s3torch.testing._calls import PATIENCE
 from s3torch.testing._transport_case import (
-    PATIENCE,
     TransportCase,
     begin_upload,
     checksum_of,
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from s3torch.core.models import MultipartUpload
-    from s3torch.core.protocols import ControlPlane, Transport
+    from s3torch.testing._calls import TransportCalls
 
 _NEW = PutOptions(if_none_match="*")
 
@@ -36,20 +35,20 @@ class PutTests(TransportCase):
     """What ``Transport.put`` owes."""
 
     @pytest.mark.parametrize("size", [0, 1, 100_000, 3_000_000])
-    def test_put_stores_all_bytes(self, transport: Transport, bucket: str, key: str, size: int) -> None:
+    def test_put_stores_all_bytes(self, transport: TransportCalls, bucket: str, key: str, size: int) -> None:
         """What was put is what is got."""
         data = bytes(range(251)) * (size // 251 + 1)
         put(transport, bucket, key, data[:size])
         assert get(transport, bucket, key).data == data[:size]
 
-    def test_put_takes_any_view(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_put_takes_any_view(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """The body may be a writable buffer, or a piece of one."""
         data = bytearray(b"0123456789" * 200_000)
         body = memoryview(data)[5:-5]
         transport.put(bucket, key, body, options=PutOptions()).result(PATIENCE)
         assert get(transport, bucket, key).data == bytes(body)
 
-    def test_put_replaces(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_put_replaces(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """The last one wins."""
         first = put(transport, bucket, key, b"first")
         second = put(transport, bucket, key, b"second")
@@ -57,19 +56,17 @@ class PutTests(TransportCase):
         assert (result.data, result.head.etag) == (b"second", second.etag)
         assert first.etag != second.etag
 
-    def test_put_stores_as_options_say(
-        self, transport: Transport, control: ControlPlane, bucket: str, key: str
-    ) -> None:
+    def test_put_stores_as_options_say(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """Storage class, media type and metadata are kept."""
         options = PutOptions("STANDARD_IA", "image/x-test", {"one": "1", "two": "2 = 2"})
         put(transport, bucket, key, options=options)
-        head = control.head_object(bucket, key)
+        head = transport.head_object(bucket, key)
         assert head.storage_class == "STANDARD_IA"
         assert head.content_type == "image/x-test"
         assert head.metadata == {"one": "1", "two": "2 = 2"}
 
     def test_put_keeps_what_describes_the_content(
-        self, transport: Transport, control: ControlPlane, bucket: str, key: str
+        self, transport: TransportCalls, bucket: str, key: str
     ) -> None:
         """What browsers and caches ask for comes back as it was; a multipart upload keeps it, too."""
         options = PutOptions(
@@ -86,34 +83,30 @@ class PutTests(TransportCase):
             upload, [part.result(PATIENCE)], options=options, checksum=checksum_of(b"x")
         ).result(PATIENCE)
         for stored in (key, f"{key}-parts"):
-            head = control.head_object(bucket, stored)
+            head = transport.head_object(bucket, stored)
             assert head.cache_control == "max-age=5"
             assert head.content_disposition == 'attachment; filename="x y"'
             assert head.content_encoding == "gzip"
             assert head.content_language == "en"
             assert head.expires == "Wed, 02 Jan 2030 03:04:05 GMT"
 
-    def test_put_with_tags(self, transport: Transport, control: ControlPlane, bucket: str, key: str) -> None:
+    def test_put_with_tags(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """Tags are kept, with all characters that S3 allows in them."""
-        if not isinstance(control, SupportsTags):
-            pytest.skip("the control plane does not tell tags")
         tags = {"plain": "text", "a b": "c+d=e/f@g", "none": ""}
         put(transport, bucket, key, options=PutOptions(tags=tags))
-        assert control.object_tags(bucket, key) == tags
+        assert transport.object_tags(bucket, key) == tags
 
-    def test_put_with_encryption(
-        self, transport: Transport, control: ControlPlane, bucket: str, key: str
-    ) -> None:
+    def test_put_with_encryption(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """The store encrypts as it is asked to, and says so."""
         put(transport, bucket, key, options=PutOptions(server_side_encryption="AES256"))
-        head = control.head_object(bucket, key)
+        head = transport.head_object(bucket, key)
         assert head.server_side_encryption == "AES256"
         assert get(transport, bucket, key).data == b"data"
 
     @pytest.mark.parametrize("algorithm", ["CRC64NVME", "CRC32C", "CRC32"])
     @pytest.mark.parametrize("size", [0, 100, 2_000_000])
     def test_put_with_checksum(
-        self, transport: Transport, bucket: str, key: str, algorithm: str, size: int
+        self, transport: TransportCalls, bucket: str, key: str, algorithm: str, size: int
     ) -> None:
         """The right checksum is accepted and a wrong one is not."""
         data = bytes(size)
@@ -127,7 +120,7 @@ class PutTests(TransportCase):
         assert (caught.value.status, caught.value.key) == (400, key)
 
     def test_put_with_wrong_checksum_leaves_old_object(
-        self, transport: Transport, bucket: str, key: str
+        self, transport: TransportCalls, bucket: str, key: str
     ) -> None:
         """What is refused does not replace what is there."""
         if not self.verifies_checksums:
@@ -137,7 +130,7 @@ class PutTests(TransportCase):
             put(transport, bucket, key, b"new", checksum=checksum_of(b"other"))
         assert get(transport, bucket, key).data == b"old"
 
-    def test_put_if_none_match(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_put_if_none_match(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """An object can be stored only if there is none."""
         put(transport, bucket, key, b"first", options=_NEW)
         with refused(
@@ -151,7 +144,7 @@ class PutTests(TransportCase):
             put(transport, bucket, key, b"second", options=_NEW)
         assert get(transport, bucket, key).data == b"first"
 
-    def test_put_if_match(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_put_if_match(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """An object can be replaced only if it is still the one that is known."""
         known = put(transport, bucket, key, b"first").etag
         put(transport, bucket, key, b"second", options=PutOptions(if_match=known))
@@ -159,7 +152,7 @@ class PutTests(TransportCase):
             put(transport, bucket, key, b"third", options=PutOptions(if_match=known))
         assert get(transport, bucket, key).data == b"second"
 
-    def test_put_into_missing_bucket(self, transport: Transport, key: str) -> None:
+    def test_put_into_missing_bucket(self, transport: TransportCalls, key: str) -> None:
         """A bucket is never made by the way."""
         with refused(
             NotFoundError,
@@ -176,7 +169,7 @@ class MultipartTests(TransportCase):
     """What the methods of multipart uploads owe."""
 
     def test_multipart_parts_in_any_order_at_the_same_time(
-        self, transport: Transport, bucket: str, key: str
+        self, transport: TransportCalls, bucket: str, key: str
     ) -> None:
         """The object is its parts in the order of their numbers, with the options of the start."""
         bodies = [bytes([number]) * MIN_PART_SIZE for number in (1, 2)] + [b"end"]
@@ -199,7 +192,7 @@ class MultipartTests(TransportCase):
         assert result.head.content_type == "text/x-test"
         assert result.head.metadata == {"a": "b"}
 
-    def test_multipart_without_checksums(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_multipart_without_checksums(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """Checksums may be left out, for stores that know none."""
         upload = transport.create_multipart_upload(bucket, key, options=PutOptions()).result(PATIENCE)
         part = transport.upload_part(upload, 1, memoryview(b"only")).result(PATIENCE)
@@ -208,7 +201,7 @@ class MultipartTests(TransportCase):
         assert get(transport, bucket, key).data == b"only"
 
     def test_multipart_nothing_is_visible_before_completion(
-        self, transport: Transport, bucket: str, key: str
+        self, transport: TransportCalls, bucket: str, key: str
     ) -> None:
         """The old object stays until the new one is whole."""
         put(transport, bucket, key, b"old")
@@ -222,7 +215,7 @@ class MultipartTests(TransportCase):
         ).result(PATIENCE)
         assert get(transport, bucket, key).data == b"new"
 
-    def test_multipart_wrong_checksum_of_part(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_multipart_wrong_checksum_of_part(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """A part whose checksum is wrong is refused."""
         if not self.verifies_checksums:
             pytest.skip("the store does not verify checksums")
@@ -233,7 +226,7 @@ class MultipartTests(TransportCase):
         transport.abort_multipart_upload(upload).result(PATIENCE)
 
     def test_multipart_condition_goes_with_completion(
-        self, transport: Transport, bucket: str, key: str
+        self, transport: TransportCalls, bucket: str, key: str
     ) -> None:
         """An object that appeared meanwhile is not replaced."""
         upload = begin_upload(transport, bucket, key, options=_NEW)
@@ -255,7 +248,7 @@ class MultipartTests(TransportCase):
         assert get(transport, bucket, key).data == b"theirs"
         transport.abort_multipart_upload(upload).result(PATIENCE)
 
-    def test_multipart_abort_leaves_nothing(self, transport: Transport, bucket: str, key: str) -> None:
+    def test_multipart_abort_leaves_nothing(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """After an abort there is neither an object nor an upload; a second abort is no error."""
         upload = begin_upload(transport, bucket, key)
         body = memoryview(b"part")

@@ -6,17 +6,17 @@ are ``TransferCounters``, ``SharedCounters``, ``progress.TransferProgressBar`` (
 ``otel.OpenTelemetryObserver`` (extra ``otel``).
 """
 
-from s3torch.core.observers._listening import add_observer, observe, remove_observer
-from s3torch.core.observers.counters import CounterSnapshot, OperationCounts, TransferCounters
-from s3torch.core.observers.events import (
+from s3torch.core.observers._counters import CounterSnapshot, OperationCounts, TransferCounters
+from s3torch.core.observers._events import (
     TransferEnd,
     TransferInfo,
     TransferObserver,
     TransferProgress,
     TransferRetry,
 )
-from s3torch.core.observers.latency import LatencyHistogram
-from s3torch.core.observers.shared import SharedCounters
+from s3torch.core.observers._latency import LatencyHistogram
+from s3torch.core.observers._listening import add_observer, observe, remove_observer
+from s3torch.core.observers._shared import SharedCounters
 
 __all__ = [
     "CounterSnapshot",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import TypeVar
 
-    from s3torch.core.observers.events import TransferObserver
+    from s3torch.core.observers._events import TransferObserver
 
     ObserverT = TypeVar("ObserverT", bound=TransferObserver)
 
@@ -90,7 +90,7 @@ class Listening:
     """The observers of one process, those of plugins first."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # The collector may run transfers in here.
+        self._lock = threading.Lock()
         self._observables: weakref.WeakSet[Observable] = weakref.WeakSet()
         self.listeners: tuple[Listener, ...] = tuple(Listener(observer) for observer in transfer_observers())
 

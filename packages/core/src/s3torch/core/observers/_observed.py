@@ -1,45 +1,166 @@
-"""A transport and a control plane that tell observers of what they do; in use only while somebody listens."""
+"""A transport that tells observers of what it does; in use only while somebody listens."""
 
 from __future__ import annotations
 
-import inspect
+import itertools
+import logging
+import threading
+import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qs
+
+from s3torch.core.errors import ThrottledError
+from s3torch.core.models import GetResult, MultipartUpload
+from s3torch.core.observers._events import (
+    TransferEnd,
+    TransferInfo,
+    TransferObserver,
+    TransferProgress,
+    TransferRetry,
+)
+from s3torch.core.observers._listening import listening
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from s3torch.core.models import CompletedPart, GetResult, MultipartUpload, PutOptions, PutResult
-    from s3torch.core.observers._observations import Observation, Observations
-    from s3torch.core.protocols import Transfer, Transport
-    from s3torch.core.ranges import ByteRange
+    from s3torch.core.errors import S3Error
+    from s3torch.core.requests import Request
+    from s3torch.core.seam import Transfer, Transport
 
 T = TypeVar("T")
 
-# Where the name of a method is not that of the operation.
-_OPERATIONS = {
-    "delete_versions": "DeleteObjects",
-    "list_objects": "ListObjectsV2",
-    "object_tags": "GetObjectTagging",
-}
+_log = logging.getLogger(__name__)
+_numbers = itertools.count(1)
+
+_Name = tuple[str, str, str | None]
+
+
+class Observation:
+    """One transfer, and who was told of its start."""
+
+    __slots__ = ("_listeners", "_open", "_retries", "_throttles", "info", "transfer")
+
+    def __init__(self, info: TransferInfo, observations: Observations) -> None:
+        self.info = info
+        # What the transport has started, once it has.
+        self.transfer: Transfer[Any] | None = None
+        self._open = observations
+        self._listeners = listening.get().listeners
+        self._retries = 0
+        self._throttles = 0
+        for listener in self._listeners:
+            listener.tell(TransferObserver.started, info)
+
+    def retry(self, retry: TransferRetry) -> None:
+        """Tells of a failed attempt."""
+        self._retries += 1
+        self._throttles += isinstance(retry.error, ThrottledError)
+        for listener in self._listeners:
+            listener.tell(TransferObserver.retried, self.info, retry)
+
+    def end(self, result: object = None, *, error: BaseException | None = None) -> None:
+        """Tells of the bytes that were moved, and of the end."""
+        self._open.forget(self)
+        info, object_size, upload_id = self.info, None, self.info.upload_id
+        nbytes = info.size or 0 if error is None else 0
+        if isinstance(result, GetResult):
+            nbytes, object_size = result.length, result.head.size
+        elif isinstance(result, MultipartUpload):
+            upload_id = result.upload_id
+        elif info.operation == "PutObject":
+            object_size = info.size
+        end = TransferEnd(
+            seconds=time.monotonic() - info.time,
+            nbytes=nbytes,
+            attempts=1 + self._retries,
+            throttles=self._throttles + isinstance(error, ThrottledError),
+            error=error,
+            upload_id=upload_id,
+        )
+        for listener in self._listeners:
+            if nbytes:
+                listener.tell(TransferObserver.progressed, info, TransferProgress(nbytes, object_size))
+            listener.tell(TransferObserver.ended, info, end)
+
+
+class Observations:
+    """Begins observations, and finds the one that a transport tells a retry of."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_name: dict[_Name, list[Observation]] = {}
+
+    def begin(self, request: Request[Any], size: int | None) -> Observation:
+        """Tells of the start of a transfer that sends so many bytes of an object."""
+        told = parse_qs(request.query)
+        number = told.get("partNumber")
+        upload_id = told.get("uploadId")
+        info = TransferInfo(
+            next(_numbers),
+            request.operation,
+            request.bucket,
+            request.key or None,
+            time.monotonic(),
+            byte_range=request.byte_range,
+            size=size,
+            upload_id=upload_id[0] if upload_id else None,
+            part_number=int(number[0]) if number else None,
+        )
+        observation = Observation(info, self)
+        with self._lock:
+            self._by_name.setdefault(_name_of(info), []).append(observation)
+        return observation
+
+    def forget(self, observation: Observation) -> None:
+        """Takes note that a transfer has ended."""
+        name = _name_of(observation.info)
+        with self._lock:
+            same = self._by_name.get(name, [])
+            if observation in same:
+                same.remove(observation)
+            if not same:
+                self._by_name.pop(name, None)
+
+    def retried(
+        self,
+        *,
+        operation: str,
+        bucket: str,
+        key: str,
+        attempt: int,
+        error: S3Error,
+        seconds: float,
+        transfer: Transfer[Any] | None = None,
+    ) -> None:
+        """Takes note of a retry; it is the ``on_retry`` of the client's transport."""
+        _log.debug("%s; attempt %d failed, the next is in %.2f s", error, attempt, seconds)
+        observation = self._find((operation, bucket, key or None), transfer)
+        if observation is not None:
+            observation.retry(TransferRetry(attempt, error, seconds))
+
+    def _find(self, name: _Name, transfer: Transfer[Any] | None) -> Observation | None:
+        with self._lock:
+            same = self._by_name.get(name, [])
+            # A transport may try again before it has returned the transfer; it may not tell which one it is,
+            # or a wrapper of it has returned another.
+            candidates = (
+                *(observation for observation in same if observation.transfer is transfer),
+                *(observation for observation in same if observation.transfer is None),
+                *same,
+            )
+            return candidates[0] if candidates else None
+
+
+def _name_of(info: TransferInfo) -> _Name:
+    return info.operation, info.bucket, info.key
 
 
 class ObservedTransfer(Future[T]):
-    """A transfer whose result comes after observers were told of its end.
+    """A transfer whose result comes after observers were told of its end."""
 
-    Args:
-        transfer: What the transport has started.
-        observation: Who is told.
-        facts: Gives the arguments for ``Observation.end`` from the result.
-    """
-
-    def __init__(
-        self, transfer: Transfer[T], observation: Observation, facts: Callable[[T], dict[str, Any]]
-    ) -> None:
+    def __init__(self, transfer: Transfer[T], observation: Observation) -> None:
         super().__init__()
         self._transfer: Transfer[T] | None = transfer
         self._observation = observation
-        self._facts = facts
         observation.transfer = transfer
         transfer.add_done_callback(self._finish)
 
@@ -59,7 +180,7 @@ class ObservedTransfer(Future[T]):
         except BaseException as exc:  # noqa: BLE001 - It is raised where it is waited for.
             error = exc
         if error is None:
-            self._observation.end(**self._facts(result))
+            self._observation.end(result)
             self.set_result(result)
         else:
             self._observation.end(error=error)
@@ -67,181 +188,24 @@ class ObservedTransfer(Future[T]):
 
 
 class ObservedTransport:
-    """A transport that tells observers. The rules are those of ``s3torch.core.protocols``."""
+    """A transport that tells observers. The rules are those of ``s3torch.core.seam``."""
 
     def __init__(self, transport: Transport, observations: Observations) -> None:
         self._transport = transport
         self._observations = observations
 
-    def get(
-        self,
-        bucket: str,
-        key: str,
-        *,
-        byte_range: ByteRange | None = None,
-        into: memoryview | None = None,
-        if_match: str | None = None,
-        version_id: str | None = None,
-    ) -> Transfer[GetResult]:
-        """Starts one GetObject request."""
-        observation = self._observations.begin("GetObject", bucket, key, byte_range=byte_range)
-        return _started(
-            observation,
-            lambda: self._transport.get(
-                bucket,
-                key,
-                byte_range=byte_range,
-                into=into,
-                if_match=if_match,
-                version_id=version_id,
-            ),
-            lambda result: {"nbytes": result.length, "object_size": result.head.size},
-        )
-
-    def put(
-        self,
-        bucket: str,
-        key: str,
-        body: memoryview,
-        *,
-        options: PutOptions,
-        checksum: tuple[str, str] | None = None,
-    ) -> Transfer[PutResult]:
-        """Starts one PutObject request."""
-        size = body.nbytes
-        return _started(
-            self._observations.begin("PutObject", bucket, key, size=size),
-            lambda: self._transport.put(bucket, key, body, options=options, checksum=checksum),
-            lambda _: {"nbytes": size, "object_size": size},
-        )
-
-    def create_multipart_upload(
-        self, bucket: str, key: str, *, options: PutOptions, checksum_algorithm: str | None = None
-    ) -> Transfer[MultipartUpload]:
-        """Starts a CreateMultipartUpload request."""
-        return _started(
-            self._observations.begin("CreateMultipartUpload", bucket, key),
-            lambda: self._transport.create_multipart_upload(
-                bucket, key, options=options, checksum_algorithm=checksum_algorithm
-            ),
-            lambda upload: {"upload_id": upload.upload_id},
-        )
-
-    def upload_part(
-        self,
-        upload: MultipartUpload,
-        number: int,
-        body: memoryview,
-        *,
-        checksum: tuple[str, str] | None = None,
-    ) -> Transfer[CompletedPart]:
-        """Starts one UploadPart request."""
-        size = body.nbytes
-        return _started(
-            self._of_upload("UploadPart", upload, size=size, part_number=number),
-            lambda: self._transport.upload_part(upload, number, body, checksum=checksum),
-            lambda _: {"nbytes": size},
-        )
-
-    def complete_multipart_upload(
-        self,
-        upload: MultipartUpload,
-        parts: Sequence[CompletedPart],
-        *,
-        options: PutOptions,
-        checksum: tuple[str, str] | None = None,
-    ) -> Transfer[PutResult]:
-        """Starts a CompleteMultipartUpload request."""
-        return _started(
-            self._of_upload("CompleteMultipartUpload", upload),
-            lambda: self._transport.complete_multipart_upload(
-                upload, parts, options=options, checksum=checksum
-            ),
-            _no_facts,
-        )
-
-    def abort_multipart_upload(self, upload: MultipartUpload) -> Transfer[None]:
-        """Starts an AbortMultipartUpload request."""
-        return _started(
-            self._of_upload("AbortMultipartUpload", upload),
-            lambda: self._transport.abort_multipart_upload(upload),
-            _no_facts,
-        )
+    def send(
+        self, request: Request[T], *, body: memoryview | None = None, into: memoryview | None = None
+    ) -> Transfer[T]:
+        """Starts a request."""
+        observation = self._observations.begin(request, None if body is None else body.nbytes)
+        try:
+            transfer = self._transport.send(request, body=body, into=into)
+        except BaseException as exc:
+            observation.end(error=exc)
+            raise
+        return ObservedTransfer(transfer, observation)
 
     def close(self) -> None:
         """Closes the transport."""
         self._transport.close()
-
-    def _of_upload(self, operation: str, upload: MultipartUpload, **facts: Any) -> Observation:
-        return self._observations.begin(
-            operation, upload.bucket, upload.key, upload_id=upload.upload_id, **facts
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        # What a transport can do besides is none of our business.
-        return getattr(self._transport, name)
-
-
-class ObservedControl:
-    """A control plane that tells observers of every method of it that is about a bucket or an upload."""
-
-    def __init__(self, control: object, observations: Observations) -> None:
-        self._observations = observations
-        for name in dir(control):
-            method = getattr(control, name)
-            if not name.startswith("_") and callable(method):
-                setattr(self, name, self._observed(name, method))
-
-    def _observed(self, name: str, method: Callable[..., T]) -> Callable[..., T]:
-        signature = inspect.signature(method)
-        if not {"bucket", "dst_bucket", "upload"} & set(signature.parameters):
-            return method
-        operation = operation_of(name)
-
-        def call(*args: Any, **how: Any) -> T:
-            given = signature.bind(*args, **how).arguments
-            observation = self._observations.begin(operation, *_place(given), **_facts_of_part(given))
-            try:
-                result = method(*args, **how)
-            except BaseException as exc:
-                observation.end(error=exc)
-                raise
-            observation.end()
-            return result
-
-        return call
-
-
-def operation_of(method: str) -> str:
-    """Names the S3 operation of a method of a control plane."""
-    return _OPERATIONS.get(method) or "".join(word.capitalize() for word in method.split("_"))
-
-
-def _place(given: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Finds bucket and key, those that are changed, in the arguments of a method of a control plane."""
-    if "upload" in given:
-        return given["upload"].bucket, given["upload"].key
-    if "dst_bucket" in given:
-        return given["dst_bucket"], given.get("dst_key")
-    return given["bucket"], given.get("key")
-
-
-def _facts_of_part(given: Mapping[str, Any]) -> dict[str, Any]:
-    if "upload" not in given:
-        return {}
-    return {"upload_id": given["upload"].upload_id, "part_number": given.get("number")}
-
-
-def _started(
-    observation: Observation, start: Callable[[], Transfer[T]], facts: Callable[[T], dict[str, Any]]
-) -> ObservedTransfer[T]:
-    try:
-        transfer = start()
-    except BaseException as exc:
-        observation.end(error=exc)
-        raise
-    return ObservedTransfer(transfer, observation, facts)
-
-
-def _no_facts(_: object) -> dict[str, Any]:
-    return {}

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from s3torch.core._process import PerProcess
 from s3torch.core._version import __version__
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.observers.events import TransferObserver
+from s3torch.core.observers._events import TransferObserver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import Span, TracerProvider
 
-    from s3torch.core.observers.events import TransferEnd, TransferInfo, TransferRetry
+    from s3torch.core.observers._events import TransferEnd, TransferInfo, TransferRetry
 
 __all__ = ["OpenTelemetryObserver"]
 
@@ -178,7 +178,7 @@ class _Spans:
 
     def __init__(self, tracer: Any) -> None:
         self._tracer = tracer
-        self._lock = threading.RLock()  # The collector may end a transfer in here.
+        self._lock = threading.Lock()
         self._open: dict[int, Span] = {}
         self._uploads: dict[str, Span] = {}
         # Uploads whose id is not known yet, by the number of the transfer that creates them.

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from s3torch.core._process import Birthplace
 from s3torch.core.errors import ConfigurationError
+from s3torch.core.observers._events import TransferObserver
 from s3torch.core.observers._listening import add_observer, remove_observer
-from s3torch.core.observers.events import TransferObserver
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from s3torch.core.observers.events import TransferInfo, TransferProgress
+    from s3torch.core.observers._events import TransferInfo, TransferProgress
 
 __all__ = ["TransferProgressBar"]
 
@@ -63,7 +63,7 @@ class TransferProgressBar(TransferObserver):
         self._bar = tqdm(total=total, **options)
         self._direction = direction
         self._birthplace = Birthplace()
-        self._lock = threading.RLock()  # The collector may end a transfer in here.
+        self._lock = threading.Lock()
         self._closed = False
 
     @property

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from importlib.metadata import EntryPoint
 
-    from s3torch.core.observers.events import TransferObserver
-    from s3torch.core.protocols import Transport, TransportContext
+    from s3torch.core.observers._events import TransferObserver
+    from s3torch.core.seam import Transport, TransportContext
 
 __all__ = [
     "PLUGIN_GROUP",

@@ -14,21 +14,22 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from s3torch.core import requests
 from s3torch.core.errors import NotFoundError, PreconditionFailedError, S3Error
 from s3torch.core.models import PutResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from s3torch.core._runtime import Runtime
     from s3torch.core.models import CompletedPart
-    from s3torch.core.protocols import ControlPlane
 
 _MD5_LENGTH = 32
 
 
 def stored_after_all(
     error: S3Error,
-    control: ControlPlane,
+    runtime: Runtime,
     *,
     bucket: str,
     key: str,
@@ -39,7 +40,7 @@ def stored_after_all(
 
     Args:
         error: What the last attempt to make the object appear was answered with.
-        control: Asked for the object that is there, in one request.
+        runtime: Asked for the object that is there, in one request.
         bucket: The bucket.
         key: The key.
         checksum: The algorithm and the checksum of the whole object.
@@ -51,7 +52,7 @@ def stored_after_all(
     if not refused or (error.attempts or 1) < 2:
         raise error
     try:
-        head = control.head_object(bucket, key)
+        head = runtime.call(requests.head_object(bucket, key))
     except S3Error as exc:
         error.add_note(f"Whether an earlier attempt was stored could not be asked: {exc}")
         raise error from exc

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from s3torch.core.models import MultipartUpload
-    from s3torch.core.protocols import Transfer
+    from s3torch.core.seam import Transfer
 
 
 class QueuedPart(Future[CompletedPart]):

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from s3torch.core import requests
 from s3torch.core.errors import (
     ChecksumMismatchError,
     ObjectChangedError,
@@ -24,10 +25,12 @@ from s3torch.core.transfer.window import Wanted, in_order
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from s3torch.core.connection import Connection, Connector
+    from s3torch.core._runtime import Runtime as Connection
+    from s3torch.core._runtime import RuntimeHandle as Connector
     from s3torch.core.memory import MemoryBudget
     from s3torch.core.models import GetResult, HeadObjectResult
-    from s3torch.core.protocols import Transfer
+    from s3torch.core.requests import Request
+    from s3torch.core.seam import Transfer
     from s3torch.core.transfer._pace import Pace
 
 __all__ = ["GetObjectStream", "ObjectRange", "ObjectSource", "PendingRange", "RangeSource"]
@@ -125,8 +128,8 @@ class ObjectSource:
     def head(self) -> Any:
         """Tells what is known of the object; one HEAD request if that is nothing."""
         if self._info is None:
-            head = self._connector.get().control.head_object(
-                self.bucket, self.key, version_id=self._version_id
+            head = self._connector.call(
+                requests.head_object(self.bucket, self.key, version_id=self._version_id)
             )
             self._learn(head)
             self._info = head
@@ -162,14 +165,15 @@ class ObjectSource:
         whole = start == 0 and self._size is not None and stop >= self._size
         if into is not None and self._size is not None:
             into = into[: self._size - start]
-        request = {
+        request = requests.get_object(
+            self.bucket,
+            self.key,
             # The answer to a request without a range has the checksum of the object.
-            "byte_range": None if whole else ByteRange(start, stop),
-            "into": into,
-            "if_match": self._etag,
-            "version_id": self._version_id,
-        }
-        return _Pending(self, self._connector.get(), request, start, stop)
+            byte_range=None if whole else ByteRange(start, stop),
+            if_match=self._etag,
+            version_id=self._version_id,
+        )
+        return _Pending(self, self._connector.get(), request, into, start, stop)
 
     def settle(self, result: GetResult, start: int, stop: int, data: memoryview) -> None:
         """Checks an answer against all that is known of the object, and learns from it."""
@@ -272,18 +276,24 @@ class _Pending:
     """A range that is asked for by ``send``, or else when somebody waits for it."""
 
     def __init__(
-        self, source: ObjectSource, connection: Connection, request: dict[str, Any], start: int, stop: int
+        self,
+        source: ObjectSource,
+        connection: Connection,
+        request: Request[GetResult],
+        into: memoryview | None,
+        start: int,
+        stop: int,
     ) -> None:
         self._source = source
         self._connection = connection
         self._request = request
+        self._into = into
         self._start = start
         self._stop = stop
         self._transfer: Transfer[GetResult] | None = None
 
     def send(self) -> Transfer[GetResult]:
-        source = self._source
-        self._transfer = transfer = self._connection.transport.get(source.bucket, source.key, **self._request)
+        self._transfer = transfer = self._connection.transport.send(self._request, into=self._into)
         pace = self._connection.pace
         if pace is not None:
             _tell_duration(transfer, pace)
@@ -306,15 +316,15 @@ class _Pending:
             if self._source.known_size is None:
                 raise
             raise self._source.changed("it became shorter") from exc
-        into: memoryview | None = self._request["into"]
+        into = self._into
         data = memoryview(result.data or b"") if into is None else into[: result.length]
         self._source.settle(result, self._start, self._stop, data)
         return data
 
     def _result(self) -> GetResult:
-        get_now = self._connection.get_now
-        if self._transfer is None and get_now is not None:
-            return get_now(self._source.bucket, self._source.key, **self._request)
+        sends_now = self._connection.sends_now
+        if self._transfer is None and sends_now is not None:
+            return sends_now.send_now(self._request, into=self._into)
         return (self._transfer or self.send()).result()
 
     def cancel(self) -> None:

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from s3torch.core import requests
 from s3torch.core._process import Birthplace
 from s3torch.core.errors import ConfigurationError, S3Error, TransferCancelledError
 from s3torch.core.ranges import MAX_PARTS, MIB, upload_part_size
@@ -21,10 +22,11 @@ from s3torch.core.transfer.checksums import PartedChecksum, checksum
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from s3torch.core.connection import Connection, Connector
+    from s3torch.core._runtime import Runtime as Connection
+    from s3torch.core._runtime import RuntimeHandle as Connector
     from s3torch.core.memory import BufferPool, Reservation
     from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions, PutResult
-    from s3torch.core.protocols import Transfer
+    from s3torch.core.seam import Transfer
 
 __all__ = ["Upload"]
 
@@ -178,11 +180,10 @@ class Upload:
             )
         transport = self._connection.transport
         if self._multipart is None:
-            self._multipart = transport.create_multipart_upload(
-                self.bucket,
-                self.key,
-                options=self._options,
-                checksum_algorithm=self._algorithm,
+            self._multipart = transport.send(
+                requests.create_multipart_upload(
+                    self.bucket, self.key, options=self._options, checksum_algorithm=self._algorithm
+                )
             )
         body = buffer.body
         part_checksum = self._parted.add(body) if self._parted is not None else None
@@ -192,7 +193,9 @@ class Upload:
         number = self._number
         transfer = QueuedPart(
             self._multipart,
-            lambda upload: transport.upload_part(upload, number, body, checksum=part_checksum),
+            lambda upload: transport.send(
+                requests.upload_part(upload, number, checksum=part_checksum), body=body
+            ),
         )
         self._in_flight.append((buffer, transfer))
         self._buffer = None
@@ -208,12 +211,9 @@ class Upload:
         if self._multipart is None:
             body = self._buffer.body if self._buffer is not None else memoryview(b"")
             self._checksum = checksum(self._algorithm, body)
-            put = transport.put(
-                self.bucket,
-                self.key,
-                body,
-                options=self._options,
-                checksum=self.checksum,
+            put = transport.send(
+                requests.put_object(self.bucket, self.key, options=self._options, checksum=self.checksum),
+                body=body,
             )
             return self._appear(put, lambda: etag_of_body(body))
         if self._buffer is not None:
@@ -221,11 +221,10 @@ class Upload:
         while self._in_flight:
             self._finish_part()
         self._checksum = self._parted.value if self._parted is not None else None
-        completion = transport.complete_multipart_upload(
-            self._multipart.result(),
-            self._parts,
-            options=self._options,
-            checksum=self.checksum,
+        completion = transport.send(
+            requests.complete_multipart_upload(
+                self._multipart.result(), self._parts, options=self._options, checksum=self.checksum
+            )
         )
         return self._appear(completion, lambda: etag_of_parts(self._parts))
 
@@ -235,7 +234,7 @@ class Upload:
         except S3Error as error:
             return stored_after_all(
                 error,
-                self._connection.control,
+                self._connection,
                 bucket=self.bucket,
                 key=self.key,
                 checksum=self.checksum,
@@ -257,7 +256,8 @@ class Upload:
             upload = multipart.result(_ABORT_SECONDS)
             transport = self._connection.transport
             abort_for_good(
-                lambda: transport.abort_multipart_upload(upload).result(_ABORT_SECONDS), settled=settled
+                lambda: transport.send(requests.abort_multipart_upload(upload)).result(_ABORT_SECONDS),
+                settled=settled,
             )
         except (S3Error, TimeoutError, ValueError) as exc:
             if self._error is not None:

@@ -1,10 +1,11 @@
-"""Which failures are tried again, and after how long; the same for every transport that speaks HTTP."""
+"""Which failures are tried again, and after how long; the same for every transport."""
 
 from __future__ import annotations
 
 import random
 import ssl
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from s3torch.core.errors import (
     S3ConnectionError,
@@ -16,21 +17,68 @@ from s3torch.core.errors import (
 )
 
 if TYPE_CHECKING:
-    from s3torch.core.protocols import RetryListener
+    from s3torch.core.requests import Request
+    from s3torch.core.seam import RetryListener, Transfer
 
 _BACKOFF_SECONDS = 0.1
 _MAX_BACKOFF_SECONDS = 20.0
-# A server that is not there needs no mercy, and whoever mistyped its address should soon know.
+# Retry refused connections quickly, so that a wrong endpoint fails fast.
 _MAX_CONNECTION_BACKOFF_SECONDS = 1.0
 _RETRIED_STATUS = {500, 502, 504}
 _RETRIED_ERRORS = (S3ConnectionError, S3TimeoutError, ThrottledError, TruncatedError)
 # How the CRT calls it; connections that break in the middle of a handshake have another name.
 _DISTRUST = "AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE"
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
+
+
+@dataclass(frozen=True, slots=True)
+class RetryDecision:
+    """What follows an attempt that failed.
+
+    Attributes:
+        action: ``"retry"`` sends the request again after ``seconds``, ``"renew"`` does so at once if
+            ``session.renew_credentials`` finds other credentials, and ``"fail"`` ends the transfer with the
+            error.
+        seconds: The pause before the next attempt.
+    """
+
+    action: Literal["retry", "renew", "fail"]
+    seconds: float = 0.0
+
+
+def decide_retry(
+    error: S3Error,
+    attempt: int,
+    *,
+    attempts: int,
+    renewed: bool = False,
+    resumable: bool = False,
+    jitter: float | None = None,
+) -> RetryDecision:
+    """Decides what follows an attempt that failed; a pure function but for the jitter.
+
+    Args:
+        error: Why it failed.
+        attempt: Which one it was, from 1.
+        attempts: How many may be made in all: ``config.attempts``.
+        renewed: Whether the credentials of this request have been renewed already.
+        resumable: Whether the transport can begin anew where the error is about what came before.
+        jitter: From 0.5 to 1, which part of the longest pause to make; ``None`` takes a random one.
+    """
+    if attempt >= attempts:
+        return RetryDecision("fail")
+    if error.has_expired_credentials:
+        return RetryDecision("fail" if renewed else "renew")
+    if not (may_succeed_now(error) or resumable):
+        return RetryDecision("fail")
+    quick = isinstance(error, S3ConnectionError | TruncatedError)
+    most = _MAX_CONNECTION_BACKOFF_SECONDS if quick else _MAX_BACKOFF_SECONDS
+    longest = min(_BACKOFF_SECONDS * 2.0 ** min(attempt, 20), most)
+    share = random.uniform(0.5, 1) if jitter is None else jitter  # noqa: S311 - This is jitter.
+    return RetryDecision("retry", share * longest)
 
 
 def may_succeed_now(error: S3Error) -> bool:
-    """Tells whether the same request may succeed when it is sent again."""
+    """Whether the same request may succeed when it is sent again."""
     if _is_distrust(error.__cause__):
         return False
     if isinstance(error, ServerError):
@@ -39,40 +87,35 @@ def may_succeed_now(error: S3Error) -> bool:
 
 
 def _is_distrust(cause: BaseException | None) -> bool:
-    """Tells whether a certificate was refused, which the CRT does after up to 30 seconds each time."""
+    """Whether a certificate was refused, which the CRT does after up to 30 seconds each time."""
     return getattr(cause, "name", None) == _DISTRUST or isinstance(cause, ssl.SSLCertVerificationError)
 
 
-def has_expired(error: S3Error) -> bool:
-    """Tells whether S3 refused the credentials because their time is over."""
-    return error.code in _EXPIRED
-
-
-def backoff(tries: int, error: S3Error) -> float:
-    """Gives the seconds to wait after so many tries, with jitter."""
-    quick = isinstance(error, S3ConnectionError | TruncatedError)
-    most = _MAX_CONNECTION_BACKOFF_SECONDS if quick else _MAX_BACKOFF_SECONDS
-    longest = min(_BACKOFF_SECONDS * 2.0 ** min(tries, 20), most)
-    return random.uniform(0.5, 1) * longest  # noqa: S311 - This is jitter.
-
-
 def tell_retry(
-    listener: RetryListener | None, transfer: Any, *, attempt: int, error: S3Error, seconds: float
+    listener: RetryListener | None,
+    request: Request[Any],
+    transfer: Transfer[Any] | None,
+    *,
+    attempt: int,
+    error: S3Error,
+    seconds: float,
 ) -> None:
     """Tells that an attempt has failed and another follows.
 
     Args:
         listener: The ``on_retry`` of the transport's context.
-        transfer: The transfer that the transport has returned, with ``operation``, ``bucket`` and ``key``.
+        request: What was asked.
+        transfer: The transfer that the transport has returned.
         attempt: Which one failed, from 1.
         error: Why.
         seconds: The pause before the next.
     """
     if listener is not None:
+        request.locate(error)
         listener(
-            operation=transfer.operation,
-            bucket=transfer.bucket,
-            key=transfer.key,
+            operation=request.operation,
+            bucket=request.bucket,
+            key=request.key,
             attempt=attempt,
             error=error,
             seconds=seconds,

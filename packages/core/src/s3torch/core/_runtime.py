@@ -1,0 +1,128 @@
+"""What a client holds in one process: session, transport and memory."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from s3torch.core._process import PerProcess
+from s3torch.core.config import default_transport
+from s3torch.core.memory import Memory
+from s3torch.core.observers._listening import listening
+from s3torch.core.observers._observed import Observations, ObservedTransport
+from s3torch.core.plugins.manager import create_transport
+from s3torch.core.seam import BuffersParts, SupportsSendNow, TransportContext
+from s3torch.core.session import AwsSession
+from s3torch.core.sharing import throughput_share
+from s3torch.core.transfer._pace import Pace
+
+if TYPE_CHECKING:
+    from s3torch.core.config import S3ClientConfig
+    from s3torch.core.models import BucketEndpoint
+    from s3torch.core.requests import Request
+    from s3torch.core.seam import Transport
+    from s3torch.core.user_agent import UserAgent
+
+T = TypeVar("T")
+
+
+class Runtime:
+    """Everything of one client that lives in one process.
+
+    Attributes:
+        memory: Budget and buffers.
+        transport: What moves the bytes.
+        sends_now: The same transport, where it can send on the calling thread; ``None`` where it cannot.
+        pace: How much to have in flight where that costs memory; ``None`` where it costs none.
+    """
+
+    def __init__(self, settings: RuntimeHandle) -> None:
+        agent = settings.user_agent.prefix
+        config = settings.config
+        self._session = AwsSession(
+            region=settings.region,
+            endpoint=settings.endpoint,
+            config=config,
+            user_agent=agent,
+            endpoints=settings.endpoints,
+        )
+        if settings.endpoint is not None:
+            config = replace(config, endpoint=settings.endpoint)
+        self._observations = Observations()
+        context = TransportContext(config, self._session, agent, self._observations.retried)
+        self.memory = Memory.of_this_process(config.memory_limit)
+        name = config.transport_name or default_transport(encrypted=self._session.is_encrypted)
+        self._transport = create_transport(name, context)
+        self.pace: Pace | None = None
+        if isinstance(self._transport, BuffersParts) and self._transport.buffers_parts:
+            self.pace = Pace(throughput_share(config.throughput_target_gbps), config.part_size)
+        self._lock = threading.Lock()
+        self.transport: Transport = self._transport
+        self.sends_now: SupportsSendNow | None = None
+        listening.get().follow(self)
+
+    def call(self, request: Request[T]) -> T:
+        """Sends a request that moves no bytes of an object, and waits for its result."""
+        return self.transport.send(request).result()
+
+    def set_observed(self, *, observed: bool) -> None:
+        """Tells observers from now on of what is done, or does so no more."""
+        with self._lock:
+            bare = self._transport
+            self.transport = ObservedTransport(bare, self._observations) if observed else bare
+            self.sends_now = bare if isinstance(bare, SupportsSendNow) and not observed else None
+
+    def close(self) -> None:
+        """Cancels what is in flight and frees connections."""
+        self._transport.close()
+        self._session.close()
+        self.memory.pool.clear()
+
+
+@dataclass(eq=False)
+class RuntimeHandle:
+    """Makes the runtime of a client, once per process, at the first use.
+
+    It is the part of a client that readers, writers and listings keep, and that travels to other processes:
+    settings and addresses go along, connections and secrets stay behind.
+    """
+
+    region: str | None
+    endpoint: str | None
+    config: S3ClientConfig
+    user_agent: UserAgent
+    endpoints: dict[str, BucketEndpoint] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._runtime: PerProcess[Runtime] = PerProcess(self._make)
+
+    def get(self) -> Runtime:
+        """Returns the runtime of this process.
+
+        Raises:
+            TransportError: The transport is unknown or cannot be used here.
+        """
+        return self._runtime.get()
+
+    def call(self, request: Request[T]) -> T:
+        """Sends a request that moves no bytes of an object, and waits for its result."""
+        return self.get().call(request)
+
+    def close(self) -> None:
+        """Closes the runtime of this process; the next use makes another."""
+        runtime = self._runtime.take()
+        if runtime is not None:
+            runtime.close()
+
+    def _make(self) -> Runtime:
+        return Runtime(self)
+
+    def __getstate__(self) -> dict[str, object]:
+        state = dict(self.__dict__)
+        del state["_runtime"]
+        return state
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()

@@ -1,0 +1,48 @@
+"""Every S3 operation, once: a request value, and how its answer is read and judged.
+
+A function of this package is an operation. ``Transport.send`` moves what it returns. May import values
+(models, config, errors, ranges) and nothing of what sends.
+"""
+
+from s3torch.core.requests._headers import announced_length, common_headers, get_headers
+from s3torch.core.requests._listings import list_multipart_uploads, list_object_versions, list_objects
+from s3torch.core.requests._objects import (
+    copy_object,
+    delete_object,
+    delete_objects,
+    get_object,
+    get_object_tagging,
+    head_object,
+    put_object,
+)
+from s3torch.core.requests._request import Answer, Request
+from s3torch.core.requests._uploads import (
+    abort_multipart_upload,
+    complete_multipart_upload,
+    create_multipart_upload,
+    upload_part,
+    upload_part_copy,
+)
+
+__all__ = [
+    "Answer",
+    "Request",
+    "abort_multipart_upload",
+    "announced_length",
+    "common_headers",
+    "complete_multipart_upload",
+    "copy_object",
+    "create_multipart_upload",
+    "delete_object",
+    "delete_objects",
+    "get_headers",
+    "get_object",
+    "get_object_tagging",
+    "head_object",
+    "list_multipart_uploads",
+    "list_object_versions",
+    "list_objects",
+    "put_object",
+    "upload_part",
+    "upload_part_copy",
+]

@@ -1,0 +1,239 @@
+"""Operations on objects."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import partial
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+from xml.sax.saxutils import escape
+
+from s3torch.core.errors import ConfigurationError, RangeNotSatisfiableError, S3Error, TruncatedError
+from s3torch.core.models import DeleteFailure, GetResult, HeadObjectResult, PutResult
+from s3torch.core.requests._headers import (
+    announced_length,
+    checksum_headers,
+    condition_headers,
+    get_headers,
+    head_from_headers,
+    put_headers,
+)
+from s3torch.core.requests._request import Answer, Request, local_name, query_of, xml_fields, xml_root
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from s3torch.core.models import PutOptions
+    from s3torch.core.ranges import ByteRange
+
+# https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
+MAX_DELETED = 1000
+_EMPTY = HeadObjectResult(etag="", size=0, last_modified=0)
+# What an XML parser would change.
+_ENTITIES = {"\r": "&#13;", "\n": "&#10;", "\t": "&#9;"}
+
+
+def get_object(
+    bucket: str,
+    key: str,
+    *,
+    byte_range: ByteRange | None = None,
+    if_match: str | None = None,
+    version_id: str | None = None,
+) -> Request[GetResult]:
+    """Reads an object or a range of it.
+
+    Args:
+        bucket: The bucket.
+        key: The key.
+        byte_range: The bytes that are wanted; ``None`` for all. At the end of the object the result may be
+            shorter than the range.
+        if_match: The ETag that the object must have, else ``PreconditionFailedError``.
+        version_id: The version that is wanted.
+    """
+    return Request(
+        operation="GetObject",
+        method="GET",
+        bucket=bucket,
+        key=key,
+        read=partial(_get_result, byte_range),
+        query="" if version_id is None else query_of(versionId=version_id),
+        headers=get_headers(byte_range, if_match),
+        byte_range=byte_range,
+        if_match=if_match,
+        streams=True,
+        recover=_empty_object if byte_range is None or not byte_range.start else None,
+    )
+
+
+def _get_result(byte_range: ByteRange | None, answer: Answer) -> GetResult:
+    announced = announced_length(answer.headers, byte_range)
+    if announced is not None and announced != answer.length:
+        raise TruncatedError(f"got {answer.length} of {announced} bytes")
+    return GetResult(head_from_headers(answer.headers), answer.length, answer.body)
+
+
+def _empty_object(error: S3Error, body: bytes | None) -> GetResult:
+    """An empty object has no byte 0, so a range that begins there cannot be satisfied."""
+    if isinstance(error, RangeNotSatisfiableError):
+        return GetResult(_EMPTY, 0, body)
+    raise error
+
+
+def head_object(bucket: str, key: str, *, version_id: str | None = None) -> Request[HeadObjectResult]:
+    """Asks for the metadata of an object."""
+    return Request(
+        operation="HeadObject",
+        method="HEAD",
+        bucket=bucket,
+        key=key,
+        read=lambda answer: head_from_headers(answer.headers),
+        query=query_of(versionId=version_id),
+        headers=[("x-amz-checksum-mode", "ENABLED")],
+    )
+
+
+def put_object(
+    bucket: str, key: str, *, options: PutOptions, checksum: tuple[str, str] | None = None
+) -> Request[PutResult]:
+    """Stores an object of up to 5 GiB; its bytes are the ``body`` of ``Transport.send``.
+
+    Args:
+        bucket: The bucket.
+        key: The key.
+        options: How the object is stored.
+        checksum: The algorithm and the checksum of the bytes in base64.
+    """
+    headers = [*put_headers(options), *condition_headers(options), *checksum_headers(checksum)]
+    return Request(
+        operation="PutObject", method="PUT", bucket=bucket, key=key, read=put_result, headers=headers
+    )
+
+
+def put_result(answer: Answer) -> PutResult:
+    """Reads the answer of what makes an object appear."""
+    etag = answer.headers.get("etag") or xml_fields(answer.body).get("ETag", "")
+    return PutResult(etag, answer.headers.get("x-amz-version-id"))
+
+
+def delete_object(bucket: str, key: str, *, version_id: str | None = None) -> Request[None]:
+    """Deletes an object, or one version of it for good; a missing one is no error."""
+    return Request(
+        operation="DeleteObject",
+        method="DELETE",
+        bucket=bucket,
+        key=key,
+        read=_nothing,
+        query=query_of(versionId=version_id),
+    )
+
+
+def delete_objects(bucket: str, targets: Sequence[tuple[str, str | None]]) -> Request[list[DeleteFailure]]:
+    """Deletes up to 1,000 objects, or versions of them for good; returns those that could not be deleted.
+
+    Args:
+        bucket: The bucket.
+        targets: Keys that XML can hold, each with a version or ``None``.
+
+    Raises:
+        ConfigurationError: There are more than 1,000 of them.
+    """
+    if len(targets) > MAX_DELETED:
+        raise ConfigurationError(
+            f"one request deletes up to {MAX_DELETED} objects, got {len(targets)}", bucket=bucket
+        )
+    objects = "".join(
+        f"<Object><Key>{escape(key, _ENTITIES)}</Key>"
+        f"{'' if version is None else f'<VersionId>{escape(version)}</VersionId>'}</Object>"
+        for key, version in targets
+    )
+    content = (
+        f'<Delete xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Quiet>true</Quiet>{objects}</Delete>'
+    ).encode()
+    digest = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
+    return Request(
+        operation="DeleteObjects",
+        method="POST",
+        bucket=bucket,
+        read=_delete_failures,
+        query="delete=",
+        # S3 wants a checksum of this body, and this is the one that all stores know.
+        headers=[("Content-MD5", digest), ("Content-Type", "application/xml")],
+        content=content,
+    )
+
+
+def _delete_failures(answer: Answer) -> list[DeleteFailure]:
+    root = xml_root(answer.body)
+    errors = [] if root is None else [child for child in root if local_name(child) == "Error"]
+    told = [{local_name(fact): fact.text or "" for fact in error} for error in errors]
+    return [
+        DeleteFailure(
+            one.get("Key", ""), one.get("Code", ""), one.get("Message", ""), one.get("VersionId") or None
+        )
+        for one in told
+    ]
+
+
+def copy_object(
+    src_bucket: str,
+    src_key: str,
+    dst_bucket: str,
+    dst_key: str,
+    *,
+    options: PutOptions | None = None,
+    version_id: str | None = None,
+    if_match: str | None = None,
+) -> Request[None]:
+    """Copies an object of up to 5 GiB within S3.
+
+    Args:
+        src_bucket: The bucket of the source.
+        src_key: Its key.
+        dst_bucket: The bucket of the copy.
+        dst_key: Its key.
+        options: How the copy is stored. Metadata and what else describes the content are those of the source,
+            unless the options say any of that; so are the tags, unless the options have some.
+        version_id: The version of the source.
+        if_match: The ETag that the source must have, else ``PreconditionFailedError``.
+    """
+    headers = source_headers(src_bucket, src_key, version_id, if_match)
+    if options is not None:
+        headers += [*put_headers(options), *condition_headers(options)]
+        if options.describes:
+            headers.append(("x-amz-metadata-directive", "REPLACE"))
+        if options.tags:
+            headers.append(("x-amz-tagging-directive", "REPLACE"))
+    return Request(
+        operation="CopyObject", method="PUT", bucket=dst_bucket, key=dst_key, read=_nothing, headers=headers
+    )
+
+
+def source_headers(
+    bucket: str, key: str, version_id: str | None, if_match: str | None
+) -> list[tuple[str, str]]:
+    """Names the source of a copy."""
+    within = "/object/" if bucket.startswith("arn:") else "/"
+    source = quote(f"{bucket}{within}{key}", safe="/~")
+    if version_id is not None:
+        source = f"{source}?{query_of(versionId=version_id)}"
+    condition = [] if if_match is None else [("x-amz-copy-source-if-match", if_match)]
+    return [("x-amz-copy-source", source), *condition]
+
+
+def get_object_tagging(bucket: str, key: str, *, version_id: str | None = None) -> Request[dict[str, str]]:
+    """Asks for the tags of an object."""
+
+    def read(answer: Answer) -> dict[str, str]:
+        root = xml_root(answer.body)
+        tags = [] if root is None else [element for element in root.iter() if local_name(element) == "Tag"]
+        pairs = [{local_name(fact): fact.text or "" for fact in tag} for tag in tags]
+        return {pair["Key"]: pair["Value"] for pair in pairs}
+
+    query = query_of(tagging="", versionId=version_id)
+    return Request(operation="GetObjectTagging", method="GET", bucket=bucket, key=key, read=read, query=query)
+
+
+def _nothing(_: Answer) -> None:
+    return None

@@ -1,0 +1,235 @@
+"""The native side of the ``crt`` transport: event loops, one client per host, signing, and forks.
+
+A fork while native threads end would leave their locks held in the child, so it waits for clients that are
+ending. In a child whose parent had native clients none is ended at all: the ends of threads there were seen
+to crash. What nobody holds any more is kept, and used again for the same host and settings.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+import weakref
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from s3torch.core._process import PerProcess, abandon
+from s3torch.core.errors import TransportError
+from s3torch.core.sharing import GBPS_PER_CONNECTION, throughput_share
+from s3torch.core.transports._awscrt_signing import make_signing_config
+from s3torch.core.transports.crt._log import native_log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from awscrt.auth import AwsSigningConfig
+    from awscrt.io import ClientBootstrap
+    from awscrt.s3 import S3Client
+
+    from s3torch.core.models import BucketEndpoint, Credentials
+    from s3torch.core.seam import TransportContext
+
+# The smallest that the CRT takes. What is in flight is bounded by s3torch; this only must not be in its way.
+_CRT_MEMORY_LIMIT = 1 << 30
+_MAX_EVENT_LOOPS = 8
+# One for each pair of keys and endpoint; directory buckets have keys of their own.
+_MAX_SIGNING_CONFIGS = 64
+_ENDING_SECONDS = 2.0
+_LAST_THREAD_SECONDS = 0.05
+
+
+class CrtRuntime:
+    """Native clients of one transport in one process, made as hosts are asked for."""
+
+    def __init__(self, context: TransportContext) -> None:
+        try:
+            import awscrt.s3  # noqa: F401
+        except ImportError as exc:
+            raise TransportError(
+                f"transport 'crt' needs awscrt, which cannot be imported here ({exc}); "
+                "install it with pip install awscrt, or use transport='http'"
+            ) from exc
+        self._context = context
+        self._lock = threading.Lock()
+        config = context.config
+        self._bundle = _named_bundle()
+        # What a native client keeps of the settings.
+        self._settings = (
+            config.part_size,
+            config.connections,
+            config.throughput_target_gbps,
+            config.connect_timeout,
+            self._bundle,
+        )
+        self._clients: dict[Hashable, S3Client] = {}
+        # Also where a transport is dropped without being closed.
+        weakref.finalize(self, natives.let_go, self._clients, os.getpid()).atexit = False
+        self._signing: dict[tuple[Credentials, str, str, bool], AwsSigningConfig] = {}
+        self._bootstrap = _bootstrap.get()
+
+    def client(self, endpoint: BucketEndpoint) -> S3Client:
+        """Returns the native client of a host; a native client knows just one host and port."""
+        kind = (endpoint.scheme, endpoint.host, endpoint.signing_region, *self._settings)
+        client = self._clients.get(kind)
+        if client is None:
+            with self._lock:
+                client = self._clients.get(kind)
+                if client is None:
+                    client = natives.take(kind, lambda: self._make_client(endpoint))
+                    self._clients[kind] = client
+        return client
+
+    def signing_config(
+        self, endpoint: BucketEndpoint, credentials: Credentials | None
+    ) -> AwsSigningConfig | None:
+        """Returns how requests to this endpoint are signed with these keys; ``None`` for anonymous ones."""
+        if credentials is None:
+            return None
+        how = (credentials, endpoint.signing_region, endpoint.signing_name, endpoint.session_auth)
+        config = self._signing.get(how)
+        if config is None:
+            with self._lock:
+                while len(self._signing) >= _MAX_SIGNING_CONFIGS:
+                    # The oldest first: its keys have most likely been renewed since.
+                    del self._signing[next(iter(self._signing))]
+                config = self._signing[how] = make_signing_config(credentials, endpoint)
+        return config
+
+    @staticmethod
+    def session_headers(endpoint: BucketEndpoint, credentials: Credentials | None) -> list[tuple[str, str]]:
+        """Returns the header with the token of a session with a directory bucket; it is signed as all others.
+
+        With V4_S3EXPRESS the CRT would begin sessions of its own, beside those of boto3 clients, and would
+        not tell when one is refused.
+        """
+        if not endpoint.session_auth or credentials is None or credentials.session_token is None:
+            return []
+        return [(endpoint.token_header, credentials.session_token)]
+
+    def close(self) -> None:
+        """Lets go of the native clients; they end when their last request has."""
+        with self._lock:
+            natives.let_go(self._clients, os.getpid())
+            self._signing.clear()
+
+    def _make_client(self, endpoint: BucketEndpoint) -> S3Client:
+        from awscrt.s3 import S3Client, S3RequestTlsMode, S3RetryConfig, S3RetryMode
+
+        native_log.get()
+        config = self._context.config
+        tls = endpoint.scheme == "https"
+        return S3Client(
+            bootstrap=self._bootstrap,
+            region=endpoint.signing_region,
+            tls_mode=S3RequestTlsMode.ENABLED if tls else S3RequestTlsMode.DISABLED,
+            tls_connection_options=_tls_options(endpoint.host, self._bundle) if tls else None,
+            part_size=config.part_size,
+            # The CRT derives from its target how many connections it may have, and the override only caps it.
+            throughput_target_gbps=max(
+                throughput_share(config.throughput_target_gbps), config.connections * GBPS_PER_CONNECTION
+            ),
+            max_active_connections_override=config.connections,
+            memory_limit=max(_CRT_MEMORY_LIMIT, 4 * config.part_size),
+            # s3torch tries again itself: the CRT knows neither 429 nor expired keys nor our time-outs, and
+            # does not tell how often it has tried.
+            retry_config=S3RetryConfig(retry_mode=S3RetryMode.NONE),
+            connect_timeout_ms=math.ceil(config.connect_timeout * 1000),
+        )
+
+
+def _make_bootstrap() -> ClientBootstrap:
+    from awscrt.io import ClientBootstrap, DefaultHostResolver, EventLoopGroup
+
+    loops = EventLoopGroup(max(1, min((os.cpu_count() or 2) // 2 + 1, _MAX_EVENT_LOOPS)))
+    return ClientBootstrap(loops, DefaultHostResolver(loops))
+
+
+# The static default of the CRT does not survive a fork. The clients of a process share these event loops,
+# which never end.
+_bootstrap = PerProcess(_make_bootstrap)
+
+
+def _named_bundle() -> tuple[str, str] | None:
+    """Finds the variable that names whom to trust, and its value, as botocore does for the control plane."""
+    for variable in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+        bundle = os.environ.get(variable)
+        if bundle:
+            return variable, bundle
+    return None
+
+
+def _tls_options(host: str, named_bundle: tuple[str, str] | None) -> Any:
+    from awscrt.io import ClientTlsContext, TlsContextOptions
+
+    if named_bundle is None:
+        return None
+    options = TlsContextOptions()
+    try:
+        options.override_default_trust_store_from_path(None, named_bundle[1])
+        connection = ClientTlsContext(options).new_connection_options()
+    except Exception as exc:
+        raise TransportError(f"{'='.join(named_bundle)} cannot be used: {exc}") from exc
+    connection.set_server_name(host.rpartition(":")[0] or host)
+    return connection
+
+
+class NativeClients:
+    """Makes native clients and lets go of them."""
+
+    def __init__(self) -> None:
+        # Whether this process, or one that it was forked from, has had native clients.
+        self._had_any = False
+        self._begin(ends=True)
+
+    def _begin(self, *, ends: bool) -> None:
+        self._ends = ends
+        self._made: list[tuple[weakref.ref[S3Client], threading.Event]] = []
+        self._kept: dict[Hashable, list[S3Client]] = {}
+
+    def take(self, kind: Hashable, make: Callable[[], S3Client]) -> S3Client:
+        """Returns a client of this kind: one that was kept, or another."""
+        # Without a lock: finalizers give clients back.
+        with suppress(KeyError, IndexError):
+            return self._kept[kind].pop()
+        client = make()
+        self._had_any = True
+        self._made.append((weakref.ref(client), client.shutdown_event))
+        return client
+
+    def let_go(self, clients: dict[Hashable, S3Client], process: int) -> None:
+        """Empties a mapping of clients by kind; they end when their last request has, or are kept.
+
+        Args:
+            clients: The clients.
+            process: The process that made them; in another they are left alone.
+        """
+        if process != os.getpid():
+            abandon(clients)
+            return
+        while clients:
+            kind, client = clients.popitem()
+            if not self._ends:
+                self._kept.setdefault(kind, []).append(client)
+
+    def before_fork(self) -> None:
+        """Lets clients that nobody holds any more come to their end."""
+        ending = [made for made in list(self._made) if made[0]() is None]
+        for made in ending:
+            made[1].wait(_ENDING_SECONDS)
+            self._made.remove(made)
+        if ending:
+            # The CRT tells of the end before the last of its threads is gone, which may still hold locks.
+            time.sleep(_LAST_THREAD_SECONDS)
+
+    def after_fork_in_child(self) -> None:
+        """Forgets the parent's clients without touching them."""
+        abandon(self._kept)
+        self._begin(ends=not self._had_any)
+
+
+natives = NativeClients()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=natives.before_fork, after_in_child=natives.after_fork_in_child)

@@ -1,0 +1,189 @@
+"""How long the ``crt`` transport waits for an answer.
+
+The CRT hands over an answer only when it is whole: while the bytes of a part come or go, nothing is called.
+Whether any bytes move is asked of the kernel. While they do, what is bounded is the whole answer, with time
+for the bytes that share the line.
+
+The sockets belong to the CRT, so the kernel is asked about them by their numbers only: a copy or an object of
+Python could outlive them or change how they behave.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import heapq
+import itertools
+import logging
+import socket
+import struct
+import threading
+import time
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from s3torch.core._process import PerProcess
+from s3torch.core.ranges import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from s3torch.core.config import S3ClientConfig
+    from s3torch.core.models import BucketEndpoint
+    from s3torch.core.transports.crt._transfer import CrtTransfer
+
+_SLOWEST_BYTES_PER_SECOND = 1 * MIB
+_MOST_TIMES_LONGER = 10
+_LOOKS_PER_TIMEOUT = 8
+_PORTS = {"http": 80, "https": 443}
+_OPEN_FILES = "/proc/self/fd"
+_FAMILIES = {socket.AF_INET, socket.AF_INET6}
+# How an address begins in both families: the family, and the port in network order.
+_ADDRESS_SIZE = 128
+_FAMILY = struct.Struct("=H")
+_PORT = struct.Struct("!H")
+# In struct tcp_info: tcpi_bytes_acked and tcpi_bytes_received.
+_INFO_SIZE = 256
+_COUNTS = struct.Struct("=QQ")
+_COUNTS_OFFSET = 120
+
+_log = logging.getLogger(__name__)
+
+
+class Watch:
+    """Gives every attempt a deadline, and gives up those that miss it or that nothing comes for."""
+
+    def __init__(self, config: S3ClientConfig, live: set[CrtTransfer[Any]]) -> None:
+        self._timeout = config.read_timeout
+        self._part_size = config.part_size
+        self._live = live
+        self._servers: set[tuple[str, str]] = set()
+        self._moved: int | None = None
+        self._moved_at = 0.0
+        self._looking = False
+        self._lock = threading.Lock()
+
+    def begin(self, transfer: CrtTransfer[Any], endpoint: BucketEndpoint) -> None:
+        """Sets the deadline of an attempt that is about to be sent."""
+        waiting = len(self._live) * self._part_size
+        size = transfer.receiver.part_size or (len(transfer.body) if transfer.body is not None else 0)
+        seconds = (max(size - self._part_size, 0) + waiting) / _SLOWEST_BYTES_PER_SECOND
+        extra = min(seconds, _MOST_TIMES_LONGER * self._timeout)
+        transfer.begun_at = time.monotonic()
+        transfer.deadline = transfer.begun_at + self._timeout + extra
+        with self._lock:
+            self._servers.add((endpoint.scheme, endpoint.host))
+            if self._looking:
+                return
+            self._looking = True
+        self._look_later()
+
+    def _look_later(self) -> None:
+        timer.get().call_later(min(self._timeout / _LOOKS_PER_TIMEOUT, 1.0), self._look)
+
+    def _look(self) -> None:
+        with self._lock:
+            live = list(self._live)
+            self._looking = bool(live)
+        if not live:
+            return
+        now = time.monotonic()
+        moved = moved_bytes(_ports(self._servers))
+        if moved is None or moved != self._moved:
+            self._moved, self._moved_at = moved, now
+        for transfer in live:
+            begun_at = transfer.begun_at
+            silent_since = max(self._moved_at, begun_at)
+            if now >= transfer.deadline or now - silent_since >= self._timeout:
+                transfer.give_up(begun_at)
+        self._look_later()
+
+
+def _ports(servers: set[tuple[str, str]]) -> set[int]:
+    """Tells to which ports there are connections; none if there may be others."""
+    from urllib.request import getproxies
+
+    if not getproxies().keys().isdisjoint(_PORTS):
+        return set()
+    return {urlsplit(f"//{host}").port or _PORTS[scheme] for scheme, host in servers}
+
+
+def moved_bytes(ports: Collection[int]) -> int | None:
+    """Sums the bytes that went over the connections to these ports, either way.
+
+    Args:
+        ports: The ports of the other side; none for all connections.
+
+    Returns:
+        ``None`` where the kernel does not tell, as outside Linux.
+    """
+    if not hasattr(socket, "TCP_INFO"):
+        return None
+    try:
+        files = [int(file.name) for file in Path(_OPEN_FILES).iterdir()]
+    except OSError:
+        return None
+    return sum(_moved(file) for file in files if _is_wanted(file, ports))
+
+
+def _is_wanted(file: int, ports: Collection[int]) -> bool:
+    address = ctypes.create_string_buffer(_ADDRESS_SIZE)
+    size = ctypes.c_uint32(_ADDRESS_SIZE)
+    if _library().getpeername(file, address, ctypes.byref(size)) != 0:
+        return False  # No socket, or not connected, or closed by now.
+    family, port = _FAMILY.unpack_from(address)[0], _PORT.unpack_from(address, _FAMILY.size)[0]
+    return family in _FAMILIES and (not ports or port in ports)
+
+
+def _moved(file: int) -> int:
+    info = ctypes.create_string_buffer(_INFO_SIZE)
+    size = ctypes.c_uint32(_INFO_SIZE)
+    asked = (file, socket.IPPROTO_TCP, socket.TCP_INFO, info, ctypes.byref(size))
+    if _library().getsockopt(*asked) != 0 or size.value < _COUNTS_OFFSET + _COUNTS.size:
+        return 0
+    return sum(_COUNTS.unpack_from(info, _COUNTS_OFFSET))
+
+
+@cache
+def _library() -> Any:
+    return ctypes.CDLL(None)
+
+
+class Timer:
+    """Calls functions at their time on one thread, which is started by the first."""
+
+    def __init__(self) -> None:
+        self._due: list[tuple[float, int, Callable[[], object]]] = []
+        self._numbers = itertools.count()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def call_later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Calls ``function`` after so many seconds; it must not block."""
+        with self._changed:
+            heapq.heappush(self._due, (time.monotonic() + seconds, next(self._numbers), function))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="s3torch-timer", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            function = self._next()
+            try:
+                function()
+            except Exception:  # noqa: BLE001 - The others must still be called.
+                _log.exception("a function that was called later failed")
+            del function
+
+    def _next(self) -> Callable[[], object]:
+        with self._changed:
+            while not self._due or self._due[0][0] > time.monotonic():
+                wait = self._due[0][0] - time.monotonic() if self._due else None
+                self._changed.wait(wait if wait is None else max(0.0, wait))
+            return heapq.heappop(self._due)[2]
+
+
+# All waiting of the transport is done here. Threads do not survive a fork; the child starts its own.
+timer = PerProcess(Timer)

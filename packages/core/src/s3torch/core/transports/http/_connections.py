@@ -1,0 +1,297 @@
+"""The connections of one ``http`` transport: kept ones, and how new ones are made.
+
+A host's addresses are used in turn. The proxies are those of ``HTTP_PROXY``, ``HTTPS_PROXY`` and
+``NO_PROXY``.
+"""
+
+from __future__ import annotations
+
+import base64
+import socket
+import threading
+import time
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from s3torch.core.errors import ConfigurationError, S3ConnectionError
+from s3torch.core.transports.http._connection import Connection
+from s3torch.core.transports.http._messages import MAX_HEAD, request_head, response_head
+from s3torch.core.transports.http._sockets import PlainSocket, TlsSocket, trusting_context
+
+if TYPE_CHECKING:
+    import ssl
+
+    from s3torch.core.config import S3ClientConfig
+    from s3torch.core.models import BucketEndpoint
+
+# S3 closes idle connections itself after some seconds more.
+_IDLE_SECONDS = 15.0
+_PORTS = {"http": 80, "https": 443}
+# S3 gives out a few of its many addresses at a time, each for some seconds.
+_ADDRESSES_SECONDS = 10.0
+_RECEIVE = 4096
+_HEAD_END = b"\r\n\r\n"
+
+# As ``socket`` takes them: the family, and what to connect to.
+_Address = tuple[int, Any]
+
+
+class Connections:
+    """Gives out connections and takes them back; may be used by many threads at a time.
+
+    Args:
+        config: The settings with the time-outs.
+        limit: How many idle connections are kept; those in use are as many as there are threads.
+    """
+
+    def __init__(self, config: S3ClientConfig, limit: int) -> None:
+        self._maker = _ConnectionMaker(config)
+        self._limit = limit
+        # In the order in which they were given back; the last one is the warmest.
+        self._idle: list[Connection] = []
+        # Where a client is dropped without being closed, its sockets must not be left to complain.
+        weakref.finalize(self, _close_all, self._idle).atexit = False
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def take(self, endpoint: BucketEndpoint, *, fresh: bool = False) -> Connection:
+        """Returns a connection to the host of a bucket.
+
+        Args:
+            endpoint: The address.
+            fresh: Whether it has to be a new one.
+
+        Raises:
+            OSError: None could be made.
+        """
+        origin = (endpoint.scheme, endpoint.host)
+        while not fresh:
+            kept = self._take_idle(origin)
+            if kept is None:
+                break
+            if kept.is_alive():
+                return kept
+            kept.close()
+        return self._maker.connect(*origin)
+
+    def give_back(self, connection: Connection) -> None:
+        """Takes a connection back; keeps it if it may be used again."""
+        if not connection.is_reusable:
+            connection.close()
+            return
+        connection.rest()
+        with self._lock:
+            if not self._closed:
+                self._idle.append(connection)
+                dropped = self._drop_surplus()
+            else:
+                dropped = [connection]
+        for old in dropped:
+            old.close()
+
+    def close(self) -> None:
+        """Closes the idle connections; those in use are closed when they come back."""
+        with self._lock:
+            self._closed = True
+            _close_all(self._idle)
+
+    def _take_idle(self, origin: tuple[str, str]) -> Connection | None:
+        with self._lock:
+            for index in reversed(range(len(self._idle))):
+                if self._idle[index].origin == origin:
+                    return self._idle.pop(index)
+        return None
+
+    def _drop_surplus(self) -> list[Connection]:
+        """Takes out what was idle for too long, and the oldest beyond the limit."""
+        oldest = time.monotonic() - _IDLE_SECONDS
+        surplus = len(self._idle) - self._limit
+        count = 0
+        while count < surplus or self._idle[count].idle_since < oldest:
+            count += 1
+        dropped = self._idle[:count]
+        del self._idle[:count]
+        return dropped
+
+
+def _close_all(idle: list[Connection]) -> None:
+    while idle:
+        idle.pop().close()
+
+
+class _ConnectionMaker:
+    """Makes connections; may be used by many threads at a time."""
+
+    def __init__(self, config: S3ClientConfig) -> None:
+        self._connect_timeout = config.connect_timeout
+        self._read_timeout = config.read_timeout
+        self._lock = threading.Lock()
+        self._addresses: dict[str, _Addresses] = {}
+        self._tls: ssl.SSLContext | None = None
+
+    def connect(self, scheme: str, host: str) -> Connection:
+        """Connects to a host.
+
+        Args:
+            scheme: ``"http"`` or ``"https"``.
+            host: As in the ``Host`` header.
+
+        Raises:
+            OSError: There is no connection to be had in time.
+        """
+        deadline = time.monotonic() + self._connect_timeout
+        proxy = _Proxy.of_environment(scheme, host)
+        if proxy is None:
+            connected = self._connect_tcp(scheme, host, deadline)
+        else:
+            connected = self._connect_tcp("http", proxy.host, deadline)
+        try:
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            plain = PlainSocket(connected, max(0.001, deadline - time.monotonic()))
+            secure = self._secure(plain, host, proxy) if scheme == "https" else None
+            plain.set_timeout(self._read_timeout)
+        except BaseException:
+            connected.close()
+            raise
+        connection = Connection((scheme, host), secure or plain, self._read_timeout)
+        if proxy is not None and secure is None:
+            connection.target_prefix, connection.headers = f"{scheme}://{host}", proxy.headers
+        return connection
+
+    def _secure(self, plain: PlainSocket, host: str, proxy: _Proxy | None) -> TlsSocket:
+        name = urlsplit(f"//{host}").hostname or host
+        if proxy is not None:
+            has_port = urlsplit(f"//{host}").port is not None
+            proxy.open_tunnel(plain, host if has_port else f"{host}:{_PORTS['https']}")
+        return TlsSocket(plain, self._tls_context(), name)
+
+    def _connect_tcp(self, scheme: str, host: str, deadline: float) -> socket.socket:
+        """Tries the addresses of a host, the next one first, while there is time."""
+        addresses = self._addresses_of(scheme, host)
+        turn = addresses.in_turn()
+        failure: OSError | None = None
+        for left, (family, address) in zip(reversed(range(len(turn))), turn, strict=True):
+            time_left = max(0.001, deadline - time.monotonic())
+            connected = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                # One that does not answer must not use up the time of the others.
+                connected.settimeout(time_left / 2 if left else time_left)
+                connected.connect(address)
+            except OSError as exc:
+                connected.close()
+                addresses.failed((family, address))
+                failure = exc
+            else:
+                return connected
+        raise failure or S3ConnectionError(f"{host} has no address")
+
+    def _addresses_of(self, scheme: str, host: str) -> _Addresses:
+        with self._lock:
+            known = self._addresses.get(host)
+        if known is None or known.is_old:
+            parts = urlsplit(f"//{host}")
+            known = _Addresses.of(parts.hostname or host, parts.port or _PORTS[scheme])
+            with self._lock:
+                self._addresses[host] = known
+        return known
+
+    def _tls_context(self) -> ssl.SSLContext:
+        with self._lock:
+            if self._tls is None:
+                self._tls = trusting_context()
+            return self._tls
+
+
+class _Addresses:
+    """The addresses of a host; each new connection begins with the next, so that all of them are used."""
+
+    def __init__(self, found: list[_Address]) -> None:
+        self._found = found
+        self._failed: set[_Address] = set()
+        self._turn = 0
+        self._old_at = time.monotonic() + _ADDRESSES_SECONDS
+
+    @classmethod
+    def of(cls, name: str, port: int) -> _Addresses:
+        """Asks the resolver of this machine."""
+        answers = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+        return cls([(family, address) for family, _, _, _, address in answers])
+
+    @property
+    def is_old(self) -> bool:
+        """Whether the resolver should be asked again."""
+        return time.monotonic() >= self._old_at
+
+    def in_turn(self) -> list[_Address]:
+        """Returns all of them, beginning with another one each time; those that failed come last."""
+        self._turn += 1
+        good = [one for one in self._found if one not in self._failed]
+        start = self._turn % max(1, len(good))
+        return [*good[start:], *good[:start], *(one for one in self._found if one in self._failed)]
+
+    def failed(self, address: _Address) -> None:
+        """Takes note that an address could not be reached."""
+        self._failed.add(address)
+
+
+@dataclass(frozen=True, slots=True)
+class _Proxy:
+    """A proxy over plain HTTP.
+
+    Attributes:
+        host: Its name and port.
+        headers: What requests to it carry besides.
+    """
+
+    host: str
+    headers: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of_environment(cls, scheme: str, host: str) -> _Proxy | None:
+        """Finds the proxy for requests to a host; ``None`` where they go there directly.
+
+        Raises:
+            ConfigurationError: It is of a kind that is not known here.
+        """
+        from urllib.request import getproxies, proxy_bypass
+
+        url = getproxies().get(scheme)
+        if not url or proxy_bypass(host):
+            return None
+        parts = urlsplit(url if "//" in url else f"//{url}")
+        if parts.scheme not in {"", "http"} or not parts.hostname:
+            raise ConfigurationError(
+                f"only proxies like http://host:port can be used, not {parts.hostname!r}"
+            )
+        name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        headers: tuple[tuple[str, str], ...] = ()
+        if parts.username is not None:
+            keys = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            headers = (("Proxy-Authorization", f"Basic {base64.b64encode(keys.encode()).decode()}"),)
+        return cls(f"{name}:{parts.port or 80}", headers)
+
+    def open_tunnel(self, plain: PlainSocket, host: str) -> None:
+        """Asks for a connection to a host, on a connection to the proxy.
+
+        Args:
+            plain: The connection to the proxy; from then on, that to the host.
+            host: The name and the port.
+
+        Raises:
+            S3ConnectionError: The proxy refuses.
+            OSError: The connection broke.
+        """
+        request = memoryview(request_head("CONNECT", host, [("Host", host), *self.headers]))
+        while request:
+            request = request[plain.send(request) :]
+        data = b""
+        while _HEAD_END not in data and len(data) < MAX_HEAD:
+            piece = plain.receive(_RECEIVE)
+            if not piece:
+                raise S3ConnectionError(f"the proxy {self.host} closed the connection")
+            data += piece
+        answer = response_head(data.partition(_HEAD_END)[0])
+        if answer.status // 100 != 2:
+            raise S3ConnectionError(f"the proxy {self.host} refuses a tunnel to {host} ({answer.status})")

@@ -1,0 +1,180 @@
+"""Messages of HTTP/1.1: how a request is written, what a response says, and bodies that come in chunks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from s3torch.core.errors import ConfigurationError, S3ConnectionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+MAX_HEAD = 64 * 1024
+
+_STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: .*)?")
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_WITHOUT_BODY = {204, 304}
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?")
+_MAX_LINE = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """What a response says before its body.
+
+    Attributes:
+        status: The status code.
+        headers: All headers; names are in lower case, values of headers that repeat are joined.
+        keeps_alive: Whether the connection may be used again after the body.
+        may_be_kept: The same where there is no body.
+        is_chunked: Whether the body comes in chunks.
+        length: How long the body is; ``None`` if it comes in chunks or until the connection ends.
+    """
+
+    status: int
+    headers: dict[str, str]
+    keeps_alive: bool
+    is_chunked: bool
+    length: int | None
+    may_be_kept: bool
+
+
+def request_head(method: str, target: str, headers: Sequence[tuple[str, str]]) -> bytes:
+    """Writes the head of a request.
+
+    Raises:
+        ConfigurationError: A header could not be told from what follows it.
+    """
+    lines = [f"{method} {target} HTTP/1.1", *[f"{name}: {value}" for name, value in headers]]
+    text = "\r\n".join(lines) + "\r\n\r\n"
+    # One line break too many may look like one more header.
+    breaks = len(lines) + 1
+    clean = text.count("\r") == text.count("\n") == breaks and "\0" not in text and " " not in target
+    if not clean or None in [_lower(name) for name, _ in headers]:
+        wrong = next((name for name, value in headers if not _is_header(name, value)), target)
+        raise ConfigurationError(f"{wrong!r} cannot be sent: it has characters that HTTP does not allow")
+    return text.encode()
+
+
+def response_head(data: bytes) -> ResponseHead:
+    """Reads the head of a response, without the empty line at its end.
+
+    Raises:
+        S3ConnectionError: This is no head of HTTP/1.1, or it does not tell where the body ends.
+    """
+    status_line, *lines = _text(data).split("\r\n")
+    found = _STATUS_LINE.fullmatch(status_line)
+    if found is None:
+        raise S3ConnectionError(f"the answer is not HTTP/1.1: {status_line[:60]!r}")
+    status = int(found[2])
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        lower = _lower(name)
+        if not colon or lower is None:
+            raise S3ConnectionError(f"the answer has a malformed header: {line[:60]!r}")
+        value = value.strip(" \t")
+        headers[lower] = f"{headers[lower]}, {value}" if lower in headers else value
+    options = headers.get("connection", "").lower()
+    keeps_alive = "close" not in options and (found[1] == "1" or "keep-alive" in options)
+    is_chunked = _is_chunked(headers)
+    length = 0 if status in _WITHOUT_BODY else None if is_chunked else _length(headers)
+    ends = is_chunked or length is not None
+    return ResponseHead(status, headers, keeps_alive and ends, is_chunked, length, may_be_kept=keeps_alive)
+
+
+@lru_cache(maxsize=256)
+def _lower(name: str) -> str | None:
+    """Returns the name of a header in lower case; ``None`` if it is none. Names repeat all the time."""
+    return name.lower() if _NAME.fullmatch(name) else None
+
+
+def _is_header(name: str, value: str) -> bool:
+    return _NAME.fullmatch(name) is not None and not any(character in value for character in "\r\n\0")
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _is_chunked(headers: dict[str, str]) -> bool:
+    coding = headers.get("transfer-encoding", "").lower()
+    if coding not in {"", "identity", "chunked"}:
+        raise S3ConnectionError(f"the answer has an unknown transfer encoding: {coding[:60]!r}")
+    return coding == "chunked"
+
+
+def _length(headers: dict[str, str]) -> int | None:
+    told = headers.get("content-length")
+    if told is None:
+        return None
+    if told.isascii() and told.isdecimal():
+        return int(told)
+    # A length that is told twice in the same way is one; two lengths are none.
+    (length, *others) = {part.strip() for part in told.split(",")}
+    if others or not (length.isascii() and length.isdecimal()):
+        raise S3ConnectionError(f"the answer has no usable length: {told[:60]!r}")
+    return int(length)
+
+
+class ChunkedDecoder:
+    """Takes a body in chunks (RFC 9112, section 7.1) piece by piece, as it comes, and gives what is in them.
+
+    Attributes:
+        ended: Whether the last chunk and what follows it were seen.
+        rest: What was taken beyond the end.
+    """
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.rest = b""
+        self._pending = b""
+        # Bytes of this chunk that have not come.
+        self._missing = 0
+        # What comes next: a "size", "data", the line "break" behind it, or the "trailer".
+        self._state = "size"
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Takes the next bytes and gives the content in them.
+
+        Raises:
+            S3ConnectionError: These are no chunks.
+        """
+        self._pending += data
+        while not self.ended:
+            if self._state == "data":
+                piece, self._pending = self._pending[: self._missing], self._pending[self._missing :]
+                if not piece:
+                    return
+                self._missing -= len(piece)
+                self._state = "data" if self._missing else "break"
+                yield piece
+                continue
+            line, found, after = self._pending.partition(b"\r\n")
+            if not found:
+                if len(line) > _MAX_LINE:
+                    raise S3ConnectionError("the answer has a chunk without an end of its size")
+                return
+            self._pending = after
+            self._take_line(line)
+        self.rest, self._pending = self._pending, b""
+
+    def _take_line(self, line: bytes) -> None:
+        if self._state == "trailer":
+            self.ended = not line
+        elif self._state == "break":
+            if line:
+                raise S3ConnectionError("the answer has a chunk that is longer than its size")
+            self._state = "size"
+        else:
+            size = _SIZE_LINE.fullmatch(line)
+            if size is None:
+                raise S3ConnectionError(f"the answer has a chunk of no size: {line[:60]!r}")
+            self._missing = int(size[1], 16)
+            self._state = "data" if self._missing else "trailer"

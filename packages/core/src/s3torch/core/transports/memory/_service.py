@@ -1,0 +1,388 @@
+"""What a store in memory answers to requests, as S3 does it: headers and XML."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime
+from email.utils import formatdate, parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, quote, unquote
+from xml.sax.saxutils import escape
+
+from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions, PutResult
+from s3torch.core.ranges import ByteRange
+from s3torch.core.requests import Answer
+from s3torch.core.requests._request import local_name, xml_root
+from s3torch.core.transports.memory._rules import options_of_copy, refusal, same_etag
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from s3torch.core.config import S3ClientConfig
+    from s3torch.core.models import ObjectInfo, ObjectVersion
+    from s3torch.core.requests import Request
+    from s3torch.core.transports.memory._bucket import StoredObject
+    from s3torch.core.transports.memory._store import MemoryStore
+
+_META = "x-amz-meta-"
+_CHECKSUM = "x-amz-checksum-"
+_NO_CHECKSUMS = {f"{_CHECKSUM}{name}" for name in ("algorithm", "mode", "type")}
+
+
+class Service:
+    """Answers requests from a store.
+
+    Args:
+        store: Where the objects are.
+        config: The settings of the client; ``None`` for the defaults.
+    """
+
+    def __init__(self, store: MemoryStore, config: S3ClientConfig | None) -> None:
+        self._store = store
+        self._config = config
+        self._operations: Mapping[str, Callable[[Request[Any], _Told, bytes], Answer]] = {
+            "GetObject": self._get_object,
+            "HeadObject": self._head_object,
+            "PutObject": self._put_object,
+            "DeleteObject": self._delete_object,
+            "DeleteObjects": self._delete_objects,
+            "CopyObject": self._copy_object,
+            "GetObjectTagging": self._get_object_tagging,
+            "CreateMultipartUpload": self._create_multipart_upload,
+            "UploadPart": self._upload_part,
+            "UploadPartCopy": self._upload_part_copy,
+            "CompleteMultipartUpload": self._complete_multipart_upload,
+            "AbortMultipartUpload": self._abort_multipart_upload,
+            "ListObjectsV2": self._list_objects,
+            "ListObjectVersions": self._list_object_versions,
+            "ListMultipartUploads": self._list_multipart_uploads,
+        }
+
+    def answer(self, request: Request[Any], body: bytes) -> Answer:
+        """Does what a request asks.
+
+        Raises:
+            S3Error: It is refused.
+        """
+        operation = self._operations.get(request.operation)
+        if operation is None:
+            raise refusal(request.operation, request.bucket, request.key, 501, "NotImplemented")
+        return operation(request, _Told(request), body)
+
+    @property
+    def _customer_key(self) -> bytes | None:
+        config = self._config
+        return None if config is None or config.sse_customer_key is None else config.customer_key()
+
+    def _find(self, request: Request[Any], version_id: str | None) -> StoredObject:
+        return self._store.get(
+            request.bucket,
+            request.key,
+            version_id=version_id,
+            customer_key=self._customer_key,
+            operation=request.operation,
+        )
+
+    def _get_object(self, request: Request[Any], told: _Told, _: bytes) -> Answer:
+        stored = self._find(request, told.query.get("versionId"))
+        if request.if_match is not None and not same_etag(request.if_match, stored.etag):
+            raise refusal(request.operation, request.bucket, request.key, 412, "PreconditionFailed")
+        data, headers = stored.data, _headers_of(stored)
+        wanted = request.byte_range
+        if wanted is not None:
+            if wanted.start >= len(data):
+                raise refusal(request.operation, request.bucket, request.key, 416, "InvalidRange")
+            stop = min(wanted.stop, len(data))
+            headers["content-range"] = f"bytes {wanted.start}-{stop - 1}/{len(data)}"
+            data = data[wanted.start : stop]
+        headers["content-length"] = str(len(data))
+        return Answer(200 if wanted is None else 206, headers, data, len(data))
+
+    def _head_object(self, request: Request[Any], told: _Told, _: bytes) -> Answer:
+        stored = self._find(request, told.query.get("versionId"))
+        return Answer(200, {**_headers_of(stored), "content-length": str(len(stored.data))})
+
+    def _put_object(self, request: Request[Any], told: _Told, body: bytes) -> Answer:
+        stored = self._store.put(
+            request.bucket,
+            request.key,
+            body,
+            options=told.options,
+            checksum=told.checksum,
+            customer_key=self._customer_key,
+        )
+        return _stored(stored)
+
+    def _delete_object(self, request: Request[Any], told: _Told, _: bytes) -> Answer:
+        self._store.delete(request.bucket, request.key, version_id=told.query.get("versionId"))
+        return Answer(204, {})
+
+    def _delete_objects(self, request: Request[Any], _: _Told, body: bytes) -> Answer:
+        for facts in _elements(body, "Object"):
+            self._store.delete(
+                request.bucket,
+                facts["Key"],
+                version_id=facts.get("VersionId"),
+                operation=request.operation,
+            )
+        return _document("DeleteResult", ())
+
+    def _copy_object(self, request: Request[Any], told: _Told, _: bytes) -> Answer:
+        src_bucket, src_key, version_id = told.source
+        described = told.headers.get("x-amz-metadata-directive") == "REPLACE"
+        stored = self._store.copy(
+            src_bucket,
+            src_key,
+            request.bucket,
+            request.key,
+            options=lambda source: options_of_copy(source, told.options, described=described),
+            conditions=told.options,
+            version_id=version_id,
+            if_match=told.headers.get("x-amz-copy-source-if-match"),
+            customer_key=self._customer_key,
+        )
+        return _document("CopyObjectResult", [_element("ETag", stored.etag)])
+
+    def _get_object_tagging(self, request: Request[Any], told: _Told, _: bytes) -> Answer:
+        tags = self._find(request, told.query.get("versionId")).options.tags
+        listed = (_group("Tag", Key=name, Value=value) for name, value in tags.items())
+        return _document("Tagging", ["<TagSet>", *listed, "</TagSet>"])
+
+    def _create_multipart_upload(self, request: Request[Any], told: _Told, _: bytes) -> Answer:
+        upload = self._store.create_upload(
+            request.bucket, request.key, options=told.options, customer_key=self._customer_key
+        )
+        return _document("InitiateMultipartUploadResult", [_element("UploadId", upload.upload_id)])
+
+    def _upload_part(self, _request: Request[Any], told: _Told, body: bytes) -> Answer:
+        part = self._store.put_part(told.upload, told.number, body, checksum=told.checksum)
+        return Answer(200, {"etag": part.etag})
+
+    def _upload_part_copy(self, request: Request[Any], told: _Told, _: bytes) -> Answer:
+        bucket, key, version_id = told.source
+        operation = request.operation
+        source = self._store.get(
+            bucket, key, version_id=version_id, customer_key=self._customer_key, operation=operation
+        )
+        expected = told.headers.get("x-amz-copy-source-if-match")
+        if expected is not None and not same_etag(expected, source.etag):
+            raise refusal(operation, bucket, key, 412, "PreconditionFailed")
+        wanted = told.source_range
+        if wanted.stop > len(source.data):
+            raise refusal(operation, bucket, key, 416, "InvalidRange")
+        part = self._store.put_part(told.upload, told.number, source.data[wanted.start : wanted.stop])
+        return _document("CopyPartResult", [_element("ETag", part.etag)])
+
+    def _complete_multipart_upload(self, _request: Request[Any], told: _Told, body: bytes) -> Answer:
+        parts = [CompletedPart(int(facts["PartNumber"]), facts["ETag"]) for facts in _elements(body, "Part")]
+        stored = self._store.complete_upload(told.upload, parts, options=told.options, checksum=told.checksum)
+        return _stored(stored)
+
+    def _abort_multipart_upload(self, _request: Request[Any], told: _Told, _: bytes) -> Answer:
+        self._store.abort_upload(told.upload)
+        return Answer(204, {})
+
+    def _list_objects(self, request: Request[Any], told: _Told, _: bytes) -> Answer:
+        query = told.query
+        page = self._store.list_objects(
+            request.bucket,
+            prefix=query.get("prefix", ""),
+            delimiter=query.get("delimiter", ""),
+            max_keys=int(query["max-keys"]),
+            after=query.get("continuation-token") or query.get("start-after", ""),
+        )
+        entries = [*map(_entry, page.object_info), *map(_common_prefix, page.common_prefixes)]
+        token = page.continuation_token
+        following = [] if token is None else [_element("NextContinuationToken", token)]
+        return _listing("ListBucketResult", entries, following, is_truncated=token is not None)
+
+    def _list_object_versions(self, request: Request[Any], told: _Told, _: bytes) -> Answer:
+        query = told.query
+        page = self._store.list_versions(
+            request.bucket,
+            prefix=query.get("prefix", ""),
+            delimiter=query.get("delimiter", ""),
+            max_keys=int(query["max-keys"]),
+            marker=told.marker("version-id-marker"),
+        )
+        entries = [*map(_version, page.versions), *map(_common_prefix, page.common_prefixes)]
+        following = _next_marker(page.next_marker, "NextVersionIdMarker")
+        return _listing("ListVersionsResult", entries, following, is_truncated=bool(following))
+
+    def _list_multipart_uploads(self, request: Request[Any], told: _Told, _: bytes) -> Answer:
+        page = self._store.list_uploads(
+            request.bucket,
+            prefix=told.query.get("prefix", ""),
+            max_uploads=int(told.query["max-uploads"]),
+            marker=told.marker("upload-id-marker"),
+        )
+        entries = [
+            _group(
+                "Upload",
+                Key=quote(one.key),
+                UploadId=one.upload_id,
+                Initiated=_time(one.initiated),
+                StorageClass=one.storage_class,
+            )
+            for one in page.uploads
+        ]
+        following = _next_marker(page.next_marker, "NextUploadIdMarker")
+        return _listing("ListMultipartUploadsResult", entries, following, is_truncated=bool(following))
+
+
+class _Told:
+    """What the query and the headers of a request say."""
+
+    def __init__(self, request: Request[Any]) -> None:
+        self._request = request
+        self.query = dict(parse_qsl(request.query, keep_blank_values=True))
+        self.headers = {name.lower(): value for name, value in request.headers}
+
+    @property
+    def upload(self) -> MultipartUpload:
+        return MultipartUpload(self._request.bucket, self._request.key, self.query["uploadId"])
+
+    @property
+    def number(self) -> int:
+        return int(self.query["partNumber"])
+
+    @property
+    def checksum(self) -> tuple[str, str] | None:
+        found = (name for name in self.headers if name.startswith(_CHECKSUM) and name not in _NO_CHECKSUMS)
+        name = next(found, None)
+        return None if name is None else (name.removeprefix(_CHECKSUM).upper(), self.headers[name])
+
+    @property
+    def source(self) -> tuple[str, str, str | None]:
+        path, _, query = self.headers["x-amz-copy-source"].partition("?")
+        bucket, _, key = unquote(path).partition("/")
+        return bucket, key, dict(parse_qsl(query)).get("versionId")
+
+    @property
+    def source_range(self) -> ByteRange:
+        first, _, last = self.headers["x-amz-copy-source-range"].removeprefix("bytes=").partition("-")
+        return ByteRange(int(first), int(last) + 1)
+
+    def marker(self, second: str) -> tuple[str, str] | None:
+        key = self.query.get("key-marker")
+        return None if key is None else (key, self.query.get(second, ""))
+
+    @property
+    def options(self) -> PutOptions:
+        told = self.headers
+        metadata = {
+            name.removeprefix(_META): value for name, value in self._request.headers if name.startswith(_META)
+        }
+        encryption = "x-amz-server-side-encryption"
+        context = told.get(f"{encryption}-context")
+        bucket_key = told.get(f"{encryption}-bucket-key-enabled")
+        return PutOptions(
+            storage_class=told.get("x-amz-storage-class"),
+            content_type=told.get("content-type"),
+            metadata=metadata,
+            if_none_match=told.get("if-none-match"),
+            if_match=told.get("if-match"),
+            tags=dict(parse_qsl(told.get("x-amz-tagging", ""), keep_blank_values=True)),
+            cache_control=told.get("cache-control"),
+            content_disposition=told.get("content-disposition"),
+            content_encoding=told.get("content-encoding"),
+            content_language=told.get("content-language"),
+            expires=parsedate_to_datetime(told["expires"]) if "expires" in told else None,
+            acl=told.get("x-amz-acl"),
+            server_side_encryption=told.get(encryption),
+            kms_key_id=told.get(f"{encryption}-aws-kms-key-id"),
+            kms_encryption_context={} if context is None else json.loads(base64.b64decode(context)),
+            bucket_key=None if bucket_key is None else bucket_key == "true",
+        )
+
+
+def _headers_of(stored: StoredObject) -> dict[str, str]:
+    head = stored.head
+    given = {
+        "etag": head.etag,
+        "last-modified": formatdate(head.last_modified, usegmt=True),
+        "content-type": head.content_type,
+        "cache-control": head.cache_control,
+        "content-disposition": head.content_disposition,
+        "content-encoding": head.content_encoding,
+        "content-language": head.content_language,
+        "expires": head.expires,
+        "x-amz-storage-class": head.storage_class,
+        "x-amz-version-id": head.version_id,
+        "x-amz-server-side-encryption": head.server_side_encryption,
+        "x-amz-server-side-encryption-aws-kms-key-id": head.kms_key_id,
+        "x-amz-tagging-count": str(head.tag_count) if head.tag_count else None,
+        **{_META + name: value for name, value in head.metadata.items()},
+        **{_CHECKSUM + name.lower(): value for name, value in head.checksums.items()},
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _stored(result: PutResult) -> Answer:
+    version = {} if result.version_id is None else {"x-amz-version-id": result.version_id}
+    return Answer(200, {"etag": result.etag, **version})
+
+
+def _entry(info: ObjectInfo) -> str:
+    return _group(
+        "Contents",
+        Key=quote(info.key),
+        LastModified=_time(info.last_modified),
+        ETag=info.etag,
+        Size=info.size,
+        StorageClass=info.storage_class,
+    )
+
+
+def _version(one: ObjectVersion) -> str:
+    return _group(
+        "DeleteMarker" if one.is_delete_marker else "Version",
+        Key=quote(one.key),
+        VersionId=one.version_id,
+        IsLatest=str(one.is_latest).lower(),
+        LastModified=_time(one.last_modified),
+        ETag=one.etag,
+        Size=one.size,
+        StorageClass=one.storage_class,
+    )
+
+
+def _common_prefix(prefix: str) -> str:
+    return _group("CommonPrefixes", Prefix=quote(prefix))
+
+
+def _next_marker(marker: tuple[str, str] | None, second: str) -> list[str]:
+    return (
+        [] if marker is None else [_element("NextKeyMarker", quote(marker[0])), _element(second, marker[1])]
+    )
+
+
+def _listing(root: str, entries: list[str], following: list[str], *, is_truncated: bool) -> Answer:
+    truncated = _element("IsTruncated", str(is_truncated).lower())
+    return _document(root, [_element("EncodingType", "url"), truncated, *following, *entries])
+
+
+def _document(root: str, content: Iterable[str]) -> Answer:
+    namespace = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
+    body = f"<{root} {namespace}>{''.join(content)}</{root}>".encode()
+    return Answer(200, {"content-type": "application/xml"}, body, len(body))
+
+
+def _group(name: str, **facts: object) -> str:
+    inner = "".join(_element(fact, value) for fact, value in facts.items() if value is not None)
+    return f"<{name}>{inner}</{name}>"
+
+
+def _element(name: str, value: object) -> str:
+    return f"<{name}>{escape(str(value))}</{name}>"
+
+
+def _elements(body: bytes, name: str) -> list[dict[str, str]]:
+    root = xml_root(body)
+    found = [] if root is None else [element for element in root if local_name(element) == name]
+    return [{local_name(fact): fact.text or "" for fact in element} for element in found]
+
+
+def _time(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")

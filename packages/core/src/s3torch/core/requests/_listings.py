@@ -60,6 +60,7 @@ def list_objects(
         operation="ListObjectsV2",
         method="GET",
         bucket=bucket,
+        key="",
         read=read,
         query=query_of(
             list_type=2,
@@ -116,6 +117,7 @@ def list_object_versions(
         operation="ListObjectVersions",
         method="GET",
         bucket=bucket,
+        key="",
         read=_version_page,
         query=query_of(
             versions="",
@@ -171,6 +173,7 @@ def list_multipart_uploads(
         operation="ListMultipartUploads",
         method="GET",
         bucket=bucket,
+        key="",
         read=_upload_page,
         query=query_of(
             uploads="",

@@ -156,6 +156,7 @@ def delete_objects(bucket: str, targets: Sequence[tuple[str, str | None]]) -> Re
         operation="DeleteObjects",
         method="POST",
         bucket=bucket,
+        key="",
         read=_delete_failures,
         query="delete=",
         # S3 wants a checksum of this body, and this is the one that all stores know.

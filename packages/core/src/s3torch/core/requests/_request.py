@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 from urllib.parse import quote, urlencode
 from xml.etree import ElementTree as ET
 
@@ -22,8 +21,8 @@ FIRST_ERROR_STATUS = 300
 _ERROR_DOCUMENT = re.compile(rb"\s*(?:<\?xml[^>]*\?>\s*)?<Error[\s>]")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+# Named tuples, because they are made in a fraction of the time of frozen dataclasses, once for each request.
+class Answer(NamedTuple):
     """What S3 answered to one attempt.
 
     Attributes:
@@ -39,8 +38,7 @@ class Answer:
     length: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request(Generic[T]):
+class Request(NamedTuple, Generic[T]):
     """One S3 request. The bytes of an object that is stored go apart from it, see ``Transport.send``.
 
     Attributes:
@@ -62,15 +60,15 @@ class Request(Generic[T]):
     operation: str
     method: str
     bucket: str
-    key: str = ""
-    read: Callable[[Answer], T] = field(repr=False)
+    key: str
+    read: Callable[[Answer], T]
     query: str = ""
     headers: Sequence[tuple[str, str]] = ()
-    content: bytes = field(default=b"", repr=False)
+    content: bytes = b""
     byte_range: ByteRange | None = None
     if_match: str | None = None
     streams: bool = False
-    recover: Callable[[S3Error, bytes | None], T] | None = field(default=None, repr=False)
+    recover: Callable[[S3Error, bytes | None], T] | None = None
 
     def result(self, answer: Answer) -> T:
         """Returns what an answer brings.

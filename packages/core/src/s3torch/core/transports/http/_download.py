@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from s3torch.core.errors import PreconditionFailedError, S3Error, TruncatedError
@@ -50,7 +49,7 @@ class Download(Generic[T]):
             self._forget()
         if not self._received:
             return self._request
-        return replace(self._request, headers=get_headers(self._missing, self._etag))
+        return self._request._replace(headers=get_headers(self._missing, self._etag))
 
     def receive(self, answer: ResponseHead, connection: Connection, buffer: memoryview | None) -> T:
         """Receives a body, or what is missing of it.

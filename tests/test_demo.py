@@ -34,7 +34,7 @@ class Demo:
         self.temporary = Path(tempfile.mkdtemp(prefix="demo-"))
         name, value = self.mark.split("=")
         self.process = subprocess.Popen(
-            [sys.executable, ROOT / "tools" / "demo.py", *arguments],
+            [sys.executable, ROOT / "tools" / "demo", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -37,7 +37,11 @@ def test_examples(path, seaweedfs, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("*.md")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]),
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_links_lead_to_files(path):
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text(encoding="utf-8"))
     assert [link for link in links if not (path.parent / link).exists()] == []

@@ -9,9 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import time
 from contextlib import nullcontext
@@ -22,7 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 import small_objects
 from answers import start_answers
-from measure import BUCKET, REGION, client, server_cpu_seconds, watch_server
+from measure import (
+    BUCKET,
+    REGION,
+    boto_client,
+    cpu_seconds,
+    endpoint,
+    in_child,
+    server_cpu_seconds,
+    watch_server,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -33,35 +40,35 @@ SIZE = small_objects.SIZE
 LIBRARIES = ("s3torchconnector", "s3torch")
 
 
-def iterable(library: str, endpoint: str) -> Iterable[Any]:
+def iterable(library: str) -> Iterable[Any]:
     """The iterable dataset in one process."""
-    dataset: Iterable[Any] = _dataset(library, "S3IterableDataset", endpoint)
+    dataset: Iterable[Any] = _dataset(library, "S3IterableDataset")
     return dataset
 
 
-def iterable_in_workers(library: str, endpoint: str) -> Iterable[Any]:
+def iterable_in_workers(library: str) -> Iterable[Any]:
     """The iterable dataset in two DataLoader workers."""
     from torch.utils.data import DataLoader
 
-    dataset = _dataset(library, "S3IterableDataset", endpoint, enable_sharding=True)
+    dataset = _dataset(library, "S3IterableDataset", enable_sharding=True)
     return DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork")
 
 
-def batches(library: str, endpoint: str) -> Iterable[Any]:
+def batches(library: str) -> Iterable[Any]:
     """Batches of 32 from the map dataset in one process."""
     from torch.utils.data import DataLoader
 
-    dataset = _dataset(library, "S3MapDataset", endpoint)
+    dataset = _dataset(library, "S3MapDataset")
     return DataLoader(dataset, batch_size=32, collate_fn=list)
 
 
-def single(library: str, endpoint: str) -> Iterable[Any]:
+def single(library: str) -> Iterable[Any]:
     """Samples of the map dataset, one index after the other."""
-    dataset = _dataset(library, "S3MapDataset", endpoint)
+    dataset = _dataset(library, "S3MapDataset")
     return (dataset[index] for index in range(len(dataset)))
 
 
-WAYS: dict[str, Callable[[str, str], Iterable[Any]]] = {
+WAYS: dict[str, Callable[[str], Iterable[Any]]] = {
     "iterable": iterable,
     "2 workers": iterable_in_workers,
     "batches": batches,
@@ -105,55 +112,45 @@ def _run(arguments: argparse.Namespace) -> dict[Case, list[dict[str, float]]]:
     figures: dict[Case, list[dict[str, float]]] = {}
     with start_seaweedfs() as server:
         os.environ.update(server.environment())
-        boto = client(server.endpoint)
+        boto = boto_client()
         boto.create_bucket(Bucket=BUCKET)
         small_objects.prepare(boto)
         for _ in range(arguments.rounds):
             for latency in arguments.latency:
-                with _store(server.endpoint, latency / 1000) as endpoint:
-                    os.environ["AWS_ENDPOINT_URL"] = endpoint
+                with _store(server.endpoint, latency / 1000) as url:
+                    os.environ["AWS_ENDPOINT_URL"] = url
                     watch_server()
                     for way in arguments.ways:
                         for library in LIBRARIES:
-                            figure = _in_child(way, library)
+                            figure = in_child(way, library)
                             print(f"{latency:g} ms, {way}, {library}: {figure}", file=sys.stderr, flush=True)
                             figures.setdefault((latency, way, library), []).append(figure)
     return figures
 
 
-def _store(endpoint: str, latency: float) -> AbstractContextManager[str]:
+def _store(url: str, latency: float) -> AbstractContextManager[str]:
     if not latency:
-        return nullcontext(endpoint)
+        return nullcontext(url)
     # With many requests at once SeaweedFS and a proxy before it would take more of the machine than clients.
     return start_answers(
         prefix=small_objects.PREFIX, count=small_objects.COUNT, size=small_objects.SIZE, latency=latency
     )
 
 
-def _in_child(way: str, library: str) -> dict[str, float]:
-    command = [sys.executable, sys.argv[0], "--case", way, library]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{way} with {library} failed:\n{done.stderr}")
-    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return answer
-
-
-def _dataset(library: str, name: str, endpoint: str, **options: Any) -> Any:
+def _dataset(library: str, name: str, **options: Any) -> Any:
     package = import_module("s3torch.datasets" if library == "s3torch" else library)
     if library != "s3torch":
         options["s3client_config"] = package.S3ClientConfig(force_path_style=True)
     return getattr(package, name).from_prefix(
-        URI, region=REGION, endpoint=endpoint, transform=methodcaller("read"), **options
+        URI, region=REGION, endpoint=endpoint(), transform=methodcaller("read"), **options
     )
 
 
 def _measure(way: str, library: str) -> dict[str, float]:
-    endpoint = os.environ["AWS_ENDPOINT_URL"]
     # Imports and the first connections are not what is asked for.
-    _dataset(library, "S3MapDataset", endpoint)[0]
-    samples = WAYS[way](library, endpoint)
-    server, before, start = server_cpu_seconds(), _cpu_seconds(), time.perf_counter()
+    _dataset(library, "S3MapDataset")[0]
+    samples = WAYS[way](library)
+    server, before, start = server_cpu_seconds(), cpu_seconds(), time.perf_counter()
     count = 0
     for sample in samples:
         for data in sample if isinstance(sample, list) else [sample]:
@@ -165,14 +162,9 @@ def _measure(way: str, library: str) -> dict[str, float]:
     return {
         "objects": count,
         "seconds": seconds,
-        "cpu_seconds": _cpu_seconds() - before,
+        "cpu_seconds": cpu_seconds() - before,
         "server_cpu_seconds": server_cpu_seconds() - server,
     }
-
-
-def _cpu_seconds() -> float:
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _print_table(figures: dict[Case, list[dict[str, float]]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-from measure import BUCKET, MIB, REGION, Question, main
+from measure import BUCKET, MIB, REGION, Question, endpoint, main
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,29 +32,29 @@ def _check(state: Any) -> None:
             raise ValueError(n)
 
 
-def load_mapped(endpoint: str) -> Callable[[], object]:
+def load_mapped() -> Callable[[], object]:
     """Our S3Checkpoint, with tensors that alias one file in memory."""
     from s3torch.core import S3Checkpoint
 
-    checkpoint = S3Checkpoint(REGION, endpoint)
+    checkpoint = S3Checkpoint(REGION, endpoint())
     return lambda: _check(checkpoint.load(URI, mmap=True))
 
 
-def load(endpoint: str) -> Callable[[], object]:
+def load() -> Callable[[], object]:
     """Our S3Checkpoint, with memory of its own for each tensor."""
     from s3torch.core import S3Checkpoint
 
-    checkpoint = S3Checkpoint(REGION, endpoint)
+    checkpoint = S3Checkpoint(REGION, endpoint())
     return lambda: _check(checkpoint.load(URI))
 
 
-def connector(endpoint: str) -> Callable[[], object]:
+def connector() -> Callable[[], object]:
     """A reader of s3torchconnector."""
     import torch
 
     from s3torchconnector import S3Checkpoint, S3ClientConfig
 
-    checkpoint = S3Checkpoint(REGION, endpoint, S3ClientConfig(force_path_style=True))
+    checkpoint = S3Checkpoint(REGION, endpoint(), S3ClientConfig(force_path_style=True))
 
     def work() -> None:
         with checkpoint.reader(URI) as reader:

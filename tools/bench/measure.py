@@ -19,7 +19,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from answers import start_answers
 
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 MIB = 1024 * 1024
 BUCKET = "bench"
 REGION = "us-east-1"
+
+
+# Makes a client or what else there has to be, and returns the work.
+Case: TypeAlias = "Callable[[], Callable[[], object]]"
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Question:
 
     Attributes:
         title: What is asked.
-        cases: For each library a function that takes the endpoint and returns the work to be measured.
+        cases: For each library a function that returns the work to be measured; what it reads and writes is
+            at ``AWS_ENDPOINT_URL``.
         units: How many ``unit`` one run does.
         unit: As in ``"GB"`` or ``"objects"``.
         prepare: Called once with a boto3 client, to put objects into the bucket.
@@ -58,7 +63,7 @@ class Question:
     """
 
     title: str
-    cases: dict[str, Callable[[str], Callable[[], object]]]
+    cases: dict[str, Case]
     units: float
     unit: str
     prepare: Callable[[Any], None]
@@ -84,7 +89,7 @@ def main(question: Question) -> None:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
-        print(json.dumps(asdict(_measure(question.cases[arguments.case](os.environ["AWS_ENDPOINT_URL"])))))
+        print(json.dumps(asdict(_measure(question.cases[arguments.case]()))))
         return
     names = [name for name in question.cases if not arguments.only or name in arguments.only]
     figures = _run(question, names, arguments)
@@ -94,41 +99,59 @@ def main(question: Question) -> None:
         arguments.json.write_text(json.dumps({"title": question.title, "figures": raw}, indent=1))
 
 
-def client(endpoint: str) -> Any:
+def by_library(
+    *, connector: Case, s3torch: Callable[[str], Callable[[], object]], boto3: Case, s3fs: Case, obstore: Case
+) -> dict[str, Case]:
+    """The cases of a question that all libraries can answer, ours with either transport."""
+    return {
+        "s3torchconnector": connector,
+        "s3torch (crt)": lambda: s3torch("crt"),
+        "s3torch (http)": lambda: s3torch("http"),
+        "boto3": boto3,
+        "s3fs": s3fs,
+        "obstore": obstore,
+    }
+
+
+def endpoint() -> str:
+    """The server of this run."""
+    return os.environ["AWS_ENDPOINT_URL"]
+
+
+def boto_client() -> Any:
     """A boto3 client for the server of this run."""
     import boto3
 
-    return boto3.client("s3", endpoint_url=endpoint, region_name=REGION)
+    return boto3.client("s3", endpoint_url=endpoint(), region_name=REGION)
 
 
-def s3torch_with(transport: str) -> Any:
+def s3torch_client(transport: str) -> Any:
     """A client of ours with this transport."""
     from s3torch.core import S3Client, S3ClientConfig
 
-    config = S3ClientConfig(transport=transport)
-    return S3Client(REGION, endpoint=os.environ["AWS_ENDPOINT_URL"], s3client_config=config)
+    return S3Client(REGION, endpoint=endpoint(), s3client_config=S3ClientConfig(transport=transport))
 
 
-def connector_client(endpoint: str) -> Any:
+def connector_client() -> Any:
     """The client of s3torchconnector."""
     from s3torchconnector import S3ClientConfig
     from s3torchconnector._s3client import S3Client
 
-    return S3Client(REGION, endpoint=endpoint, s3client_config=S3ClientConfig(force_path_style=True))
+    return S3Client(REGION, endpoint=endpoint(), s3client_config=S3ClientConfig(force_path_style=True))
 
 
-def obstore_client(endpoint: str) -> Any:
+def obstore_client() -> Any:
     """The store of obstore."""
     from obstore.store import S3Store
 
-    return S3Store(BUCKET, endpoint=endpoint, region=REGION, client_options={"allow_http": True})
+    return S3Store(BUCKET, endpoint=endpoint(), region=REGION, client_options={"allow_http": True})
 
 
-def s3fs_client(endpoint: str) -> Any:
+def s3fs_client() -> Any:
     """The filesystem of s3fs."""
     import s3fs
 
-    return s3fs.S3FileSystem(client_kwargs={"endpoint_url": endpoint, "region_name": REGION})
+    return s3fs.S3FileSystem(client_kwargs={"endpoint_url": endpoint(), "region_name": REGION})
 
 
 def _run(question: Question, names: list[str], arguments: argparse.Namespace) -> dict[str, list[Figures]]:
@@ -146,7 +169,7 @@ def _run(question: Question, names: list[str], arguments: argparse.Namespace) ->
                     file=sys.stderr,
                     flush=True,
                 )
-                figures[name].append(_in_child(name))
+                figures[name].append(Figures(**in_child(name)))
         print("\r" + " " * 60 + "\r", end="", file=sys.stderr)
     return figures
 
@@ -159,7 +182,7 @@ def _start_seaweedfs(question: Question, stack: ExitStack, *, tls: bool) -> None
     os.environ.update(server.environment())
     if tls:
         os.environ.update(AWS_CA_BUNDLE=str(server.ca_file), SSL_CERT_FILE=str(server.ca_file))
-    _prepare(question, server.endpoint)
+    _prepare(question)
     if question.latency:
         proxy = stack.enter_context(FaultProxy(server.endpoint))
         proxy.add(Fault(latency=question.latency))
@@ -167,13 +190,13 @@ def _start_seaweedfs(question: Question, stack: ExitStack, *, tls: bool) -> None
 
 
 def _start_memory(question: Question, stack: ExitStack) -> None:
-    endpoint = stack.enter_context(start_answers(latency=question.latency, keep=question.reads_back))
-    os.environ.update(AWS_ENDPOINT_URL=endpoint, AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret")  # noqa: S106
-    _prepare(question, endpoint)
+    url = stack.enter_context(start_answers(latency=question.latency, keep=question.reads_back))
+    os.environ.update(AWS_ENDPOINT_URL=url, AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret")  # noqa: S106
+    _prepare(question)
 
 
-def _prepare(question: Question, endpoint: str) -> None:
-    boto = client(endpoint)
+def _prepare(question: Question) -> None:
+    boto = boto_client()
     boto.create_bucket(Bucket=BUCKET)
     question.prepare(boto)
     watch_server()
@@ -187,27 +210,30 @@ def watch_server() -> None:
     os.environ["BENCH_SERVER"] = " ".join(str(one.pid) for one in running)
 
 
-def _in_child(name: str) -> Figures:
-    command = [sys.executable, sys.argv[0], "--case", name]
+def in_child(*case: str) -> dict[str, Any]:
+    """Runs a case in a process of its own and returns the figures that it prints as JSON."""
+    command = [sys.executable, sys.argv[0], "--case", *case]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"case {name} failed:\n{done.stderr}")
-    return Figures(**json.loads(done.stdout.splitlines()[-1]))
+        sys.exit(f"case {' '.join(case)} failed:\n{done.stderr}")
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def _measure(work: Callable[[], object]) -> Figures:
     work()  # Connections, imports and page tables are not what is asked for.
     Path("/proc/self/clear_refs").write_text("5")  # Resets the peak.
     before = _status("VmRSS")
-    server, usage, start = (
-        server_cpu_seconds(),
-        resource.getrusage(resource.RUSAGE_SELF),
-        time.perf_counter(),
-    )
+    server, cpu, start = server_cpu_seconds(), cpu_seconds(), time.perf_counter()
     work()
-    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
-    cpu = after.ru_utime - usage.ru_utime + after.ru_stime - usage.ru_stime
-    return Figures(seconds, cpu, server_cpu_seconds() - server, _status("VmHWM") - before)
+    seconds = time.perf_counter() - start
+    return Figures(seconds, cpu_seconds() - cpu, server_cpu_seconds() - server, _status("VmHWM") - before)
+
+
+def cpu_seconds() -> float:
+    """Returns the processor seconds that this process and its ended children have taken so far."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def server_cpu_seconds() -> float:

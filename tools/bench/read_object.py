@@ -9,12 +9,13 @@ from measure import (
     BUCKET,
     MIB,
     Question,
-    client,
+    boto_client,
+    by_library,
     connector_client,
     main,
     obstore_client,
     s3fs_client,
-    s3torch_with,
+    s3torch_client,
 )
 
 if TYPE_CHECKING:
@@ -29,52 +30,41 @@ def prepare(boto: Any) -> None:
     boto.upload_fileobj(io.BytesIO(bytes(range(256)) * (SIZE // 256)), BUCKET, KEY)
 
 
-def s3torch(transport: str) -> Callable[[str], Callable[[], object]]:
+def s3torch(transport: str) -> Callable[[], object]:
     """read() of our sequential reader."""
-
-    def case(_: str) -> Callable[[], object]:
-        s3 = s3torch_with(transport)
-        return lambda: s3.get_object(BUCKET, KEY).read()
-
-    return case
-
-
-def connector(endpoint: str) -> Callable[[], object]:
-    """read() of s3torchconnector's sequential reader."""
-    s3 = connector_client(endpoint)
+    s3 = s3torch_client(transport)
     return lambda: s3.get_object(BUCKET, KEY).read()
 
 
-def boto3(endpoint: str) -> Callable[[], object]:
+def connector() -> Callable[[], object]:
+    """read() of s3torchconnector's sequential reader."""
+    s3 = connector_client()
+    return lambda: s3.get_object(BUCKET, KEY).read()
+
+
+def boto3() -> Callable[[], object]:
     """One GetObject of boto3."""
-    s3 = client(endpoint)
+    s3 = boto_client()
     return lambda: s3.get_object(Bucket=BUCKET, Key=KEY)["Body"].read()  # noqa: PLW0108
 
 
-def s3fs(endpoint: str) -> Callable[[], object]:
+def s3fs() -> Callable[[], object]:
     """cat_file() of s3fs."""
-    fs = s3fs_client(endpoint)
+    fs = s3fs_client()
     return lambda: fs.cat_file(f"{BUCKET}/{KEY}")
 
 
-def obstore(endpoint: str) -> Callable[[], object]:
+def obstore() -> Callable[[], object]:
     """get() of obstore."""
     import obstore
 
-    store = obstore_client(endpoint)
+    store = obstore_client()
     return lambda: bytes(obstore.get(store, KEY).bytes())
 
 
 READ = Question(
     title="read() of one object of 256 MiB",
-    cases={
-        "s3torchconnector": connector,
-        "s3torch (crt)": s3torch("crt"),
-        "s3torch (http)": s3torch("http"),
-        "boto3": boto3,
-        "s3fs": s3fs,
-        "obstore": obstore,
-    },
+    cases=by_library(connector=connector, s3torch=s3torch, boto3=boto3, s3fs=s3fs, obstore=obstore),
     units=SIZE / 1e9,
     unit="GB",
     size=SIZE,

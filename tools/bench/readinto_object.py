@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from measure import (
     BUCKET,
     Question,
-    client,
+    boto_client,
+    by_library,
     connector_client,
     main,
     obstore_client,
     s3fs_client,
-    s3torch_with,
+    s3torch_client,
 )
 from read_object import KEY, SIZE, prepare
 
@@ -29,31 +30,27 @@ def _buffer() -> bytearray:
     return _target
 
 
-def s3torch(transport: str) -> Callable[[str], Callable[[], object]]:
+def s3torch(transport: str) -> Callable[[], object]:
     """readinto() of our range-based reader."""
+    from s3torch.core import S3ReaderConstructor
 
-    def case(_: str) -> Callable[[], object]:
-        from s3torch.core import S3ReaderConstructor
-
-        s3 = s3torch_with(transport)
-        constructor = S3ReaderConstructor.range_based(0)
-        return lambda: s3.get_object(BUCKET, KEY, reader_constructor=constructor).readinto(_buffer())
-
-    return case
-
-
-def connector(endpoint: str) -> Callable[[], object]:
-    """readinto() of s3torchconnector's range-based reader."""
-    from s3torchconnector import S3ReaderConstructor
-
-    s3 = connector_client(endpoint)
+    s3 = s3torch_client(transport)
     constructor = S3ReaderConstructor.range_based(0)
     return lambda: s3.get_object(BUCKET, KEY, reader_constructor=constructor).readinto(_buffer())
 
 
-def boto3(endpoint: str) -> Callable[[], object]:
+def connector() -> Callable[[], object]:
+    """readinto() of s3torchconnector's range-based reader."""
+    from s3torchconnector import S3ReaderConstructor
+
+    s3 = connector_client()
+    constructor = S3ReaderConstructor.range_based(0)
+    return lambda: s3.get_object(BUCKET, KEY, reader_constructor=constructor).readinto(_buffer())
+
+
+def boto3() -> Callable[[], object]:
     """One GetObject of boto3, its body read into the buffer."""
-    s3 = client(endpoint)
+    s3 = boto_client()
 
     def work() -> None:
         rest = memoryview(_buffer())
@@ -64,9 +61,9 @@ def boto3(endpoint: str) -> Callable[[], object]:
     return work
 
 
-def s3fs(endpoint: str) -> Callable[[], object]:
+def s3fs() -> Callable[[], object]:
     """readinto() of a file of s3fs."""
-    fs = s3fs_client(endpoint)
+    fs = s3fs_client()
 
     def work() -> None:
         with fs.open(f"{BUCKET}/{KEY}", "rb") as file:
@@ -75,11 +72,11 @@ def s3fs(endpoint: str) -> Callable[[], object]:
     return work
 
 
-def obstore(endpoint: str) -> Callable[[], object]:
+def obstore() -> Callable[[], object]:
     """get() of obstore, copied into the buffer: it has no other way."""
     import obstore
 
-    store = obstore_client(endpoint)
+    store = obstore_client()
 
     def work() -> None:
         memoryview(_buffer())[:] = memoryview(obstore.get(store, KEY).bytes())
@@ -91,14 +88,7 @@ if __name__ == "__main__":
     main(
         Question(
             title="readinto() of one object of 256 MiB, into memory that was touched before",
-            cases={
-                "s3torchconnector": connector,
-                "s3torch (crt)": s3torch("crt"),
-                "s3torch (http)": s3torch("http"),
-                "boto3": boto3,
-                "s3fs": s3fs,
-                "obstore": obstore,
-            },
+            cases=by_library(connector=connector, s3torch=s3torch, boto3=boto3, s3fs=s3fs, obstore=obstore),
             units=SIZE / 1e9,
             unit="GB",
             size=SIZE,

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from measure import (
     BUCKET,
     Question,
-    client,
+    boto_client,
+    by_library,
     connector_client,
     main,
     obstore_client,
     s3fs_client,
-    s3torch_with,
+    s3torch_client,
 )
 
 if TYPE_CHECKING:
@@ -36,19 +37,19 @@ def prepare(boto: Any) -> None:
         list(pool.map(put, range(COUNT)))
 
 
-def s3torch(transport: str) -> Callable[[str], Callable[[], object]]:
+def s3torch(transport: str) -> Callable[[], object]:
     """Our client."""
-    return lambda _: _read_all(s3torch_with(transport))
+    return _read_all(s3torch_client(transport))
 
 
-def connector(endpoint: str) -> Callable[[], object]:
+def connector() -> Callable[[], object]:
     """The client of s3torchconnector."""
-    return _read_all(connector_client(endpoint))
+    return _read_all(connector_client())
 
 
-def boto3(endpoint: str) -> Callable[[], object]:
+def boto3() -> Callable[[], object]:
     """get_object() of boto3."""
-    s3 = client(endpoint)
+    s3 = boto_client()
 
     def work() -> None:
         for page in s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=PREFIX):
@@ -58,9 +59,9 @@ def boto3(endpoint: str) -> Callable[[], object]:
     return work
 
 
-def s3fs(endpoint: str) -> Callable[[], object]:
+def s3fs() -> Callable[[], object]:
     """cat_file() of s3fs."""
-    fs = s3fs_client(endpoint)
+    fs = s3fs_client()
 
     def work() -> None:
         fs.invalidate_cache()
@@ -70,11 +71,11 @@ def s3fs(endpoint: str) -> Callable[[], object]:
     return work
 
 
-def obstore(endpoint: str) -> Callable[[], object]:
+def obstore() -> Callable[[], object]:
     """get() of obstore."""
     import obstore
 
-    store = obstore_client(endpoint)
+    store = obstore_client()
 
     def work() -> None:
         for page in obstore.list(store, PREFIX):
@@ -98,14 +99,7 @@ if __name__ == "__main__":
     main(
         Question(
             title=f"{COUNT} objects of 100 KiB, listed and read one at a time",
-            cases={
-                "s3torchconnector": connector,
-                "s3torch (crt)": s3torch("crt"),
-                "s3torch (http)": s3torch("http"),
-                "boto3": boto3,
-                "s3fs": s3fs,
-                "obstore": obstore,
-            },
+            cases=by_library(connector=connector, s3torch=s3torch, boto3=boto3, s3fs=s3fs, obstore=obstore),
             units=COUNT,
             unit="objects",
             size=COUNT * SIZE,

@@ -9,12 +9,13 @@ from measure import (
     BUCKET,
     MIB,
     Question,
-    client,
+    boto_client,
+    by_library,
     connector_client,
     main,
     obstore_client,
     s3fs_client,
-    s3torch_with,
+    s3torch_client,
 )
 
 if TYPE_CHECKING:
@@ -34,28 +35,28 @@ def _pieces() -> list[memoryview]:
     return [data] * (SIZE // STEP)
 
 
-def s3torch(transport: str) -> Callable[[str], Callable[[], object]]:
+def s3torch(transport: str) -> Callable[[], object]:
     """Our writer."""
-    return lambda _: _write_all(s3torch_with(transport))
+    return _write_all(s3torch_client(transport))
 
 
-def connector(endpoint: str) -> Callable[[], object]:
+def connector() -> Callable[[], object]:
     """The writer of s3torchconnector."""
-    return _write_all(connector_client(endpoint))
+    return _write_all(connector_client())
 
 
-def boto3(endpoint: str) -> Callable[[], object]:
+def boto3() -> Callable[[], object]:
     """upload_file() of boto3, from a file in memory."""
-    s3 = client(endpoint)
+    s3 = boto_client()
     descriptor = os.memfd_create("source")
     for piece in _pieces():
         os.write(descriptor, piece)
     return lambda: s3.upload_file(f"/proc/self/fd/{descriptor}", BUCKET, KEY)
 
 
-def s3fs(endpoint: str) -> Callable[[], object]:
+def s3fs() -> Callable[[], object]:
     """open("wb") of s3fs."""
-    fs = s3fs_client(endpoint)
+    fs = s3fs_client()
     pieces = _pieces()
 
     def work() -> None:
@@ -66,11 +67,11 @@ def s3fs(endpoint: str) -> Callable[[], object]:
     return work
 
 
-def obstore(endpoint: str) -> Callable[[], object]:
+def obstore() -> Callable[[], object]:
     """put() of obstore, from an iterator."""
     import obstore
 
-    store = obstore_client(endpoint)
+    store = obstore_client()
     pieces = [bytes(piece) for piece in _pieces()]
     return lambda: obstore.put(store, KEY, iter(pieces))
 
@@ -90,14 +91,7 @@ if __name__ == "__main__":
     main(
         Question(
             title="write() of one object of 256 MiB, in pieces of 16 MiB",
-            cases={
-                "s3torchconnector": connector,
-                "s3torch (crt)": s3torch("crt"),
-                "s3torch (http)": s3torch("http"),
-                "boto3": boto3,
-                "s3fs": s3fs,
-                "obstore": obstore,
-            },
+            cases=by_library(connector=connector, s3torch=s3torch, boto3=boto3, s3fs=s3fs, obstore=obstore),
             units=SIZE / 1e9,
             unit="GB",
             size=SIZE,

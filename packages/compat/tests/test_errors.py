@@ -100,6 +100,7 @@ def test_the_expected_region_is_named():
     assert same.expected_region == "eu-west-1"
 
 
+@pytest.mark.promise(5)
 @pytest.mark.parametrize("name", [name for name in errors.__all__ if name.endswith("Error")])
 def test_every_error_survives_processes(name):
     error = with_old_text(getattr(errors, name)("why", operation="GetObject", bucket="b", key="k", status=1))

@@ -97,6 +97,7 @@ def test_options_of_s3torch_work_under_the_old_names(images, tmp_path):
         S3MapDataset.from_prefix(images, region=REGION, prefech=3)
 
 
+@pytest.mark.promise(6)
 def test_an_error_in_a_worker_keeps_its_class_and_text(folder):
     dataset = S3MapDataset.from_objects([f"{folder}/none"], region=REGION, transform=bytes_of)
     with pytest.raises(S3Exception, match="Service error: The key does not exist"):

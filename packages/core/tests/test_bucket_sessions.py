@@ -227,6 +227,7 @@ def test_sessions_can_be_switched_off(zone, monkeypatch):
         assert "x-amz-s3session-token" not in request.headers
 
 
+@pytest.mark.promise(10)
 def test_a_session_does_not_travel(zone):
     zone.boto.put_object(Bucket=zone.bucket, Key="key", Body=b"data")
     zone.begin(token="of-this-process")

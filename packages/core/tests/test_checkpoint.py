@@ -64,6 +64,7 @@ def test_what_it_was_given(store):
         S3Checkpoint("eu-west-1", "localhost")
 
 
+@pytest.mark.promise(5)
 def test_it_can_be_pickled_after_use(checkpoint, store):
     store.put("bucket", "run/epoch0.pt", b"data")
     assert checkpoint.reader(URI).read() == b"data"

@@ -90,6 +90,7 @@ class Harmless:
     """Something that is no tensor."""
 
 
+@pytest.mark.promise(10)
 @either
 def test_code_is_not_run_unless_it_is_wanted(checkpoint, put, mmap):
     put(saved({"a": Harmless()}))

@@ -72,6 +72,7 @@ def test_what_is_put_can_be_got_headed_listed_copied_and_deleted(client):
         client.copy_object("bucket", "copy", "bucket", "again")
 
 
+@pytest.mark.promise(9)
 @pytest.mark.parametrize("keys", ["some-key", b"some-key"], ids=repr)
 def test_one_key_is_not_taken_for_many(client, store, keys):
     store.put("bucket", "s", b"")
@@ -133,6 +134,7 @@ def test_a_closed_client_connects_again(client, store):
 # What follows is about the wire, so a real server and both native transports.
 
 
+@pytest.mark.promise(5)
 def test_it_can_be_pickled_before_and_after_use(wire):
     wire.put("k", b"data")
     client = wire.client()
@@ -164,6 +166,7 @@ def test_many_threads_share_one_client(wire):
         assert list(pool.map(work, range(32))) == [bytes([number]) * 1000 for number in range(32)]
 
 
+@pytest.mark.promise(4)
 def test_parent_and_children_go_on_after_a_fork(wire, in_child):
     data = wire.content(2 * PART + 1)
     bucket, key = wire.stock(len(data))

@@ -136,6 +136,7 @@ def test_it_is_a_value():
     assert one != S3ClientConfig()
 
 
+@pytest.mark.promise(5)
 @pytest.mark.parametrize(("name", "value"), pairs(GOOD))
 def test_it_can_be_pickled(name, value):
     config = S3ClientConfig(**{name: value})
@@ -148,6 +149,7 @@ def test_its_repr_can_be_read():
     assert "part_size=16777216" in repr(S3ClientConfig(part_size=16 * MIB))
 
 
+@pytest.mark.promise(10)
 def test_its_repr_shows_no_secret():
     config = S3ClientConfig(credentials=partial(keys, secret="pa55word"))
     assert "pa55word" not in repr(config)
@@ -197,6 +199,7 @@ def test_checksums_can_be_off():
     assert S3ClientConfig(checksum_algorithm="CRC32C").upload_checksum == "CRC32C"
 
 
+@pytest.mark.promise(10)
 def test_a_customer_key_is_never_shown():
     config = S3ClientConfig(sse_customer_key=customer_key)
     assert config.customer_key() == customer_key()

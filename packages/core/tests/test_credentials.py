@@ -328,6 +328,7 @@ def test_a_role_that_is_refused(signed, sts, files):
         signed.client(profile="work").get_object(signed.bucket, "key").read()
 
 
+@pytest.mark.promise(10)
 @every_transport
 def test_a_secret_shows_up_nowhere(signed, issuer, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG, logger="s3torch")

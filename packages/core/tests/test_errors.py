@@ -53,11 +53,13 @@ def state(error):
     return type(error), str(error), error.args, vars(error)
 
 
+@pytest.mark.promise(6)
 def test_there_is_a_class_for_each_decision():
     assert len(CLASSES) == 21
     assert {cls.__name__ for cls in CLASSES} == set(errors.__all__) - {"error_from_response"}
 
 
+@pytest.mark.promise(6)
 @every_class
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])
 def test_a_copy_has_all_facts(cls, again):
@@ -80,6 +82,7 @@ def test_no_argument_is_enough(cls):
     assert str(cls()) == ""
 
 
+@pytest.mark.promise(5)
 @every_class
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_every_pickle_protocol_works(cls, protocol):
@@ -87,6 +90,7 @@ def test_every_pickle_protocol_works(cls, protocol):
     assert state(pickle.loads(pickle.dumps(error, protocol))) == state(error)
 
 
+@pytest.mark.promise(6)
 @pytest.mark.parametrize(
     ("cls", "builtin"),
     [
@@ -113,6 +117,7 @@ def test_an_os_error_with_an_errno_as_text_stays_what_it_is():
     assert str(NotFoundError("gone", **FACTS)).startswith("GetObject s3://training/shards/0001.tar: gone")
 
 
+@pytest.mark.promise(6)
 def test_the_text_has_what_happened_to_what_and_the_facts():
     assert (
         str(NotFoundError("no such key", **FACTS))
@@ -142,6 +147,7 @@ def test_the_traceback_shows_the_notes():
     assert "and the parts stay" in "".join(traceback.format_exception(error))
 
 
+@pytest.mark.promise(6)
 @pytest.mark.parametrize(
     ("code", "status", "cls"),
     [

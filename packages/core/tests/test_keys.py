@@ -93,6 +93,7 @@ relaxed = settings(
 )
 
 
+@pytest.mark.promise(9)
 @relaxed
 @given(keys.filter(lambda key: key != "copied"))
 @example("n" * 1024)

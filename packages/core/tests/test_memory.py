@@ -21,6 +21,7 @@ from s3torch.core.ranges import GIB, MIB
 from s3torch.core.sharing import available_memory
 
 
+@pytest.mark.promise(3)
 @given(st.lists(st.integers(0, 50)))
 def test_the_budget_is_never_exceeded_by_asking(counts):
     budget = MemoryBudget(100)

@@ -81,6 +81,7 @@ def test_a_factory_that_fails_is_asked_again():
     assert holder.get() == 7
 
 
+@pytest.mark.promise(4)
 def test_a_child_makes_its_own(in_child):
     holder = PerProcess(make)
     assert holder.get() == [os.getpid()]
@@ -123,6 +124,7 @@ def test_a_fork_waits_for_what_a_thread_imports(in_child, tmp_path, monkeypatch)
     sys.modules.pop("slow_to_import")
 
 
+@pytest.mark.promise(4)
 def test_a_lock_of_the_parent_does_not_stop_a_child(in_child, monkeypatch):
     monkeypatch.setattr(_process, "_LONGEST_MAKING", 0.05)
     entered, leave = threading.Event(), threading.Event()
@@ -145,6 +147,7 @@ def test_a_lock_of_the_parent_does_not_stop_a_child(in_child, monkeypatch):
         thread.join()
 
 
+@pytest.mark.promise(4)
 def test_a_child_never_ends_what_the_parent_made(in_child):
     holder = PerProcess(Native)
     holder.get()

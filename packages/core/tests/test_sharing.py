@@ -100,6 +100,7 @@ def test_ranks_and_workers_share(monkeypatch, worker, ranks, workers, expected):
     assert throughput_share(25.0) == 25.0
 
 
+@pytest.mark.promise(3)
 def test_a_real_worker_takes_its_share(python):
     pytest.importorskip("torch")
     python(

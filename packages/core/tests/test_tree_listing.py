@@ -133,6 +133,7 @@ def test_pages_that_come_too_early_are_bounded(monkeypatch):
     assert sum(map(len, listing)) > len(keys) - 31
 
 
+@pytest.mark.promise(7)
 def test_an_error_is_raised_where_it_is_waited_for():
     pages = Pages(["a"])
     pages.store.delete_bucket("b")

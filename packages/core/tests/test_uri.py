@@ -33,6 +33,7 @@ def test_any_bucket_and_key_come_back(bucket, key):
     assert parse_s3_uri(str(S3Uri(bucket, key))) == (bucket, key)
 
 
+@pytest.mark.promise(9)
 @pytest.mark.parametrize(
     ("uri", "expected"),
     [
@@ -145,6 +146,7 @@ def test_an_endpoint_is_a_string(url):
         S3Client("us-east-1", endpoint=url)
 
 
+@pytest.mark.promise(10)
 @pytest.mark.parametrize("url", ["http://user:pa55word@host", "http://:pa55word@host:9000"])
 def test_an_endpoint_has_no_user_and_the_error_no_password(url):
     with pytest.raises(ConfigurationError, match="invalid S3 endpoint") as caught:

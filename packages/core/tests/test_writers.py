@@ -91,6 +91,7 @@ def test_lent_bytes_arrive_between_those_that_are_written(client, store, size):
     assert stored(store) == (b"head" + lent.tobytes()) * 2
 
 
+@pytest.mark.promise(1)
 @pytest.mark.parametrize("size", [0, 5, 12 * MIB])
 @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_an_exception_leaves_the_old_object(client, store, size, error):
@@ -107,6 +108,7 @@ def test_an_exception_leaves_the_old_object(client, store, size, error):
     assert stored(store) == b"old"
 
 
+@pytest.mark.promise(1)
 @pytest.mark.parametrize("size", [0, 5, 12 * MIB])
 @pytest.mark.parametrize("action", ["always", "error"])
 def test_a_dropped_writer_warns_and_leaves_the_old_object(client, store, size, action):
@@ -158,6 +160,7 @@ def test_many_threads_close_once():
     assert stream.calls == ["close"]
 
 
+@pytest.mark.promise(7)
 @pytest.mark.parametrize("size", [5, 12 * MIB])
 def test_a_failed_close_stays_failed(client, store, size):
     store.delete_bucket("bucket")
@@ -173,6 +176,7 @@ def test_a_failed_close_stays_failed(client, store, size):
     assert stored(store) is None
 
 
+@pytest.mark.promise(7)
 def test_an_error_of_a_part_is_raised_and_aborts(client, store):
     writer = client.put_object("bucket", "key")
     writer.write(bytes(PART + 1))

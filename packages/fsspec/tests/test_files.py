@@ -64,6 +64,7 @@ def test_compression_is_closed_together_with_the_object(fs, root, mode):
         assert file.read() in {"many words", b"many words"}
 
 
+@pytest.mark.promise(1)
 @pytest.mark.parametrize("mode", ["w", "wb", "xb", "ab"])
 @pytest.mark.parametrize("compression", [None, "gzip"])
 def test_an_exception_in_the_block_publishes_nothing(fs, root, mode, compression):

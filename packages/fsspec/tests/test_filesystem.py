@@ -188,6 +188,7 @@ def test_cached_listings_know_of_what_this_process_does(options, root):
     assert not fs.isdir(f"{root}/d")
 
 
+@pytest.mark.promise(5)
 def test_pickled_filesystems_and_files(fs, root):
     fs.pipe_file(f"{root}/a", b"abc")
     other = pickle.loads(pickle.dumps(fs))
@@ -196,6 +197,7 @@ def test_pickled_filesystems_and_files(fs, root):
     assert pickle.loads(pickle.dumps(fs.open(f"{root}/a", "rb"))).read() == b"abc"
 
 
+@pytest.mark.promise(4)
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_children_go_on_after_the_parent_used_it(fs, options, root, method):
     if "key" not in options and method == "spawn":

@@ -62,6 +62,7 @@ def test_path_objects_are_repaired(io, folder):
         io.load_checkpoint(f"{folder}/a.ckpt")
 
 
+@pytest.mark.promise(1)
 def test_a_save_that_fails_leaves_the_old_checkpoint(io, client, folder):
     io.save_checkpoint(STATE, f"{folder}/a.ckpt")
     with pytest.raises(ArithmeticError):
@@ -72,6 +73,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(io, client, folder):
     assert keys(client, folder) == ["a.ckpt"]
 
 
+@pytest.mark.promise(10)
 def test_weights_only_is_passed_to_torch(io, folder):
     io.save_checkpoint({"path": Path("x")}, f"{folder}/a.ckpt")
     with pytest.raises(pickle.UnpicklingError):
@@ -86,6 +88,7 @@ def test_removing(io, client, folder):
     assert keys(client, folder) == []
 
 
+@pytest.mark.promise(9)
 def test_removing_a_sharded_checkpoint_removes_all_of_it(io, client, folder):
     for name in ("sharded.ckpt/.metadata", "sharded.ckpt/deep/__0_0.distcp", "sharded.ckpt2"):
         io.save_checkpoint({}, f"{folder}/{name}")
@@ -108,6 +111,7 @@ def test_storage_options(io, client, folder):
     assert keys(client, folder) == ["a.ckpt"]
 
 
+@pytest.mark.promise(5)
 def test_it_goes_on_after_teardown_and_after_pickling(io, folder):
     io.save_checkpoint(STATE, f"{folder}/a.ckpt")
     io.teardown()
@@ -124,6 +128,7 @@ def test_another_reader(seaweedfs, folder):
     io.teardown()
 
 
+@pytest.mark.promise(7)
 def test_async_saves_and_their_errors(io, folder):
     asynchronous = AsyncCheckpointIO(io)
     asynchronous.save_checkpoint(STATE, f"{folder}/a.ckpt")

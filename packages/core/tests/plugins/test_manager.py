@@ -127,6 +127,7 @@ def test_a_transport_that_is_installed_while_the_program_runs(distributions):
     distributions(code, tape=("transports", TRANSPORT))
 
 
+@pytest.mark.promise(8)
 def test_a_broken_transport_hurts_only_who_asks_for_it(distributions):
     code = """
     import sys
@@ -162,6 +163,7 @@ def test_a_broken_transport_hurts_only_who_asks_for_it(distributions):
     )
 
 
+@pytest.mark.promise(8)
 def test_an_unknown_name_lists_what_is_installed(distributions):
     code = """
     from s3torch.core.errors import TransportError

@@ -181,6 +181,7 @@ def test_what_lies_far_behind_is_let_go(ledger, opened):
     assert source.shared.used == 0
 
 
+@pytest.mark.promise(3)
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     limit=st.integers(0, 300),
@@ -201,6 +202,7 @@ def test_read_ahead_keeps_to_the_budget(limit, reads, known, ledger, opened):
     assert source.shared.used == 0
 
 
+@pytest.mark.promise(2)
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(failing=st.sets(st.integers(0, 40), max_size=15), sizes=st.lists(st.integers(1, 70), min_size=1))
 @pytest.mark.parametrize("cls", [SequentialS3Reader, RangedS3Reader])
@@ -277,6 +279,7 @@ def test_prefetch_asks_and_returns_at_once(ledger, opened):
         reader.prefetch()
 
 
+@pytest.mark.promise(3)
 @pytest.mark.parametrize("how", ["close", "drop", "exception"])
 def test_the_end_of_a_reader_cancels_what_is_on_its_way(how, ledger, opened):
     source = ledger(bytes(1000), known=True)

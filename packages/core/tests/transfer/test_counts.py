@@ -80,6 +80,7 @@ def test_an_exception_after_parts_were_sent_aborts(wire):
     assert wire.uploads() == []
 
 
+@pytest.mark.promise(2)
 @pytest.mark.parametrize("algorithm", ["CRC64NVME", "CRC32C", "CRC32", "SHA256"])
 def test_every_upload_carries_a_checksum(wire, algorithm):
     client = wire.client(checksum_algorithm=algorithm)

@@ -54,6 +54,7 @@ def test_a_broken_answer_is_asked_for_again(wire, cut):
     assert len(wire.methods) == 2
 
 
+@pytest.mark.promise(2)
 @pytest.mark.parametrize("cut", CUT)
 def test_an_answer_that_is_always_broken_is_an_error_and_never_short(wire, cut, constructor):
     wire.put("k", DATA[:100_000])
@@ -156,6 +157,7 @@ def test_the_wrong_region_names_the_right_one(wire, status, code):
         assert caught.value.operation == operation
 
 
+@pytest.mark.promise(2)
 def test_an_object_that_is_replaced_between_two_ranges_is_an_error(wire, constructor):
     wire.put("k", DATA)
     reader = wire.client().get_object(wire.bucket, "k", reader_constructor=constructor)
@@ -180,6 +182,7 @@ def test_an_object_that_is_replaced_after_the_listing_is_an_error(wire, construc
             call()
 
 
+@pytest.mark.promise(2)
 def test_a_server_that_ignores_conditions_is_caught_by_the_etag(wire, constructor):
     wire.proxy.add(Fault.header("ETag", '"other"'), method="GET", skip=1)
     reader = wire.client().get_object(*wire.stock(SIZE), reader_constructor=constructor)
@@ -197,6 +200,7 @@ def test_an_answer_for_another_range_is_an_error(wire, constructor):
     assert reader.tell() == PART
 
 
+@pytest.mark.promise(2)
 @pytest.mark.parametrize("size", [1, PART])
 def test_a_flipped_bit_of_a_whole_object_is_an_error(wire, constructor, size):
     wire.put("k", DATA[:size], ChecksumAlgorithm="CRC32C")
@@ -280,6 +284,7 @@ def test_a_server_that_hangs_is_a_timeout(wire, after):
     assert time.monotonic() - began < 25  # The server hangs for 30.
 
 
+@pytest.mark.promise(3)
 def test_closing_a_reader_does_not_wait_for_the_server(wire):
     wire.proxy.add(Fault.stall(20, 1000), method="GET", skip=1)
     reader = wire.client().get_object(*wire.stock(SIZE))

@@ -48,6 +48,7 @@ def await_upload(wire):
         time.sleep(0.02)
 
 
+@pytest.mark.promise(1)
 def test_a_process_that_is_killed_leaves_the_old_object(wire):
     wire.put("k", b"old")
     with writing(wire, "sys.stdin.read()") as process:
@@ -60,6 +61,7 @@ def test_a_process_that_is_killed_leaves_the_old_object(wire):
     assert [upload["Key"] for upload in wire.uploads()] == ["k"]
 
 
+@pytest.mark.promise(1)
 @pytest.mark.parametrize(
     ("end", "code", "words"),
     [
@@ -151,6 +153,7 @@ def test_many_threads_share_a_client(wire):
         assert all(found)
 
 
+@pytest.mark.promise(4)
 def test_a_fork_with_reads_in_flight(wire, in_child):
     bucket, key = wire.stock(SIZE)
     client = wire.client()
@@ -171,6 +174,7 @@ def test_a_fork_with_reads_in_flight(wire, in_child):
     assert reader.read() == wire.content(SIZE)[PART + 10 :]
 
 
+@pytest.mark.promise(4)
 def test_a_fork_with_an_upload_in_flight(wire, in_child):
     client = wire.client()
     with client.put_object(wire.bucket, "k") as writer:

@@ -130,6 +130,7 @@ def measure(request, zeros, python):
     return run
 
 
+@pytest.mark.promise(3)
 def test_a_few_bytes_of_a_large_object(measure, zeros):
     peak, _, left, used, kept = measure(GIB, "few")
     assert zeros.sent <= 2 * PART
@@ -139,6 +140,7 @@ def test_a_few_bytes_of_a_large_object(measure, zeros):
     assert (used, kept) == (0, 0)
 
 
+@pytest.mark.promise(3)
 def test_a_whole_object(measure, zeros):
     size = 96 * MIB
     peak, _, left, used, kept = measure(size, "read")

@@ -15,6 +15,7 @@ SIZE = 2 * PART + 1000
 DATA = (bytes(range(251)) * (SIZE // 251 + 1))[:SIZE]
 
 
+@pytest.mark.promise(2)
 @pytest.mark.parametrize("size", [1000, PART + 1000])
 def test_a_flipped_bit_of_an_upload_is_refused(wire, size):
     wire.put("k", b"old")
@@ -67,6 +68,7 @@ def test_an_upload_that_fails_leaves_the_old_object(wire, size, number):
     assert wire.uploads() == []
 
 
+@pytest.mark.promise(1)
 def test_an_upload_that_cannot_be_completed_leaves_the_old_object(wire):
     wire.put("k", b"old")
     fault = Fault.error(403, "AccessDenied")
@@ -147,6 +149,7 @@ def test_an_upload_with_a_part_that_was_cut_off_is_aborted_again(wire):
     assert wire.uploads() == []
 
 
+@pytest.mark.promise(7)
 def test_an_upload_that_cannot_begin_is_an_error(wire):
     wire.proxy.add(Fault.error(403, "AccessDenied"), method="POST")
     with pytest.raises(AccessDeniedError) as caught, wire.client().put_object(wire.bucket, "k") as writer:

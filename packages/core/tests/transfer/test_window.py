@@ -51,6 +51,7 @@ class Source:
         return Pending(self, start, stop, into)
 
 
+@pytest.mark.promise(3)
 @given(
     start=st.integers(0, 199),
     size=st.integers(1, 200),

@@ -107,6 +107,7 @@ def test_answer_with_other_bytes(headers):
         announced_length(headers, ByteRange(2, 5))
 
 
+@pytest.mark.promise(8)
 def test_without_awscrt_it_says_so_at_once(make_context, stub, monkeypatch):
     monkeypatch.setitem(sys.modules, "awscrt.s3", None)
     with pytest.raises(TransportError, match="needs awscrt.*pip install awscrt.*transport='boto'"):

@@ -80,6 +80,7 @@ def test_a_forked_child_trusts_nobody_it_was_not_told_to(connect, server, bucket
         in_child(child)
 
 
+@pytest.mark.promise(8)
 def test_a_bundle_that_is_not_there_is_named(server, bucket, monkeypatch):
     monkeypatch.setenv("AWS_CA_BUNDLE", "/no/such/bundle.pem")
     config = S3ClientConfig(unsigned=True, max_attempts=1)

@@ -1,7 +1,8 @@
-"""What the demonstration shows on the terminal, and what is left of it where there is none."""
+"""The demonstration on the terminal: what it shows, and how Ctrl-C and SIGTERM end it."""
 
 from __future__ import annotations
 
+import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,16 +15,17 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-__all__ = ["Bar", "Display"]
+__all__ = ["Bar", "Display", "StoppedError", "stoppable"]
 
 WIDTH = 24
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Bar(Protocol):
     """Moves a progress bar."""
 
     def __call__(self, done: int, note: str = "") -> None:
-        """Show how much is done, and a note behind the bar."""
+        """Shows how much is done, and a note behind the bar."""
         ...
 
 
@@ -36,25 +38,25 @@ class Display:
         self._headlines = 0
 
     def headline(self, text: str) -> None:
-        """Begin a step."""
+        """Begins a step."""
         self._headlines += 1
         self._console.print(f"\n{self._headlines}. {text}", style="bold")
 
     def say(self, text: str, *, style: str = "") -> None:
-        """Tell something about the step."""
+        """Tells something about the step."""
         self._console.print(f"   {text}", style=style, markup=False, soft_wrap=True)
 
     def show(self, content: RenderableType) -> None:
-        """Show a table."""
+        """Shows a table."""
         self._console.print(Padding(content, (0, 0, 0, 3)))
 
     def error(self, text: str) -> None:
-        """Tell what went wrong."""
+        """Says what went wrong."""
         self._errors.print(f"\ndemo: {text}", style="bold red", markup=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, text: str, total: int) -> Iterator[Bar]:
-        """Show a bar for as long as the block runs; it is gone afterwards."""
+        """Shows a bar for as long as the block runs; it is gone afterwards."""
         progress = Progress(
             TextColumn("   {task.description}"),
             BarColumn(WIDTH),
@@ -71,3 +73,38 @@ class Display:
 
         with progress:
             yield move
+
+
+class StoppedError(KeyboardInterrupt):
+    """Somebody wants this process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Raises ``StoppedError`` in the block at the first signal; later ones do not disturb the clean-up."""
+    before = {number: signal.signal(number, stop) for number in SIGNALS if is_wanted(number)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def is_wanted(number: int) -> bool:
+    """Whether a signal means something: under nohup, a closed terminal does not."""
+    return number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+
+
+def stop(number: int, _frame: object) -> None:
+    """Handles the first signal."""
+    for other in SIGNALS:
+        signal.signal(other, ignore)
+    raise StoppedError(number)
+
+
+def ignore(_number: int, _frame: object) -> None:
+    """Handles all others. Unlike SIG_IGN, this is not inherited by programs that are started."""

@@ -1,8 +1,8 @@
-"""Show s3torch at work: a training run on S3 that is killed twice and loses nothing.
+"""Shows s3torch at work: a training run on S3 that is killed twice and loses nothing.
 
 It starts an S3 server on this machine, puts images there, trains a network on them, kills the training
 in the middle of an epoch and in the middle of saving a checkpoint, resumes each time from the last
-checkpoint in S3, and ends with what was measured. How the library is used is in demo_training.py.
+checkpoint in S3, and ends with what was measured. How the library is used is in training.py.
 """
 
 from __future__ import annotations
@@ -14,22 +14,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demo_console import Display
-from demo_data import handwritten_digits, upload
-from demo_lives import NotKilledError, Training
-from demo_plot import draw
-from demo_process import TrainingFailedError
-from demo_requests import count_operations
-from demo_result import GOAL, Result
-from demo_signals import StoppedError, stoppable
+from attempts import NotKilledError, Training, TrainingFailedError
+from digits import handwritten_digits, upload
+from results import GOAL, Result, count_operations, draw
 from s3torch.core.errors import ConfigurationError, S3Error
 from s3torch.testing.faults import FaultProxy
 from s3torch.testing.servers import ServerStartError, start_seaweedfs
+from terminal import Display, StoppedError, stoppable
 
 if TYPE_CHECKING:
     from s3torch.testing.servers import S3Server
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "s3torch-demo"
 
 
@@ -49,7 +45,7 @@ FAILURES = (
 
 
 def main() -> int:
-    """Run the demonstration; returns the exit code."""
+    """Runs the demonstration; returns the exit code."""
     options = parse_arguments()
     display = Display()
     try:
@@ -65,13 +61,13 @@ def main() -> int:
 
 
 def demonstrate(options: argparse.Namespace, display: Display) -> None:
-    """Do one step after the other."""
+    """Does one step after the other."""
     start = time.perf_counter()
     options.output.mkdir(parents=True, exist_ok=True)
 
     display.headline("Start an S3 server on this machine")
     with start_seaweedfs(port=options.port) as server, FaultProxy(server.endpoint) as proxy:
-        # The proxy counts the requests, and has a part in one of the deaths.
+        # The proxy counts the requests, and stalls an upload before one of the kills.
         use_only(server.at(proxy.endpoint))
         server.create_bucket(BUCKET)
         display.say(f"SeaweedFS listens on {server.endpoint}")
@@ -88,7 +84,7 @@ def demonstrate(options: argparse.Namespace, display: Display) -> None:
         images = sum(digit.is_for_training for digit in digits)
         training = Training(BUCKET, proxy, images=images, epochs=options.epochs, workers=options.workers)
         result = Result(
-            lives=training.run(display),
+            attempts=training.run(display),
             uploaded=len(digits),
             upload_seconds=upload_seconds,
             requests=count_operations(proxy.requests()),
@@ -104,7 +100,7 @@ def demonstrate(options: argparse.Namespace, display: Display) -> None:
 
 
 def use_only(server: S3Server) -> None:
-    """Lead this process and all that it starts to the server, whatever the user's own settings are."""
+    """Points this process and all that it starts at the server, whatever the user's own settings are."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "S3TORCH_"))]:
         del os.environ[name]
     os.environ.update(server.environment())
@@ -112,7 +108,7 @@ def use_only(server: S3Server) -> None:
 
 
 def check(result: Result) -> None:
-    """Fail when the demonstration has not shown what it is there for."""
+    """Fails when the demonstration has not shown what it is there for."""
     if result.accuracy < GOAL:
         raise DemoError(
             f"the accuracy is {result.accuracy:.1%}, but should be at least {GOAL:.0%}; "
@@ -123,7 +119,7 @@ def check(result: Result) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Return what the command line says."""
+    """Returns what the command line says."""
     parser = argparse.ArgumentParser(
         prog="demo", description="Train on images in S3, be killed twice, and resume."
     )

@@ -1,10 +1,10 @@
-"""Train a small network on images in S3, and keep its checkpoints there.
+"""Trains a small network on images in S3, and keeps its checkpoints there.
 
 This is an ordinary training script, and the place to see how s3torch is used. It finds the S3 server and
 the credentials where every AWS program finds them: in the environment. It continues from the last
 checkpoint, if there is one, and prints what happens as lines of JSON.
 
-    python tools/demo_training.py s3://my-bucket --epochs 5
+    python tools/demo/training.py s3://my-bucket --epochs 5
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ State = dict[str, Any]
 
 
 def main() -> None:
-    """Train, validate and save, epoch by epoch; then save everything once more with DCP."""
+    """Trains, validates and saves, epoch by epoch; then saves everything once more with DCP."""
     options = parse_arguments()
     torch.manual_seed(SEED)
     torch.set_num_threads(1)  # The network is small; the other cores are for the workers.
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def digit_network() -> nn.Module:
-    """Return a network that tells which digit an image of 8 by 8 pixels shows."""
+    """Returns a network that tells which digit an image of 8 by 8 pixels shows."""
     return nn.Sequential(
         nn.Conv2d(1, 32, kernel_size=3, padding=1),
         nn.ReLU(),
@@ -79,7 +79,7 @@ def digit_network() -> nn.Module:
 
 
 def to_sample(reader: S3Reader) -> Sample:
-    """Turn an object such as ``train/3/0042.png`` into pixels and a label; runs in the workers."""
+    """Turns an object such as ``train/3/0042.png`` into pixels and a label; runs in the workers."""
     with Image.open(reader) as image:
         pixels = np.asarray(image, dtype=np.float32) / 255
     label = int(reader.key.split("/")[-2])
@@ -107,7 +107,7 @@ def train(
     epoch: int,
     workers: int,
 ) -> None:
-    """Train for one epoch."""
+    """Trains for one epoch."""
     # The same epoch is the same again after a crash: order of the images and dropout come from the seed.
     torch.manual_seed(SEED + epoch)
     loader = DataLoader(Shuffled(images, seed=SEED + epoch), batch_size=BATCH, num_workers=workers)
@@ -125,7 +125,7 @@ def train(
 
 
 def validate(model: nn.Module, images: S3MapDataset, *, epoch: int, workers: int) -> None:
-    """Count how many digits that it has never seen the network reads right."""
+    """Counts how many digits that it has never seen the network reads right."""
     model.eval()
     total, right = len(images), 0  # The length is asked for here, so that not each worker lists the images.
     with torch.no_grad():
@@ -142,7 +142,7 @@ class Checkpoints:
         self.s3 = S3Checkpoint()
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, epoch: int) -> None:
-        """Save everything that the next epoch needs."""
+        """Saves everything that the next epoch needs."""
         state = {"epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
         start = time.perf_counter()
         with self.s3.writer(f"{self.prefix}/epoch-{epoch:02}.pt") as writer:
@@ -150,7 +150,7 @@ class Checkpoints:
         report("saved", epoch=epoch, bytes=writer.tell(), seconds=time.perf_counter() - start)
 
     def load_latest(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Load the newest checkpoint and return its epoch, or 0 when there is none."""
+        """Loads the newest checkpoint and returns its epoch, or 0 when there is none."""
         bucket, prefix = parse_s3_uri(self.prefix)
         with S3Client() as client:
             pages = client.list_objects(bucket, f"{prefix}/")
@@ -167,7 +167,7 @@ class Checkpoints:
 
 
 def save_distributed(model: nn.Module, optimizer: torch.optim.Optimizer, path: str) -> None:
-    """Save with ``torch.distributed.checkpoint``, load it into another network, and compare."""
+    """Saves with ``torch.distributed.checkpoint``, loads it into another network, and compares."""
     state = distributed_state(model, optimizer)
     start = time.perf_counter()
     dcp.save(state, storage_writer=S3StorageWriter(region=None, path=path))
@@ -187,13 +187,13 @@ def save_distributed(model: nn.Module, optimizer: torch.optim.Optimizer, path: s
 
 
 def distributed_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """Return the state in the form that works for any number of ranks."""
+    """Returns the state in the form that works for any number of ranks."""
     model_state, optimizer_state = get_state_dict(model, optimizer)
     return {"model": model_state, "optimizer": optimizer_state}
 
 
 def same_bits(one: Any, other: Any) -> bool:
-    """Compare states down to the last bit of each tensor."""
+    """Compares states down to the last bit of each tensor."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same_bits(one[key], other[key]) for key in one)
     if isinstance(one, torch.Tensor):
@@ -202,12 +202,12 @@ def same_bits(one: Any, other: Any) -> bool:
 
 
 def report(event: str, **facts: Any) -> None:
-    """Tell whoever runs this script what happened."""
+    """Tells whoever runs this script what happened."""
     print(json.dumps({"event": event, **facts}), flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Return what the command line says."""
+    """Returns what the command line says."""
     parser = argparse.ArgumentParser(description="Train on the images of a bucket.")
     parser.add_argument("bucket", help="where the images are, as in s3://my-bucket")
     parser.add_argument("--epochs", type=int, default=5)

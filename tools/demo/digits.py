@@ -1,4 +1,4 @@
-"""Put the handwritten digits of scikit-learn into a bucket, as PNG files named by class."""
+"""Puts the handwritten digits of scikit-learn into a bucket, as PNG files named by class."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Digit:
 
 
 def handwritten_digits() -> list[Digit]:
-    """Return all 1,797 digits: about 80 % of each class for training, the rest for validation."""
+    """Returns all 1,797 digits: about 80 % of each class for training, the rest for validation."""
     data = load_digits()
     seen: Counter[int] = Counter()
     digits = []
@@ -51,7 +51,7 @@ def handwritten_digits() -> list[Digit]:
 
 
 def upload(digits: list[Digit], bucket: str, *, uploaded: Callable[[int], object]) -> None:
-    """Upload images, several at once.
+    """Uploads images, several at once.
 
     Args:
         digits: What to upload.

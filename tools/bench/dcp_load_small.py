@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-from checkpoint_load import connector, s3torch
-from checkpoint_state import quiet, small_state
 from measure import BUCKET, REGION, Question, main
+from states import loading_with, loading_with_connector, quiet, small_state
 
 TENSORS = 500
 FILES = 8
@@ -24,15 +22,18 @@ def prepare(boto: Any) -> None:  # noqa: ARG001 - The writer has a client of its
     dcp.save(small_state(TENSORS), storage_writer=S3StorageWriter(REGION, PATH, thread_count=FILES))
 
 
+def _blank() -> dict[str, Any]:
+    return small_state(TENSORS, filled=False)
+
+
 if __name__ == "__main__":
-    blank = partial(small_state, TENSORS, filled=False)
     main(
         Question(
             title=f"dcp.load of {TENSORS} small tensors in {FILES} files, 20 ms to the first byte",
             cases={
-                "s3torch, crt": s3torch(blank, PATH, "crt"),
-                "s3torch, http": s3torch(blank, PATH, "http"),
-                "s3torchconnector": connector(blank, PATH),
+                "s3torch, crt": lambda: loading_with("crt", _blank(), PATH),
+                "s3torch, http": lambda: loading_with("http", _blank(), PATH),
+                "s3torchconnector": lambda: loading_with_connector(_blank(), PATH),
             },
             units=1,
             unit="load",

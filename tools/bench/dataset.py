@@ -86,6 +86,11 @@ def main() -> None:
     )
     parser.add_argument("--ways", nargs="*", choices=sorted(WAYS), default=list(WAYS))
     parser.add_argument("--transport", help="the transport of s3torch")
+    parser.add_argument(
+        "--before",
+        type=Path,
+        help="another checkout of s3torch, to compare with in place of s3torchconnector",
+    )
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -122,8 +127,10 @@ def _run(arguments: argparse.Namespace) -> dict[Case, list[dict[str, float]]]:
                     watch_server()
                     for way in arguments.ways:
                         for library in LIBRARIES:
-                            figure = in_child(way, library)
-                            print(f"{latency:g} ms, {way}, {library}: {figure}", file=sys.stderr, flush=True)
+                            other = arguments.before if library == LIBRARIES[0] else None
+                            figure = in_child(way, LIBRARIES[1] if other else library, sources=other)
+                            name = f"s3torch at {other}" if other else library
+                            print(f"{latency:g} ms, {way}, {name}: {figure}", file=sys.stderr, flush=True)
                             figures.setdefault((latency, way, library), []).append(figure)
     return figures
 

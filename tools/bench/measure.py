@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 MIB = 1024 * 1024
 BUCKET = "bench"
 REGION = "us-east-1"
+CONNECTOR = "s3torchconnector"
+# How the names of our cases end that run with the packages of another checkout.
+BEFORE = ", before"
 
 
 # Makes a client or what else there has to be, and returns the work.
@@ -68,7 +71,7 @@ class Question:
     unit: str
     prepare: Callable[[Any], None]
     size: int = 0
-    baseline: str = "s3torchconnector"
+    baseline: str = CONNECTOR
     latency: float = 0.0
     reads_back: bool = False
 
@@ -85,6 +88,11 @@ def main(question: Question) -> None:
         default="seaweedfs",
         help="memory: one that costs little itself, to see what clients can do",
     )
+    parser.add_argument(
+        "--before",
+        type=Path,
+        help="another checkout of s3torch: our cases run with its packages, too, and are compared with that",
+    )
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -92,6 +100,9 @@ def main(question: Question) -> None:
         print(json.dumps(asdict(_measure(question.cases[arguments.case]()))))
         return
     names = [name for name in question.cases if not arguments.only or name in arguments.only]
+    if arguments.before:
+        ours = [name for name in names if name.startswith("s3torch") and not name.startswith(CONNECTOR)]
+        names = [name for one in ours for name in (one + BEFORE, one)]
     figures = _run(question, names, arguments)
     _print_table(question, figures)
     if arguments.json:
@@ -104,7 +115,7 @@ def by_library(
 ) -> dict[str, Case]:
     """The cases of a question that all libraries can answer, ours with either transport."""
     return {
-        "s3torchconnector": connector,
+        CONNECTOR: connector,
         "s3torch (crt)": lambda: s3torch("crt"),
         "s3torch (http)": lambda: s3torch("http"),
         "boto3": boto3,
@@ -169,7 +180,10 @@ def _run(question: Question, names: list[str], arguments: argparse.Namespace) ->
                     file=sys.stderr,
                     flush=True,
                 )
-                figures[name].append(Figures(**in_child(name)))
+                case = name.removesuffix(BEFORE)
+                figures[name].append(
+                    Figures(**in_child(case, sources=arguments.before if case != name else None))
+                )
         print("\r" + " " * 60 + "\r", end="", file=sys.stderr)
     return figures
 
@@ -210,10 +224,18 @@ def watch_server() -> None:
     os.environ["BENCH_SERVER"] = " ".join(str(one.pid) for one in running)
 
 
-def in_child(*case: str) -> dict[str, Any]:
-    """Runs a case in a process of its own and returns the figures that it prints as JSON."""
+def in_child(*case: str, sources: Path | None = None) -> dict[str, Any]:
+    """Runs a case in a process of its own and returns the figures that it prints as JSON.
+
+    Args:
+        case: The arguments that name it.
+        sources: A checkout whose packages it imports instead of those that are installed.
+    """
     command = [sys.executable, sys.argv[0], "--case", *case]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = dict(os.environ)
+    if sources is not None:
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, sources.resolve().glob("packages/*/src")))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         sys.exit(f"case {' '.join(case)} failed:\n{done.stderr}")
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -271,8 +293,9 @@ def _print_table(question: Question, figures: dict[str, list[Figures]]) -> None:
         "peak/byte",
     ):
         table.add_column(column, justify="right" if column else "left")
-    base = question.baseline if question.baseline in figures else next(iter(figures))
+    common = question.baseline if question.baseline in figures else next(iter(figures))
     for name in figures:
+        base = next((one for one in figures if one == name + BEFORE), common)
         seconds, cpu = median(name, "seconds"), median(name, "cpu_seconds")
         table.add_row(
             name,

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     import h11
 
+# How often a second a limited body moves on: often enough to look even, seldom enough to cost nothing.
+_STEPS_PER_SECOND = 50
+
 Side = Literal["request", "response"]
 
 
@@ -295,6 +298,23 @@ class Exchange:
     def answered(self, status: int, headers: Mapping[str, str]) -> None:
         """Records the head of the response."""
         self.request = replace(self.request, status=status, response_headers=headers)
+
+    def room(self, side: Side) -> int | None:
+        """Returns how many bytes of a body pass before something happens to it; ``None`` for any number."""
+        limits = []
+        if self.fault.bandwidth is not None:
+            limits.append(max(1, int(self.fault.bandwidth / _STEPS_PER_SECOND)))
+        ahead = self.fault.interruption
+        if ahead is not None and ahead.side == side and (ahead.after or 0) > self.passed[side]:
+            limits.append((ahead.after or 0) - self.passed[side])
+        return min(limits, default=None)
+
+    def take(self, side: Side, part: memoryview) -> None:
+        """Records a part of a body that passes now, and corrupts it where that is asked for."""
+        flip = self.fault.corruption
+        if flip is not None and flip.side == side and 0 <= flip.index - self.passed[side] < len(part):
+            part[flip.index - self.passed[side]] ^= 0xFF
+        self.passed[side] += len(part)
 
     def snapshot(self) -> Request:
         """Returns the request as it is now."""

@@ -18,9 +18,9 @@ from s3torch.core.ranges import KIB
 from s3torch.testing._faults import decoded
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
-    from s3torch.testing._faults import Break, Exchange, Reply, Side
+    from s3torch.testing._faults import Exchange, Reply, Side
 
     Head = h11.Request | h11.Response
     Response = h11.InformationalResponse | h11.Response
@@ -33,8 +33,6 @@ _NO_LINGER = struct.pack("ii", 1, 0)
 # So that what was sent before a reset is with the peer's program, not in a buffer that the reset discards.
 _BEFORE_RESET = 0.05
 _EARLY_ANSWER = 0.05
-# How often a second a limited body moves on: often enough to look even, seldom enough to cost nothing.
-_STEPS_PER_SECOND = 50
 _REQUEST_ID = "FAULT0000000001"
 
 
@@ -160,63 +158,6 @@ class _Peer:
             raise PeerError("the connection broke") from exc
 
 
-class _BodyRelay:
-    """Passes one body on, with what goes wrong on its way.
-
-    Args:
-        side: Whether it belongs to the request or to the response.
-        exchange: Says what goes wrong, and counts the bytes before they leave.
-        interrupt: Makes an interruption happen; raises if the connection does not survive it.
-    """
-
-    def __init__(self, side: Side, exchange: Exchange, interrupt: Callable[[Break], Awaitable[None]]) -> None:
-        self._side = side
-        self._exchange = exchange
-        self._interrupt = interrupt
-        fault = exchange.fault
-        self._bandwidth = fault.bandwidth
-        self._break = fault.interruption if fault.interruption and fault.interruption.side == side else None
-        self._flip = fault.corruption.index if fault.corruption and fault.corruption.side == side else -1
-        self._done = 0
-
-    async def run(self, head: Head, source: _Peer, target: _Peer) -> None:
-        """Passes the whole body that follows a head."""
-        is_chunked = _is_chunked(head)
-        begun = asyncio.get_running_loop().time()
-        async for piece in source.body(head):
-            rest = piece
-            while rest:
-                if self._break is not None and self._break.after == self._done:
-                    interruption, self._break = self._break, None
-                    await self._interrupt(interruption)
-                part = rest[: self._room(len(rest))]
-                rest = rest[len(part) :]
-                self._record(part)
-                if is_chunked:
-                    await target.send(b"%x\r\n" % len(part))
-                await target.send(part)
-                if is_chunked:
-                    await target.send(b"\r\n")
-                if self._bandwidth is not None:
-                    passed = asyncio.get_running_loop().time() - begun
-                    await asyncio.sleep(self._done / self._bandwidth - passed)
-        if is_chunked:
-            await target.send(b"0\r\n" + source.trailers)
-
-    def _room(self, available: int) -> int:
-        if self._break is not None and self._break.after is not None:
-            available = min(available, self._break.after - self._done)
-        if self._bandwidth is not None:
-            available = min(available, max(1, int(self._bandwidth / _STEPS_PER_SECOND)))
-        return available
-
-    def _record(self, part: memoryview) -> None:
-        if 0 <= self._flip - self._done < len(part):
-            part[self._flip - self._done] ^= 0xFF
-        self._done += len(part)
-        self._exchange.passed[self._side] = self._done
-
-
 class Relay:
     """Serves one connection.
 
@@ -254,7 +195,7 @@ class Relay:
         exchange = self._begin(request)
         if exchange.fault.reply is not None:
             return await self._reply(request, exchange, exchange.fault.reply)
-        await self._interrupt_before("request", exchange)
+        await self._interrupt("request", exchange, at=None)
         server = await self._connected()
         await server.ask(request)
         if not _has_body(request):
@@ -271,7 +212,7 @@ class Relay:
     async def _upload(self, request: h11.Request, exchange: Exchange, server: _Peer) -> bool:
         """Passes the body of a request; returns whether the server took all of it."""
         try:
-            await _BodyRelay("request", exchange, self._interrupt).run(request, self._client, server)
+            await self._pass_body("request", exchange, request, self._client, server)
         except PeerError:
             raise
         except OSError:
@@ -282,9 +223,9 @@ class Relay:
         while isinstance(response := await server.response(), h11.InformationalResponse):
             await self._client.send(_head(response, response.headers.raw_items()))
         await asyncio.sleep(exchange.fault.latency or 0)
-        await self._interrupt_before("response", exchange)
+        await self._interrupt("response", exchange, at=None)
         await self._client.send(_changed_head(response, exchange))
-        await _BodyRelay("response", exchange, self._interrupt).run(response, server, self._client)
+        await self._pass_body("response", exchange, response, server, self._client)
         server_goes_on = _keeps_alive(response) and not server.ended
         if not server_goes_on:
             self._forget_server()
@@ -310,13 +251,35 @@ class Relay:
         await self._client.send(_changed_head(response, exchange) + body)
         return reusable
 
-    async def _interrupt_before(self, side: Side, exchange: Exchange) -> None:
-        """Makes what interrupts the request or the response happen, if that is before its first byte."""
-        interruption = exchange.fault.interruption
-        if interruption is not None and interruption.side == side and interruption.after is None:
-            await self._interrupt(interruption)
+    async def _pass_body(
+        self, side: Side, exchange: Exchange, head: Head, source: _Peer, target: _Peer
+    ) -> None:
+        is_chunked = _is_chunked(head)
+        bandwidth = exchange.fault.bandwidth
+        begun = asyncio.get_running_loop().time()
+        async for content in source.body(head):
+            rest = content
+            while rest:
+                await self._interrupt(side, exchange, at=exchange.passed[side])
+                part = rest[: exchange.room(side)]
+                rest = rest[len(part) :]
+                exchange.take(side, part)
+                if is_chunked:
+                    await target.send(b"%x\r\n" % len(part))
+                await target.send(part)
+                if is_chunked:
+                    await target.send(b"\r\n")
+                if bandwidth is not None:
+                    passed = asyncio.get_running_loop().time() - begun
+                    await asyncio.sleep(exchange.passed[side] / bandwidth - passed)
+        if is_chunked:
+            await target.send(b"0\r\n" + source.trailers)
 
-    async def _interrupt(self, interruption: Break) -> None:
+    async def _interrupt(self, side: Side, exchange: Exchange, *, at: int | None) -> None:
+        """Makes what interrupts a request or a response at this point of its body, or before it, happen."""
+        interruption = exchange.fault.interruption
+        if interruption is None or (interruption.side, interruption.after) != (side, at):
+            return
         if interruption.kind == "stall":
             await asyncio.sleep(interruption.seconds)
             return

@@ -128,13 +128,11 @@ def start(data: Path | None, ports: SeaweedPorts, volume_mib: int, timeout: floa
 
 
 def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # Connections that have just been closed keep a port, but do not hinder a listener.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
+    try:
+        # It may be kept by connections that have just been closed, as they do not hinder a listener.
+        socket.create_server((HOST, port)).close()
+    except OSError:
+        return False
     return True
 
 

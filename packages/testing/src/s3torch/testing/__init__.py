@@ -1,4 +1,4 @@
-"""For tests, demonstrations and plugin authors: S3 servers on loopback, faults on the wire, objects in memory.
+"""For tests, demonstrations and plugin authors: S3 servers on loopback, faults on the wire, a memory store.
 
 Importing it loads neither boto3 nor moto nor pytest. The conformance suites are in
 ``s3torch.testing.transport_tests`` and ``s3torch.testing.reader_tests``. It imports only public names of

@@ -112,12 +112,13 @@ def test_a_request_that_is_not_http_ends_the_connection(sent, behind):
     [
         (HELLO, "GET", b"hello"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", "HEAD", b""),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "HEAD", b""),
         (b"HTTP/1.1 204 No Content\r\n\r\n", "DELETE", b""),
         (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", "GET", b""),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", "GET", b"hello"),
         (b"HTTP/1.1 100 Continue\r\n\r\n" + HELLO, "GET", b"hello"),
     ],
-    ids=["length", "HEAD", "204", "304", "chunked", "100"],
+    ids=["length", "HEAD", "chunked HEAD", "204", "304", "chunked", "100"],
 )
 def test_another_request_follows_on_the_same_connection(answer, method, body, behind, connect, get):
     proxy = behind(answer, HELLO)

@@ -229,11 +229,7 @@ class FaultRule:
 
     Attributes:
         fault: What goes wrong.
-        method: The HTTP method; ``None`` for all.
-        key: A part of the path; ``None`` for all.
-        match: Asked about requests that fit otherwise; ``None`` for all.
-        skip: How many fitting requests are left alone first.
-        times: How many are struck after them; ``None`` for all.
+        method, key, match, skip, times: Which requests, see ``FaultProxy.add``.
         seen: How many have fitted so far.
     """
 
@@ -273,14 +269,9 @@ def fits(request: Request, method: str | None, key: str | None) -> bool:
 
 @dataclass(slots=True)
 class Exchange:
-    """A request under way, known to the proxy alone.
+    """A request under way, what goes wrong with it, and the bytes of both bodies that were passed on.
 
     Everything is recorded before the bytes leave. So a test that has its response finds it in the record.
-
-    Attributes:
-        request: What is known of it, but for the bytes.
-        fault: What goes wrong with it.
-        passed: The bytes of both bodies that were passed on.
     """
 
     request: Request
@@ -305,8 +296,9 @@ class Exchange:
         if self.fault.bandwidth is not None:
             limits.append(max(1, int(self.fault.bandwidth / _STEPS_PER_SECOND)))
         ahead = self.fault.interruption
-        if ahead is not None and ahead.side == side and (ahead.after or 0) > self.passed[side]:
-            limits.append((ahead.after or 0) - self.passed[side])
+        after = ahead.after if ahead is not None and ahead.side == side else None
+        if after is not None and after > self.passed[side]:
+            limits.append(after - self.passed[side])
         return min(limits, default=None)
 
     def take(self, side: Side, part: memoryview) -> None:
@@ -318,9 +310,8 @@ class Exchange:
 
     def snapshot(self) -> Request:
         """Returns the request as it is now."""
-        return replace(
-            self.request, request_bytes=self.passed["request"], response_bytes=self.passed["response"]
-        )
+        sent, received = self.passed["request"], self.passed["response"]
+        return replace(self.request, request_bytes=sent, response_bytes=received)
 
 
 def decoded(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

@@ -159,13 +159,7 @@ class _Peer:
 
 
 class Relay:
-    """Serves one connection.
-
-    Args:
-        client: The accepted connection.
-        server: The address of the server.
-        begin: Called with the head of every request; records it, and says what goes wrong with it.
-    """
+    """Serves one accepted connection; ``begin`` records each request, and says what goes wrong with it."""
 
     def __init__(
         self, client: socket.socket, server: tuple[str, int], begin: Callable[[h11.Request], Exchange]
@@ -225,7 +219,8 @@ class Relay:
         await asyncio.sleep(exchange.fault.latency or 0)
         await self._interrupt("response", exchange, at=None)
         await self._client.send(_changed_head(response, exchange))
-        await self._pass_body("response", exchange, response, server, self._client)
+        if request.method != b"HEAD" and response.status_code not in (204, 304):
+            await self._pass_body("response", exchange, response, server, self._client)
         server_goes_on = _keeps_alive(response) and not server.ended
         if not server_goes_on:
             self._forget_server()

@@ -283,7 +283,7 @@ class Exchange:
         """Reads the head of a request that has just come."""
         path, _, query = head.target.decode("latin-1").partition("?")
         parameters = dict(parse_qsl(query, keep_blank_values=True))
-        method, headers = head.method.decode("latin-1"), decoded(head.headers)
+        method, headers = head.method.decode("latin-1"), decoded(head.headers.raw_items())
         return cls(Request(method, unquote(path), parameters, headers, time.monotonic()))
 
     def answered(self, status: int, headers: Mapping[str, str]) -> None:

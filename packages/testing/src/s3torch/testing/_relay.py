@@ -18,11 +18,12 @@ from s3torch.core.ranges import KIB
 from s3torch.testing._faults import decoded
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
     from s3torch.testing._faults import Exchange, Reply, Side
 
-    Head = h11.Request | h11.Response
+    # With names in lower case.
+    Headers = Mapping[str, str]
     Response = h11.InformationalResponse | h11.Response
 
 _BUFFER = 256 * KIB
@@ -80,9 +81,9 @@ class _Peer:
             raise PeerError("the server closed the connection without an answer")
         return event
 
-    async def body(self, head: Head) -> AsyncIterator[memoryview]:
+    async def body(self, headers: Headers) -> AsyncIterator[memoryview]:
         """Reads the content of the body behind a head; each piece is valid until the next one."""
-        left = 0 if _is_chunked(head) else int(_header(head, b"content-length") or 0)
+        left = 0 if _is_chunked(headers) else _length(headers)
         while not isinstance(event := self._next_event(), h11.EndOfMessage):
             if isinstance(event, h11.Data):
                 left -= len(event.data)
@@ -192,10 +193,11 @@ class Relay:
         await self._interrupt("request", exchange, at=None)
         server = await self._connected()
         await server.ask(request)
-        if not _has_body(request):
+        headers = exchange.request.headers
+        if not (_is_chunked(headers) or _length(headers)):
             return await self._answer(request, exchange, server)
         async with asyncio.TaskGroup() as group:
-            upload = group.create_task(self._upload(request, exchange, server))
+            upload = group.create_task(self._upload(exchange, server))
             reusable = await self._answer(request, exchange, server)
             # A server may answer before it has read everything, and then never read the rest.
             await asyncio.wait({upload}, timeout=_EARLY_ANSWER)
@@ -203,10 +205,10 @@ class Relay:
             upload.cancel()
         return reusable and complete
 
-    async def _upload(self, request: h11.Request, exchange: Exchange, server: _Peer) -> bool:
+    async def _upload(self, exchange: Exchange, server: _Peer) -> bool:
         """Passes the body of a request; returns whether the server took all of it."""
         try:
-            await self._pass_body("request", exchange, request, self._client, server)
+            await self._pass_body("request", exchange, exchange.request.headers, self._client, server)
         except PeerError:
             raise
         except OSError:
@@ -216,43 +218,44 @@ class Relay:
     async def _answer(self, request: h11.Request, exchange: Exchange, server: _Peer) -> bool:
         while isinstance(response := await server.response(), h11.InformationalResponse):
             await self._client.send(_head(response, response.headers.raw_items()))
-        await asyncio.sleep(exchange.fault.latency or 0)
+        if exchange.fault.latency is not None:
+            await asyncio.sleep(exchange.fault.latency)
         await self._interrupt("response", exchange, at=None)
+        headers = decoded(response.headers.raw_items())
         await self._client.send(_changed_head(response, exchange))
         if request.method != b"HEAD" and response.status_code not in (204, 304):
-            await self._pass_body("response", exchange, response, server, self._client)
-        server_goes_on = _keeps_alive(response) and not server.ended
+            await self._pass_body("response", exchange, headers, server, self._client)
+        server_goes_on = _keeps_alive(response, headers) and not server.ended
         if not server_goes_on:
             self._forget_server()
-        return server_goes_on and _keeps_alive(request)
+        return server_goes_on and _keeps_alive(request, exchange.request.headers)
 
     async def _reply(self, request: h11.Request, exchange: Exchange, reply: Reply) -> bool:
-        reusable = _keeps_alive(request) and not self._client.expects_continue
+        reusable = _keeps_alive(request, exchange.request.headers) and not self._client.expects_continue
         if not self._client.expects_continue:
-            async for _ in self._client.body(request):
+            async for _ in self._client.body(exchange.request.headers):
                 pass
         await asyncio.sleep(exchange.fault.latency or 0)
         body = b"" if request.method == b"HEAD" else _body(reply)
-        headers = {
-            "x-amz-request-id": _REQUEST_ID,
-            "Content-Type": "application/xml",
-            "Content-Length": str(len(body)),
-            "Connection": "keep-alive" if reusable else "close",
-        }
-        response = h11.Response(
-            status_code=reply.status, headers=list(headers.items()), reason=reply.code.encode("latin-1")
-        )
+        headers = [
+            ("x-amz-request-id", _REQUEST_ID),
+            ("Content-Type", "application/xml"),
+            ("Content-Length", str(len(body))),
+            ("Connection", "keep-alive" if reusable else "close"),
+        ]
+        reason = reply.code.encode("latin-1")
+        response = h11.Response(status_code=reply.status, headers=headers, reason=reason)
         exchange.passed["response"] = len(body)
         await self._client.send(_changed_head(response, exchange) + body)
         return reusable
 
     async def _pass_body(
-        self, side: Side, exchange: Exchange, head: Head, source: _Peer, target: _Peer
+        self, side: Side, exchange: Exchange, headers: Headers, source: _Peer, target: _Peer
     ) -> None:
-        is_chunked = _is_chunked(head)
+        is_chunked = _is_chunked(headers)
         bandwidth = exchange.fault.bandwidth
         begun = asyncio.get_running_loop().time()
-        async for content in source.body(head):
+        async for content in source.body(headers):
             rest = content
             while rest:
                 await self._interrupt(side, exchange, at=exchange.passed[side])
@@ -304,21 +307,17 @@ class Relay:
             self._server = None
 
 
-def _header(head: Head, name: bytes) -> bytes:
-    return dict(head.headers).get(name, b"")
+def _is_chunked(headers: Headers) -> bool:
+    return "transfer-encoding" in headers
 
 
-def _is_chunked(head: Head) -> bool:
-    return _header(head, b"transfer-encoding") != b""
+def _length(headers: Headers) -> int:
+    return int(headers.get("content-length", 0))
 
 
-def _has_body(request: h11.Request) -> bool:
-    return _is_chunked(request) or _header(request, b"content-length") not in (b"", b"0")
-
-
-def _keeps_alive(head: Head) -> bool:
+def _keeps_alive(head: h11.Request | h11.Response, headers: Headers) -> bool:
     """Whether the connection serves another request after this one."""
-    return head.http_version == b"1.1" and b"close" not in _header(head, b"connection").lower()
+    return head.http_version == b"1.1" and "close" not in headers.get("connection", "").lower()
 
 
 def _changed_head(response: h11.Response, exchange: Exchange) -> bytes:

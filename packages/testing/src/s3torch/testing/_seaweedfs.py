@@ -55,8 +55,8 @@ class SeaweedPorts:
         for role in (*_ROLES, "https") if tls else _ROLES:
             while role not in numbers:
                 number = _random.randint(_LOWEST, _HIGHEST)
-                used = {used + distance for used in numbers.values() for distance in (-_SECOND, 0, _SECOND)}
-                if number not in used and _is_free_pair(number):
+                near = {taken + distance for taken in numbers.values() for distance in (-_SECOND, 0, _SECOND)}
+                if number not in near and _is_free_pair(number):
                     numbers[role] = number
         return cls(numbers)
 

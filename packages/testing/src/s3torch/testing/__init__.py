@@ -1,10 +1,12 @@
-"""What tests, demonstrations and plugin authors need: S3 servers on loopback and faults on the wire.
+"""For tests, demonstrations and plugin authors: S3 servers on loopback, faults on the wire, a memory store.
 
 Importing it loads neither boto3 nor moto nor pytest. The conformance suites are in
-``s3torch.testing.transport_tests`` and ``s3torch.testing.reader_tests``.
+``s3torch.testing.transport_tests`` and ``s3torch.testing.reader_tests``. It imports only public names of
+``s3torch.core``; nothing but tests and demonstrations imports it.
 """
 
 from s3torch.testing.faults import Fault, FaultProxy, FaultRule, Request
+from s3torch.testing.memory import MemoryStore
 from s3torch.testing.servers import (
     Identity,
     S3Server,
@@ -18,6 +20,7 @@ __all__ = [
     "FaultProxy",
     "FaultRule",
     "Identity",
+    "MemoryStore",
     "Request",
     "S3Server",
     "ServerStartError",

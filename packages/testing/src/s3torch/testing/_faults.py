@@ -1,14 +1,21 @@
-"""The ways in which a request can go wrong."""
+"""The ways in which a request can go wrong, the rules that say which requests, and what is known of each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+import time
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import parse_qsl, unquote
 
 from s3torch.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
+
+    import h11
+
+# How often a second a limited body moves on: often enough to look even, seldom enough to cost nothing.
+_STEPS_PER_SECOND = 50
 
 Side = Literal["request", "response"]
 
@@ -173,10 +180,140 @@ class Fault:
 
     def __or__(self, other: Fault) -> Fault:
         """Returns both faults in one; ``other`` wins where both say something."""
-        merged = {
-            each.name: getattr(self, each.name)
-            if getattr(other, each.name) is None
-            else getattr(other, each.name)
-            for each in fields(self)
+        given = {
+            each.name: value for each in fields(self) if (value := getattr(other, each.name)) is not None
         }
-        return Fault(**{**merged, "headers": {**self.headers, **other.headers}})
+        return replace(self, **{**given, "headers": {**self.headers, **other.headers}})
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request and what became of it.
+
+    Attributes:
+        method: As in ``GET``.
+        path: The path, with ``%xx`` decoded: ``/bucket/key``.
+        query: The parameters behind the ``?``; those without a value have the empty one.
+        headers: The headers of the request, with names in lower case.
+        started: When it came, on the clock of ``time.monotonic``.
+        status: The status of the response; ``None`` as long as none has been passed on.
+        request_bytes: Bytes of the request's body that were passed on; of chunks, the content only.
+        response_bytes: Bytes of the response's body that were passed on.
+        response_headers: The headers that were passed on, with names in lower case.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    started: float
+    status: int | None = None
+    request_bytes: int = 0
+    response_bytes: int = 0
+    response_headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def bucket(self) -> str:
+        """The bucket, where it is addressed in the path; empty for requests about no bucket."""
+        return self.path.removeprefix("/").partition("/")[0]
+
+    @property
+    def key(self) -> str:
+        """The key, where the bucket is addressed in the path; empty for requests about no object."""
+        return self.path.removeprefix("/").partition("/")[2]
+
+
+@dataclass(slots=True, eq=False)
+class FaultRule:
+    """A fault together with the requests that it strikes; made by ``FaultProxy.add``.
+
+    Attributes:
+        fault: What goes wrong.
+        method, key, match, skip, times: Which requests, see ``FaultProxy.add``.
+        seen: How many have fitted so far.
+    """
+
+    fault: Fault
+    method: str | None = None
+    key: str | None = None
+    match: Callable[[Request], bool] | None = None
+    skip: int = 0
+    times: int | None = None
+    seen: int = 0
+
+    def __post_init__(self) -> None:
+        if self.skip < 0 or (self.times is not None and self.times < 1):
+            raise ConfigurationError(f"expected skip >= 0 and times >= 1, got {self.skip} and {self.times}")
+
+    @property
+    def hits(self) -> int:
+        """How many requests it has struck."""
+        hits = max(0, self.seen - self.skip)
+        return hits if self.times is None else min(hits, self.times)
+
+    def strikes(self, request: Request) -> bool:
+        """Whether the fault is for this request; counts it."""
+        if not fits(request, self.method, self.key):
+            return False
+        if self.match is not None and not self.match(request):
+            return False
+        before = self.hits
+        self.seen += 1
+        return self.hits > before
+
+
+def fits(request: Request, method: str | None, key: str | None) -> bool:
+    """Whether a request is of this method and has this in its key, where they are given."""
+    return (method is None or method.upper() == request.method) and (key is None or key in request.key)
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request under way, what goes wrong with it, and the bytes of both bodies that were passed on.
+
+    Everything is recorded before the bytes leave. So a test that has its response finds it in the record.
+    """
+
+    request: Request
+    fault: Fault = field(default_factory=Fault)
+    passed: dict[Side, int] = field(default_factory=lambda: {"request": 0, "response": 0})
+
+    @classmethod
+    def of(cls, head: h11.Request) -> Exchange:
+        """Reads the head of a request that has just come."""
+        path, _, query = head.target.decode("latin-1").partition("?")
+        parameters = dict(parse_qsl(query, keep_blank_values=True))
+        method, headers = head.method.decode("latin-1"), decoded(head.headers.raw_items())
+        return cls(Request(method, unquote(path), parameters, headers, time.monotonic()))
+
+    def answered(self, status: int, headers: Mapping[str, str]) -> None:
+        """Records the head of the response."""
+        self.request = replace(self.request, status=status, response_headers=headers)
+
+    def room(self, side: Side) -> int | None:
+        """Returns how many bytes of a body pass before something happens to it; ``None`` for any number."""
+        limits = []
+        if self.fault.bandwidth is not None:
+            limits.append(max(1, int(self.fault.bandwidth / _STEPS_PER_SECOND)))
+        ahead = self.fault.interruption
+        after = ahead.after if ahead is not None and ahead.side == side else None
+        if after is not None and after > self.passed[side]:
+            limits.append(after - self.passed[side])
+        return min(limits, default=None)
+
+    def take(self, side: Side, part: memoryview) -> None:
+        """Records a part of a body that passes now, and corrupts it where that is asked for."""
+        flip = self.fault.corruption
+        if flip is not None and flip.side == side and 0 <= flip.index - self.passed[side] < len(part):
+            part[flip.index - self.passed[side]] ^= 0xFF
+        self.passed[side] += len(part)
+
+    def snapshot(self) -> Request:
+        """Returns the request as it is now."""
+        sent, received = self.passed["request"], self.passed["response"]
+        return replace(self.request, request_bytes=sent, response_bytes=received)
+
+
+def decoded(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Returns headers as text, with names in lower case."""
+    return {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in headers}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import threading
@@ -11,15 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
     from typing import Self
 
     from boto3.session import Session
-    from types_boto3_s3 import S3Client as BotoS3Client
 
     from s3torch.testing._process import SupervisedProcess
 
 
+HOST = "127.0.0.1"
 _thread = threading.local()
 
 
@@ -140,11 +140,8 @@ class S3Server:
             name: Its name; by default one that is not in use.
         """
         bucket = name or f"s3torch-{uuid.uuid4().hex[:16]}"
-        client: BotoS3Client = self.client()
-        try:
+        with contextlib.closing(self.client()) as client:
             client.create_bucket(Bucket=bucket)
-        finally:
-            client.close()
         return bucket
 
     def at(self, endpoint: str) -> S3Server:
@@ -162,12 +159,7 @@ class S3Server:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:

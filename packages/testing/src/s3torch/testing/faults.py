@@ -1,8 +1,8 @@
 """A proxy that counts requests and breaks connections, for tests of what happens then.
 
-``FaultProxy`` stands between a client and an S3 server on loopback. It passes requests and responses on byte
-for byte, the ``Host`` header too, so signatures stay valid; it notes each request; and it does damage on the
-wire where a test has asked for it::
+``FaultProxy`` stands between a client and an S3 server on loopback. It passes headers and contents on
+unchanged, the ``Host`` header too, so signatures stay valid; it records each request; and it does damage on
+the wire where a test has asked for it::
 
     with start_seaweedfs() as server, FaultProxy(server.endpoint) as proxy:
         client = make_client(server.at(proxy.endpoint))
@@ -23,67 +23,25 @@ import operator
 import os
 import socket
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.testing._faults import Break, Fault, Flip, Reply
-from s3torch.testing._ports import HOST
-from s3torch.testing._recording import Entry, Request
+from s3torch.testing._faults import Break, Exchange, Fault, FaultRule, Flip, Reply, Request, fits
 from s3torch.testing._relay import Relay
+from s3torch.testing._server import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
     from typing import Self
 
-    from s3torch.testing._wire import Head
+    import h11
 
 __all__ = ["Break", "Fault", "FaultProxy", "FaultRule", "Flip", "Reply", "Request"]
 
 _BACKLOG = 512
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class FaultRule:
-    """A fault together with the requests that it strikes; made by ``FaultProxy.add``.
-
-    Attributes:
-        fault: What goes wrong.
-        method: The HTTP method; ``None`` for all.
-        key: A part of the path; ``None`` for all.
-        match: Asked about requests that fit otherwise; ``None`` for all.
-        skip: How many fitting requests are left alone first.
-        times: How many are struck after them; ``None`` for all.
-        seen: How many have fitted so far.
-    """
-
-    fault: Fault
-    method: str | None = None
-    key: str | None = None
-    match: Callable[[Request], bool] | None = None
-    skip: int = 0
-    times: int | None = None
-    seen: int = 0
-
-    @property
-    def hits(self) -> int:
-        """How many requests it has struck."""
-        hits = max(0, self.seen - self.skip)
-        return hits if self.times is None else min(hits, self.times)
-
-    def strikes(self, request: Request) -> bool:
-        """Tells whether the fault is for this request, and counts."""
-        if not _fits(request, self.method, self.key):
-            return False
-        if self.match is not None and not self.match(request):
-            return False
-        before = self.hits
-        self.seen += 1
-        return self.hits > before
 
 
 class FaultProxy:
@@ -104,7 +62,7 @@ class FaultProxy:
         self._address = (parts.hostname, parts.port)
         # Reentrant, as a match function may ask for the requests so far.
         self._lock = threading.RLock()
-        self._entries: list[Entry] = []
+        self._exchanges: list[Exchange] = []
         self._rules: list[FaultRule] = []
         self._errors: list[BaseException] = []
         self._listener: socket.socket | None = None
@@ -144,13 +102,13 @@ class FaultProxy:
             key: Only those with this in their key.
         """
         with self._lock:
-            requests = [entry.snapshot() for entry in self._entries]
-        return [request for request in requests if _fits(request, method, key)]
+            requests = [exchange.snapshot() for exchange in self._exchanges]
+        return [request for request in requests if fits(request, method, key)]
 
     def clear(self) -> None:
         """Forgets the requests so far; the faults stay."""
         with self._lock:
-            self._entries.clear()
+            self._exchanges.clear()
 
     def add(
         self,
@@ -176,8 +134,6 @@ class FaultProxy:
         Returns:
             The rule, which counts its ``hits`` and can be taken away again with ``remove``.
         """
-        if skip < 0 or (times is not None and times < 1):
-            raise ConfigurationError(f"expected skip >= 0 and times >= 1, got {skip} and {times}")
         rule = FaultRule(fault, method, key, match, skip, times)
         with self._lock:
             self._rules.append(rule)
@@ -229,16 +185,11 @@ class FaultProxy:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
         try:
             self.close()
         except Exception:
-            if exc is None:
+            if exc_type is None:
                 raise
 
     async def _serve(self, listener: socket.socket, started: threading.Event) -> None:
@@ -271,18 +222,14 @@ class FaultProxy:
             _log.exception("a connection of the proxy failed")
             self._errors.append(exc)
 
-    def _begin(self, head: Head) -> tuple[Entry, Fault]:
-        request = Request.from_head(head)
-        entry = Entry(request)
+    def _begin(self, head: h11.Request) -> Exchange:
+        exchange = Exchange.of(head)
         with self._lock:
-            self._entries.append(entry)
-            struck = [rule.fault for rule in self._rules if rule.strikes(request)]
-        return entry, functools.reduce(operator.or_, struck, Fault())
+            self._exchanges.append(exchange)
+            struck = [rule.fault for rule in self._rules if rule.strikes(exchange.request)]
+        exchange.fault = functools.reduce(operator.or_, struck, Fault())
+        return exchange
 
 
 def _close(connection: socket.socket, _: object) -> None:
     connection.close()
-
-
-def _fits(request: Request, method: str | None, key: str | None) -> bool:
-    return (method is None or method.upper() == request.method) and (key is None or key in request.key)

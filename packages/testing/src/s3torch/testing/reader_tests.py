@@ -16,8 +16,23 @@ does the rest::
             return client.get_object("bucket", key, reader_constructor=MyReader)
 
 It is called many times within one test, so it should be quick; a part of a few bytes finds more than one of
-megabytes. There is one difference to ``io.BytesIO``: a seek behind the end stays at the end. While the size
-of the object is not known yet, this may show only at the next read.
+megabytes. What the suite asks of a reader:
+
+* **A file.** It is an ``io.BufferedIOBase``, readable, seekable and not writable, with a bucket, a key and a
+  size. Pillow, ``io.TextIOWrapper``, ``io.BufferedReader`` and torch take it as any other binary file.
+* **The bytes.** Any sequence of calls returns what ``io.BytesIO`` returns, and leaves the position where that
+  leaves it. There is one difference: a seek behind the end stays at the end. While the size of the object is
+  not known yet, this may show only at the next read.
+* **Buffers.** ``readinto`` fills any writable contiguous buffer, counts in bytes, and touches nothing behind
+  what it has read.
+* **Arguments.** What a file would refuse is refused with the same exception, and the reader stays usable.
+* **The end.** After ``close``, which may be called again, everything raises ``ValueError``. A ``with`` block
+  closes the reader, also when it raises.
+* **Processes.** An unread reader can be pickled, with its position; one that has begun to read cannot.
+
+Two promises need a look behind the reader, and tests of your own, for which ``FaultProxy`` is made: nothing
+is sent before the first read or question for the size, and after a failed read, which leaves the position
+where it was, reading goes on from the exact byte or keeps raising.
 """
 
 # ruff: noqa: S101 - In tests, assert is how they tell.
@@ -38,7 +53,7 @@ from hypothesis import strategies as st
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from s3torch.core.readers.base import S3Reader
+    from s3torch.core import S3Reader
 
 __all__ = ["ReaderTests"]
 
@@ -132,6 +147,14 @@ class ReaderTests:
             assert reader.seek(100, io.SEEK_END) == len(_DATA)
             assert reader.read() == b""
             assert reader.seek(len(_DATA) + 5) == len(_DATA)
+
+    @pytest.mark.parametrize("count", [0, 7])
+    def test_the_size_does_not_move_the_position(self, count: int) -> None:
+        """Asks for the size before and after the first byte."""
+        with self.open_reader(_DATA) as reader:
+            reader.read(count)
+            assert (reader.size, reader.tell()) == (len(_DATA), count)
+            assert reader.read() == _DATA[count:]
 
     def test_it_is_a_binary_file(self) -> None:
         """Answers the questions that libraries ask a file."""
@@ -263,7 +286,10 @@ class ReaderTests:
             lambda: reader.seek(0),
             reader.tell,
             reader.readline,
+            reader.readlines,
             reader.read1,
+            lambda: reader.readinto1(bytearray(1)),
+            lambda: reader.size,
             lambda: next(reader),
             reader.__enter__,
         ]

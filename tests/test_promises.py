@@ -8,7 +8,6 @@ from __future__ import annotations
 import pytest
 from tools.promises import PAGE, PROMISES, marked_tests, page
 
-
 MARKED = """
 pytestmark = [pytest.mark.timeout(5), pytest.mark.promise(1)]
 

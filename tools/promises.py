@@ -109,13 +109,13 @@ class MarkedTest:
         return f"{self.path}::{self.name}" if self.name else self.path
 
 
-def marked_tests() -> list[MarkedTest]:
-    """Returns everything that is marked in the tests of all packages, in order."""
-    paths = [*ROOT.glob("packages/*/tests/**/*.py"), *ROOT.glob("tests/**/*.py")]
+def marked_tests(root: Path = ROOT) -> list[MarkedTest]:
+    """Returns everything that is marked in the tests of a checkout, in order."""
+    paths = [*root.glob("packages/*/tests/**/*.py"), *root.glob("tests/**/*.py")]
     found = []
     for path in paths:
         tree = ast.parse(path.read_text(encoding="utf-8"), path)
-        relative = path.relative_to(ROOT).as_posix()
+        relative = path.relative_to(root).as_posix()
         found += [MarkedTest(number, relative, name) for name, number in _marks(tree, "")]
     return sorted(found)
 

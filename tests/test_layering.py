@@ -16,16 +16,16 @@ MAX_LINES = 400
 TRANSPORTS = "s3torch.core.transports"
 # All that a transport may know of the rest of core.
 SEAM = {
-    "_ending",
+    "_atexit",
+    "_memory",
     "_process",
+    "_resources",
     "config",
     "errors",
-    "memory",
     "models",
     "plugins.hookspecs",
     "protocols",
     "ranges",
-    "sharing",
 }
 FRAMEWORKS = {"fsspec", "lightning", "pytorch_lightning", "torch"}
 SHAPELESS = {"common", "helper", "helpers", "misc", "util", "utils"}

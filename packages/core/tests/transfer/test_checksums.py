@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from s3torch.core.config import CHECKSUM_ALGORITHMS
 from s3torch.core.errors import ChecksumMismatchError
-from s3torch.core.transfer.checksums import PartedChecksum, checksum, verify
+from s3torch.core.transfer._checksums import PartedChecksum, checksum, verify
 
 every_algorithm = pytest.mark.parametrize("algorithm", CHECKSUM_ALGORITHMS)
 

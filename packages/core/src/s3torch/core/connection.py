@@ -6,17 +6,17 @@ import threading
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
+from s3torch.core._memory import Memory
 from s3torch.core._process import PerProcess
+from s3torch.core._resources import throughput_share
 from s3torch.core.config import default_transport
-from s3torch.core.memory import Memory
 from s3torch.core.observers._listening import listening
 from s3torch.core.observers._observations import Observations
 from s3torch.core.observers._observed import ObservedControl, ObservedTransport
 from s3torch.core.plugins.manager import create_transport
 from s3torch.core.protocols import HoldsParts, SupportsControl, SupportsGetNow, TransportContext
 from s3torch.core.session import AwsSession
-from s3torch.core.sharing import throughput_share
-from s3torch.core.transfer._pace import Pace
+from s3torch.core.transfer import InFlightTarget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,9 +55,9 @@ class Connection:
         self.memory = Memory.of_this_process(settings.config.memory_limit)
         name = config.transport_name or default_transport(encrypted=self._session.is_encrypted)
         self._transport = create_transport(name, context)
-        self.pace: Pace | None = None
+        self.pace: InFlightTarget | None = None
         if isinstance(self._transport, HoldsParts) and self._transport.holds_parts:
-            self.pace = Pace(throughput_share(config.throughput_target_gbps), config.part_size)
+            self.pace = InFlightTarget(throughput_share(config.throughput_target_gbps), config.part_size)
         # What is used: the transport and its control plane, or what stands in front while somebody listens.
         self.transport: Transport = self._transport
         self.get_now = _get_now(self._transport)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from s3torch.core._ahead import run_ahead
 from s3torch.core.abilities import versions_of
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.listing import ListObjectStream
 from s3torch.core.models import ObjectVersion
+from s3torch.core.transfer import run_ahead
 from s3torch.core.version_listing import ListVersionStream
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import weakref
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from s3torch.core._ending import Stage, at_exit
+from s3torch.core._atexit import ExitPhase, at_exit
 from s3torch.core.ranges import MIB
 
 if TYPE_CHECKING:
@@ -164,4 +164,4 @@ def _cancel_all() -> None:
         crew.cancel_all()
 
 
-at_exit(Stage.TRANSFERS, _cancel_all)
+at_exit(ExitPhase.TRANSFERS, _cancel_all)

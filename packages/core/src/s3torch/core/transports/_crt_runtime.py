@@ -9,8 +9,8 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core._process import PerProcess
+from s3torch.core._resources import GBPS_PER_CONNECTION, throughput_share
 from s3torch.core.errors import TransportError
-from s3torch.core.sharing import GBPS_PER_CONNECTION, throughput_share
 from s3torch.core.transports._crt_log import native_log
 from s3torch.core.transports._crt_natives import natives
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from s3torch.core._memory import new_bytes
 from s3torch.core.errors import (
     PreconditionFailedError,
     RangeNotSatisfiableError,
     S3Error,
     TruncatedError,
 )
-from s3torch.core.memory import new_bytes
 from s3torch.core.models import GetResult, HeadObjectResult
 from s3torch.core.ranges import MIB, ByteRange
 from s3torch.core.transports._http import announced_length, head_from_headers

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from s3torch.core._resources import connections_for_throughput
 from s3torch.core.plugins.hookspecs import hookimpl
-from s3torch.core.sharing import connections_for_throughput
 from s3torch.core.transports._http_download import Download
 from s3torch.core.transports._http_exchange import Call, Exchange
 from s3torch.core.transports._http_sender import Sender

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3torch.core.memory import (
+from s3torch.core._memory import (
     BufferPool,
     Memory,
     MemoryBudget,
     default_memory_limit,
     new_bytes,
 )
+from s3torch.core._resources import available_memory
 from s3torch.core.ranges import GIB, MIB
-from s3torch.core.sharing import available_memory
 
 
 @pytest.mark.promise(3)

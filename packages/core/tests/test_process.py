@@ -12,7 +12,7 @@ import time
 import pytest
 
 from s3torch.core import _process
-from s3torch.core._process import Birthplace, PerProcess, abandon
+from s3torch.core._process import OwnerProcess, PerProcess, abandon
 from s3torch.core.errors import ForkedProcessError
 
 
@@ -182,8 +182,8 @@ def test_a_value_is_left_out_of_pickles():
     assert again.get() == [os.getpid()]
 
 
-def test_a_birthplace_knows_a_child(in_child):
-    here = Birthplace()
+def test_an_owner_process_knows_a_child(in_child):
+    here = OwnerProcess()
     here.check("the thing")
     assert here.is_here
     assert in_child(lambda: here.is_here) is False

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from s3torch.core import PutOptions, S3Writer
+from s3torch.core._atexit import reaper
+from s3torch.core._memory import Memory
 from s3torch.core.errors import (
     ForkedProcessError,
     NotFoundError,
@@ -18,7 +20,6 @@ from s3torch.core.errors import (
     S3Error,
     TransferCancelledError,
 )
-from s3torch.core.memory import Memory
 from s3torch.core.ranges import MIB
 
 PART = 5 * MIB
@@ -54,6 +55,7 @@ class Stream:
 def all_memory_comes_back():
     yield
     gc.collect()
+    assert reaper.get().drain(20)
     assert Memory.of_this_process(None).budget.used == 0
 
 
@@ -123,6 +125,7 @@ def test_a_dropped_writer_warns_and_leaves_the_old_object(client, store, size, a
             writer.write(bytes(size))
             del writer
             gc.collect()
+    assert reaper.get().drain(20)
     found = [warning.message for warning in told] if told is not None else unraisable
     assert [type(message) for message in found] == [ResourceWarning]
     assert "s3://bucket/key" in str(found[0])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from s3torch.core import HeadObjectResult
-from s3torch.core.memory import MemoryBudget
+from s3torch.core.transfer import MemoryBudget, RangeSource
 
 
-class Ledger:
+class Ledger(RangeSource):
     """Serves ranges of some bytes, notes every request, and fails those that a test names."""
 
     bucket = "bucket"
@@ -17,13 +17,21 @@ class Ledger:
     def __init__(self, data, *, part_size=10, known=False, limit=10**9):
         self.data = data
         self.part_size = part_size
-        self.known_size = len(data) if known else None
+        self._size = len(data) if known else None
         self.shared = MemoryBudget(limit)
         self.requests = []
         self.waited = []
         self.cancelled = []
         self.heads = 0
         self.failures = {}
+
+    @property
+    def known_size(self):
+        return self._size
+
+    @known_size.setter
+    def known_size(self, size):
+        self._size = size
 
     def head(self):
         if self.known_size is None:

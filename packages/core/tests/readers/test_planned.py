@@ -6,11 +6,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from s3torch.core import PlannedS3Reader, S3ClientConfig, S3ReaderConstructor, UserAgent
+from s3torch.core import S3ClientConfig, S3ReaderConstructor, UserAgent
 from s3torch.core.connection import Connector
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.ranges import ByteRange
-from s3torch.core.transfer.source import ObjectSource
+from s3torch.core.readers._constructor import planned_reader
+from s3torch.core.readers._policies import PlannedPolicy
+from s3torch.core.transfer import ObjectSource
 from s3torch.core.transports.memory import MemoryStore
 from s3torch.testing.reader_tests import ReaderTests
 
@@ -40,7 +42,7 @@ class _Base(ReaderTests):
         info = store.get("bucket", "key").info("key") if self.knows_size else None
         source = ObjectSource(self.connector, "bucket", "key", object_info=info)
         source.part_size = 20
-        return PlannedS3Reader("bucket", "key", source.head, source, self.ranges, self.max_gap)
+        return planned_reader("bucket", "key", source.head, source, self.ranges, self.max_gap)
 
 
 class TestWithoutAPlan(_Base):
@@ -74,7 +76,7 @@ class Streams:
 class TestFunctionsOfAUser(ReaderTests):
     def open_reader(self, data):
         streams = Streams(data)
-        return PlannedS3Reader("bucket", "key", streams.info, streams.stream, [(5, 50)])
+        return planned_reader("bucket", "key", streams.info, streams.stream, [(5, 50)])
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -90,7 +92,7 @@ def test_any_reads_of_any_plan(ranges, reads, gap, limit, failing, ledger, opene
     for number in failing:
         source.fail(number, ConnectionError())
     plan = [(start, start + size) for start, size in ranges]
-    reader = opened(PlannedS3Reader, source, ranges=plan, max_gap=gap)
+    reader = opened(planned_reader, source, ranges=plan, max_gap=gap)
     for position, count in reads:
         reader.seek(position)
         while True:
@@ -106,7 +108,7 @@ def test_any_reads_of_any_plan(ranges, reads, gap, limit, failing, ledger, opene
 
 def test_what_the_plan_has_next_is_on_its_way(ledger, opened):
     source = ledger(DATA, known=True)
-    reader = opened(PlannedS3Reader, source, ranges=[(100, 125), (0, 5), (150, 160)], max_gap=0)
+    reader = opened(planned_reader, source, ranges=[(100, 125), (0, 5), (150, 160)], max_gap=0)
     assert reader.read(2) == DATA[:2]
     planned = [(0, 5), (100, 110), (110, 120), (120, 125), (150, 160)]
     assert source.requests == planned
@@ -119,7 +121,7 @@ def test_what_the_plan_has_next_is_on_its_way(ledger, opened):
 
 def test_who_jumps_about_gets_only_what_he_asks_for(ledger, opened):
     source = ledger(DATA, known=True)
-    reader = opened(PlannedS3Reader, source, ranges=[(at, at + 5) for at in range(0, 200, 20)], max_gap=0)
+    reader = opened(planned_reader, source, ranges=[(at, at + 5) for at in range(0, 200, 20)], max_gap=0)
     for at in (100, 20, 160):
         reader.seek(at)
         assert reader.read(2) == DATA[at : at + 2]
@@ -128,7 +130,7 @@ def test_who_jumps_about_gets_only_what_he_asks_for(ledger, opened):
 
 def test_neighbours_share_a_request(ledger, opened):
     source = ledger(DATA)
-    reader = opened(PlannedS3Reader, source, ranges=[ByteRange(0, 2), ByteRange(4, 6)], max_gap=2)
+    reader = opened(planned_reader, source, ranges=[ByteRange(0, 2), ByteRange(4, 6)], max_gap=2)
     assert reader.read(1) == DATA[:1]
     reader.seek(5)
     assert reader.read(1) == DATA[5:6]
@@ -137,7 +139,7 @@ def test_neighbours_share_a_request(ledger, opened):
 
 def test_prefetch_asks_and_returns_at_once(ledger, opened):
     source = ledger(DATA)
-    reader = opened(PlannedS3Reader, source, ranges=[(50, 55), (90, 95)], max_gap=0)
+    reader = opened(planned_reader, source, ranges=[(50, 55), (90, 95)], max_gap=0)
     reader.prefetch()
     assert (source.requests, source.waited) == ([(50, 55), (90, 95)], [])
     reader.seek(50)
@@ -150,7 +152,7 @@ def test_the_kind_of_reader(client, store):
     make = S3ReaderConstructor.planned([(10, 20)])
     assert S3ReaderConstructor.get_reader_type_string(make) == "planned"
     reader = client.get_object("bucket", "key", reader_constructor=make)
-    assert isinstance(reader, PlannedS3Reader)
+    assert isinstance(reader._policy, PlannedPolicy)
     reader.seek(10)
     assert reader.read(10) == DATA[10:20]
 
@@ -160,4 +162,4 @@ def test_the_kind_of_reader(client, store):
 )
 def test_bad_plans(options, ledger, opened):
     with pytest.raises(ConfigurationError):
-        opened(PlannedS3Reader, ledger(DATA), **options)
+        opened(planned_reader, ledger(DATA), **options)

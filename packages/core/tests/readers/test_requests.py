@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from s3torch.core import RangedS3Reader, SequentialS3Reader
+from s3torch.core._atexit import reaper
 from s3torch.core.errors import ConfigurationError
 
 DATA = bytes(range(200)) + b"12345"  # 21 parts of 10 bytes, the last one half.
@@ -281,13 +282,13 @@ def test_prefetch_asks_and_returns_at_once(ledger, opened):
 
 @pytest.mark.promise(3)
 @pytest.mark.parametrize("how", ["close", "drop", "exception"])
-def test_the_end_of_a_reader_cancels_what_is_on_its_way(how, ledger, opened):
+def test_the_end_of_a_reader_cancels_what_is_in_flight(how, ledger, opened):
     source = ledger(bytes(1000), known=True)
     reader = opened(SequentialS3Reader, source)
     for _ in range(4):
         reader.read(10)
-    on_its_way = set(source.requests) - set(source.waited)
-    assert on_its_way
+    in_flight = set(source.requests) - set(source.waited)
+    assert in_flight
     if how == "close":
         reader.close()
     elif how == "exception":
@@ -296,7 +297,8 @@ def test_the_end_of_a_reader_cancels_what_is_on_its_way(how, ledger, opened):
     else:
         del reader
         gc.collect()
-    assert set(source.cancelled) == on_its_way
+        assert reaper.get().drain(20)
+    assert set(source.cancelled) == in_flight
     assert source.shared.used == 0
 
 

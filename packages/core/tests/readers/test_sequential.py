@@ -6,7 +6,7 @@ import pytest
 
 from s3torch.core import S3Client, S3ClientConfig, SequentialS3Reader, UserAgent
 from s3torch.core.connection import Connector
-from s3torch.core.transfer.source import ObjectSource
+from s3torch.core.transfer import ObjectSource
 from s3torch.core.transports.memory import MemoryStore
 from s3torch.testing.reader_tests import ReaderTests
 

@@ -7,12 +7,13 @@ import hashlib
 import zlib
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from s3torch.core.config import CHECKSUM_ALGORITHMS
-from s3torch.core.errors import ChecksumMismatchError
-from s3torch.core.transfer.checksums import PartedChecksum, checksum, verify
+from s3torch.core.errors import ChecksumMismatchError, ConfigurationError
+from s3torch.core.transfer import _checksums
+from s3torch.core.transfer._checksums import PartedChecksum, checksum, usable_algorithm, verify
 
 every_algorithm = pytest.mark.parametrize("algorithm", CHECKSUM_ALGORITHMS)
 
@@ -53,3 +54,61 @@ def test_other_bytes_are_refused(algorithm):
     with pytest.raises(ChecksumMismatchError, match=algorithm) as caught:
         verify(memoryview(b"what was storeb"), stored, bucket="b", key="k")
     assert (caught.value.bucket, caught.value.key) == ("b", "k")
+
+
+@pytest.fixture
+def without_awscrt(monkeypatch):
+    monkeypatch.setattr(_checksums, "_crcs", lambda: None)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(parts=st.lists(st.binary(max_size=300), min_size=1, max_size=6))
+def test_without_awscrt_parts_give_the_crc32_of_the_whole(parts, without_awscrt):
+    parted = PartedChecksum("CRC32")
+    for part in parts:
+        parted.add(memoryview(part))
+    whole = zlib.crc32(b"".join(parts)).to_bytes(4, "big")
+    assert parted.value == ("CRC32", base64.b64encode(whole).decode())
+
+
+def test_without_awscrt_only_the_default_is_replaced(without_awscrt):
+    chosen = [usable_algorithm(name) for name in (None, "CRC64NVME", "CRC32", "SHA256")]
+    assert chosen == [None, "CRC32", "CRC32", "SHA256"]
+    with pytest.raises(ConfigurationError, match=r"CRC32C is computed by awscrt.*pip install awscrt"):
+        usable_algorithm("CRC32C")
+    with pytest.raises(ConfigurationError, match="CRC64NVME"):
+        checksum("CRC64NVME", memoryview(b"x"))
+    # What cannot be computed is passed over.
+    stored = {"CRC64NVME": "?", "CRC32": checksum("CRC32", memoryview(b"data"))[1]}
+    verify(memoryview(b"data"), stored, bucket="b", key="k")
+    with pytest.raises(ChecksumMismatchError, match="CRC32 "):
+        verify(memoryview(b"dato"), stored, bucket="b", key="k")
+
+
+WITHOUT_AWSCRT = """
+    import logging, sys
+    sys.modules["awscrt"] = None
+    logging.basicConfig(level=logging.DEBUG)
+    from s3torch.core import S3Client, S3ClientConfig
+
+    endpoint, bucket = sys.argv[1:]
+    config = S3ClientConfig(transport="http", part_size=5 * 2**20)
+    client = S3Client("us-east-1", endpoint=endpoint, s3client_config=config)
+    for size in (10, 11 * 2**20, 10):
+        data = bytes(range(250)) * (size // 250) + bytes(size % 250)
+        with client.put_object(bucket, "k") as writer:
+            writer.write(data)
+        assert writer.checksum[0] == "CRC32"
+        assert client.get_object(bucket, "k").read() == data
+    assert not [name for name in sys.modules if name.startswith("awscrt.")]
+"""
+
+
+def test_without_awscrt_the_http_transport_writes_and_reads(seaweedfs, fault_proxy, python):
+    proxy = fault_proxy(seaweedfs)
+    bucket = seaweedfs.create_bucket()
+    keys = {"AWS_ACCESS_KEY_ID": seaweedfs.access_key, "AWS_SECRET_ACCESS_KEY": seaweedfs.secret_key}
+    done = python(WITHOUT_AWSCRT, proxy.endpoint, bucket, environment=keys)
+    assert done.stderr.count("awscrt is not installed, so uploads carry CRC32") == 1
+    sent = {name for request in proxy.requests("PUT") for name in request.headers}
+    assert "x-amz-checksum-crc32" in sent

@@ -49,7 +49,7 @@ def test_an_upload_of_n_parts_is_n_and_two_requests(wire, size, parts):
 
 def test_parts_grow_as_s3_wants_them_to(wire, monkeypatch):
     # As after 900 parts; tests/test_ranges.py has how fast.
-    monkeypatch.setattr("s3torch.core.transfer.upload.upload_part_size", lambda number, base: number * base)
+    monkeypatch.setattr("s3torch.core.transfer._upload.upload_part_size", lambda number, base: number * base)
     data = wire.content(3 * PART + 1000)
     with wire.client().put_object(wire.bucket, "k") as writer:
         writer.write(data)

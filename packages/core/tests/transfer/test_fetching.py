@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3torch.core import TruncatedError
-from s3torch.core.memory import MemoryBudget
+from s3torch.core._memory import MemoryBudget
 from s3torch.core.ranges import plan_parts
-from s3torch.core.transfer.fetching import fetch
+from s3torch.core.transfer import fetch
 
 DATA = bytes(n * 7 % 251 for n in range(5000))
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from s3torch.core import S3ReaderConstructor
+from s3torch.core._atexit import reaper
 from s3torch.testing.faults import Fault
 
 PART = 5 * 2**20
@@ -41,11 +42,15 @@ def writing(wire, end):
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
-def await_upload(wire):
+def await_until(is_so):
     deadline = time.monotonic() + PATIENCE
-    while not wire.uploads():
-        assert time.monotonic() < deadline, "the upload has not begun"
+    while not is_so():
+        assert time.monotonic() < deadline, "it does not come"
         time.sleep(0.02)
+
+
+def await_upload(wire):
+    await_until(wire.uploads)
 
 
 @pytest.mark.promise(1)
@@ -92,8 +97,38 @@ def test_a_dropped_writer_aborts(wire):
     with pytest.warns(ResourceWarning, match="dropped without close"):
         dropped.clear()
     gc.collect()
+    assert reaper.get().drain(PATIENCE)
     assert wire.get("k") == b"old"
     assert wire.uploads() == []
+
+
+def test_dropping_does_not_wait_for_a_silent_server(wire):
+    wire.put("k", b"old")
+    bucket, key = wire.stock(SIZE)
+    client = wire.client(read_timeout=2)
+    writer = client.put_object(wire.bucket, "k")
+    writer.write(wire.content(PART + 1))
+    await_upload(wire)
+    reader, stream = client.get_object(bucket, key), client.open_ranges(bucket, key)(0, SIZE)
+    assert (len(reader.read(10)), len(next(stream))) == (10, PART)
+    rule = wire.proxy.add(Fault.stall(60))
+    writer.write(wire.content(PART))
+    reader.seek(PART)
+    reader.prefetch()
+    dropped = [writer, reader, stream]
+    del writer, reader, stream
+    begun = time.monotonic()
+    with pytest.warns(ResourceWarning, match="dropped without close"):
+        dropped.clear()
+    gc.collect()
+    assert time.monotonic() - begun < 0.5
+    await_until(lambda: "DELETE" in {request.method for request in wire.proxy.requests()})
+    assert rule.hits
+    wire.proxy.heal()
+    await_until(lambda: not wire.uploads())
+    assert reaper.get().drain(PATIENCE)
+    assert wire.get("k") == b"old"
+    assert client._connector.get().memory.budget.used == 0
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])

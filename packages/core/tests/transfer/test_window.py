@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3torch.core.memory import MemoryBudget
-from s3torch.core.transfer.window import Wanted, Window, in_order, receive_all
+from s3torch.core._memory import MemoryBudget
+from s3torch.core.transfer._source import InOrder, RangeSource, Wanted, receive_all
+from s3torch.core.transfer._window import Window
 from s3torch.testing.faults import Fault
 
 DATA = bytes(range(200))
@@ -36,7 +37,7 @@ class Pending:
         self.source.cancelled.append(self.range)
 
 
-class Source:
+class Source(RangeSource):
     bucket, key, part_size, known_size = "bucket", "key", 10, len(DATA)
 
     def __init__(self, limit=10**9, failing=()):
@@ -91,7 +92,7 @@ def test_the_limit_of_a_window():
 def test_what_is_not_wanted_any_more_is_cancelled(how):
     source = Source(failing=[20])
     wanted = (Wanted(at, at + 10) for at in range(0, 200, 10))
-    arrived = in_order(source, wanted, limit=50)
+    arrived = InOrder(source, wanted, limit=50)
     assert [bytes(next(arrived)) for _ in range(2)] == [DATA[:10], DATA[10:20]]
     if how == "error":
         with pytest.raises(ConnectionError):

@@ -45,13 +45,15 @@ from s3torch.core.models import (
     S3BucketKeyData,
     UploadInfo,
 )
-from s3torch.core.readers.base import S3Reader
-from s3torch.core.readers.constructor import S3ReaderConstructor
-from s3torch.core.readers.planned import PlannedS3Reader
-from s3torch.core.readers.protocols import GetStreamCallable, S3ReaderConstructorProtocol
-from s3torch.core.readers.ranged import RangedS3Reader
-from s3torch.core.readers.sequential import SequentialS3Reader
-from s3torch.core.transfer.source import GetObjectStream
+from s3torch.core.readers import (
+    GetStreamCallable,
+    RangedS3Reader,
+    S3Reader,
+    S3ReaderConstructor,
+    S3ReaderConstructorProtocol,
+    SequentialS3Reader,
+)
+from s3torch.core.transfer import GetObjectStream
 from s3torch.core.uri import S3Uri, parse_s3_uri
 from s3torch.core.user_agent import UserAgent
 from s3torch.core.writers import PutObjectStream, S3Writer
@@ -79,7 +81,6 @@ __all__ = [
     "ObjectChangedError",
     "ObjectInfo",
     "ObjectVersion",
-    "PlannedS3Reader",
     "PreconditionFailedError",
     "PutObjectStream",
     "PutOptions",

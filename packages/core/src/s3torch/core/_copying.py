@@ -9,10 +9,10 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 from s3torch.core import requests
-from s3torch.core._ahead import run_ahead
 from s3torch.core.errors import AccessDeniedError, S3Error, ServerError
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import GIB, MAX_PARTS, MIB, split_range
+from s3torch.core.transfer import run_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

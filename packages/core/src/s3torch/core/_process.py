@@ -1,4 +1,4 @@
-"""How s3torch lives through ``fork``: the one module that knows.
+"""Fork safety: values per process, and who owns what; the one module that knows.
 
 Native clients, their threads and their locks do not survive a fork: a client of the parent that is used in
 the child hangs, and one that is destroyed there may hang as well. So whatever is bound to a process is held
@@ -43,7 +43,8 @@ class PerProcess(Generic[T]):
         _holders.add(self)
 
     def _reset(self) -> None:
-        # The collector may drop what needs the value while this thread is making it.
+        # Reentrant, because making imports modules and allocates much: a file that wraps a reader or writer
+        # may be closed in there by the collector, and a signal handler may come.
         self._lock = threading.RLock()
         self._value: T | None = None
 
@@ -116,8 +117,8 @@ class _Making:
             self._changed.notify_all()
 
 
-class Birthplace:
-    """Remembers the process in which a reader or writer was opened."""
+class OwnerProcess:
+    """The process in which a reader or writer was opened."""
 
     __slots__ = ("_pid",)
 
@@ -126,7 +127,7 @@ class Birthplace:
 
     @property
     def is_here(self) -> bool:
-        """Tells whether this is still the process in which it was opened."""
+        """Whether this is still the process in which it was opened."""
         return self._pid == _here
 
     def check(self, what: str) -> None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from s3torch.core._process import PerProcess
 from s3torch.core.config import default_transport
-from s3torch.core.memory import Memory
+from s3torch.core._memory import Memory
+from s3torch.core._resources import throughput_share
 from s3torch.core.observers._listening import listening
 from s3torch.core.observers._observed import Observations, ObservedTransport
 from s3torch.core.plugins.manager import create_transport
 from s3torch.core.seam import BuffersParts, SupportsSendNow, TransportContext
 from s3torch.core.session import AwsSession
-from s3torch.core.sharing import throughput_share
-from s3torch.core.transfer._pace import Pace
+from s3torch.core.transfer import InFlightTarget
 
 if TYPE_CHECKING:
     from s3torch.core.config import S3ClientConfig
@@ -34,7 +34,7 @@ class Runtime:
         memory: Budget and buffers.
         transport: What moves the bytes.
         sends_now: The same transport, where it can send on the calling thread; ``None`` where it cannot.
-        pace: How much to have in flight where that costs memory; ``None`` where it costs none.
+        in_flight_target: How much to have in flight where that costs memory; ``None`` where it costs none.
     """
 
     def __init__(self, settings: RuntimeHandle) -> None:
@@ -54,9 +54,11 @@ class Runtime:
         self.memory = Memory.of_this_process(config.memory_limit)
         name = config.transport_name or default_transport(encrypted=self._session.is_encrypted)
         self._transport = create_transport(name, context)
-        self.pace: Pace | None = None
+        self.in_flight_target: InFlightTarget | None = None
         if isinstance(self._transport, BuffersParts) and self._transport.buffers_parts:
-            self.pace = Pace(throughput_share(config.throughput_target_gbps), config.part_size)
+            self.in_flight_target = InFlightTarget(
+                throughput_share(config.throughput_target_gbps), config.part_size
+            )
         self._lock = threading.Lock()
         self.transport: Transport = self._transport
         self.sends_now: SupportsSendNow | None = None

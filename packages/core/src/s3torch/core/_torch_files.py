@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import tempfile
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from s3torch.core.errors import CheckpointFormatError, MissingPackageError, S3Error
-from s3torch.core.transfer.mapping import downloaded
+from s3torch.core.ranges import split_range
+from s3torch.core.transfer import Wanted, advise_huge_pages, receive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from s3torch.core.readers.base import S3Reader
-    from s3torch.core.transfer.source import ObjectSource
+    from s3torch.core.readers import S3Reader
+    from s3torch.core.transfer import RangeSource
     from s3torch.core.writers import S3Writer
 
 _ZIP = b"PK\x03\x04"
@@ -27,7 +31,7 @@ _TAR, _TAR_AT = b"ustar", 257
 
 
 def maps_by_default() -> bool:
-    """Tells whether torch is set to map files that it loads."""
+    """Returns whether torch is set to map files that it loads."""
     _torch()
     try:
         settings = import_module("torch.utils.serialization.config")
@@ -44,7 +48,7 @@ def load(reader: S3Reader, **options: Any) -> Any:
         return torch.load(reader, mmap=False, **options)
 
 
-def load_mapped(source: ObjectSource, **options: Any) -> Any:
+def load_mapped(source: RangeSource, **options: Any) -> Any:
     """Downloads an object into a file in memory and maps that; the tensors alias it."""
     torch = _torch()
     with downloaded(source) as path:
@@ -99,3 +103,67 @@ def _damaged(bucket: str, key: str, why: str) -> CheckpointFormatError:
     return CheckpointFormatError(
         f"the object is not a whole file of torch.save: {why}", operation="GetObject", bucket=bucket, key=key
     )
+
+
+@contextmanager
+def downloaded(source: RangeSource) -> Iterator[str]:
+    """Downloads an object, all parts in parallel, and gives the path of a file with its bytes.
+
+    The file is in memory where the system has such files, else it is a temporary one. It has no name any more
+    after the block; who has mapped it keeps the bytes.
+
+    Args:
+        source: An object that was not read yet.
+    """
+    first = memoryview(b"")
+    if source.known_size is None:
+        # Its answer tells the size; the others then start at once.
+        first = source.start(0, source.part_size).wait()
+    size = source.known_size or 0
+    with _new_file(size) as (descriptor, path):
+        if size:
+            with _mapped(descriptor, size) as view:
+                view[: len(first)] = first
+                receive(source, _wanted(descriptor, view, len(first), source.part_size))
+        yield path
+
+
+def _wanted(descriptor: int, view: memoryview, start: int, part_size: int) -> Iterator[Wanted]:
+    for part in split_range(start, len(view), part_size):
+        if hasattr(os, "posix_fallocate"):
+            # Cheaper than to touch page by page, done while other parts are in flight, and a full disk is
+            # an error here and no signal later.
+            os.posix_fallocate(descriptor, part.start, len(part))
+        yield Wanted(part.start, part.stop, view[part.start : part.stop])
+
+
+@contextmanager
+def _new_file(size: int) -> Iterator[tuple[int, str]]:
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("s3torch")
+        path = f"/proc/self/fd/{descriptor}"
+        named = False
+    else:
+        descriptor, path = tempfile.mkstemp(prefix="s3torch-")
+        named = True
+    try:
+        os.truncate(descriptor, size)
+        yield descriptor, path
+    finally:
+        os.close(descriptor)
+        if named:
+            Path(path).unlink()
+
+
+@contextmanager
+def _mapped(descriptor: int, size: int) -> Iterator[memoryview]:
+    mapping = mmap.mmap(descriptor, size)
+    advise_huge_pages(mapping)
+    view = memoryview(mapping)
+    try:
+        yield view
+    finally:
+        view.release()
+        # A transfer that was cancelled may hold its slice for a moment longer; the mapping ends with it.
+        with suppress(BufferError):
+            mapping.close()

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
     from s3torch.core.config import S3ClientConfig
     from s3torch.core.models import ObjectInfo, PutOptions
-    from s3torch.core.readers.base import S3Reader
-    from s3torch.core.readers.protocols import S3ReaderConstructorProtocol
+    from s3torch.core.readers import S3Reader, S3ReaderConstructorProtocol
     from s3torch.core.writers import S3Writer
 
 __all__ = ["S3Checkpoint"]
@@ -131,7 +130,7 @@ class S3Checkpoint:
         return self._client.put_object(bucket, key, options=options)
 
     def exists(self, s3_uri: str | os.PathLike[str]) -> bool:
-        """Tells whether there is an object."""
+        """Whether there is an object."""
         return self._client.exists(*_object_uri(s3_uri))
 
     def delete(self, s3_uri: str | os.PathLike[str]) -> None:

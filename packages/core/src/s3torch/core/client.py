@@ -12,9 +12,9 @@ from s3torch.core._runtime import RuntimeHandle
 from s3torch.core.config import S3ClientConfig
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.models import PutOptions
-from s3torch.core.readers.sequential import SequentialS3Reader
-from s3torch.core.transfer.source import ObjectSource
-from s3torch.core.transfer.upload import Upload
+from s3torch.core.readers import SequentialS3Reader
+from s3torch.core.transfer import ObjectSource
+from s3torch.core.transfer._upload import Upload
 from s3torch.core.uri import check_endpoint
 from s3torch.core.user_agent import UserAgent
 from s3torch.core.writers import PutObjectStream, S3Writer
@@ -22,8 +22,7 @@ from s3torch.core.writers import PutObjectStream, S3Writer
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from s3torch.core.readers.base import S3Reader
-    from s3torch.core.readers.protocols import S3ReaderConstructorProtocol
+    from s3torch.core.readers import S3Reader, S3ReaderConstructorProtocol
 
 __all__ = ["S3Client"]
 

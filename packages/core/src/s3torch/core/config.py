@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from s3torch.core._resources import connections_share
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.put_options import PutOptions
 from s3torch.core.ranges import GIB, MAX_PART_SIZE, MIB, MIN_PART_SIZE
-from s3torch.core.sharing import connections_share
 from s3torch.core.uri import check_endpoint
 
 if TYPE_CHECKING:

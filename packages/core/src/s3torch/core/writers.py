@@ -8,15 +8,15 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
-from s3torch.core._ending import Stage, at_exit
-from s3torch.core._process import Birthplace
+from s3torch.core._atexit import ExitPhase, at_exit, reap, reaper
+from s3torch.core._process import OwnerProcess
 from s3torch.core.errors import TransferCancelledError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from s3torch.core.transfer.upload import Upload
+    from s3torch.core.transfer._upload import Upload
 
 __all__ = ["PutObjectStream", "PutStream", "S3Writer"]
 
@@ -34,7 +34,7 @@ class PutStream(Protocol):
 
 
 class PutObjectStream:
-    """The bytes of one object on their way; what ``S3Writer`` writes to.
+    """Sends the bytes of one object; what ``S3Writer`` writes to.
 
     Args:
         upload: The upload behind it.
@@ -90,7 +90,8 @@ class S3Writer(_BinaryFile):
 
     The object appears when the ``with`` block ends without an exception or when ``close()`` is called, whole,
     and replaces an older one only then. After an exception in the block, when the writer is dropped, and when
-    the interpreter exits, the upload is aborted and the older object stays.
+    the interpreter exits, the upload is aborted and the older object stays. Dropping does not wait for that:
+    a thread of the process does it.
 
     Args:
         stream: Where the bytes go; ``S3Client.put_object`` gives it.
@@ -102,8 +103,10 @@ class S3Writer(_BinaryFile):
         self._position = 0
         self._state = "open"
         self._failure: BaseException | None = None
-        self._birthplace = Birthplace()
+        self._owner = OwnerProcess()
+        # Reentrant, because a signal handler may abort in the midst of a write.
         self._lock = threading.RLock()
+        reaper.get()
         _open_writers.add(self)
 
     @property
@@ -180,10 +183,7 @@ class S3Writer(_BinaryFile):
         self._check_process()
         with self._lock:
             if self._state == "open":
-                error = TransferCancelledError(
-                    "the upload was aborted", operation="PutObject", bucket=self.bucket, key=self.key
-                )
-                self._give_up(error)
+                self._give_up(self._aborted())
 
     @property
     def closed(self) -> bool:
@@ -222,11 +222,11 @@ class S3Writer(_BinaryFile):
     ) -> None:
         if kind is None:
             self.close()
-        elif self._birthplace.is_here:
+        elif self._owner.is_here:
             self.abort()
 
     def __del__(self) -> None:
-        if getattr(self, "_state", "closed") != "open" or not self._birthplace.is_here:
+        if getattr(self, "_state", "closed") != "open" or not self._owner.is_here:
             return
         try:
             warnings.warn(
@@ -237,19 +237,28 @@ class S3Writer(_BinaryFile):
                 source=self,
             )
         finally:
-            # Also where warnings are errors.
-            self.abort()
+            # Also where warnings are errors. No lock: nobody else has the writer any more.
+            self._failure = self._aborted()
+            self._end("failed")
+            abort = getattr(self.stream, "abort", None)
+            if abort is not None:
+                reap(abort)
 
     def _check_process(self) -> None:
         # Before the lock is taken, which a thread of the parent may have held when it forked.
         if self._state == "open":
-            self._birthplace.check(f"the writer of s3://{self.bucket}/{self.key}")
+            self._owner.check(f"the writer of s3://{self.bucket}/{self.key}")
 
     def _check_open(self) -> None:
         if self._failure is not None:
             raise self._failure
         if self.closed:
             raise ValueError("I/O operation on closed file.")
+
+    def _aborted(self) -> TransferCancelledError:
+        return TransferCancelledError(
+            "the upload was aborted", operation="PutObject", bucket=self.bucket, key=self.key
+        )
 
     def _give_up(self, error: BaseException) -> None:
         self._failure = error
@@ -279,8 +288,8 @@ def _readable(data: Any) -> memoryview:
 
 def _abort_open_writers() -> None:
     for writer in list(_open_writers):
-        if writer._birthplace.is_here:
-            writer.abort()
+        if writer._owner.is_here:
+            reap(writer.abort)
 
 
-at_exit(Stage.UPLOADS, _abort_open_writers)
+at_exit(ExitPhase.UPLOADS, _abort_open_writers)

@@ -1,1 +1,40 @@
-"""The transfer engine: parts, order, windows and checks."""
+"""The transfer engine: parts, order, windows and checks. The rest of core and other packages import it.
+
+It knows requests and memory; readers, the writer and checkpoints are built on it.
+"""
+
+from s3torch.core._memory import MemoryBudget, advise_huge_pages, default_memory_limit, new_bytes
+from s3torch.core.transfer._checksums import PartedChecksum, checksum
+from s3torch.core.transfer._fetch import Piece, fetch
+from s3torch.core.transfer._object_source import ObjectSource
+from s3torch.core.transfer._source import (
+    GetObjectStream,
+    InOrder,
+    ObjectRange,
+    PendingRange,
+    RangeSource,
+    Wanted,
+    receive,
+)
+from s3torch.core.transfer._window import InFlightTarget, run_ahead
+
+__all__ = [
+    "GetObjectStream",
+    "InFlightTarget",
+    "InOrder",
+    "MemoryBudget",
+    "ObjectRange",
+    "ObjectSource",
+    "PartedChecksum",
+    "PendingRange",
+    "Piece",
+    "RangeSource",
+    "Wanted",
+    "advise_huge_pages",
+    "checksum",
+    "default_memory_limit",
+    "fetch",
+    "new_bytes",
+    "receive",
+    "run_ahead",
+]

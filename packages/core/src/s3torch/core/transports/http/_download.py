@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from s3torch.core._memory import new_bytes
 from s3torch.core.errors import PreconditionFailedError, S3Error, TruncatedError
-from s3torch.core.memory import new_bytes
 from s3torch.core.ranges import MIB, ByteRange
 from s3torch.core.requests import Answer, Request, announced_length, get_headers
 

@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from s3torch.core.sharing import available_memory, processes_on_node, throughput_share
+from s3torch.core._resources import available_memory, processes_on_node, throughput_share
 
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 V1 = "5:cpu:/x\n4:memory:/job/step\n0::/\n"
@@ -106,7 +106,7 @@ def test_a_real_worker_takes_its_share(python):
     python(
         """
         import torch.utils.data as data
-        from s3torch.core.sharing import processes_on_node
+        from s3torch.core._resources import processes_on_node
 
         class Tell(data.Dataset):
             def __len__(self): return 4

@@ -6,36 +6,41 @@ completed is aborted.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core import requests
-from s3torch.core._process import Birthplace
+from s3torch.core._process import OwnerProcess
 from s3torch.core.errors import ConfigurationError, S3Error, TransferCancelledError
-from s3torch.core.ranges import MAX_PARTS, MIB, upload_part_size
-from s3torch.core.transfer._lost_answers import etag_of_body, etag_of_parts, stored_after_all
-from s3torch.core.transfer._queued_part import QueuedPart
-from s3torch.core.transfer._settling import abort_for_good, settle
-from s3torch.core.transfer.checksums import PartedChecksum, checksum
+from s3torch.core.ranges import MAX_PARTS, upload_part_size
+from s3torch.core.transfer._checksums import PartedChecksum, checksum, usable_algorithm
+from s3torch.core.transfer._upload_parts import (
+    PartBuffer,
+    QueuedPart,
+    abort_for_good,
+    drain,
+    etag_of_body,
+    etag_of_parts,
+    resolve_ambiguous_commit,
+)
+from s3torch.core.transfer._window import UPLOAD_IN_FLIGHT, Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from s3torch.core._runtime import Runtime as Connection
-    from s3torch.core._runtime import RuntimeHandle as Connector
-    from s3torch.core.memory import BufferPool, Reservation
+    from s3torch.core._runtime import Runtime, RuntimeHandle
     from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions, PutResult
     from s3torch.core.seam import Transfer
 
-__all__ = ["Upload"]
+_log = logging.getLogger(__name__)
 
-_IN_FLIGHT = 64 * MIB
 _ABORT_SECONDS = 30.0
 
 
 class Upload:
-    """The bytes of a new object on their way to S3.
+    """Sends the bytes of a new object to S3.
 
     ``write`` copies into part buffers of its own and returns; full parts are sent meanwhile. A part that lies
     whole within a ``bytes`` object, which nobody can change, or within lent bytes, is sent from there without
@@ -43,30 +48,32 @@ class Upload:
     upload may have. One thread writes; ``complete`` and ``abort`` may come from any.
 
     Args:
-        connector: The client's.
+        handle: The runtime of the client.
         bucket: The bucket.
         key: The key.
         options: How the object is stored.
     """
 
-    def __init__(self, connector: Connector, bucket: str, key: str, options: PutOptions) -> None:
+    def __init__(self, handle: RuntimeHandle, bucket: str, key: str, options: PutOptions) -> None:
         if not bucket:
             raise ConfigurationError("Bucket should be specified")
         self.bucket = bucket
         self.key = key
-        self.birthplace = Birthplace()
-        self._connector = connector
+        self.owner = OwnerProcess()
+        self._handle = handle
         self._options = options
-        self._algorithm = connector.config.upload_checksum
+        self._algorithm = usable_algorithm(handle.config.upload_checksum)
         self._parted = PartedChecksum(self._algorithm) if self._algorithm else None
         self._checksum: tuple[str, str] | None = None
-        self._buffer: _PartBuffer | _LentPart | None = None
+        self._buffer: PartBuffer | None = None
         self._number = 0
+        self._window = Window()
         self._multipart: Transfer[MultipartUpload] | None = None
-        self._in_flight: deque[tuple[_PartBuffer | _LentPart, QueuedPart]] = deque()
+        self._in_flight: deque[tuple[PartBuffer, QueuedPart]] = deque()
         self._parts: list[CompletedPart] = []
         self._result: PutResult | None = None
         self._error: BaseException | None = None
+        # Reentrant, because a signal handler may abort in the midst of a write.
         self._lock = threading.RLock()
 
     def write(self, data: memoryview, *, lent: bool = False) -> int:
@@ -125,12 +132,12 @@ class Upload:
 
     @property
     def is_complete(self) -> bool:
-        """Tells whether the object has appeared."""
+        """Whether the object has appeared."""
         return self._result is not None
 
     @property
     def is_open(self) -> bool:
-        """Tells whether the upload was neither completed nor aborted."""
+        """Whether the upload was neither completed nor aborted."""
         return self._result is None and self._error is None
 
     @property
@@ -138,13 +145,13 @@ class Upload:
         return {"operation": "PutObject", "bucket": self.bucket, "key": self.key}
 
     @property
-    def _connection(self) -> Connection:
-        return self._connector.get()
+    def _runtime(self) -> Runtime:
+        return self._handle.get()
 
     def _check_process(self) -> None:
         # Before the lock is taken, which a thread of the parent may have held when it forked.
         if self.is_open:
-            self.birthplace.check(f"the writer of s3://{self.bucket}/{self.key}")
+            self.owner.check(f"the writer of s3://{self.bucket}/{self.key}")
 
     def _check(self) -> None:
         if self._error is not None:
@@ -157,28 +164,25 @@ class Upload:
             self._buffer = self._take_buffer(data, lent=lent)
         return self._buffer.append(data)
 
-    def _take_buffer(self, data: memoryview, *, lent: bool) -> _PartBuffer | _LentPart:
-        size = upload_part_size(self._number + 1, self._connector.config.part_size)
-        memory = self._connection.memory
+    def _take_buffer(self, data: memoryview, *, lent: bool) -> PartBuffer:
+        size = upload_part_size(self._number + 1, self._handle.config.part_size)
+        memory = self._runtime.memory
         while self._in_flight and self._in_flight[0][1].done():
             self._finish_part()
-        reservation = memory.budget.try_reserve(size)
-        while reservation is None:
-            if not self._in_flight:
-                reservation = memory.budget.reserve(size)
-                break
+        # Beyond what is in flight one part is being filled.
+        self._window.limit = max(UPLOAD_IN_FLIGHT, size) + size
+        while (admission := self._window.admit(size, memory.budget)) is None:
             self._finish_part()
-            reservation = memory.budget.try_reserve(size)
         if lent and len(data) >= size:
-            return _LentPart(data[:size], reservation)
-        return _PartBuffer(size, memory.pool, reservation)
+            return PartBuffer(data[:size], admission, None)
+        return PartBuffer(memory.pool.take(size), admission, memory.pool)
 
-    def _send_part(self, buffer: _PartBuffer | _LentPart) -> None:
+    def _send_part(self, buffer: PartBuffer) -> None:
         if self._number == MAX_PARTS:
             raise ConfigurationError(
                 f"an upload has at most {MAX_PARTS} parts; use a larger part_size", **self._about
             )
-        transport = self._connection.transport
+        transport = self._runtime.transport
         if self._multipart is None:
             self._multipart = transport.send(
                 requests.create_multipart_upload(
@@ -187,8 +191,6 @@ class Upload:
             )
         body = buffer.body
         part_checksum = self._parted.add(body) if self._parted is not None else None
-        while self._in_flight and (len(self._in_flight) + 1) * len(body) > _IN_FLIGHT:
-            self._finish_part()
         self._number += 1
         number = self._number
         transfer = QueuedPart(
@@ -207,7 +209,7 @@ class Upload:
         buffer.give_back()
 
     def _publish(self) -> PutResult:
-        transport = self._connection.transport
+        transport = self._runtime.transport
         if self._multipart is None:
             body = self._buffer.body if self._buffer is not None else memoryview(b"")
             self._checksum = checksum(self._algorithm, body)
@@ -232,11 +234,9 @@ class Upload:
         try:
             return transfer.result()
         except S3Error as error:
-            return stored_after_all(
+            return resolve_ambiguous_commit(
                 error,
-                self._connection,
-                bucket=self.bucket,
-                key=self.key,
+                lambda: self._handle.call(requests.head_object(self.bucket, self.key)),
                 checksum=self.checksum,
                 etag=etag,
             )
@@ -244,27 +244,29 @@ class Upload:
     def _fail(self, error: BaseException) -> None:
         self._error = error
         try:
-            if self._multipart is not None:
-                self._abort_multipart(self._multipart)
+            drained = drain([part for _, part in self._in_flight])
         finally:
             self._release()
+        if self._multipart is not None:
+            self._abort_multipart(self._multipart, drained=drained)
 
-    def _abort_multipart(self, multipart: Transfer[MultipartUpload]) -> None:
+    def _abort_multipart(self, multipart: Transfer[MultipartUpload], *, drained: bool) -> None:
         """Removes the parts that S3 has; an error of this must not hide the one that led here."""
-        settled = settle([part for _, part in self._in_flight])
         try:
             upload = multipart.result(_ABORT_SECONDS)
-            transport = self._connection.transport
+            transport = self._runtime.transport
             abort_for_good(
                 lambda: transport.send(requests.abort_multipart_upload(upload)).result(_ABORT_SECONDS),
-                settled=settled,
+                drained=drained,
             )
         except (S3Error, TimeoutError, ValueError) as exc:
+            note = (
+                f"The multipart upload of s3://{self.bucket}/{self.key} could not be aborted "
+                f"({exc}); its parts stay until a lifecycle rule or a clean-up removes them."
+            )
+            _log.warning(note)
             if self._error is not None:
-                self._error.add_note(
-                    f"The multipart upload of s3://{self.bucket}/{self.key} could not be aborted "
-                    f"({exc}); its parts stay until a lifecycle rule or a clean-up removes them."
-                )
+                self._error.add_note(note)
 
     def _release(self) -> None:
         for buffer, transfer in self._in_flight:
@@ -274,56 +276,3 @@ class Upload:
         if self._buffer is not None:
             self._buffer.give_back()
             self._buffer = None
-
-
-class _PartBuffer:
-    """The bytes of one part, in memory of the pool."""
-
-    def __init__(self, size: int, pool: BufferPool, reservation: Reservation) -> None:
-        self._memory = pool.take(size)
-        self._pool = pool
-        self._reservation = reservation
-        self._filled = 0
-
-    @property
-    def body(self) -> memoryview:
-        """The bytes so far."""
-        return self._memory[: self._filled]
-
-    @property
-    def is_full(self) -> bool:
-        """Tells whether nothing more fits in."""
-        return self._filled == len(self._memory)
-
-    def append(self, data: memoryview) -> int:
-        """Copies as much as fits in and returns how much."""
-        count = min(len(data), len(self._memory) - self._filled)
-        self._memory[self._filled : self._filled + count] = data[:count]
-        self._filled += count
-        return count
-
-    def give_back(self, *, reusable: bool = True) -> None:
-        """Returns the memory, to the pool if nobody else can still be reading it."""
-        if reusable:
-            self._pool.give(self._memory)
-        self._memory = memoryview(b"")
-        self._reservation.release()
-
-
-class _LentPart:
-    """A whole part within memory of the caller that does not change meanwhile."""
-
-    is_full = True
-
-    def __init__(self, body: memoryview, reservation: Reservation) -> None:
-        self.body = body
-        self._reservation = reservation
-
-    def append(self, data: memoryview) -> int:  # noqa: ARG002
-        """Tells how much of the data it was made for is in it."""
-        return len(self.body)
-
-    def give_back(self, *, reusable: bool = True) -> None:  # noqa: ARG002
-        """Lets go of the bytes."""
-        self.body = memoryview(b"")
-        self._reservation.release()

@@ -1,0 +1,252 @@
+"""The bytes that a process may have in flight, and the buffers that hold them.
+
+The rule that keeps this free of deadlocks: a reader or writer may always hold the one part that its caller is
+waiting for; only what goes beyond it, read-ahead and parts that upload meanwhile, is asked for here, and a
+refusal means "not now", never "wait".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import threading
+import time
+from collections import deque
+
+from s3torch.core._process import PerProcess
+from s3torch.core._resources import available_memory, processes_on_node
+from s3torch.core.ranges import GIB, MIB
+
+__all__ = [
+    "BufferPool",
+    "Memory",
+    "MemoryBudget",
+    "Reservation",
+    "advise_huge_pages",
+    "default_memory_limit",
+    "new_bytes",
+]
+
+_SHARE_OF_MEMORY = 8
+_LOWEST_LIMIT = 64 * MIB
+_HIGHEST_LIMIT = 2 * GIB
+_POOLED_BYTES = 128 * MIB
+_IDLE_SECONDS = 10.0
+_HUGE_PAGE = 2 * MIB
+
+
+def default_memory_limit() -> int:
+    """Derives the limit for this process: an eighth of the memory, shared between all of this job."""
+    share = available_memory() // _SHARE_OF_MEMORY // processes_on_node()
+    return max(_LOWEST_LIMIT, min(share, _HIGHEST_LIMIT))
+
+
+class Memory:
+    """The budget and the pool of buffers that clients of one process share."""
+
+    def __init__(self, limit: int) -> None:
+        self.budget = MemoryBudget(limit)
+        self.pool = BufferPool(idle_seconds=_IDLE_SECONDS)
+
+    @staticmethod
+    def of_this_process(limit: int | None) -> Memory:
+        """Returns what all clients of this process with the same limit share."""
+        shared = _shared.get()
+        wanted = default_memory_limit() if limit is None else limit
+        return shared.setdefault(wanted, Memory(wanted))
+
+
+class MemoryBudget:
+    """Counts the bytes in flight against a limit. Methods may be called from any thread.
+
+    ``give_back`` takes no lock, because finalizers call it, which may run within the other methods. What was
+    given back is subtracted by whoever reserves next.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._used = 0
+        self._returned: deque[int] = deque()
+        self._lock = threading.Lock()
+
+    @property
+    def used(self) -> int:
+        """Bytes in flight now."""
+        with self._lock:
+            self._subtract_returned()
+            return self._used
+
+    def try_reserve(self, count: int) -> Reservation | None:
+        """Takes bytes out of the budget if they are there."""
+        with self._lock:
+            self._subtract_returned()
+            if self._used + count > self.limit:
+                return None
+            self._used += count
+        return Reservation(self, count)
+
+    def reserve(self, count: int) -> Reservation:
+        """Takes the bytes that a caller is waiting for, even beyond the limit."""
+        with self._lock:
+            self._subtract_returned()
+            self._used += count
+        return Reservation(self, count)
+
+    def give_back(self, count: int) -> None:
+        """Counts bytes that are not in flight any more."""
+        self._returned.append(count)
+
+    def _subtract_returned(self) -> None:
+        while self._returned:
+            self._used -= self._returned.popleft()
+
+
+class Reservation:
+    """Bytes taken out of a budget; given back once, at the latest when it is dropped."""
+
+    __slots__ = ("_budget", "_count")
+
+    def __init__(self, budget: MemoryBudget, count: int) -> None:
+        self._budget = budget
+        self._count = count
+
+    @property
+    def count(self) -> int:
+        """How many bytes; 0 once they were given back."""
+        return self._count
+
+    def release(self) -> None:
+        """Gives the bytes back; may be called again."""
+        count, self._count = self._count, 0
+        if count:
+            self._budget.give_back(count)
+
+    def __del__(self) -> None:
+        self.release()
+
+
+class BufferPool:
+    """Keeps buffers for reuse: memory that was touched before is many times faster than fresh memory.
+
+    Args:
+        limit: The most bytes that are kept.
+        idle_seconds: After so long without use all are freed; ``None`` keeps them.
+    """
+
+    def __init__(self, limit: int = _POOLED_BYTES, *, idle_seconds: float | None = None) -> None:
+        self._limit = limit
+        self._idle_seconds = idle_seconds
+        self._free: dict[int, deque[memoryview]] = {}
+        self._kept = 0
+        self._used_at = 0.0
+        self._is_watched = False
+        self._returned: deque[memoryview] = deque()
+        self._lock = threading.Lock()
+
+    @property
+    def kept(self) -> int:
+        """Bytes that are kept now."""
+        return self._kept
+
+    def take(self, size: int) -> memoryview:
+        """Returns a writable buffer of exactly this size, with whatever bytes are in it."""
+        self._sort_in()
+        with self._lock:
+            free = self._free.get(size)
+            if free:
+                self._kept -= size
+                return free.pop()
+        return _new_buffer(size)
+
+    def give(self, buffer: memoryview) -> None:
+        """Takes a buffer back; nobody may use it any more.
+
+        It waits for no lock, because a finalizer may give within another call; the next one sorts it in then.
+        """
+        self._returned.append(buffer)
+        self._sort_in()
+
+    def clear(self) -> None:
+        """Frees all buffers that are not in use."""
+        with self._lock:
+            self._free.clear()
+            self._kept = 0
+
+    def _sort_in(self) -> None:
+        while self._returned and self._lock.acquire(blocking=False):
+            try:
+                self._keep_returned()
+                starts = self._idle_seconds is not None and self._kept > 0 and not self._is_watched
+                self._is_watched = self._is_watched or starts
+            finally:
+                self._lock.release()
+            if starts:
+                threading.Thread(target=self._watch, name="s3torch-pool", daemon=True).start()
+
+    def _keep_returned(self) -> None:
+        while self._returned:
+            buffer = self._returned.popleft()
+            size = len(buffer)
+            if self._kept + size <= self._limit:
+                self._kept += size
+                self._free.setdefault(size, deque()).append(buffer)
+                self._used_at = time.monotonic()
+
+    def _watch(self) -> None:
+        """Frees the buffers when they were not used for long enough, on a thread that ends with that."""
+        idle = self._idle_seconds or 0.0
+        while True:
+            with self._lock:
+                wait = self._used_at + idle - time.monotonic()
+                if wait <= 0:
+                    self._is_watched = False
+                    self._free.clear()
+                    self._kept = 0
+                    return
+            time.sleep(wait)
+
+
+def new_bytes(size: int) -> tuple[bytes, memoryview]:
+    """Makes a ``bytes`` object whose content is not set yet, and the view that sets it.
+
+    ``read()`` has to return ``bytes``, and filling them in place spares a copy of the whole object. Nobody
+    else may see the object before the view has been filled and released.
+    """
+    make = ctypes.pythonapi.PyBytes_FromStringAndSize
+    make.restype = ctypes.py_object
+    make.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t)
+    data: bytes = make(None, size)
+    address = id(data) + bytes.__basicsize__ - 1
+    _advise_huge_pages(address, size)
+    window = (ctypes.c_ubyte * size).from_address(address)
+    window.owner = data  # type: ignore[attr-defined] # The view keeps the window alive, and the window the bytes.
+    return data, memoryview(window).cast("B")
+
+
+def advise_huge_pages(pages: mmap.mmap) -> None:
+    """Asks for large pages, which are touched for the first time much faster, where the system has them."""
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        # A system without huge pages, or without those for files in memory, goes on with small ones.
+        with contextlib.suppress(OSError):
+            pages.madvise(mmap.MADV_HUGEPAGE)
+
+
+def _new_buffer(size: int) -> memoryview:
+    if size < _HUGE_PAGE:
+        return memoryview(bytearray(size))
+    pages = mmap.mmap(-1, size)
+    advise_huge_pages(pages)
+    return memoryview(pages)
+
+
+def _advise_huge_pages(address: int, size: int) -> None:
+    begin = -(-address // _HUGE_PAGE) * _HUGE_PAGE
+    length = (address + size - begin) // _HUGE_PAGE * _HUGE_PAGE
+    if length <= 0 or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return
+    libc = ctypes.CDLL(None)
+    libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), ctypes.c_int(mmap.MADV_HUGEPAGE))
+
+
+_shared: PerProcess[dict[int, Memory]] = PerProcess(dict)

@@ -1,0 +1,162 @@
+"""What one caller has in flight: bounded in bytes and in requests, and by the budget of the process.
+
+Every transfer of parts is admitted here. A window lets its first request in always, so that whoever waits for
+bytes gets them however much others have in flight; more only while they fit. A refusal means "not now": the
+caller waits for a request of its own, never for somebody else's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
+from typing import TYPE_CHECKING, TypeVar
+
+from s3torch.core.ranges import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from s3torch.core._memory import MemoryBudget, Reservation
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+# The most bytes in flight of one caller: a read, a stream, a planned load, an upload.
+IN_FLIGHT = 128 * MIB
+STREAM_IN_FLIGHT = 32 * MIB
+FETCH_IN_FLIGHT = 96 * MIB
+UPLOAD_IN_FLIGHT = 64 * MIB
+_REQUESTS = 128
+_MEASURED_PARTS = 64
+_FEWEST_PARTS = 4
+
+
+class Window:
+    """Counts the requests that one caller has in flight.
+
+    Args:
+        limit: Bytes.
+        requests: How many.
+    """
+
+    def __init__(self, limit: int = IN_FLIGHT, *, requests: int = _REQUESTS) -> None:
+        self.limit = limit
+        self._requests = requests
+        self._bytes = 0
+        self._count = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is in flight."""
+        return not self._count
+
+    def admit(
+        self, size: int, budget: MemoryBudget | None, *, target: InFlightTarget | None = None
+    ) -> Admission | None:
+        """Lets a request in, the first one always; ``None`` for "not now".
+
+        Args:
+            size: The bytes that it asks for.
+            budget: What they are counted in; with ``None`` only one request at a time is let in.
+            target: May set a lower limit.
+        """
+        reservation = None
+        if self.is_empty:
+            reservation = None if budget is None else budget.reserve(size)
+        else:
+            limit = self.limit if target is None else min(self.limit, target.limit)
+            if budget is None or self._count >= self._requests or self._bytes + size > limit:
+                return None
+            reservation = budget.try_reserve(size)
+            if reservation is None:
+                return None
+        self._bytes += size
+        self._count += 1
+        return Admission(self, size, reservation)
+
+    def leave(self, size: int) -> None:
+        """Counts a request that is not in flight any more."""
+        self._bytes -= size
+        self._count -= 1
+
+
+class Admission:
+    """A request's place in a window; given back once."""
+
+    __slots__ = ("_reservation", "_size", "_window")
+
+    def __init__(self, window: Window, size: int, reservation: Reservation | None) -> None:
+        self._window: Window | None = window
+        self._size = size
+        self._reservation = reservation
+
+    def release(self) -> None:
+        """Gives the place and its bytes back; may be called again."""
+        window, self._window = self._window, None
+        if window is not None:
+            window.leave(self._size)
+        if self._reservation is not None:
+            self._reservation.release()
+
+
+class InFlightTarget:
+    """How many bytes to have in flight to reach a throughput, by Little's law: throughput times duration.
+
+    For transports that hold each part in memory of their own until it is whole, so that every part in flight
+    costs memory, also where the bytes are for the caller's. On a fast network nearby it is a few parts. Where
+    a part takes 0.1 seconds, which is what it takes in a region, 10 gigabits per second need 120 MiB.
+
+    Args:
+        gbps: The throughput to reach, in gigabits per second.
+        part_size: Bytes of a part.
+    """
+
+    def __init__(self, gbps: float, part_size: int) -> None:
+        self._bytes_per_second = gbps * 1e9 / 8
+        self._part_size = part_size
+        self._seconds: deque[float] = deque(maxlen=_MEASURED_PARTS)
+
+    def took(self, size: int, seconds: float) -> None:
+        """Records how long a request took; one that was smaller than a part tells nothing of parts."""
+        if size >= self._part_size:
+            self._seconds.append(seconds)
+
+    @property
+    def limit(self) -> int:
+        """The bytes, at least those of four parts."""
+        # The fastest has waited least for others: a longer queue must not ask for a longer queue.
+        fastest = min(tuple(self._seconds), default=0.0)
+        return max(math.ceil(self._bytes_per_second * fastest), _FEWEST_PARTS * self._part_size)
+
+
+def run_ahead(function: Callable[[A], T], items: Iterable[A], *, workers: int, name: str) -> Iterator[T]:
+    """Maps a blocking function over items on some threads; yields the results in the order of the items.
+
+    It takes no more items than there are threads to work on them, so that memory stays bounded. When a call
+    fails, that is raised in its turn; those that have begun come to their end, and no others begin. A
+    single item needs no thread.
+
+    Args:
+        function: What is called.
+        items: Its arguments, taken as they are needed.
+        workers: The number of threads.
+        name: The prefix of their names.
+    """
+    rest = iter(items)
+    first = list(islice(rest, 2))
+    if len(first) < 2:
+        yield from map(function, first)
+        return
+    pool = ThreadPoolExecutor(workers, name)
+    running: deque[Future[T]] = deque()
+    try:
+        for item in chain(first, rest):
+            running.append(pool.submit(function, item))
+            if len(running) == workers:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -9,10 +9,11 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from s3torch.core import S3Client, S3ClientConfig
 from s3torch.core.abilities import part_copy_of, tags_of, upload_listing_of, versions_of
 from s3torch.core.copying import CopyJob, copy_ranges
+from s3torch.core.finding import _WholeFolders
+
+from s3torch.core import S3Client, S3ClientConfig
 from s3torch.core.errors import (
     AccessDeniedError,
     ConfigurationError,
@@ -21,7 +22,6 @@ from s3torch.core.errors import (
     S3Error,
     TransportError,
 )
-from s3torch.core.finding import _WholeFolders
 from s3torch.core.globs import Glob
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import GIB, MAX_PARTS, MIB, MIN_PART_SIZE

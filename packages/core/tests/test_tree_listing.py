@@ -7,11 +7,11 @@ import threading
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from s3torch.core.tree_listing import EveryBranch, TreeListing
 
 from s3torch.core.errors import NotFoundError
 from s3torch.core.globs import Glob
 from s3torch.core.transports.memory import MemoryStore
-from s3torch.core.tree_listing import EveryBranch, TreeListing
 
 
 class Pages:

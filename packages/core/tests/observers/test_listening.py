@@ -9,11 +9,11 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+from s3torch.core.observers._observations import Observations
 
 from s3torch.core import NotFoundError, ThrottledError, TransferCancelledError, observers
 from s3torch.core.models import PutOptions
 from s3torch.core.observers import TransferObserver, add_observer, observe, remove_observer
-from s3torch.core.observers._observations import Observations
 from s3torch.core.observers._observed import ObservedTransfer, ObservedTransport
 from s3torch.core.ranges import MIB
 from s3torch.core.transports.memory import MemoryStore, MemoryTransport

@@ -6,11 +6,11 @@ from typing import Protocol, runtime_checkable
 
 import pytest
 from botocore.session import get_session
+from s3torch.core.control import BotoControl
+from s3torch.core.observers._observations import Observations
 
 from s3torch.core import NotFoundError
-from s3torch.core.control import BotoControl
 from s3torch.core.models import MultipartUpload
-from s3torch.core.observers._observations import Observations
 from s3torch.core.observers._observed import ObservedControl, operation_of
 
 

@@ -58,6 +58,6 @@ def test_behind_latency_more_is_in_flight(wire):
     bucket, key = wire.stock(2 * 5 * MIB + 1)
     with client.get_object(bucket, key) as reader:
         assert reader.read() == wire.content(2 * 5 * MIB + 1)
-    target = client._connector.get().pace
+    target = client._handle.get().in_flight_target
     assert (target is not None) == (wire.transport == "crt")
     assert target is None or target.limit >= 125_000_000

@@ -128,7 +128,7 @@ def test_dropping_does_not_wait_for_a_silent_server(wire):
     await_until(lambda: not wire.uploads())
     assert reaper.get().drain(PATIENCE)
     assert wire.get("k") == b"old"
-    assert client._connector.get().memory.budget.used == 0
+    assert client._handle.get().memory.budget.used == 0
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])

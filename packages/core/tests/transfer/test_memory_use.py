@@ -44,7 +44,7 @@ MEASURE = """
         assert file.readinto(buffer) == size
     elif kind == "read":
         assert len(file.read()) == size
-    memory = client._connector.get().memory
+    memory = client._handle.get().memory
     used = memory.budget.used
     file.close()
     measured = [status("VmHWM") - before, used, status("VmRSS") - before]

@@ -6,6 +6,8 @@ from functools import partial
 
 import pytest
 from botocore import exceptions as boto
+from s3torch.core.transports._boto_errors import error_from_boto
+from s3torch.core.transports.boto import BotoTransport
 from urllib3.exceptions import ProtocolError
 
 from s3torch.core.errors import (
@@ -22,8 +24,6 @@ from s3torch.core.errors import (
 )
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import MIB
-from s3torch.core.transports._boto_errors import error_from_boto
-from s3torch.core.transports.boto import BotoTransport
 
 PATIENCE = 30
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import socket
 
 import pytest
-
 from s3torch.core.control import BotoControl
+
 from s3torch.core.errors import (
     AccessDeniedError,
     ConfigurationError,

@@ -7,12 +7,12 @@ from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
+from s3torch.core.transports._crt_exchange import BodyStream
+from s3torch.core.transports._http import announced_length
 
 from s3torch.core.errors import TransportError, TruncatedError
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import MIB, ByteRange
-from s3torch.core.transports._crt_exchange import BodyStream
-from s3torch.core.transports._http import announced_length
 from s3torch.core.transports.crt import CrtTransport
 
 PATIENCE = 30

@@ -7,11 +7,11 @@ import hashlib
 from datetime import UTC, datetime
 
 import pytest
-
 from s3torch.core.control import BotoControl
+from s3torch.core.transports.boto import BotoTransport
+
 from s3torch.core.errors import AccessDeniedError, ConfigurationError, S3Error
 from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions
-from s3torch.core.transports.boto import BotoTransport
 from s3torch.core.transports.crt import CrtTransport
 from s3torch.core.transports.http import HttpTransport
 

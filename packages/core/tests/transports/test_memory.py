@@ -7,6 +7,7 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from s3torch.core.protocols import SupportsControl, TransportContext
 
 from s3torch.core.config import S3ClientConfig
 from s3torch.core.errors import (
@@ -17,7 +18,6 @@ from s3torch.core.errors import (
     TruncatedError,
 )
 from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions
-from s3torch.core.protocols import SupportsControl, TransportContext
 from s3torch.core.ranges import MIN_PART_SIZE
 from s3torch.core.transports.memory import MemoryStore, MemoryTransport, s3torch_create_transport
 

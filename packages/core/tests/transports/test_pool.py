@@ -8,9 +8,9 @@ import time
 import uuid
 
 import pytest
+from s3torch.core.transports._pool import PooledTransfer, TransferPool
 
 from s3torch.core.errors import TransferCancelledError
-from s3torch.core.transports._pool import PooledTransfer, TransferPool
 
 PATIENCE = 20
 

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from s3torch.core.transports.boto import BotoTransport
 
 from s3torch.core.errors import (
     AccessDeniedError,
@@ -19,7 +20,6 @@ from s3torch.core.errors import (
 )
 from s3torch.core.models import Credentials, PutOptions
 from s3torch.core.ranges import ByteRange
-from s3torch.core.transports.boto import BotoTransport
 from s3torch.core.transports.crt import CrtTransport
 from s3torch.core.transports.http import HttpTransport
 

@@ -8,10 +8,10 @@ import hmac
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from s3torch.core.protocols import TransportContext
 
 from s3torch.core import Credentials, S3ClientConfig
 from s3torch.core.models import BucketEndpoint
-from s3torch.core.protocols import TransportContext
 from s3torch.core.session import AwsSession
 from s3torch.core.transports.crt import CrtTransport
 from s3torch.core.transports.http import HttpTransport

@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from s3torch.core.transports.boto import BotoTransport
 
 from s3torch.core import S3Client, S3ClientConfig
 from s3torch.core.errors import (
@@ -25,7 +26,6 @@ from s3torch.core.errors import (
 )
 from s3torch.core.models import Credentials, MultipartUpload, PutOptions
 from s3torch.core.ranges import ByteRange
-from s3torch.core.transports.boto import BotoTransport
 from s3torch.core.transports.crt import CrtTransport
 from s3torch.core.transports.http import HttpTransport
 

@@ -75,9 +75,7 @@ class ObjectSource(RangeSource):
     def head(self) -> Any:
         """Returns what is known of the object; one HEAD request if that is nothing."""
         if self._info is None:
-            head = self._handle.call(
-                requests.head_object(self.bucket, self.key, version_id=self._version_id)
-            )
+            head = self._handle.call(requests.head_object(self.bucket, self.key, version_id=self._version_id))
             self._learn(head)
             self._info = head
         return self._info

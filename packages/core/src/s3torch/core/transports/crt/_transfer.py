@@ -79,7 +79,8 @@ class CrtTransfer(Future[T]):
         super().__init__()
         self.request = request
         self.receiver = Receiver(request, into)
-        self.body = BodyStream(body) if body else None
+        self.body: BodyStream | None = None
+        self._payload = body
         self.credentials: Credentials | None = None
         self.host = ""
         # When the attempt was begun and when its answer has to be there, by the monotonic clock.
@@ -167,6 +168,8 @@ class CrtTransfer(Future[T]):
             number = self._attempts
             self._native, self._late = None, False
             self.receiver.begin()
+            # The CRT leaves a stream where it has read to.
+            self.body = BodyStream(self._payload) if self._payload else None
         try:
             native = self._send()
         except Exception as exc:  # noqa: BLE001 - The transfer raises it.
@@ -252,6 +255,7 @@ class CrtTransfer(Future[T]):
         self.receiver.release()
         if self.body is not None:
             self.body.release()
+        self._payload = None
         self._live.discard(self)
         self._native = None
         self._send = None

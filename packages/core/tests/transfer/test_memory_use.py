@@ -119,7 +119,7 @@ def zeros():
     thread.join()
 
 
-@pytest.fixture(params=["crt", "boto", "http"])
+@pytest.fixture(params=["crt", "http"])
 def measure(request, zeros, python):
     def run(size, kind):
         environment = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}

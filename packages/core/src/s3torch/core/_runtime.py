@@ -6,10 +6,10 @@ import threading
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from s3torch.core._process import PerProcess
-from s3torch.core.config import default_transport
 from s3torch.core._memory import Memory
+from s3torch.core._process import PerProcess
 from s3torch.core._resources import throughput_share
+from s3torch.core.config import default_transport
 from s3torch.core.observers._listening import listening
 from s3torch.core.observers._observed import Observations, ObservedTransport
 from s3torch.core.plugins.manager import create_transport

@@ -4,18 +4,26 @@ A function of this package is an operation. ``Transport.send`` moves what it ret
 (models, config, errors, ranges) and nothing of what sends.
 """
 
-from s3torch.core.requests._headers import announced_length, common_headers, get_headers
 from s3torch.core.requests._listings import list_multipart_uploads, list_object_versions, list_objects
 from s3torch.core.requests._objects import (
+    announced_length,
     copy_object,
     delete_object,
     delete_objects,
+    get_headers,
     get_object,
     get_object_tagging,
     head_object,
     put_object,
 )
-from s3torch.core.requests._request import Answer, Request
+from s3torch.core.requests._request import (
+    Answer,
+    Request,
+    body_of,
+    common_headers,
+    request_headers,
+    request_target,
+)
 from s3torch.core.requests._uploads import (
     abort_multipart_upload,
     complete_multipart_upload,
@@ -29,6 +37,7 @@ __all__ = [
     "Request",
     "abort_multipart_upload",
     "announced_length",
+    "body_of",
     "common_headers",
     "complete_multipart_upload",
     "copy_object",
@@ -43,6 +52,8 @@ __all__ = [
     "list_object_versions",
     "list_objects",
     "put_object",
+    "request_headers",
+    "request_target",
     "upload_part",
     "upload_part_copy",
 ]

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from functools import partial
-from typing import TYPE_CHECKING
+import re
+from email.utils import parsedate_to_datetime
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from xml.sax.saxutils import escape
 
 from s3torch.core.errors import ConfigurationError, RangeNotSatisfiableError, S3Error, TruncatedError
-from s3torch.core.models import DeleteFailure, GetResult, HeadObjectResult, PutResult
-from s3torch.core.requests._headers import (
-    announced_length,
-    checksum_headers,
-    condition_headers,
-    get_headers,
-    head_from_headers,
-    put_headers,
-)
+from s3torch.core.models import DeleteFailure, GetResult, HeadObjectResult, PutResult, RestoreStatus
+from s3torch.core.requests._headers import checksum_headers, condition_headers, put_headers
 from s3torch.core.requests._request import Answer, Request, local_name, query_of, xml_fields, xml_root
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from s3torch.core.models import PutOptions
     from s3torch.core.ranges import ByteRange
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 MAX_DELETED = 1000
+_OWN = "x-amz-"
+_OF_ALL_ANSWERS = {"x-amz-request-id", "x-amz-id-2"}
+_META = "x-amz-meta-"
+_CHECKSUM = "x-amz-checksum-"
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_RESTORE = re.compile(r'ongoing-request="(true|false)"(?:, expiry-date="([^"]*)")?')
 _EMPTY = HeadObjectResult(etag="", size=0, last_modified=0)
 # What an XML parser would change.
 _ENTITIES = {"\r": "&#13;", "\n": "&#10;", "\t": "&#9;"}
@@ -79,6 +80,19 @@ def _empty_object(error: S3Error, body: bytes | None) -> GetResult:
     if isinstance(error, RangeNotSatisfiableError):
         return GetResult(_EMPTY, 0, body)
     raise error
+
+
+def get_headers(byte_range: ByteRange | None, if_match: str | None) -> list[tuple[str, str]]:
+    """Gives the headers of a GetObject request."""
+    headers = []
+    if byte_range is not None:
+        headers.append(("Range", byte_range.header))
+    if byte_range is None or not byte_range.start:
+        # The range may turn out to be the whole object.
+        headers.append(("x-amz-checksum-mode", "ENABLED"))
+    if if_match is not None:
+        headers.append(("If-Match", if_match))
+    return headers
 
 
 def head_object(bucket: str, key: str, *, version_id: str | None = None) -> Request[HeadObjectResult]:
@@ -238,3 +252,97 @@ def get_object_tagging(bucket: str, key: str, *, version_id: str | None = None) 
 
 def _nothing(_: Answer) -> None:
     return None
+
+
+def _is_whole(content_range: str) -> bool:
+    """Tells whether a range, if there is one, has all bytes of its object."""
+    match = _CONTENT_RANGE.fullmatch(content_range)
+    if match is None:
+        return not content_range
+    first, last, total = map(int, match.groups())
+    return first == 0 and last + 1 == total
+
+
+def head_from_headers(headers: Mapping[str, str]) -> HeadObjectResult:
+    """Reads the facts of an object from the headers of a GET; names are in lower case.
+
+    The size is that of the whole object: from ``Content-Range`` if there is one, else ``Content-Length``.
+    """
+    content_range = headers.get("content-range", "")
+    total = content_range.rpartition("/")[2]
+    modified = headers.get("last-modified")
+    return HeadObjectResult(
+        etag=headers.get("etag", ""),
+        size=int(total) if total.isdecimal() else int(headers.get("content-length", "0")),
+        last_modified=_seconds(modified) if modified else 0,
+        content_type=headers.get("content-type"),
+        cache_control=headers.get("cache-control"),
+        content_disposition=headers.get("content-disposition"),
+        content_encoding=headers.get("content-encoding"),
+        content_language=headers.get("content-language"),
+        expires=headers.get("expires"),
+        **_amazon_facts(headers, is_whole=_is_whole(content_range)),
+    )
+
+
+def _amazon_facts(headers: Mapping[str, str], *, is_whole: bool) -> dict[str, Any]:
+    """Reads what S3 tells in headers of its own, of which most answers have few."""
+    own = [name for name in headers if name.startswith(_OWN) and name not in _OF_ALL_ANSWERS]
+    if not own:
+        return {}
+    of_all = is_whole and headers.get("x-amz-checksum-type", "FULL_OBJECT") == "FULL_OBJECT"
+    return {
+        "storage_class": headers.get("x-amz-storage-class"),
+        "restore_status": restore_status(headers.get("x-amz-restore")),
+        "version_id": headers.get("x-amz-version-id"),
+        "metadata": {name.removeprefix(_META): headers[name] for name in own if name.startswith(_META)},
+        "checksums": {
+            name.removeprefix(_CHECKSUM).upper(): headers[name]
+            for name in own
+            # A value with a hyphen is a checksum of checksums, not of the bytes.
+            if name.startswith(_CHECKSUM) and of_all and "-" not in headers[name]
+            if name != "x-amz-checksum-type"
+        },
+        "server_side_encryption": headers.get("x-amz-server-side-encryption"),
+        "kms_key_id": headers.get("x-amz-server-side-encryption-aws-kms-key-id"),
+        "tag_count": int(headers.get("x-amz-tagging-count") or 0),
+    }
+
+
+@lru_cache(maxsize=1024)
+def _seconds(date: str) -> int:
+    """Reads a date of HTTP; objects of one upload often share theirs, and to read it takes long."""
+    return int(parsedate_to_datetime(date).timestamp())
+
+
+def announced_length(headers: Mapping[str, str], byte_range: ByteRange | None) -> int | None:
+    """Tells how long the body of a GET has to be; names of headers are in lower case.
+
+    Returns:
+        The length, ``None`` where the response does not announce one.
+
+    Raises:
+        TruncatedError: The response has other bytes than those that were asked for.
+    """
+    told = headers.get("content-length", "")
+    length = int(told) if told.isdecimal() else None
+    if byte_range is None:
+        return length
+    found = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
+    if found is None:
+        if byte_range.start == 0 and length is not None and length <= len(byte_range):
+            return length
+        raise TruncatedError("the store answered a request for a range without a range")
+    first, last, size = (int(number) for number in found.groups())
+    if first != byte_range.start or last + 1 != min(byte_range.stop, size):
+        raise TruncatedError(f"asked for {byte_range.header}, got {found[0]}")
+    return last + 1 - first
+
+
+def restore_status(header: str | None) -> RestoreStatus | None:
+    """Reads the header ``x-amz-restore`` of an archived object."""
+    found = _RESTORE.search(header or "")
+    if found is None:
+        return None
+    expiry = _seconds(found[2]) if found[2] else None
+    return RestoreStatus(found[1] == "true", expiry)

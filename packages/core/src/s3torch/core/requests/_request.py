@@ -1,9 +1,11 @@
-"""A request to S3 and its answer, as values."""
+"""A request to S3 and its answer, as values, and what of a request goes over the wire."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from urllib.parse import quote, urlencode
 from xml.etree import ElementTree as ET
 
@@ -12,11 +14,27 @@ from s3torch.core.errors import S3Error, error_from_response
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from s3torch.core.config import S3ClientConfig
+    from s3torch.core.models import BucketEndpoint
     from s3torch.core.ranges import ByteRange
+    from s3torch.core.seam import TransportContext
 
 T = TypeVar("T")
 
 FIRST_ERROR_STATUS = 300
+_WITH_BODY = {"POST", "PUT"}
+# What needs the key of objects that are encrypted with a key of the customer (SSE-C).
+_KEYED = {
+    "CompleteMultipartUpload",
+    "CreateMultipartUpload",
+    "GetObject",
+    "GetObjectAttributes",
+    "HeadObject",
+    "ListParts",
+    "PutObject",
+    "UploadPart",
+}
+_COPIES = {"CopyObject", "UploadPartCopy"}
 # White space may come before the document, to keep the connection alive.
 _ERROR_DOCUMENT = re.compile(rb"\s*(?:<\?xml[^>]*\?>\s*)?<Error[\s>]")
 
@@ -115,6 +133,71 @@ class Request(NamedTuple, Generic[T]):
             host_id=headers.get("x-amz-id-2"),
             region=headers.get("x-amz-bucket-region") or fields.get("Region"),
         )
+
+
+def request_target(request: Request[Any], endpoint: BucketEndpoint) -> str:
+    """Returns path and query of a request, quoted as they are sent and signed."""
+    path = endpoint.base_path + quote(request.key, safe="/~")
+    return f"{path}?{request.query}" if request.query else path
+
+
+def request_headers(
+    request: Request[Any], context: TransportContext, endpoint: BucketEndpoint, *, body: memoryview | None
+) -> list[tuple[str, str]]:
+    """Returns the headers of a request, without those of its signature.
+
+    Args:
+        request: The request.
+        context: What the transport was created with.
+        endpoint: Where it goes.
+        body: The bytes that are sent with it; ``None`` for none.
+
+    Raises:
+        ConfigurationError: The function that gives the customer's key fails, or gives none.
+    """
+    headers = [("Host", endpoint.host), ("User-Agent", context.user_agent), *request.headers]
+    headers += common_headers(context.config, request.operation)
+    if request.method in _WITH_BODY:
+        headers.append(("Content-Length", str(0 if body is None else len(body))))
+    return headers
+
+
+def body_of(request: Request[Any], body: memoryview | None) -> memoryview | None:
+    """Returns what is sent with a request: the bytes of an object, or its own content."""
+    if body is None and request.content:
+        return memoryview(request.content)
+    return body
+
+
+def common_headers(config: S3ClientConfig, operation: str) -> list[tuple[str, str]]:
+    """Gives the headers that the settings of a client add to a request of this S3 operation.
+
+    Raises:
+        ConfigurationError: The function that gives the customer's key fails, or gives none.
+    """
+    headers = [("x-amz-request-payer", "requester")] if config.requester_pays else []
+    copies = operation in _COPIES
+    owner = config.expected_bucket_owner
+    if owner is not None:
+        headers.append(("x-amz-expected-bucket-owner", owner))
+        if copies:
+            headers.append(("x-amz-source-expected-bucket-owner", owner))
+    if config.sse_customer_key is not None and (copies or operation in _KEYED):
+        key = config.customer_key()
+        headers += _customer_key_headers("x-amz-", key)
+        if copies:
+            headers += _customer_key_headers("x-amz-copy-source-", key)
+    return headers
+
+
+def _customer_key_headers(prefix: str, key: bytes) -> list[tuple[str, str]]:
+    digest = hashlib.md5(key, usedforsecurity=False).digest()
+    name = f"{prefix}server-side-encryption-customer"
+    return [
+        (f"{name}-algorithm", "AES256"),
+        (f"{name}-key", base64.b64encode(key).decode()),
+        (f"{name}-key-MD5", base64.b64encode(digest).decode()),
+    ]
 
 
 def query_of(**parameters: str | int | None) -> str:

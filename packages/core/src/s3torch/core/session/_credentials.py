@@ -1,9 +1,8 @@
-"""Whose requests these are: keys from the environment, from botocore's providers, or from a function."""
+"""Whose requests these are: keys from botocore's providers, or from a function."""
 
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.errors import ConfigurationError, NoCredentialsError, S3Error
@@ -18,41 +17,9 @@ _PLACES = (
     "environment variables, the AWS files (profile {profile}), assumed roles, web identity, SSO, "
     "a credential process, container or instance metadata"
 )
-_ENVIRONMENT_SECONDS = 1.0
 _WAY_OUT = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a profile, or use unsigned=True for public data"
 )
-
-
-class EnvironmentCredentials:
-    """The keys of the environment, looked up once a second: it takes about as long as to sign a request."""
-
-    def __init__(self) -> None:
-        self._known: tuple[float, Credentials | None] | None = None
-
-    def get(self) -> Credentials | None:
-        """Returns the keys, or ``None`` where botocore has more to say."""
-        now = time.monotonic()
-        known = self._known
-        if known is None or now - known[0] > _ENVIRONMENT_SECONDS:
-            known = self._known = (now, environment_credentials())
-        return known[1]
-
-    def forget(self) -> None:
-        """Looks again the next time."""
-        self._known = None
-
-
-def environment_credentials() -> Credentials | None:
-    """Returns the keys of the environment, as botocore would, but without the time that botocore takes.
-
-    ``None`` where botocore has more to say: to a profile, to half of the keys, to keys that end.
-    """
-    if os.environ.get("AWS_PROFILE") or os.environ.get("AWS_CREDENTIAL_EXPIRATION"):
-        return None
-    access, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
-    token = os.environ.get("AWS_SECURITY_TOKEN") or os.environ.get("AWS_SESSION_TOKEN")
-    return Credentials(access, secret, token or None) if access and secret else None
 
 
 def session_credentials(session: BotocoreSession, *, profile: str | None) -> Credentials:

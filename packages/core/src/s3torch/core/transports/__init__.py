@@ -4,8 +4,8 @@ A transport may import this package, the seam, requests, values and what lives t
 transport.
 """
 
+from s3torch.core.requests import body_of, request_headers, request_target
 from s3torch.core.transports._retries import RetryDecision, decide_retry, tell_retry
-from s3torch.core.transports._wire import body_of, request_headers, request_target
 from s3torch.core.transports._workers import Stop, WorkerPool, WorkerTransfer
 
 __all__ = [

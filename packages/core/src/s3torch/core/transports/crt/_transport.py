@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core.plugins.hookspecs import hookimpl
-from s3torch.core.transports._wire import body_of, request_headers, request_target
+from s3torch.core.requests import body_of, request_headers, request_target
 from s3torch.core.transports.crt._runtime import CrtRuntime
 from s3torch.core.transports.crt._transfer import CrtTransfer
 from s3torch.core.transports.crt._watch import Watch

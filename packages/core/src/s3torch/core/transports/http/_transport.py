@@ -19,13 +19,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from s3torch.core._resources import connections_for_throughput
 from s3torch.core.errors import S3ConnectionError, S3Error, S3TimeoutError
 from s3torch.core.plugins.hookspecs import hookimpl
 from s3torch.core.ranges import KIB, MIB
-from s3torch.core.requests import Answer
-from s3torch.core._resources import connections_for_throughput
+from s3torch.core.requests import Answer, body_of, request_headers, request_target
 from s3torch.core.transports._retries import decide_retry, tell_retry
-from s3torch.core.transports._wire import body_of, request_headers, request_target
 from s3torch.core.transports._workers import WorkerPool, WorkerTransfer
 from s3torch.core.transports.http._connection import StaleConnectionError
 from s3torch.core.transports.http._connections import Connections

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from s3torch.core.errors import S3Error, TruncatedError
 from s3torch.core.plugins.hookspecs import hookimpl
-from s3torch.core.requests import Answer
-from s3torch.core.transports._wire import body_of
+from s3torch.core.requests import Answer, body_of
 from s3torch.core.transports._workers import WorkerPool, WorkerTransfer
 from s3torch.core.transports.memory._service import Service
 from s3torch.core.transports.memory._store import MemoryStore

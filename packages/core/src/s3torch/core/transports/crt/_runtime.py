@@ -64,6 +64,8 @@ class CrtRuntime:
             self._bundle,
         )
         self._clients: dict[Hashable, S3Client] = {}
+        # Scheme and host of each.
+        self.servers: set[tuple[str, str]] = set()
         # Also where a transport is dropped without being closed.
         weakref.finalize(self, natives.let_go, self._clients, os.getpid()).atexit = False
         self._signing: dict[tuple[Credentials, str, str, bool], AwsSigningConfig] = {}
@@ -79,6 +81,7 @@ class CrtRuntime:
                 if client is None:
                     client = natives.take(kind, lambda: self._make_client(endpoint))
                     self._clients[kind] = client
+                    self.servers.add((endpoint.scheme, endpoint.host))
         return client
 
     def signing_config(

@@ -12,13 +12,20 @@ Facts about awscrt that this module rests on, checked on 0.38:
 
 from __future__ import annotations
 
+import math
+import threading
+import time
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from s3torch.core.errors import S3Error, TransferCancelledError
 from s3torch.core.plugins.hookspecs import hookimpl
 from s3torch.core.requests import body_of, request_headers, request_target
+from s3torch.core.transports._retries import decide_retry, tell_retry
+from s3torch.core.transports.crt._answers import NO_RANGE, BodyStream, Receiver, error_of
 from s3torch.core.transports.crt._runtime import CrtRuntime
-from s3torch.core.transports.crt._transfer import CrtTransfer
-from s3torch.core.transports.crt._watch import Watch
+from s3torch.core.transports.crt._watch import Watch, timer
 
 if TYPE_CHECKING:
     from awscrt.s3 import S3Request
@@ -44,8 +51,8 @@ class CrtTransport:
     def __init__(self, context: TransportContext) -> None:
         self._context = context
         self._runtime = CrtRuntime(context)
-        self._live: set[CrtTransfer[Any]] = set()
-        self._watch = Watch(context.config, self._live)
+        self.live: set[CrtTransfer[Any]] = set()
+        self._watch = Watch(context.config, self.live, self._runtime)
         self.attempts = context.config.attempts
         self.on_retry = context.on_retry
         self.closed = False
@@ -56,14 +63,14 @@ class CrtTransport:
         """Starts a request."""
         if self.closed:
             raise ValueError("the transport is closed")
-        transfer = CrtTransfer(request, body_of(request, body), into, self._live, self)
-        transfer.start(lambda: self._send(transfer))
+        transfer = CrtTransfer(request, body_of(request, body), into, self)
+        transfer.attempt()
         return transfer
 
     def close(self) -> None:
         """Cancels what is in flight and lets go of the native clients."""
         self.closed = True
-        for transfer in list(self._live):
+        for transfer in list(self.live):
             transfer.cancel()
         self._runtime.close()
 
@@ -71,7 +78,8 @@ class CrtTransport:
         """Fetches other credentials than these for a bucket; ``False`` if there are none."""
         return self._context.session.renew_credentials(stale, bucket)
 
-    def _send(self, transfer: CrtTransfer[Any]) -> S3Request:
+    def send_native(self, transfer: CrtTransfer[Any]) -> S3Request:
+        """Makes the native request of an attempt."""
         from awscrt.http import HttpHeaders, HttpRequest
         from awscrt.s3 import S3RequestType
 
@@ -83,7 +91,10 @@ class CrtTransport:
         headers = request_headers(request, self._context, endpoint, body=body)
         headers += self._runtime.session_headers(endpoint, transfer.credentials)
         ranged = receiver.part_size is not None
-        self._watch.begin(transfer, endpoint)
+        transfer.in_flight = len(self.live)
+        transfer.begun_at = time.monotonic()
+        if not self._watch.is_looking:
+            self._watch.begin()
         native: S3Request = self._runtime.client(endpoint).make_request(
             type=S3RequestType.GET_OBJECT if ranged else S3RequestType.DEFAULT,
             operation_name=request.operation,
@@ -98,3 +109,202 @@ class CrtTransport:
             on_done=transfer.on_done,
         )
         return native
+
+
+class CrtTransfer(Future[T]):
+    """The future of one request, which may take several native ones."""
+
+    def __init__(
+        self,
+        request: Request[T],
+        body: memoryview | None,
+        into: memoryview | None,
+        transport: CrtTransport,
+    ) -> None:
+        super().__init__()
+        self.request = request
+        self.receiver = Receiver(request, into)
+        self.body: BodyStream | None = None
+        self._payload = body
+        self.credentials: Credentials | None = None
+        self.host = ""
+        # When the attempt was begun, by the monotonic clock, and how many were in flight then.
+        self.begun_at = math.inf
+        self.in_flight = 0
+        self._transport = transport
+        self._has_ended = False
+        self._attempts = 0
+        self._renewed = False
+        self._native: S3Request | None = None
+        self._cancelled = False
+        self._late = False
+        self._waiting = False
+        self._lock = threading.Lock()
+        # A native request must be kept until it is done.
+        transport.live.add(self)
+
+    def cancel(self) -> bool:
+        """Asks the CRT to stop; the transfer then fails with ``TransferCancelledError``."""
+        with self._lock:
+            if self.done():
+                return False
+            self._cancelled = True
+            waiting, self._waiting = self._waiting, False
+            native = self._native
+        self.receiver.release()
+        if native is not None:
+            native.cancel()
+        if waiting:
+            # Callbacks never run on the thread that cancels.
+            timer.get().call_later(0, self._end_cancelled)
+        return True
+
+    def give_up(self, begun_at: float) -> None:
+        """Gives up the attempt that was begun then, because its answer has not come in time."""
+        with self._lock:
+            if self._native is None or self._late or self.begun_at != begun_at:
+                return
+            self._late = True
+            native = self._native
+        native.cancel()
+
+    def on_done(
+        self,
+        error: Exception | None,
+        error_headers: list[tuple[str, str]] | None = None,
+        error_body: bytes | None = None,
+        status_code: int | None = None,
+        **_: Any,
+    ) -> None:
+        """Ends an attempt; called on a thread of the CRT."""
+        try:
+            if self._cancelled:
+                raise TransferCancelledError("the transfer was cancelled")  # noqa: TRY301
+            if error is None:
+                result = self.request.result(self.receiver.answer())
+            else:
+                translated = error_of(
+                    self.request,
+                    error,
+                    error_headers,
+                    error_body,
+                    status_code,
+                    host=self.host,
+                    late=self._late,
+                )
+                translated.__cause__ = error
+                result = self.request.failed(translated, into=self.receiver.has_buffer or None)
+        except S3Error as exc:
+            self._failed(exc)
+        except BaseException as exc:  # noqa: BLE001 - It is raised where it is waited for.
+            self.fail(exc)
+        else:
+            self._end()
+            with suppress(InvalidStateError):  # An interrupt has ended it.
+                self.set_result(result)
+
+    def attempt(self) -> None:
+        """Sends the next attempt."""
+        if self._has_ended:
+            return
+        with self._lock:
+            self._waiting = False
+            if self._cancelled:
+                return
+            self._attempts += 1
+            number = self._attempts
+            self._native, self._late = None, False
+            self.receiver.begin()
+            # The CRT leaves a stream where it has read to.
+            self.body = BodyStream(self._payload) if self._payload else None
+        try:
+            native = self._transport.send_native(self)
+        except Exception as exc:  # noqa: BLE001 - The transfer raises it.
+            self.fail(exc)
+            return
+        except BaseException as exc:
+            # An interrupt is for whoever is starting the transfer, and may have come when it had begun.
+            self.fail(exc)
+            raise
+        with self._lock:
+            # It may be over already, and the next one under way.
+            if self.done() or self._attempts != number or self._waiting:
+                return
+            self._native = native
+            cancelled = self._cancelled
+        if cancelled:
+            native.cancel()
+
+    def _failed(self, error: S3Error) -> None:
+        """Tries again where that may help, else ends the transfer."""
+        error.attempts = self._attempts
+        if getattr(error.__cause__, "name", None) == NO_RANGE and self.receiver.take_whole():
+            self._again(error, 0)
+            return
+        decision = decide_retry(
+            error, self._attempts, attempts=self._transport.attempts, renewed=self._renewed
+        )
+        if (
+            self._cancelled
+            or decision.action == "fail"
+            or (decision.action == "renew" and self._transport.closed)
+        ):
+            self.fail(error)
+        elif decision.action == "renew":
+            self._renewed = True
+            # Fetching credentials may take a while and must not hold up a thread of the CRT.
+            threading.Thread(target=self._renew, args=(error,), name="s3torch-renew", daemon=True).start()
+        else:
+            self._again(error, decision.seconds)
+
+    def _renew(self, error: S3Error) -> None:
+        try:
+            renewed = self._transport.renew(self.credentials, self.request.bucket)
+        except S3Error as exc:
+            exc.__cause__ = error
+            self.fail(exc)
+            return
+        if renewed:
+            self._again(error, 0)
+        else:
+            self.fail(error)
+
+    def _again(self, error: S3Error, seconds: float) -> None:
+        with self._lock:
+            self._native = None
+            self._waiting = not self._cancelled
+            waiting = self._waiting
+        if waiting:
+            tell_retry(
+                self._transport.on_retry,
+                self.request,
+                self,
+                attempt=self._attempts,
+                error=error,
+                seconds=seconds,
+            )
+            timer.get().call_later(seconds, self.attempt)
+        else:
+            self._end_cancelled()
+
+    def _end_cancelled(self) -> None:
+        self.fail(TransferCancelledError("the transfer was cancelled"))
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the transfer with an error that names what it was about."""
+        if isinstance(error, S3Error):
+            self.request.locate(error)
+        self._end()
+        try:
+            self.set_exception(error)
+        except InvalidStateError:  # The native request failed and ended before it was started.
+            return
+
+    def _end(self) -> None:
+        self.receiver.release()
+        if self.body is not None:
+            self.body.release()
+        self._payload = None
+        self._transport.live.discard(self)
+        self._native = None
+        self._has_ended = True

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from s3torch.core.config import S3ClientConfig
-    from s3torch.core.models import BucketEndpoint
-    from s3torch.core.transports.crt._transfer import CrtTransfer
+    from s3torch.core.transports.crt._runtime import CrtRuntime
+    from s3torch.core.transports.crt._transport import CrtTransfer
 
 _SLOWEST_BYTES_PER_SECOND = 1 * MIB
 _MOST_TIMES_LONGER = 10
@@ -54,54 +54,54 @@ _log = logging.getLogger(__name__)
 class Watch:
     """Gives every attempt a deadline, and gives up those that miss it or that nothing comes for."""
 
-    def __init__(self, config: S3ClientConfig, live: set[CrtTransfer[Any]]) -> None:
+    def __init__(self, config: S3ClientConfig, live: set[CrtTransfer[Any]], runtime: CrtRuntime) -> None:
         self._timeout = config.read_timeout
         self._part_size = config.part_size
         self._live = live
-        self._servers: set[tuple[str, str]] = set()
+        self._runtime = runtime
         self._moved: int | None = None
         self._moved_at = 0.0
-        self._looking = False
+        # Read without the lock by whoever starts a transfer, which is in ``live`` already then.
+        self.is_looking = False
         self._lock = threading.Lock()
 
-    def begin(self, transfer: CrtTransfer[Any], endpoint: BucketEndpoint) -> None:
-        """Sets the deadline of an attempt that is about to be sent."""
-        waiting = len(self._live) * self._part_size
-        size = transfer.receiver.part_size or (len(transfer.body) if transfer.body is not None else 0)
-        seconds = (max(size - self._part_size, 0) + waiting) / _SLOWEST_BYTES_PER_SECOND
-        extra = min(seconds, _MOST_TIMES_LONGER * self._timeout)
-        transfer.begun_at = time.monotonic()
-        transfer.deadline = transfer.begun_at + self._timeout + extra
+    def begin(self) -> None:
+        """Looks from time to time, as long as there are transfers."""
         with self._lock:
-            self._servers.add((endpoint.scheme, endpoint.host))
-            if self._looking:
+            if self.is_looking:
                 return
-            self._looking = True
+            self.is_looking = True
         self._look_later()
 
     def _look_later(self) -> None:
         timer.get().call_later(min(self._timeout / _LOOKS_PER_TIMEOUT, 1.0), self._look)
 
     def _look(self) -> None:
-        with self._lock:
-            live = list(self._live)
-            self._looking = bool(live)
+        self.is_looking = False
+        live = list(self._live)
         if not live:
             return
         now = time.monotonic()
-        moved = moved_bytes(_ports(self._servers))
+        moved = moved_bytes(_ports(self._runtime.servers))
         if moved is None or moved != self._moved:
             self._moved, self._moved_at = moved, now
         for transfer in live:
             begun_at = transfer.begun_at
             silent_since = max(self._moved_at, begun_at)
-            if now >= transfer.deadline or now - silent_since >= self._timeout:
+            if now - begun_at >= self._longest(transfer) or now - silent_since >= self._timeout:
                 transfer.give_up(begun_at)
-        self._look_later()
+        self.begin()
+
+    def _longest(self, transfer: CrtTransfer[Any]) -> float:
+        """Returns how many seconds an attempt may take while bytes move."""
+        size = transfer.receiver.part_size or (len(transfer.body) if transfer.body is not None else 0)
+        waiting = transfer.in_flight * self._part_size
+        seconds = (max(size - self._part_size, 0) + waiting) / _SLOWEST_BYTES_PER_SECOND
+        return self._timeout + min(seconds, _MOST_TIMES_LONGER * self._timeout)
 
 
 def _ports(servers: set[tuple[str, str]]) -> set[int]:
-    """Tells to which ports there are connections; none if there may be others."""
+    """Returns to which ports there are connections; none if there may be others."""
     from urllib.request import getproxies
 
     if not getproxies().keys().isdisjoint(_PORTS):

@@ -33,15 +33,7 @@ if TYPE_CHECKING:
 
 
 class ObjectSource(RangeSource):
-    """One version of one object in S3.
-
-    Args:
-        connector: The client's.
-        bucket: The bucket.
-        key: The key.
-        object_info: What a listing or a HEAD told; anything with ``size``, and with ``etag`` if it is known.
-        version_id: The version to read; ``None`` for the latest.
-    """
+    """One version of one object in S3."""
 
     def __init__(
         self,
@@ -67,7 +59,6 @@ class ObjectSource(RangeSource):
 
     @property
     def known_size(self) -> int | None:
-        """The size of the object in bytes, if it is known already."""
         return self._size
 
     def head(self) -> Any:
@@ -81,12 +72,10 @@ class ObjectSource(RangeSource):
         return self._info
 
     def budget(self) -> MemoryBudget:
-        """The budget of this process."""
         return self._connector.get().memory.budget
 
     @property
     def in_flight_target(self) -> InFlightTarget | None:
-        """How much to have in flight where that costs memory."""
         return self._connector.get().pace
 
     def start(self, start: int, stop: int, into: memoryview | None = None) -> ObjectRange:

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import zlib
 from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.config import CHECKSUM_ALGORITHMS, checksum_type
@@ -65,7 +66,7 @@ def usable_algorithm(wanted: str | None) -> str | None:
     Raises:
         ConfigurationError: It cannot be computed here.
     """
-    if wanted is None or _is_computable(wanted):
+    if wanted is None or wanted in {"SHA256", _FALLBACK} or _is_installed():
         return wanted
     if wanted != CHECKSUM_ALGORITHMS[0]:
         raise _needs_awscrt(wanted)
@@ -95,8 +96,17 @@ def verify(data: memoryview, checksums: Mapping[str, str], *, bucket: str, key: 
 
 
 @cache
+def _is_installed() -> bool:
+    """Whether there is an awscrt, without importing it."""
+    try:
+        return find_spec("awscrt") is not None
+    except ValueError:  # Somebody has blocked it.
+        return False
+
+
+@cache
 def _crcs() -> Any:
-    """Returns awscrt's checksums; ``None`` where it is not installed."""
+    """Returns awscrt's checksums; ``None`` where it cannot be imported."""
     try:
         from awscrt import checksums
     except ImportError:

@@ -59,6 +59,7 @@ def test_other_bytes_are_refused(algorithm):
 @pytest.fixture
 def without_awscrt(monkeypatch):
     monkeypatch.setattr(_checksums, "_crcs", lambda: None)
+    monkeypatch.setattr(_checksums, "_is_installed", lambda: False)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -131,6 +131,19 @@ def test_dropping_does_not_wait_for_a_silent_server(wire):
     assert client._handle.get().memory.budget.used == 0
 
 
+def test_a_program_ends_although_the_server_is_silent(wire):
+    end = "import s3torch.core._atexit as a; a._EXIT_SECONDS = 1; print(sys.stdin.readline())"
+    with writing(wire, end) as process:
+        assert process.stdout.readline() == "written\n"
+        await_upload(wire)
+        wire.proxy.add(Fault.stall(PATIENCE))
+        begun = time.monotonic()
+        _, errors = process.communicate("go\n", timeout=PATIENCE)
+    assert process.returncode == 0
+    assert time.monotonic() - begun < 15
+    assert "before all dropped uploads were aborted" in errors
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_an_interrupted_upload_aborts(wire, error):
     wire.put("k", b"old")

@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from s3torch.core import requests
-from s3torch.core._arguments import check_bucket, check_kind, check_text
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.models import ListObjectResult, ListVersionsResult
+from s3torch.core.requests._request import check_bucket, check_kind, check_text
 
 if TYPE_CHECKING:
     from s3torch.core._runtime import RuntimeHandle

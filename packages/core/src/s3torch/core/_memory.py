@@ -72,7 +72,6 @@ class MemoryBudget:
 
     @property
     def used(self) -> int:
-        """Bytes in flight now."""
         with self._lock:
             self._subtract_returned()
             return self._used
@@ -146,7 +145,6 @@ class BufferPool:
 
     @property
     def kept(self) -> int:
-        """Bytes that are kept now."""
         return self._kept
 
     def take(self, size: int) -> memoryview:

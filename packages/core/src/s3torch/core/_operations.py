@@ -6,20 +6,20 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core import requests as operations
-from s3torch.core._arguments import (
-    check_bucket,
-    check_info,
-    check_kind,
-    check_place,
-    check_text,
-    check_version,
-)
 from s3torch.core._bulk import abort_stale_uploads, delete_many, delete_prefix, list_uploads
 from s3torch.core._copying import CopyJob
 from s3torch.core._listing import ListObjectStream, ListVersionStream
 from s3torch.core._search import ObjectFilter, find_by_pattern, find_by_prefix
 from s3torch.core.errors import NotFoundError
 from s3torch.core.models import PutOptions
+from s3torch.core.requests._request import (
+    check_bucket,
+    check_kind,
+    check_place,
+    check_text,
+    check_version,
+)
+from s3torch.core.transfer._object_source import check_info
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -60,7 +60,6 @@ class PerProcess(Generic[T]):
         return value
 
     def peek(self) -> T | None:
-        """Returns the value of this process if there is one."""
         return self._value
 
     def take(self) -> T | None:
@@ -95,13 +94,11 @@ class _Making:
         self._threads: Counter[int] = Counter()
 
     def before_fork(self) -> None:
-        """Waits for other threads, for some time, and lets none begin."""
         self._changed.acquire()
         here = threading.get_ident()
         self._changed.wait_for(lambda: not self._threads.keys() - {here}, _LONGEST_MAKING)
 
     def after_fork_in_parent(self) -> None:
-        """Lets threads begin again."""
         self._changed.release()
 
     def __enter__(self) -> None:

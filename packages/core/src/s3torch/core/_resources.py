@@ -1,4 +1,4 @@
-"""This process's share of its node: how much memory it may use, and with how many others it shares.
+"""Resources of this process: its share of the memory, the throughput and the connections of its node.
 
 A training job has many processes on one node, one for each local rank, and each of them may have DataLoader
 workers. What is meant for a node is divided between them.
@@ -38,7 +38,7 @@ _CONNECTIONS = 128
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Tells how many bytes this process may use: the lowest limit of its control groups and the machine.
+    """Returns how many bytes this process may use: the lowest limit of its control groups and the machine.
 
     Args:
         root: Where ``proc`` and ``sys`` are mounted.
@@ -48,7 +48,7 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 def processes_on_node() -> int:
-    """Tells between how many processes of this job what belongs to the node is divided.
+    """Returns how many processes of this job share what belongs to the node.
 
     Launchers such as ``torchrun`` set ``LOCAL_WORLD_SIZE``; torch tells a DataLoader worker how many there
     are. A worker counts the process that it works for, too.
@@ -59,7 +59,7 @@ def processes_on_node() -> int:
 
 
 def throughput_share(target_gbps: float) -> float:
-    """Tells what a client of this process should try to reach, in gigabits per second.
+    """Returns what a client of this process should try to reach, in gigabits per second.
 
     Args:
         target_gbps: The setting. 0 takes what awscrt recommends for this type of instance, or 10 where it
@@ -71,23 +71,16 @@ def throughput_share(target_gbps: float) -> float:
 
 
 def connections_for_throughput(target_gbps: float) -> int:
-    """Tells how many connections large objects want, to reach the target: from 10 to 128.
-
-    Args:
-        target_gbps: The setting, as for ``throughput_share``.
-    """
+    """Returns how many connections large objects want, to reach the target: from 10 to 128."""
     wanted = math.ceil(throughput_share(target_gbps) / GBPS_PER_CONNECTION)
     return max(_LOWEST_CONNECTIONS, min(wanted, _CONNECTIONS))
 
 
 def connections_share(target_gbps: float) -> int:
-    """Tells how many connections a client of this process may have, which are made as they are needed.
+    """Returns how many connections a client of this process may have, which are made as they are needed.
 
     Small objects wait longer for their first byte than they take to arrive, so 128 are divided between the
     processes of the node where that is more than what large objects want.
-
-    Args:
-        target_gbps: The setting, as for ``throughput_share``.
     """
     return max(connections_for_throughput(target_gbps), _CONNECTIONS // processes_on_node())
 

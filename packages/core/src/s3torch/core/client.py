@@ -6,13 +6,13 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from s3torch.core._arguments import check_info, check_kind, check_place, check_version
 from s3torch.core._operations import BucketOperations
 from s3torch.core._runtime import RuntimeHandle
 from s3torch.core.config import S3ClientConfig
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.models import PutOptions
 from s3torch.core.readers import SequentialS3Reader
+from s3torch.core.requests._request import check_kind, check_place, check_version
 from s3torch.core.transfer import ObjectSource
 from s3torch.core.transfer._upload import Upload
 from s3torch.core.uri import check_endpoint
@@ -132,7 +132,6 @@ class S3Client(BucketOperations):
             version_id: The version to read; ``None`` for the latest.
         """
         check_place(bucket, key)
-        check_info(object_info)
         check_version(version_id)
         return ObjectSource(self._handle, bucket, key, object_info=object_info, version_id=version_id)
 

@@ -74,7 +74,7 @@ def split_range(start: int, stop: int, size: int) -> Iterator[ByteRange]:
 
 
 def upload_part_size(number: int, base: int) -> int:
-    """Tells how large the part with this number is, in bytes.
+    """Returns how large the part with this number is, in bytes.
 
     Parts begin at ``base`` bytes and double every 900 parts, so that an upload of unknown length reaches
     S3's 5 TiB within its 10,000 parts while all but huge objects have parts of the size that was asked for.

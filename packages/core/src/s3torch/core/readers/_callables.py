@@ -25,12 +25,6 @@ def from_callables(
 
     A client and a dataset have a source already, which they pass as ``get_stream``: it is returned as it is.
 
-    Args:
-        bucket: The bucket.
-        key: The key.
-        get_object_info: Returns something with the ``size`` of the object.
-        get_stream: Returns an iterator over the bytes from ``start`` to ``end``.
-
     Raises:
         ConfigurationError: The bucket has no name.
     """
@@ -63,11 +57,9 @@ class CallableSource(RangeSource):
 
     @property
     def known_size(self) -> int | None:
-        """The size, once it was asked for."""
         return None if self._info is None else int(self._info.size)
 
     def head(self) -> Any:
-        """Calls ``get_object_info`` once."""
         if self._info is None:
             self._info = self._get_object_info()
         return self._info
@@ -80,7 +72,6 @@ class CallableSource(RangeSource):
         return _CallableRange(self, start, min(stop, int(self.head().size)), into)
 
     def fetch(self, start: int, stop: int) -> bytes:
-        """Reads a range to its end."""
         if stop <= start:
             return b""
         pieces: list[bytes] = []

@@ -69,7 +69,6 @@ class PartCache:
             self._parts[begin] = Part(len(data), reservation, data=data)
 
     def forget(self, begins: Iterable[int]) -> None:
-        """Lets go of parts."""
         for begin in begins:
             self._parts.pop(begin).cancel()
 
@@ -140,6 +139,5 @@ class Part:
 
 
 def cancel_all(parts: Iterable[Part]) -> None:
-    """Cancels parts."""
     for part in parts:
         part.cancel()

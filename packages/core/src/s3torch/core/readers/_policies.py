@@ -30,11 +30,13 @@ class Policy(ABC):
     Attributes:
         parts: The cells that the reader keeps or has in flight; set by the reader.
         counts_kept: Whether cells that are kept count against the memory budget.
+        follows_each_read: Whether ``follow`` is called also for a read within the same cell as the last one.
         keep_whole: Objects up to this size are kept when a read returns all of their bytes.
     """
 
     parts: PartCache
     counts_kept = True
+    follows_each_read = False
     keep_whole = -1
 
     @abstractmethod
@@ -61,11 +63,7 @@ class Policy(ABC):
 
 
 class SequentialPolicy(Policy):
-    """Cells of the part size; a window ahead that doubles while parts are read one after the other.
-
-    Args:
-        keep_behind: Bytes; ``None`` for 32 MiB, 0 for reading once through.
-    """
+    """Cells of the part size; a window ahead that doubles while parts are read one after the other."""
 
     def __init__(self, keep_behind: int | None) -> None:
         if keep_behind is not None and keep_behind < 0:
@@ -127,11 +125,7 @@ class SequentialPolicy(Policy):
 
 
 class RangedPolicy(Policy):
-    """Just the ranges that are asked for; small ones from a buffer that is filled from the position on.
-
-    Args:
-        buffer_size: Bytes of the buffer; ``None`` for 8 MiB, 0 for none.
-    """
+    """Just the ranges that are asked for; small ones from a buffer that is filled from the position on."""
 
     counts_kept = False
 
@@ -205,15 +199,11 @@ class RangedPolicy(Policy):
 class PlannedPolicy(Policy):
     """The ranges of a plan, with those that come next in flight; what is in no range as it is wanted.
 
-    Args:
-        ranges: What will be read, as pairs of start and stop; they may be unsorted and overlap.
-        max_gap: Bytes between two ranges up to which one request fetches both. ``None`` fetches at most about
-            a tenth more than what is wanted.
-        part_size: The most that one request fetches.
-
     Raises:
         ConfigurationError: A range or ``max_gap`` is negative.
     """
+
+    follows_each_read = True
 
     def __init__(
         self, ranges: Iterable[tuple[int, int] | ByteRange], max_gap: float | None, *, part_size: int

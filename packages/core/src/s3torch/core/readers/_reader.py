@@ -89,11 +89,12 @@ class ObjectReader(S3Reader):
     Cells that lie whole within what a caller reads go straight into the caller's memory and are the caller's
     alone. The others are kept. A policy decides how the object is cut, what is fetched ahead, and what is let
     go of.
-
-    Args:
-        source: The object.
-        policy: One for each kind of reader; it belongs to this reader.
     """
+
+    # The cell of the last small read. Of the class, because a view cannot be pickled, but an unread reader
+    # can.
+    _cell = memoryview(b"")
+    _cell_start = 0
 
     def __init__(self, source: RangeSource, policy: Policy) -> None:
         super().__init__()
@@ -105,12 +106,10 @@ class ObjectReader(S3Reader):
 
     @property
     def bucket(self) -> str:
-        """The bucket."""
         return self._source.bucket
 
     @property
     def key(self) -> str:
-        """The key."""
         return self._source.key
 
     @property
@@ -135,7 +134,6 @@ class ObjectReader(S3Reader):
         return getattr(self._source.head(), "last_modified", None)
 
     def read(self, size: int | None = None) -> bytes:
-        """Reads ``size`` bytes, fewer only at the end; ``None`` and ``-1`` read to the end."""
         if size is not None and not hasattr(type(size), "__index__"):
             raise TypeError(f"argument should be integer or None, not {type(size).__name__!r}")
         self._start_reading()
@@ -157,7 +155,6 @@ class ObjectReader(S3Reader):
         return data
 
     def readinto(self, buf: Any) -> int:
-        """Fills a writable contiguous buffer as far as there is data and returns the number of bytes."""
         view = _writable(buf)
         self._start_reading()
         first = self._first_bytes(len(view))
@@ -179,7 +176,6 @@ class ObjectReader(S3Reader):
         return self.read(size)
 
     def readinto1(self, buffer: Any, /) -> int:
-        """Fills a buffer; like ``readinto``."""
         return self.readinto(buffer)
 
     def peek(self, size: int = 0, /) -> bytes:
@@ -214,7 +210,6 @@ class ObjectReader(S3Reader):
         return self._position
 
     def tell(self) -> int:
-        """Returns the position."""
         self._check_open()
         return self._position
 
@@ -242,6 +237,7 @@ class ObjectReader(S3Reader):
 
     def _drop(self) -> list[Part]:
         """Forgets all parts, and returns those in flight."""
+        self._cell = memoryview(b"")
         is_here = self._owner is None or self._owner.is_here
         return self._parts.drop() if is_here else self._parts.abandon()
 
@@ -273,6 +269,9 @@ class ObjectReader(S3Reader):
 
     def _within_cell(self, start: int, count: int) -> memoryview:
         """Returns these bytes if they are of one cell that is kept; else none of them."""
+        offset = start - self._cell_start
+        if 0 <= offset <= len(self._cell) - count:
+            return self._cell[offset : offset + count]
         stop = start + count
         begin, end, keep = next(self._policy.cells(start, stop))
         if stop > end or not (keep or begin < start or stop < end or begin in self._parts):
@@ -285,10 +284,13 @@ class ObjectReader(S3Reader):
         data = self._parts.wait(begin, end)
         if not is_all:
             self._policy.evict(stop)
+        if not self._policy.follows_each_read:
+            self._cell, self._cell_start = data, begin
         return data[start - begin :][:count]
 
     def _fill(self, start: int, view: memoryview) -> None:
         """Fills the whole view with the bytes from ``start``."""
+        self._cell = memoryview(b"")
         stop = start + len(view)
         kept: list[tuple[int, int]] = []
         receive(self._source, self._missing(start, view, kept))
@@ -327,7 +329,7 @@ class ObjectReader(S3Reader):
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError("I/O operation on closed file.")
-        if self._owner is not None:
+        if self._owner is not None and not self._owner.is_here:
             self._owner.check(f"the reader of s3://{self.bucket}/{self.key}")
 
     def _start_reading(self) -> None:

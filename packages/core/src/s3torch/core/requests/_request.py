@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from urllib.parse import quote, urlencode
 from xml.etree import ElementTree as ET
 
-from s3torch.core.errors import S3Error, error_from_response
+from s3torch.core.errors import ConfigurationError, S3Error, error_from_response
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 FIRST_ERROR_STATUS = 300
 _WITH_BODY = {"POST", "PUT"}
+# Names, aliases and ARNs of buckets; nothing that would change the URL of a request.
+_BUCKET = re.compile(r"[A-Za-z0-9._:/-]+")
 # What needs the key of objects that are encrypted with a key of the customer (SSE-C).
 _KEYED = {
     "CompleteMultipartUpload",
@@ -223,3 +225,43 @@ def xml_root(body: bytes | None) -> ET.Element | None:
 def local_name(element: ET.Element) -> str:
     """Returns the name of an element without its namespace."""
     return element.tag.rpartition("}")[2]
+
+
+def check_bucket(bucket: str) -> None:
+    """Refuses what cannot be the name of a bucket."""
+    if bucket is None or bucket == "":
+        raise ConfigurationError(f"Bucket should be specified, got {bucket!r}")
+    check_text("bucket", bucket)
+    if not _BUCKET.fullmatch(bucket):
+        raise ConfigurationError(f"the name of a bucket has letters, digits, dots and dashes, got {bucket!r}")
+
+
+def check_place(bucket: str, key: str) -> None:
+    """Refuses what cannot be the name of a bucket or a key."""
+    check_bucket(bucket)
+    check_text("key", key)
+    if not key:
+        raise ConfigurationError("key must not be empty")
+
+
+def check_text(name: str, value: str) -> None:
+    """Refuses what is no text that a request can have."""
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{name} must be a string, got {value!r}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as exc:
+            raise ConfigurationError(f"{name} must be valid Unicode, got {value!r}") from exc
+
+
+def check_kind(name: str, value: Any, kind: type) -> None:
+    """Refuses what is neither ``None`` nor of this class."""
+    if value is not None and not isinstance(value, kind):
+        raise ConfigurationError(f"{name} must be None or {kind.__name__}, got {value!r}")
+
+
+def check_version(version_id: str | None) -> None:
+    """Refuses what cannot be a version; there is ``None`` for the latest."""
+    if version_id is not None and (not isinstance(version_id, str) or not version_id):
+        raise ConfigurationError(f"version_id must be None or a non-empty string, got {version_id!r}")

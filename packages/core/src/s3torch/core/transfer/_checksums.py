@@ -12,6 +12,7 @@ import hashlib
 import logging
 import zlib
 from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.config import CHECKSUM_ALGORITHMS, checksum_type
@@ -25,15 +26,10 @@ _log = logging.getLogger(__name__)
 # In the order in which they are verified where a server sends more than one: the fastest first.
 _BYTES = {"CRC64NVME": 8, "CRC32C": 4, "CRC32": 4, "SHA256": 32}
 _FALLBACK = "CRC32"
-_CRC32_POLYNOMIAL = 0xEDB88320
 
 
 class PartedChecksum:
-    """The checksum of an object whose parts come one after the other; each byte is read once.
-
-    Args:
-        algorithm: ``"CRC64NVME"``, ``"CRC32C"``, ``"CRC32"`` or ``"SHA256"``.
-    """
+    """The checksum of an object whose parts come one after the other."""
 
     def __init__(self, algorithm: str) -> None:
         self._algorithm = algorithm
@@ -48,7 +44,7 @@ class PartedChecksum:
         if checksum_type(self._algorithm) == "COMPOSITE":
             self._digests.update(raw)
         else:
-            self._crc = _combine(self._algorithm, self._crc, int.from_bytes(raw, "big"), len(part))
+            self._crc = _extend(self._algorithm, self._crc, part, int.from_bytes(raw, "big"))
         return self._algorithm, _base64(raw)
 
     @property
@@ -70,7 +66,7 @@ def usable_algorithm(wanted: str | None) -> str | None:
     Raises:
         ConfigurationError: It cannot be computed here.
     """
-    if wanted is None or _is_computable(wanted):
+    if wanted is None or wanted in {"SHA256", _FALLBACK} or _is_installed():
         return wanted
     if wanted != CHECKSUM_ALGORITHMS[0]:
         raise _needs_awscrt(wanted)
@@ -100,8 +96,17 @@ def verify(data: memoryview, checksums: Mapping[str, str], *, bucket: str, key: 
 
 
 @cache
+def _is_installed() -> bool:
+    """Whether there is an awscrt, without importing it."""
+    try:
+        return find_spec("awscrt") is not None
+    except ValueError:  # Somebody has blocked it.
+        return False
+
+
+@cache
 def _crcs() -> Any:
-    """Returns awscrt's checksums; ``None`` where it is not installed."""
+    """Returns awscrt's checksums; ``None`` where it cannot be imported."""
     try:
         from awscrt import checksums
     except ImportError:
@@ -138,39 +143,13 @@ def _raw(algorithm: str, data: memoryview) -> bytes:
     return value.to_bytes(_BYTES[algorithm], "big")
 
 
-def _combine(algorithm: str, first: int, second: int, length: int) -> int:
-    """Returns the CRC of two pieces of which the second has this many bytes."""
+def _extend(algorithm: str, crc: int, part: memoryview, crc_of_part: int) -> int:
+    """Returns the CRC of all bytes so far and a part; zlib has to read the part again for that."""
     crcs = _crcs()
-    if crcs is not None:
-        combined: int = getattr(crcs, f"combine_{algorithm.lower()}")(first, second, length)
-        return combined
-    return _shift_crc32(first, length) ^ second
-
-
-def _shift_crc32(crc: int, length: int) -> int:
-    """Returns the CRC32 after so many bytes of zeros, as zlib's ``crc32_combine`` does.
-
-    A zero bit is a linear map of the bits of the CRC: the matrix of one bit, squared again and again, gives
-    those of 2, 4, 8, … bits.
-    """
-    matrix = [_CRC32_POLYNOMIAL, *(1 << bit for bit in range(31))]
-    bits = 8 * length
-    while bits:
-        if bits & 1:
-            crc = _times(matrix, crc)
-        matrix = [_times(matrix, column) for column in matrix]
-        bits >>= 1
-    return crc
-
-
-def _times(matrix: list[int], vector: int) -> int:
-    product, row = 0, 0
-    while vector:
-        if vector & 1:
-            product ^= matrix[row]
-        vector >>= 1
-        row += 1
-    return product
+    if crcs is None:
+        return zlib.crc32(part, crc)
+    combined: int = getattr(crcs, f"combine_{algorithm.lower()}")(crc, crc_of_part, len(part))
+    return combined
 
 
 def _base64(raw: bytes) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -17,7 +18,7 @@ from s3torch.core.ranges import Part, Span
 from s3torch.core.transfer._window import FETCH_IN_FLIGHT, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from s3torch.core.transfer._object_source import ObjectSource
     from s3torch.core.transfer._source import ObjectRange
@@ -46,9 +47,6 @@ def fetch(files: Sequence[tuple[ObjectSource, Sequence[Part[P]]]]) -> Fetch[P]:
     The bytes in flight are bounded, and so is the memory that pieces take until the caller asks for the next
     one. The first error ends all and is raised here. Close the iterator to stop early; then, and after an
     error, the memory of the pieces is not touched any more. Dropping it stops a little later.
-
-    Args:
-        files: The objects, and the parts of each in order.
     """
     return Fetch(files)
 
@@ -57,63 +55,59 @@ class Fetch(Generic[P]):
     """The iterator of ``fetch``."""
 
     def __init__(self, files: Sequence[tuple[ObjectSource, Sequence[Part[P]]]]) -> None:
-        self._run = _Run(files)
-        self._pieces = self._run.pieces()
+        self._waiting = deque((source, part) for source, parts in files for part in parts)
+        self._missing: dict[int, int] = {}
+        self._complete: deque[P] = deque()
+        self._arrived: SimpleQueue[_Request[P]] = SimpleQueue()
+        self._window = Window(FETCH_IN_FLIGHT)
+        # The bytes of pieces that have begun, until the caller asks for the next one.
+        self._held = self._handed_out = 0
+        self._pool = BufferPool(FETCH_IN_FLIGHT)
         self._owner = OwnerProcess()
+        self._requests: set[_Request[P]] = set()
         reaper.get()
 
     def __iter__(self) -> Iterator[P]:
         return self
 
     def __next__(self) -> P:
+        self._held -= self._handed_out
+        self._handed_out = 0
         try:
-            return next(self._pieces)
+            while not self._complete and (self._waiting or self._requests):
+                self._advance()
         except BaseException:
-            self._run.cancel()
+            self.close()
             raise
+        if not self._complete:
+            raise StopIteration
+        piece = self._complete.popleft()
+        self._handed_out = piece.held
+        return piece
 
     def close(self) -> None:
         """Stops what is in flight."""
-        self._pieces.close()
-        self._run.cancel()
+        self._waiting.clear()
+        self._complete.clear()
+        requests, self._requests = self._requests, set()
+        _cancel_all(requests)
 
     def __del__(self) -> None:
-        if hasattr(self, "_owner") and self._run.is_busy and self._owner.is_here:
-            reap(self._run.cancel)
+        if getattr(self, "_requests", None) and self._owner.is_here:
+            reap(partial(_cancel_all, self._requests))
 
-
-class _Run(Generic[P]):
-    def __init__(self, files: Sequence[tuple[ObjectSource, Sequence[Part[P]]]]) -> None:
-        self._waiting = deque((source, part) for source, parts in files for part in parts)
-        self._missing: dict[int, int] = {}
-        self._arrived: SimpleQueue[_Request[P]] = SimpleQueue()
-        self._requests: set[_Request[P]] = set()
-        self._window = Window(FETCH_IN_FLIGHT)
-        self._held = 0
-        self._pool = BufferPool(FETCH_IN_FLIGHT)
-
-    @property
-    def is_busy(self) -> bool:
-        return bool(self._requests)
-
-    def pieces(self) -> Generator[P]:
-        while self._waiting or self._requests:
-            while self._waiting and self._start(*self._waiting[0]):
-                self._waiting.popleft()
-            request = self._arrived.get()
-            self._requests.discard(request)
-            request.finish(self._pool)
-            for piece in request.part.pieces:
-                both = min(piece.stop, request.part.stop) - max(piece.start, request.part.start)
-                self._missing[id(piece)] -= both
-                if not self._missing[id(piece)]:
-                    yield piece
-                    self._held -= piece.held
-
-    def cancel(self) -> None:
-        self._waiting.clear()
-        while self._requests:
-            self._requests.pop().cancel()
+    def _advance(self) -> None:
+        """Starts what may be in flight, and takes in one answer."""
+        while self._waiting and self._start(*self._waiting[0]):
+            self._waiting.popleft()
+        request = self._arrived.get()
+        self._requests.discard(request)
+        request.finish(self._pool)
+        for piece in request.part.pieces:
+            both = min(piece.stop, request.part.stop) - max(piece.start, request.part.start)
+            self._missing[id(piece)] -= both
+            if not self._missing[id(piece)]:
+                self._complete.append(piece)
 
     def _start(self, source: ObjectSource, part: Part[P]) -> bool:
         """Starts a part unless there is too much in flight or in memory."""
@@ -132,6 +126,11 @@ class _Run(Generic[P]):
         self._requests.add(request)
         request.start(self._arrived.put)
         return True
+
+
+def _cancel_all(requests: Iterable[_Request[P]]) -> None:
+    for request in requests:
+        request.cancel()
 
 
 class _Request(Generic[P]):
@@ -157,7 +156,6 @@ class _Request(Generic[P]):
         self._transfer.add_done_callback(lambda: arrived(self))
 
     def finish(self, pool: BufferPool) -> None:
-        """Puts the bytes where they are wanted."""
         # It refers to this request, and to the memory of the piece, which must be free with the piece.
         transfer, self._transfer = self._transfer, None
         assert transfer is not None  # noqa: S101 - For the type checker; it was started.

@@ -6,6 +6,7 @@ as ``If-Match``. A range that did not arrive whole raises; it never turns into a
 
 from __future__ import annotations
 
+import operator
 import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from s3torch.core import requests
 from s3torch.core.errors import (
     ChecksumMismatchError,
+    ConfigurationError,
     ObjectChangedError,
     PreconditionFailedError,
     RangeNotSatisfiableError,
@@ -35,15 +37,7 @@ if TYPE_CHECKING:
 
 
 class ObjectSource(RangeSource):
-    """One version of one object in S3.
-
-    Args:
-        handle: The runtime of the client.
-        bucket: The bucket.
-        key: The key.
-        object_info: What a listing or a HEAD told; anything with ``size``, and with ``etag`` if it is known.
-        version_id: The version to read; ``None`` for the latest.
-    """
+    """One version of one object in S3."""
 
     def __init__(
         self,
@@ -54,6 +48,7 @@ class ObjectSource(RangeSource):
         object_info: Any = None,
         version_id: str | None = None,
     ) -> None:
+        check_info(object_info)
         self.bucket = bucket
         self.key = key
         self.part_size = handle.config.part_size
@@ -69,7 +64,6 @@ class ObjectSource(RangeSource):
 
     @property
     def known_size(self) -> int | None:
-        """The size of the object in bytes, if it is known already."""
         return self._size
 
     def head(self) -> Any:
@@ -81,12 +75,10 @@ class ObjectSource(RangeSource):
         return self._info
 
     def budget(self) -> MemoryBudget:
-        """The budget of this process."""
         return self._handle.get().memory.budget
 
     @property
     def in_flight_target(self) -> InFlightTarget | None:
-        """How much to have in flight where that costs memory."""
         return self._handle.get().in_flight_target
 
     def start(self, start: int, stop: int, into: memoryview | None = None) -> ObjectRange:
@@ -234,3 +226,19 @@ class _NoBytes:
 
     def add_done_callback(self, fn: Callable[[], object], /) -> None:
         fn()
+
+
+def check_info(object_info: Any) -> None:
+    """Refuses what tells no size of an object; a wrong one would be taken for its end."""
+    if object_info is None:
+        return
+    try:
+        size = object_info.size
+        is_size = size is None or operator.index(size) >= 0
+    except (AttributeError, TypeError):
+        is_size = False
+    if not is_size:
+        raise ConfigurationError(
+            f"object_info must have the size of the object, as listings and head_object tell it, "
+            f"got {object_info!r}"
+        )

@@ -106,11 +106,6 @@ class InOrder:
     While the size of the object is unknown only one request is sent. Close it to stop early; then, and after
     an error, what is in flight is cancelled and no memory is touched any more. Dropping it cancels a little
     later.
-
-    Args:
-        source: The object.
-        wanted: The ranges; asked for the next one when its turn to be sent has come.
-        limit: The most bytes in flight.
     """
 
     def __init__(self, source: RangeSource, wanted: Iterable[Wanted], *, limit: int = IN_FLIGHT) -> None:
@@ -172,7 +167,6 @@ def _cancel_all(waiting: Iterable[tuple[PendingRange, Admission]]) -> None:
 
 
 def receive(source: RangeSource, wanted: Iterable[Wanted]) -> None:
-    """Fetches ranges into the memory that they name."""
     with closing(InOrder(source, wanted)) as arrived:
         for _ in arrived:
             """The bytes are where they are wanted."""

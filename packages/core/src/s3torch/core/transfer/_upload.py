@@ -46,12 +46,6 @@ class Upload:
     whole within a ``bytes`` object, which nobody can change, or within lent bytes, is sent from there without
     a copy. How many are in flight is bounded by the memory budget of the process, beyond one part that every
     upload may have. One thread writes; ``complete`` and ``abort`` may come from any.
-
-    Args:
-        handle: The runtime of the client.
-        bucket: The bucket.
-        key: The key.
-        options: How the object is stored.
     """
 
     def __init__(self, handle: RuntimeHandle, bucket: str, key: str, options: PutOptions) -> None:
@@ -132,12 +126,10 @@ class Upload:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the object has appeared."""
         return self._result is not None
 
     @property
     def is_open(self) -> bool:
-        """Whether the upload was neither completed nor aborted."""
         return self._result is None and self._error is None
 
     @property

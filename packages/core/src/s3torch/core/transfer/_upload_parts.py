@@ -27,13 +27,7 @@ _MD5_LENGTH = 32
 
 
 class PartBuffer:
-    """The bytes of one part: a copy in memory of the pool, or a whole part of memory that does not change.
-
-    Args:
-        memory: Where the bytes are, or come.
-        admission: The place of the part in the window of its upload.
-        pool: What the memory is of; ``None`` where it is the caller's and holds the bytes already.
-    """
+    """The bytes of one part: a copy in memory of the pool, or a whole part of memory that does not change."""
 
     def __init__(self, memory: memoryview, admission: Admission, pool: BufferPool | None) -> None:
         self._memory = memory
@@ -43,16 +37,13 @@ class PartBuffer:
 
     @property
     def body(self) -> memoryview:
-        """The bytes so far."""
         return self._memory[: self._filled]
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing more fits in."""
         return self._filled == len(self._memory)
 
     def append(self, data: memoryview) -> int:
-        """Takes in as much as fits and returns how much."""
         count = min(len(data), len(self._memory) - self._filled)
         if self._pool is not None:
             self._memory[self._filled : self._filled + count] = data[:count]
@@ -68,12 +59,7 @@ class PartBuffer:
 
 
 class QueuedPart(Future[CompletedPart]):
-    """The transfer of a part, which waits for another transfer first.
-
-    Args:
-        created: The beginning of the upload; where it fails, the part fails with the same error.
-        start: Starts the part; called on a thread of the transport, or on this one if ``created`` is done.
-    """
+    """The transfer of a part, which waits for another transfer first."""
 
     def __init__(
         self,
@@ -155,12 +141,7 @@ def drain(parts: Sequence[QueuedPart]) -> bool:
 
 
 def abort_for_good(abort: Callable[[], object], *, drained: bool) -> None:
-    """Aborts an upload, and again where a part may have come in between.
-
-    Args:
-        abort: Aborts; an upload that is gone already is no error.
-        drained: What ``drain`` has returned.
-    """
+    """Aborts an upload, and again where a part may have come in between."""
     abort()
     for pause in () if drained else _PAUSES:
         time.sleep(pause)
@@ -189,12 +170,6 @@ def resolve_ambiguous_commit(
     sent: it has the same checksum, or the same ETag, and more than one attempt was made. An upload of another
     writer with the very same bytes, between two attempts of this one, cannot be told from it; who uses
     create-only uploads as locks has to write something that is only theirs.
-
-    Args:
-        error: What the last attempt to make the object appear was answered with.
-        head: Asks for the object that is there, in one request.
-        checksum: The algorithm and the checksum of the whole object.
-        etag: Computes the ETag that S3 gives the object; ``None`` where that cannot be known.
     """
     refused = isinstance(error, PreconditionFailedError) or (
         isinstance(error, NotFoundError) and error.code == "NoSuchUpload"

@@ -34,12 +34,7 @@ _FEWEST_PARTS = 4
 
 
 class Window:
-    """Counts the requests that one caller has in flight.
-
-    Args:
-        limit: Bytes.
-        requests: How many.
-    """
+    """Counts the requests that one caller has in flight."""
 
     def __init__(self, limit: int = IN_FLIGHT, *, requests: int = _REQUESTS) -> None:
         self.limit = limit
@@ -49,7 +44,6 @@ class Window:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is in flight."""
         return not self._count
 
     def admit(
@@ -107,10 +101,6 @@ class InFlightTarget:
     For transports that hold each part in memory of their own until it is whole, so that every part in flight
     costs memory, also where the bytes are for the caller's. On a fast network nearby it is a few parts. Where
     a part takes 0.1 seconds, which is what it takes in a region, 10 gigabits per second need 120 MiB.
-
-    Args:
-        gbps: The throughput to reach, in gigabits per second.
-        part_size: Bytes of a part.
     """
 
     def __init__(self, gbps: float, part_size: int) -> None:
@@ -137,12 +127,6 @@ def run_ahead(function: Callable[[A], T], items: Iterable[A], *, workers: int, n
     It takes no more items than there are threads to work on them, so that memory stays bounded. When a call
     fails, that is raised in its turn; those that have begun come to their end, and no others begin. A
     single item needs no thread.
-
-    Args:
-        function: What is called.
-        items: Its arguments, taken as they are needed.
-        workers: The number of threads.
-        name: The prefix of their names.
     """
     rest = iter(items)
     first = list(islice(rest, 2))

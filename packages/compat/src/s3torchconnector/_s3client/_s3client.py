@@ -20,7 +20,7 @@ class S3Client(CoreClient):
     Args:
         region: The region of the buckets; it has to be given.
         endpoint: The URL of a store that speaks S3.
-        user_agent: What requests say they come from.
+        user_agent: What the ``User-Agent`` header says.
         s3client_config: All other settings.
     """
 

@@ -105,7 +105,7 @@ def test_checkpoints_save_and_load_under_the_old_name(folder):
     assert checkpoint.load(f"{folder}/a.pt") == {"epoch": 3}
 
 
-@pytest.mark.parametrize("transport", ["crt", "http", "boto"])
+@pytest.mark.parametrize("transport", ["crt", "http"])
 def test_observers_see_what_old_classes_move_with_any_transport(folder, transport):
     config = S3ClientConfig(transport=transport)
     with observe(TransferCounters()) as counters:

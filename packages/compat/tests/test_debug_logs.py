@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from s3torchconnector._debug_logs import native_level
+from s3torchconnector._startup import native_level
 
 ASK = """
 from s3torchconnector import S3ClientConfig

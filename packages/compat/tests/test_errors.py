@@ -130,7 +130,7 @@ def test_configurations():
     with pytest.raises(ValueError, match="max_attempts"):
         S3ClientConfig(max_attempts=0)
     assert config.wrapped_transport_name is None
-    assert S3ClientConfig(transport="boto").wrapped_transport_name == "boto"
+    assert S3ClientConfig(transport="http").wrapped_transport_name == "http"
 
 
 def test_arguments_of_clients(mock):

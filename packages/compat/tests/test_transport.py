@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import uuid
+from concurrent.futures import Future
 
 import pytest
 
+from s3torch.core import NotFoundError, requests
 from s3torch.core.config import S3ClientConfig as CoreConfig
+from s3torch.core.models import Credentials
 from s3torch.core.plugins.manager import create_transport, transport_names
-from s3torch.core.protocols import TransportContext
+from s3torch.core.seam import BuffersParts, SupportsSendNow, TransportContext
 from s3torch.core.session import AwsSession
 from s3torch.core.transports.memory import MemoryStore
 from s3torch.testing.transport_tests import TransportTests
@@ -49,8 +52,53 @@ def test_it_is_registered_and_wraps_the_default_for_other_configurations():
     transport.close()
 
 
+@pytest.fixture
+def wrapping(seaweedfs):
+    """A function that makes the transport of the drop-in around another, on a real server."""
+    keys = Credentials(seaweedfs.access_key, seaweedfs.secret_key)
+    made = []
+
+    def make(name):
+        config = S3ClientConfig(transport=name, endpoint=seaweedfs.endpoint, credentials=lambda: keys)
+        made.append(create_transport(config.transport_name, context_for(config)))
+        return made[-1]
+
+    yield make
+    for transport in made:
+        transport.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "sends_now", "buffers"),
+    [("http", True, False), ("crt", False, True), ("memory", False, False)],
+)
+def test_it_can_what_the_wrapped_transport_can(wrapping, name, sends_now, buffers):
+    transport = wrapping(name)
+    assert isinstance(transport, SupportsSendNow) is sends_now
+    assert isinstance(transport, BuffersParts)
+    assert transport.buffers_parts is buffers
+
+
+def test_what_is_sent_on_the_calling_thread_has_the_old_texts(wrapping, session_bucket):
+    transport = wrapping("http")
+    with pytest.raises(NotFoundError) as caught:
+        transport.send_now(requests.get_object(session_bucket, "none"))
+    assert str(caught.value) == "Service error: The key does not exist"
+    assert caught.value.key == "none"
+
+
+@pytest.mark.parametrize("name", ["http", "crt"])
+def test_an_error_can_be_asked_for_without_raising_it(wrapping, session_bucket, name):
+    transfer = wrapping(name).send(requests.get_object(session_bucket, "none"))
+    ended = Future()
+    transfer.add_done_callback(ended.set_result)
+    assert ended.result(30) is transfer
+    assert isinstance(transfer, Future)
+    assert str(transfer.exception(0)) == "Service error: The key does not exist"
+
+
 def test_the_environment_chooses_what_is_wrapped(monkeypatch):
-    monkeypatch.setenv("S3TORCH_TRANSPORT", "boto")
+    monkeypatch.setenv("S3TORCH_TRANSPORT", "memory")
     assert S3ClientConfig().transport_name == "s3torchconnector"
-    assert S3ClientConfig().wrapped_transport_name == "boto"
+    assert S3ClientConfig().wrapped_transport_name == "memory"
     assert S3ClientConfig(transport="crt").wrapped_transport_name == "crt"

@@ -14,7 +14,7 @@ import pytest
 
 from s3torch.core import ConfigurationError, S3ClientConfig, S3Error
 from s3torch.fsspec import DirectoryNotEmptyError, ObjectExistsError, S3FileSystem
-from s3torch.fsspec.options import ClientOptions
+from s3torch.fsspec._store import ClientOptions
 
 
 @pytest.fixture
@@ -259,7 +259,7 @@ def test_a_path_without_a_key_is_no_file(path):
 
 
 def test_a_server_that_cannot_be_asked_is_no_answer():
-    config = S3ClientConfig(transport="boto", max_attempts=1, connect_timeout=1)
+    config = S3ClientConfig(transport="http", max_attempts=1, connect_timeout=1)
     fs = S3FileSystem("us-east-1", endpoint="http://127.0.0.1:9", key="k", secret="s", s3client_config=config)
     for ask in (fs.exists, fs.isfile, fs.isdir):
         with pytest.raises(S3Error):

@@ -149,7 +149,7 @@ def test_nothing_is_sent_before_it_is_used():
 def test_a_server_that_is_down_is_an_error_of_ours(monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
-    config = S3ClientConfig(max_attempts=1, transport="boto", connect_timeout=1)
+    config = S3ClientConfig(max_attempts=1, transport="http", connect_timeout=1)
     io = S3LightningCheckpoint("us-east-1", config, "http://127.0.0.1:9")
     with pytest.raises(S3Error):
         io.load_checkpoint("s3://bucket/a.ckpt")

@@ -6,10 +6,11 @@ neither Lightning nor torch's distributed checkpoints.
 
 from __future__ import annotations
 
-import s3torchconnector._conflict
-import s3torchconnector._debug_logs  # noqa: F401 - Reads its variables once, at import.
+import s3torchconnector._startup  # noqa: F401 - It has to come first, and acts at import.
+
+# An alias, so that one ``except`` catches what the drop-in raises and what s3torch raises.
+from s3torch.core import S3Error as S3Exception
 from s3torch.core import S3Reader, S3ReaderConstructor, S3Writer
-from s3torchconnector._exception import S3Exception
 from s3torchconnector._s3client.s3client_config import S3ClientConfig
 from s3torchconnector._version import __version__
 from s3torchconnector.s3checkpoint import S3Checkpoint

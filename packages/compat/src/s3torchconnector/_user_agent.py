@@ -1,4 +1,4 @@
-"""What requests say they come from."""
+"""What the ``User-Agent`` header says."""
 
 from __future__ import annotations
 

@@ -6,19 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from s3torch.datasets import S3IterableDataset as CoreIterableDataset
 from s3torchconnector._s3client._s3client import S3Client
-from s3torchconnector._s3client.s3client_config import drop_in_config
 from s3torchconnector._s3dataset_common import identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Self
 
-    from s3torch.core import (
-        S3BucketKeyData,
-        S3ClientConfig,
-        S3Reader,
-        S3ReaderConstructorProtocol,
-    )
+    from s3torch.core import S3BucketKeyData, S3ClientConfig, S3Reader, S3ReaderConstructorProtocol
 
 __all__ = ["S3IterableDataset"]
 
@@ -34,7 +28,7 @@ class S3IterableDataset(CoreIterableDataset):
         s3client_config: All other settings.
         enable_sharding: Shares the objects out between ranks and workers.
         reader_constructor: How objects are read.
-        options: What the class of the same name in ``s3torch.datasets`` takes besides.
+        options: What the class of the same name in ``s3torch.datasets`` also takes.
     """
 
     client_class = S3Client
@@ -55,7 +49,7 @@ class S3IterableDataset(CoreIterableDataset):
             get_dataset_objects,  # type: ignore[arg-type]  # It is called with a client of client_class.
             endpoint,
             transform,
-            drop_in_config(s3client_config),
+            s3client_config,
             enable_sharding,
             reader_constructor,
             **options,
@@ -75,16 +69,9 @@ class S3IterableDataset(CoreIterableDataset):
         **options: Any,
     ) -> Self:
         """Makes a dataset of all objects whose key begins with the key of the URI."""
-        return super().from_prefix(
-            s3_uri,
-            region=region,
-            endpoint=endpoint,
-            transform=transform,
-            s3client_config=s3client_config,
-            enable_sharding=enable_sharding,
-            reader_constructor=reader_constructor,
-            **options,
-        )
+        options |= {"endpoint": endpoint, "transform": transform, "s3client_config": s3client_config}
+        options |= {"reader_constructor": reader_constructor, "enable_sharding": enable_sharding}
+        return super().from_prefix(s3_uri, region=region, **options)
 
     @classmethod
     def from_objects(  # type: ignore[override]
@@ -100,13 +87,6 @@ class S3IterableDataset(CoreIterableDataset):
         **options: Any,
     ) -> Self:
         """Makes a dataset of one URI or of several in their order."""
-        return super().from_objects(
-            object_uris,
-            region=region,
-            endpoint=endpoint,
-            transform=transform,
-            s3client_config=s3client_config,
-            enable_sharding=enable_sharding,
-            reader_constructor=reader_constructor,
-            **options,
-        )
+        options |= {"endpoint": endpoint, "transform": transform, "s3client_config": s3client_config}
+        options |= {"reader_constructor": reader_constructor, "enable_sharding": enable_sharding}
+        return super().from_objects(object_uris, region=region, **options)

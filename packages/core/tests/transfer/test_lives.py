@@ -105,7 +105,8 @@ def test_a_dropped_writer_aborts(wire):
 def test_dropping_does_not_wait_for_a_silent_server(wire):
     wire.put("k", b"old")
     bucket, key = wire.stock(SIZE)
-    client = wire.client(read_timeout=2)
+    # Whoever waited would wait for so long.
+    client = wire.client(read_timeout=60)
     writer = client.put_object(wire.bucket, "k")
     writer.write(wire.content(PART + 1))
     await_upload(wire)
@@ -121,7 +122,7 @@ def test_dropping_does_not_wait_for_a_silent_server(wire):
     with pytest.warns(ResourceWarning, match="dropped without close"):
         dropped.clear()
     gc.collect()
-    assert time.monotonic() - begun < 0.5
+    assert time.monotonic() - begun < 10
     await_until(lambda: "DELETE" in {request.method for request in wire.proxy.requests()})
     assert rule.hits
     wire.proxy.heal()

@@ -21,7 +21,7 @@ class MockS3Client(S3Client):
     Args:
         region: Any region.
         bucket: The name of the bucket.
-        user_agent: What requests say they come from.
+        user_agent: What the ``User-Agent`` header says.
         s3client_config: All other settings.
     """
 

@@ -9,7 +9,7 @@ from s3torch.core import S3Client as CoreClient
 from s3torchconnector._s3client.s3client_config import drop_in_config
 
 if TYPE_CHECKING:
-    from s3torch.core import PutOptions, S3ClientConfig, UserAgent
+    from s3torch.core import S3ClientConfig, UserAgent
 
 __all__ = ["S3Client"]
 
@@ -20,7 +20,7 @@ class S3Client(CoreClient):
     Args:
         region: The region of the buckets; it has to be given.
         endpoint: The URL of a store that speaks S3.
-        user_agent: What requests say they come from.
+        user_agent: What the ``User-Agent`` header says.
         s3client_config: All other settings.
     """
 
@@ -42,15 +42,7 @@ class S3Client(CoreClient):
         )
 
     def copy_object(
-        self,
-        src_bucket: str,
-        src_key: str,
-        dst_bucket: str,
-        dst_key: str,
-        *,
-        options: PutOptions | None = None,
-        version_id: str | None = None,
-        object_info: Any = None,
+        self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str, **options: Any
     ) -> None:
         """Copies an object within S3.
 
@@ -59,16 +51,6 @@ class S3Client(CoreClient):
             src_key: The key to copy from, percent-encoded.
             dst_bucket: The bucket to copy to.
             dst_key: The key to copy to, plain.
-            options: How the copy is stored.
-            version_id: The version to copy; ``None`` for the latest.
-            object_info: What a listing told of the source.
+            options: What the method of ``s3torch.core.S3Client`` also takes.
         """
-        super().copy_object(
-            src_bucket,
-            unquote(src_key),
-            dst_bucket,
-            dst_key,
-            options=options,
-            version_id=version_id,
-            object_info=object_info,
-        )
+        super().copy_object(src_bucket, unquote(src_key), dst_bucket, dst_key, **options)

@@ -5,8 +5,8 @@ Installed, it owns ``s3://`` and ``s3a://`` in fsspec: ``fsspec.open("s3://bucke
 
 from __future__ import annotations
 
+from s3torch.fsspec._files import DirectoryNotEmptyError, ObjectExistsError
+from s3torch.fsspec._filesystem import S3FileSystem
 from s3torch.fsspec._version import __version__
-from s3torch.fsspec.errors import DirectoryNotEmptyError, ObjectExistsError
-from s3torch.fsspec.filesystem import S3FileSystem
 
 __all__ = ["DirectoryNotEmptyError", "ObjectExistsError", "S3FileSystem", "__version__"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from s3torch.lightning._version import __version__
 
 if TYPE_CHECKING:
-    from s3torch.lightning.checkpoint_io import S3LightningCheckpoint
+    from s3torch.lightning._checkpoint_io import S3LightningCheckpoint
 
 __all__ = ["S3LightningCheckpoint", "__version__"]
 
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
     # Every client asks the plugin of this package for its token; that must not cost the import of Lightning.
     if name != "S3LightningCheckpoint":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from s3torch.lightning.checkpoint_io import S3LightningCheckpoint
+    from s3torch.lightning._checkpoint_io import S3LightningCheckpoint
 
     globals()[name] = S3LightningCheckpoint
     return S3LightningCheckpoint

@@ -11,10 +11,16 @@ __all__ = ["s3torch_user_agent"]
 
 @hookimpl
 def s3torch_user_agent() -> str | None:
-    """Tells which Lightning is installed, without importing it."""
+    """Returns the token of the Lightning that is installed, without importing it."""
+    found = lightning_version()
+    return None if found is None else f"md/lightning#{found}"
+
+
+def lightning_version() -> str | None:
+    """Returns the version of Lightning, without importing it; ``None`` where there is none."""
     for distribution in ("lightning", "pytorch-lightning"):
         try:
-            return f"md/lightning#{version(distribution)}"
+            return version(distribution)
         except PackageNotFoundError:
             continue
     return None

@@ -1,7 +1,7 @@
-"""The files that are written through fsspec: they appear whole or not at all.
+"""Files that are written through fsspec: they appear whole or not at all.
 
-fsspec wraps files for text and compression, and its ``OpenFile`` closes them without a word when the
-``with`` body raised. Closing would publish half an object, so these classes carry the news to the writer.
+fsspec wraps files for text and compression, and its ``OpenFile`` also closes them when the ``with`` body
+raised. That would publish half an object, so these classes pass the exception on to the writer.
 """
 
 from __future__ import annotations
@@ -9,28 +9,70 @@ from __future__ import annotations
 import io
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from fsspec.core import OpenFile
 
-from s3torch.core import PreconditionFailedError
-from s3torch.fsspec.errors import ObjectExistsError
+from s3torch.core import PreconditionFailedError, S3Error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType, TracebackType
+    from typing import Self
 
     from typing_extensions import Buffer
 
     from s3torch.core import S3Writer
 
-__all__ = ["CompressedFile", "S3WriteFile", "TextFile"]
-
 _OPEN_FILE_EXIT = OpenFile.__exit__.__code__
 _FRAMES_TO_OPEN_FILE = 8
 
 
-class S3WriteFile(io.BufferedIOBase):
+class ObjectExistsError(PreconditionFailedError, FileExistsError):
+    """What was to be created exists already."""
+
+    @classmethod
+    def from_precondition(cls, error: S3Error) -> Self:
+        """Returns the same facts as ``error``, which says that the object exists already."""
+        return cls(
+            "the object exists already",
+            operation=error.operation,
+            bucket=error.bucket,
+            key=error.key,
+            code=error.code,
+            status=error.status,
+            request_id=error.request_id,
+            host_id=error.host_id,
+        )
+
+
+class DirectoryNotEmptyError(S3Error, OSError):
+    """A directory that was to be removed has objects in it."""
+
+
+class _WholeFile(io.IOBase):
+    """A file that is published by ``close``, except after an exception in its ``with`` body."""
+
+    def discard(self) -> None:
+        """Drops what was written; the object that was there before stays."""
+        raise NotImplementedError
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:
+            self.discard()
+        self.close()
+
+    def __del__(self) -> None:
+        # io.IOBase would close a file that was dropped, and so publish it. The writer warns and aborts.
+        pass
+
+
+class S3WriteFile(_WholeFile, io.BufferedIOBase):
     """An object being written, as fsspec wants it.
 
     Leaving ``with`` normally or ``close`` publishes the object; an exception in the ``with`` body, also in
@@ -66,21 +108,18 @@ class S3WriteFile(io.BufferedIOBase):
         return f"s3://{self.path}"
 
     def writable(self) -> bool:
-        """Returns True."""
         return True
 
     def write(self, data: Buffer) -> int:
-        """Takes the bytes of any contiguous buffer and returns how many they were."""
         self._check_open()
         return self._writer.write(data)
 
     def tell(self) -> int:
-        """Returns how many bytes the object has so far."""
         self._check_open()
         return self._writer.tell()
 
     def close(self) -> None:
-        """Publishes the object, unless a transaction will, or a ``with`` body of fsspec raised."""
+        """Publishes the object, unless a transaction will or a ``with`` body of fsspec raised."""
         if self.closed:
             return
         if self._left_on_error():
@@ -93,7 +132,6 @@ class S3WriteFile(io.BufferedIOBase):
             super().close()
 
     def commit(self) -> None:
-        """Publishes the object; called by fsspec's transaction."""
         try:
             self._writer.close()
         except PreconditionFailedError as exc:
@@ -103,30 +141,15 @@ class S3WriteFile(io.BufferedIOBase):
         self._on_commit()
 
     def discard(self) -> None:
-        """Drops what was written; the object that was there before stays."""
         super().close()
         self._writer.abort()
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if exc_type is not None:
-            self.discard()
-        self.close()
-
-    def __del__(self) -> None:
-        # io.IOBase would close a file that was dropped, and so publish it. The writer warns and aborts.
-        pass
 
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError("I/O operation on closed file.")
 
     def _left_on_error(self) -> bool:
-        # OpenFile.__exit__ knows of the exception and does not pass it on, so it is asked for it.
+        # OpenFile.__exit__ has the exception and does not pass it on, so its frame is read.
         frame: FrameType | None = sys._getframe(1)
         for _ in range(_FRAMES_TO_OPEN_FILE):
             if frame is None:
@@ -139,26 +162,14 @@ class S3WriteFile(io.BufferedIOBase):
         return False
 
 
-class TextFile(io.TextIOWrapper):
-    """Text on an S3 file; an exception in the ``with`` body publishes nothing."""
+class TextFile(_WholeFile, io.TextIOWrapper):
+    """Text on an S3 file."""
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if exc_type is not None:
-            _discard(self.buffer)
-        else:
-            self.close()
-
-    def __del__(self) -> None:
-        # io.TextIOWrapper would close a file that was dropped, and so publish it.
-        pass
+    def discard(self) -> None:
+        _discard(self.buffer)
 
 
-class CompressedFile(io.BufferedIOBase):
+class CompressedFile(_WholeFile, io.BufferedIOBase):
     """A compressor or decompressor together with the S3 file under it; closing it closes both.
 
     Args:
@@ -171,45 +182,35 @@ class CompressedFile(io.BufferedIOBase):
         self._raw = raw
 
     def readable(self) -> bool:
-        """Tells whether this decompresses."""
         return bool(self._codec.readable())
 
     def writable(self) -> bool:
-        """Tells whether this compresses."""
         return bool(self._codec.writable())
 
     def seekable(self) -> bool:
-        """Tells whether the codec can seek."""
         return bool(self._codec.seekable())
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Returns up to ``size`` decompressed bytes."""
         return bytes(self._codec.read(-1 if size is None else size))
 
     def read1(self, size: int = -1, /) -> bytes:
-        """Returns the decompressed bytes that are at hand, up to ``size``."""
         read = getattr(self._codec, "read1", self._codec.read)
         return bytes(read(size))
 
     def write(self, data: Buffer) -> int:
-        """Compresses bytes and returns how many they were."""
         return int(self._codec.write(data))
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Moves to a position of the decompressed bytes."""
         return int(self._codec.seek(offset, whence))
 
     def tell(self) -> int:
-        """Returns the position in the decompressed bytes."""
         return int(self._codec.tell())
 
     def flush(self) -> None:
-        """Hands over what the compressor can give away."""
         if not self._codec.closed and self.writable():
             self._codec.flush()
 
     def close(self) -> None:
-        """Ends the compressed stream and publishes the object."""
         if self.closed:
             return
         try:
@@ -222,29 +223,11 @@ class CompressedFile(io.BufferedIOBase):
             super().close()
 
     def discard(self) -> None:
-        """Drops what was written."""
-        # The compressor ends in an object that will not be; it would complain later if it could not.
+        # The compressor writes its end to an object that is discarded; left open, it would complain later.
         with suppress(Exception):
             self._codec.close()
         _discard(self._raw)
         super().close()
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if exc_type is not None:
-            self.discard()
-        self.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __del__(self) -> None:
-        # io.IOBase would close a file that was dropped, and so publish it.
-        pass
 
 
 def _discard(file: Any) -> None:

@@ -1,21 +1,28 @@
-"""What the storage options of an fsspec URL mean for the client."""
+"""What filesystems with the same storage options share in one process.
 
+fsspec makes one instance of a filesystem for each thread. They share a client, so that connections do not
+multiply by threads, and they agree on listings and on the directories that were made.
+"""
+
+# mypy: untyped-calls-exclude="fsspec"
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
-from s3torch.core import ConfigurationError, Credentials, S3ClientConfig
+from fsspec.dircache import DirCache
+
+from s3torch.core import ConfigurationError, Credentials, S3Client, S3ClientConfig, UserAgent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-__all__ = ["ClientOptions", "StaticCredentials"]
 
 # What fsspec itself hands to every filesystem.
 _OPTIONS_OF_FSSPEC = frozenset(
     {"asynchronous", "batch_size", "listings_expiry_time", "loop", "max_paths", "use_listings_cache"}
 )
+_CACHE_DEFAULTS = {"use_listings_cache": False, "listings_expiry_time": None, "max_paths": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +38,6 @@ class StaticCredentials:
     token: str | None = field(default=None, repr=False)
 
     def __call__(self) -> Credentials:
-        """Returns the keys."""
         return Credentials(self.key, self.secret, self.token)
 
 
@@ -116,3 +122,59 @@ def _address(
         region or client_kwargs.get("region_name"),
         endpoint or endpoint_url or client_kwargs.get("endpoint_url"),
     )
+
+
+def parents(path: str) -> list[str]:
+    """Returns the parents of a path, nearest first, up to the bucket."""
+    found = []
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        found.append(path)
+    return found
+
+
+class SharedStore:
+    """A client, its cached listings, and the directories that were made.
+
+    S3 has no directories. This process remembers those that were made, so that they exist before the first
+    object in them does.
+    """
+
+    def __init__(self, options: ClientOptions, cache: dict[str, Any]) -> None:
+        self.client = S3Client(
+            options.region,
+            endpoint=options.endpoint,
+            user_agent=UserAgent(["fsspec"]),
+            s3client_config=options.config,
+        )
+        self.listings: Any = DirCache(**cache)
+        self.made_directories: set[str] = set()
+
+    def make_directory(self, path: str) -> None:
+        """Remembers a directory and its parents."""
+        self.made_directories.update((path, *parents(path)))
+
+    def invalidate(self, path: str) -> None:
+        """Drops cached listings that a change of ``path``, or of anything below it, makes wrong."""
+        for stale in (path, *parents(path), ""):
+            self.listings.pop(stale, None)
+        for stale in [known for known in list(self.listings) if known.startswith(f"{path}/")]:
+            self.listings.pop(stale, None)
+
+    def forget_directory(self, path: str) -> None:
+        """Forgets a directory that was made, and those in it."""
+        made = self.made_directories
+        made -= {known for known in made.copy() if f"{known}/".startswith(f"{path}/")}
+
+
+def shared_store(options: ClientOptions, storage_options: dict[str, Any]) -> SharedStore:
+    """Returns the store of these options, which is the one of another filesystem that has them."""
+    cache = {name: storage_options.get(name, value) for name, value in _CACHE_DEFAULTS.items()}
+    key = (options, tuple(cache.items()))
+    store = _stores.get(key)
+    if store is None:
+        store = _stores.setdefault(key, SharedStore(options, cache))
+    return store
+
+
+_stores: WeakValueDictionary[tuple[Any, ...], SharedStore] = WeakValueDictionary()

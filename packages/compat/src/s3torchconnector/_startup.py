@@ -1,17 +1,19 @@
-"""The variables with which s3torchconnector switches native logs on, as those of s3torch.
+"""What importing the drop-in does, once: checks that it is alone, and turns on the logs that are asked for.
+
+Two distributions have the import name ``s3torchconnector``, and only one of them may be installed.
 
 ``S3_TORCH_CONNECTOR_DEBUG_LOGS`` is a level, or a list like ``debug,awscrt=off`` in which a level with a
-target counts for that target alone. What is native here is awscrt, so its level is that of the target
-``awscrt``, else the one without a target. ``S3_TORCH_CONNECTOR_LOGS_DIR_PATH`` is the folder for the files.
+target is for that target alone. The native library here is awscrt, so its level is that of the target
+``awscrt``, or else the one without a target. ``S3_TORCH_CONNECTOR_LOGS_DIR_PATH`` is the folder for logs.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ["native_level", "pass_on"]
-
+_OTHER = "s3torchconnector"
 _FILTER = "S3_TORCH_CONNECTOR_DEBUG_LOGS"
 _FOLDER = "S3_TORCH_CONNECTOR_LOGS_DIR_PATH"
 _LEVELS = {"off", "error", "warn", "info", "debug", "trace"}
@@ -20,8 +22,24 @@ _TARGET = "awscrt"
 _log = logging.getLogger(__name__)
 
 
+def check_alone() -> None:
+    """Checks that the distribution that this one replaces is not installed as well.
+
+    Raises:
+        ImportError: It is; files of either may then be those of the other.
+    """
+    try:
+        found = version(_OTHER)
+    except PackageNotFoundError:
+        return
+    raise ImportError(
+        f"both s3torch-compat and {_OTHER} {found} are installed, and both are imported as {_OTHER}; "
+        f"run: pip uninstall {_OTHER} && pip install --force-reinstall --no-deps s3torch-compat"
+    )
+
+
 def native_level(filters: str) -> str:
-    """Finds the level of awscrt in a list of filters.
+    """Returns the level of awscrt in a list of filters.
 
     Raises:
         ValueError: The list is no list of levels and targets with levels.
@@ -35,8 +53,8 @@ def native_level(filters: str) -> str:
     return levels.get(_TARGET, levels[""])
 
 
-def pass_on() -> None:
-    """Sets the variables of s3torch, which other processes inherit; those that are set already win."""
+def set_log_variables() -> None:
+    """Sets the variables of s3torch, which other processes inherit, where they are not set already."""
     filters = os.environ.get(_FILTER)
     if filters is None:
         return
@@ -51,4 +69,5 @@ def pass_on() -> None:
         os.environ.setdefault("S3TORCH_CRT_LOG_DIR", folder)
 
 
-pass_on()
+check_alone()
+set_log_variables()

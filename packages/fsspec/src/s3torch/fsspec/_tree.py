@@ -1,31 +1,29 @@
-"""The names in a filesystem on S3: paths, entries and listings, nothing that changes an object."""
+"""Paths, entries and listings of a filesystem on S3; nothing here changes an object."""
 
 # mypy: disallow-untyped-calls=False
 from __future__ import annotations
 
 import os
 from contextlib import suppress
+from datetime import UTC, datetime
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fsspec import AbstractFileSystem
 
 from s3torch.core import ConfigurationError, NotFoundError
-from s3torch.fsspec._shared import SharedStore, shared_store
-from s3torch.fsspec.entries import Entry, directory_entry, file_entry, with_directories
-from s3torch.fsspec.options import ClientOptions
+from s3torch.fsspec._store import ClientOptions, parents, shared_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from datetime import datetime
+    from collections.abc import Iterable, Iterator
 
-    from s3torch.core import ObjectInfo, S3Client
+    from s3torch.core import HeadObjectResult, ObjectInfo, S3Client
 
-__all__ = ["S3Tree"]
+Entry: TypeAlias = dict[str, Any]
 
 
 class S3Tree(AbstractFileSystem):
-    """What is where in the buckets that a client reaches; ``S3FileSystem`` adds the bytes.
+    """The names in the buckets that a client reaches; ``S3FileSystem`` adds the bytes.
 
     Args:
         region: The region; ``None`` takes the usual AWS places.
@@ -34,14 +32,10 @@ class S3Tree(AbstractFileSystem):
 
     protocol = ("s3", "s3a")
 
-    def __init__(
-        self,
-        region: str | None = None,
-        **storage_options: Any,
-    ) -> None:
+    def __init__(self, region: str | None = None, **storage_options: Any) -> None:
         super().__init__(**storage_options)
         options = ClientOptions.from_storage_options(region=region, **storage_options)
-        self._store: SharedStore = shared_store(options, storage_options)
+        self._store = shared_store(options, storage_options)
         self.dircache = self._store.listings
 
     @property
@@ -106,7 +100,7 @@ class S3Tree(AbstractFileSystem):
         prefix = f"{key}/" if key else ""
         files: list[Entry] = []
         directories: list[Entry] = []
-        exists = not key or path in self._store.made
+        exists = not key or path in self._store.made_directories
         for page in self.client.list_objects(bucket, prefix, "/"):
             exists = exists or bool(page.object_info or page.common_prefixes)
             for common in page.common_prefixes:
@@ -123,7 +117,7 @@ class S3Tree(AbstractFileSystem):
         known = {entry["name"] for entry in directories}
         directories += [
             directory_entry(made)
-            for made in sorted(self._store.made - known)
+            for made in sorted(self._store.made_directories - known)
             if made.rpartition("/")[0] == path
         ]
         return directories + files
@@ -161,15 +155,15 @@ class S3Tree(AbstractFileSystem):
         try:
             return self._head(path)
         except NotFoundError:
-            if path in self._store.made or self._has_objects_below(bucket, key):
+            if path in self._store.made_directories or self._has_objects_below(bucket, key):
                 return directory_entry(path)
             raise
 
     def exists(self, path: Any, **kwargs: Any) -> bool:
-        """Tells whether there is an object or a directory.
+        """Whether there is an object or a directory.
 
         Raises:
-            S3Error: S3 could not be asked; that is no answer.
+            S3Error: S3 did not answer, so nothing is known.
         """
         try:
             self.info(path, **kwargs)
@@ -178,14 +172,14 @@ class S3Tree(AbstractFileSystem):
         return True
 
     def isfile(self, path: Any) -> bool:
-        """Tells whether there is an object; one HEAD."""
+        """Whether there is an object; one HEAD."""
         bucket, _, key = self._strip_protocol(path).partition("/")
         return bool(bucket and key) and self.client.exists(bucket, key)
 
     def isdir(self, path: Any) -> bool:
-        """Tells whether there are objects below this path, or it was made in this process; one LIST."""
+        """Whether there are objects below this path, or this process made it; one LIST."""
         path = self._strip_protocol(path)
-        if not path or path in self._store.made or path in self.dircache:
+        if not path or path in self._store.made_directories or path in self.dircache:
             return True
         bucket, key = self._split(path)
         try:
@@ -218,7 +212,7 @@ class S3Tree(AbstractFileSystem):
         found = {entry["name"]: entry for entry in entries}
         if withdirs:
             found = with_directories(path, entries)
-            if path in self._store.made:
+            if path in self._store.made_directories:
                 found.setdefault(path, directory_entry(path))
         names = sorted(found)
         return {name: found[name] for name in names} if detail else names
@@ -245,22 +239,64 @@ class S3Tree(AbstractFileSystem):
         return found
 
     def created(self, path: Any) -> datetime:
-        """Returns when an object was stored; objects are never changed, only replaced."""
+        # Objects are never changed, only replaced.
         return self.modified(path)
 
     def ukey(self, path: Any) -> str:
-        """Returns a value that changes when the object does."""
         entry = self.info(path)
         return sha256(f"{entry['name']} {entry.get('ETag')} {entry['size']}".encode()).hexdigest()
 
     def checksum(self, path: Any) -> int:
-        """Returns a number that changes when the object does."""
         return int(self.ukey(path), 16)
 
     def invalidate_cache(self, path: Any = None) -> None:
-        """Forgets the cached listings that a change of ``path`` makes wrong; all without a path."""
+        """Drops the cached listings that a change of ``path`` makes wrong; all without a path."""
         if path is None:
             self.dircache.clear()
         else:
-            self._store.forget(self._strip_protocol(path))
+            self._store.invalidate(self._strip_protocol(path))
         super().invalidate_cache(path)
+
+
+def file_entry(path: str, facts: ObjectInfo | HeadObjectResult) -> Entry:
+    """Returns the entry of an object; ``path`` is ``bucket/key``.
+
+    The names of the facts are those that s3fs uses.
+    """
+    entry = _entry(path, "file", facts.size, facts.storage_class or "STANDARD")
+    entry["ETag"] = facts.etag
+    entry["LastModified"] = datetime.fromtimestamp(facts.last_modified, tz=UTC)
+    for name, attribute in (("VersionId", "version_id"), ("ContentType", "content_type")):
+        value = getattr(facts, attribute, None)
+        if value is not None:
+            entry[name] = value
+    return entry
+
+
+def directory_entry(path: str) -> Entry:
+    """Returns the entry of a directory, which is what keys have in common up to a slash."""
+    return _entry(path, "directory", 0, "DIRECTORY")
+
+
+def _entry(path: str, kind: str, size: int, storage_class: str) -> Entry:
+    return {
+        "name": path,
+        "size": size,
+        "type": kind,
+        "Key": path,
+        "Size": size,
+        "StorageClass": storage_class,
+    }
+
+
+def with_directories(root: str, entries: Iterable[Entry]) -> dict[str, Entry]:
+    """Returns entries below ``root`` by name, with ``root`` and every directory in between."""
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        found[entry["name"]] = entry
+        for parent in parents(entry["name"]):
+            if len(parent) < len(root) or parent in found:
+                break
+            if not parent.endswith("/"):
+                found[parent] = directory_entry(parent)
+    return found

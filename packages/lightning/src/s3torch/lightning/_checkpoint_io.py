@@ -1,19 +1,20 @@
-"""Checkpoints of a Lightning trainer on S3."""
+"""Checkpoints of a Lightning trainer on S3.
+
+Lightning comes as ``lightning`` and as ``pytorch_lightning``, and a trainer of one does not know the classes
+of the other. The plugin derives from the interface of the one that is in use, and is registered with both.
+"""
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from s3torch.core import ConfigurationError, S3Client, UserAgent, parse_s3_uri
 from s3torch.core.errors import error_from_response
-from s3torch.lightning._base import (
-    CheckpointIO,
-    lightning_version,
-    passes_none_to_torch,
-    register_everywhere,
-)
+from s3torch.lightning.plugin import lightning_version
 
 if TYPE_CHECKING:
     import os
@@ -22,7 +23,27 @@ if TYPE_CHECKING:
 
     from s3torch.core import S3ClientConfig, S3Reader
 
-__all__ = ["S3LightningCheckpoint"]
+# The modules that define the interface.
+_INTERFACES = ("lightning.fabric.plugins.io.checkpoint_io", "lightning_fabric.plugins.io.checkpoint_io")
+
+
+def _interface() -> Any:
+    # What is imported already is what the program uses.
+    for name in sorted(_INTERFACES, key=lambda name: name.partition(".plugins")[0] not in sys.modules):
+        try:
+            return import_module(name).CheckpointIO
+        except ModuleNotFoundError:
+            continue
+    raise ModuleNotFoundError(
+        "No module named 'lightning'; install s3torch-lightning, lightning or pytorch-lightning",
+        name="lightning",
+    )
+
+
+if TYPE_CHECKING:
+    from lightning.fabric.plugins import CheckpointIO
+else:
+    CheckpointIO = _interface()
 
 
 class S3LightningCheckpoint(CheckpointIO):
@@ -53,7 +74,7 @@ class S3LightningCheckpoint(CheckpointIO):
         reader_constructor: Callable[..., S3Reader] | None = None,
         storage_class: str | None = None,
     ) -> None:
-        register_everywhere(type(self))
+        _register_everywhere(type(self))
         self.region = region
         self._reader_constructor = reader_constructor
         self._storage_class = storage_class
@@ -63,7 +84,7 @@ class S3LightningCheckpoint(CheckpointIO):
             user_agent=UserAgent(["lightning", lightning_version() or ""]),
             s3client_config=s3client_config,
         )
-        # Keys of single objects: removing one of these takes one request, and no look for others.
+        # Checkpoints that are single objects: removing one takes one request, and no listing.
         self._saved: set[tuple[str, str]] = set()
 
     def save_checkpoint(
@@ -113,7 +134,7 @@ class S3LightningCheckpoint(CheckpointIO):
             S3Error: It could not be read.
         """
         bucket, key = _split(path)
-        if weights_only is None and not passes_none_to_torch():
+        if weights_only is None and not _passes_none_to_torch():
             weights_only = False
         with self._client.get_object(bucket, key, reader_constructor=self._reader_constructor) as reader:
             checkpoint: dict[str, Any] = torch.load(
@@ -150,14 +171,26 @@ class S3LightningCheckpoint(CheckpointIO):
         self._client.close()
 
     def _keys_below(self, bucket: str, key: str) -> Iterator[str]:
-        for page in self._client.list_objects(bucket, f"{key.rstrip('/')}/"):
-            for info in page.object_info:
-                yield info.key
+        pages = self._client.list_objects(bucket, f"{key.rstrip('/')}/")
+        return (info.key for page in pages for info in page.object_info)
 
 
 def _split(path: str | os.PathLike[str]) -> tuple[str, str]:
     bucket, key = parse_s3_uri(path)
-    # Without a key, the whole bucket would be the checkpoint.
+    # Without a key, the checkpoint would be the whole bucket.
     if not key.strip("/"):
         raise ConfigurationError(f"expected s3://bucket/key of a checkpoint, got {path!r}")
     return bucket, key
+
+
+def _passes_none_to_torch() -> bool:
+    """Whether this Lightning leaves ``weights_only=None`` to torch; it meant False before 2.6."""
+    major, minor = (lightning_version() or "2.6").split(".")[:2]
+    return (int(major), int(minor)) >= (2, 6)
+
+
+def _register_everywhere(cls: type) -> None:
+    """Makes a class pass as a ``CheckpointIO`` in every distribution of Lightning that is in use."""
+    for module in map(sys.modules.get, _INTERFACES):
+        if module is not None and not issubclass(cls, module.CheckpointIO):
+            module.CheckpointIO.register(cls)

@@ -13,17 +13,16 @@ from fsspec.compression import compr
 from fsspec.core import get_compression
 from fsspec.utils import isfilelike
 
-from s3torch.core import (
-    ConfigurationError,
-    NotFoundError,
-    PutOptions,
-    S3Error,
-    S3ReaderConstructor,
-)
+from s3torch.core import ConfigurationError, NotFoundError, PutOptions, S3Error, S3ReaderConstructor
 from s3torch.core.errors import error_from_response
-from s3torch.fsspec.errors import DirectoryNotEmptyError, ObjectExistsError
-from s3torch.fsspec.files import CompressedFile, S3WriteFile, TextFile
-from s3torch.fsspec.tree import S3Tree
+from s3torch.fsspec._files import (
+    CompressedFile,
+    DirectoryNotEmptyError,
+    ObjectExistsError,
+    S3WriteFile,
+    TextFile,
+)
+from s3torch.fsspec._tree import S3Tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,12 +30,10 @@ if TYPE_CHECKING:
 
     from s3torch.core import RangedS3Reader, S3Reader, SequentialS3Reader
 
-__all__ = ["S3FileSystem"]
-
 _CHUNK = 8 * 1024 * 1024
 _LARGEST_COPY = 5 * 1024**3
 _MODES = ("rb", "wb", "xb", "ab")
-# What callers of s3fs and fsspec pass; it is about their caches and may be left unheeded.
+# What callers of s3fs and fsspec pass for their caches; it is ignored.
 _HINTS = {"cache_type", "fill_cache", "size"}
 
 
@@ -89,14 +86,14 @@ class S3FileSystem(S3Tree):
             mode: ``r``, ``w`` (replaces), ``x`` (fails on closing if the object exists) or ``a`` (reads the
                 old object and writes it again with more at its end), with ``b`` for bytes.
             block_size: Reads through the range-based reader, which then fetches this much for a small read.
-            cache_options: Accepted, without a meaning here.
+            cache_options: Accepted and ignored.
             compression: A codec of fsspec, or ``"infer"`` to take it from the name.
             kwargs: ``encoding``, ``errors`` and ``newline`` for text, ``reader_constructor`` for reading,
                 ``options`` (``PutOptions``) for writing.
 
         Returns:
-            An ``S3Reader`` for reading, a file that appears when it is closed for writing. Nothing is asked
-            of S3 before the first byte, so a missing object shows at the first read.
+            An ``S3Reader`` for reading; for writing a file that appears when it is closed. Nothing is sent
+            before the first byte, so a missing object is an error of the first read.
 
         Raises:
             ConfigurationError: The mode is not one of these.
@@ -169,7 +166,7 @@ class S3FileSystem(S3Tree):
                 chunk = old.read(_CHUNK)
             except NotFoundError:
                 return self._writer(path, "ab", autocommit=autocommit, options=options)
-            # Whoever appends at the same time makes this one fail, rather than get lost.
+            # Where somebody else appends at the same time, this one fails, so that nothing is lost.
             options = options or PutOptions(if_match=old.etag)
             file = self._writer(path, "ab", autocommit=autocommit, options=options)
             try:
@@ -248,13 +245,13 @@ class S3FileSystem(S3Tree):
                 return
             callback.set_size(remote.size)
             if outfile is not None:
-                _pump(remote, chunk, outfile, callback)
+                _copy_rest(remote, chunk, outfile, callback)
                 return
             target = Path(lpath)
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with target.open("wb") as local:
-                    _pump(remote, chunk, local, callback)
+                    _copy_rest(remote, chunk, local, callback)
             except BaseException:
                 target.unlink(missing_ok=True)
                 raise
@@ -271,10 +268,7 @@ class S3FileSystem(S3Tree):
         except S3Error:
             if self.info(path1)["size"] <= _LARGEST_COPY:
                 raise
-            with (
-                self._sequential(path1) as reader,
-                self.open(path2, "wb") as writer,
-            ):
+            with self._sequential(path1) as reader, self.open(path2, "wb") as writer:
                 shutil.copyfileobj(reader, writer, _CHUNK)
         self.invalidate_cache(path2)
 
@@ -335,12 +329,12 @@ class S3FileSystem(S3Tree):
         """
         if recursive and maxdepth is None:
             paths = self.expand_path(path)
-            doomed = [(found, self._keys_to_remove(found)) for found in paths]
+            keys_by_path = [(found, self._keys_to_remove(found)) for found in paths]
         else:
             paths = self.expand_path(path, recursive=recursive, maxdepth=maxdepth)
-            doomed = [(found, [self._split_file(found)[1]]) for found in paths]
+            keys_by_path = [(found, [self._split_file(found)[1]]) for found in paths]
         by_bucket: dict[str, list[str]] = {}
-        for found, keys in doomed:
+        for found, keys in keys_by_path:
             by_bucket.setdefault(self._split(found)[0], []).extend(keys)
         for bucket, keys in by_bucket.items():
             self._delete(bucket, keys)
@@ -351,7 +345,7 @@ class S3FileSystem(S3Tree):
     def _keys_to_remove(self, path: str) -> list[str]:
         bucket, key = self._split(path)
         keys = [info.key for info in self._objects_below(bucket, key)]
-        if not keys and path not in self._store.made:
+        if not keys and path not in self._store.made_directories:
             self.info(path)
         return [*keys, key] if key else keys
 
@@ -373,7 +367,8 @@ class S3FileSystem(S3Tree):
             raise error
 
 
-def _pump(reader: S3Reader, chunk: bytes, target: IO[bytes], callback: Any) -> None:
+def _copy_rest(reader: S3Reader, chunk: bytes, target: IO[bytes], callback: Any) -> None:
+    """Writes a chunk that was read and what follows it."""
     while chunk:
         target.write(chunk)
         callback.relative_update(len(chunk))

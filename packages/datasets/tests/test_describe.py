@@ -10,9 +10,8 @@ from s3torch.core import S3BucketKeyData
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.models import ObjectInfo
 from s3torch.datasets import S3IndexedTarDataset, S3MapDataset, S3ShardDataset
-from s3torch.datasets.describe import describe_objects
-from s3torch.datasets.listing_progress import ListingProgress, ReportedSource
-from s3torch.datasets.sources import PrefixSource
+from s3torch.datasets.sources._sources import ListingProgress, PrefixSource, ReportedSource
+from s3torch.datasets.sources._summary import describe_objects
 
 
 def item(key, size):

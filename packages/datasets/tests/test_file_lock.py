@@ -8,10 +8,9 @@ from multiprocessing import get_context
 import pytest
 
 from s3torch.core import S3BucketKeyData
-from s3torch.datasets.disk_cache import DiskCache
-from s3torch.datasets.file_lock import exclusive
-from s3torch.datasets.shared_listing import SharedFolder
-from s3torch.datasets.shared_pages import shared_pages
+from s3torch.datasets.cache._disk import DiskCache
+from s3torch.datasets.cache._lock import exclusive
+from s3torch.datasets.sources._shared import SharedFolder, shared_pages
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3torch.datasets.gunzip import GzipStream
+from s3torch.datasets.shards._tar_archive import GzipStream
 
 
 def read_all(data, size=1 << 20):

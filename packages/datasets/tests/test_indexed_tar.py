@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from s3torch.core import S3Client, S3ClientConfig
 from s3torch.core.errors import ConfigurationError, ObjectChangedError
 from s3torch.datasets import S3IndexedTarDataset, S3ShardDataset
-from s3torch.datasets.damage import DamagedShardError
-from s3torch.datasets.tar_index import TarIndex
+from s3torch.datasets.formats import DamagedShardError
+from s3torch.datasets.shards._tar_index import TarIndex
 
 FILES = [
     [(f"d/{shard}-{number}.{suffix}", b"%d%d" % (shard, number) * 400) for number in range(4)]

@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader
 
 from s3torch.core import S3BucketKeyData, S3ClientConfig
 from s3torch.datasets import S3IndexedTarDataset, S3IterableDataset, S3MapDataset, S3ShardDataset
-from s3torch.datasets.shared_listing import SharedFolder
-from s3torch.datasets.shared_pages import shared_pages
+from s3torch.datasets.sources._shared import SharedFolder, shared_pages
 from s3torch.testing.faults import Fault
 
 if TYPE_CHECKING:

@@ -24,9 +24,8 @@ from s3torch.datasets import (
     S3Sampler,
     S3ShardDataset,
 )
-from s3torch.datasets._manifest_files import GzippedJsonLines, JsonLines, Parquet
-from s3torch.datasets.sources import ObjectsSource, PrefixSource
-from s3torch.datasets.versions import VersionedInfo, version_of
+from s3torch.datasets.sources._manifest import GzippedJsonLines, JsonLines, Parquet
+from s3torch.datasets.sources._sources import ObjectsSource, PrefixSource, VersionedInfo, version_of
 
 KEYS = [f"train/{number}" for number in range(5)]
 DATA = [key.encode() for key in KEYS]

@@ -13,11 +13,9 @@ import pytest
 
 from s3torch.core import S3BucketKeyData
 from s3torch.datasets import Manifest, S3IterableDataset, S3MapDataset, S3ShardDataset, Selection
-from s3torch.datasets.formats import ShardSource
-from s3torch.datasets.node import common_name, launch_on_node
-from s3torch.datasets.shared_listing import SharedFolder
-from s3torch.datasets.shared_pages import shared_pages
-from s3torch.datasets.sources import ObjectsSource, PrefixSource, subject_of
+from s3torch.datasets.shards._dataset import ShardSource
+from s3torch.datasets.sources._shared import SharedFolder, common_name, launch_on_node, shared_pages
+from s3torch.datasets.sources._sources import ObjectsSource, PrefixSource, subject_of
 
 KEYS = [f"train/{number:02}" for number in range(11)]
 
@@ -111,14 +109,14 @@ def test_a_system_that_does_not_tell_has_no_neighbours(node):
 @pytest.fixture
 def launch(monkeypatch, tmp_path):
     """This process is one of several ranks."""
-    monkeypatch.setattr("s3torch.datasets.node.launch_on_node", lambda: "a launch")
+    monkeypatch.setattr("s3torch.datasets.sources._shared.launch_on_node", lambda: "a launch")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("s3torch.datasets.node._made", type(common_name.__globals__["_made"])())
+    monkeypatch.setattr("s3torch.datasets.sources._shared._made", type(common_name.__globals__["_made"])())
 
 
 def another_rank(monkeypatch, subject):
     """The folder of a neighbour, which has made as many datasets."""
-    monkeypatch.setattr("s3torch.datasets.node._made", type(common_name.__globals__["_made"])())
+    monkeypatch.setattr("s3torch.datasets.sources._shared._made", type(common_name.__globals__["_made"])())
     return SharedFolder(subject)
 
 

@@ -10,10 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.datasets.ordering import Course, Leg, Permutation, even_length, pick
-from s3torch.datasets.progress import course_from_state, course_to_state, resume
-from s3torch.datasets.sharding import Place, Shard
-from s3torch.datasets.uneven_leg import UnevenLeg
+from s3torch.datasets.order._epoch import (
+    ConsumedPrefix,
+    ConsumedShares,
+    EpochPosition,
+    Permutation,
+    even_length,
+    pick,
+)
+from s3torch.datasets.order._places import Place, WorkerShard
+from s3torch.datasets.order._state import ObjectState
 
 
 @given(st.integers(0, 400), st.integers(), st.integers(0, 9))
@@ -47,14 +53,14 @@ def test_the_order_depends_on_seed_and_epoch_and_never_changes():
 teams = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(0, 12))
 
 
-def read(legs, count, ranks, workers, batch, batches):
+def read(consumed, count, ranks, workers, batch, batches):
     """Takes so many batches in turn from the workers of each rank, as a loader does."""
     seen = []
     for rank in range(ranks):
         waiting = []
         for worker in range(workers):
-            course = Course(0, legs, Shard(Place(rank, ranks), Place(worker, workers)))
-            mine = list(course.within(count, uneven="keep"))
+            position = EpochPosition(0, consumed, WorkerShard(Place(rank, ranks), Place(worker, workers)))
+            mine = list(position.within(count, uneven="keep"))
             waiting.append([mine[at : at + batch] for at in range(0, len(mine), batch)])
         turn = [queue[number] for number in range(count + 1) for queue in waiting if number < len(queue)]
         seen += [place for taken in turn[:batches] for place in taken]
@@ -63,14 +69,14 @@ def read(legs, count, ranks, workers, batch, batches):
 
 @given(st.integers(0, 120), st.lists(teams, max_size=4), st.integers(1, 4), st.integers(1, 4))
 def test_each_sample_is_seen_once_whoever_reads_the_rest(count, interrupted, ranks, workers):
-    legs, seen = (), []
+    consumed, seen = (), []
     for team in interrupted:
-        seen += read(legs, count, *team)
-        legs = Course(legs=legs).extended(Leg(*team))
-    rest = read(legs, count, ranks, workers, 3, count + 1)
+        seen += read(consumed, count, *team)
+        consumed = EpochPosition(consumed=consumed).extended(ConsumedPrefix(*team))
+    rest = read(consumed, count, ranks, workers, 3, count + 1)
     assert sorted(seen + rest) == list(range(count))
     # Whoever reads it, what is left comes in the same global order.
-    assert list(Course(legs=legs).within(count, uneven="keep")) == sorted(rest)
+    assert list(EpochPosition(consumed=consumed).within(count, uneven="keep")) == sorted(rest)
 
 
 @given(
@@ -79,31 +85,36 @@ def test_each_sample_is_seen_once_whoever_reads_the_rest(count, interrupted, ran
     st.integers(1, 4),
 )
 def test_each_sample_is_seen_once_after_workers_that_took_different_numbers(count, interrupted, ranks):
-    legs, seen = (), []
+    consumed, seen = (), []
     for taken in interrupted:
         for share, number in enumerate(taken):
-            course = Course(0, legs, Shard(Place(share, len(taken))))
-            seen += islice(course.within(count, uneven="keep"), number)
-        legs = (*legs, UnevenLeg(taken))
-        course = Course(0, legs)
-        assert course_from_state(json.loads(json.dumps(course_to_state(course, {}))), {}) == course
-    rest = read(legs, count, ranks, 2, 3, count + 1)
+            position = EpochPosition(0, consumed, WorkerShard(Place(share, len(taken))))
+            seen += islice(position.within(count, uneven="keep"), number)
+        consumed = (*consumed, ConsumedShares(taken))
+        position = EpochPosition(0, consumed)
+        state = ObjectState({}, position=position).to_dict()
+        assert ObjectState.from_dict(json.loads(json.dumps(state)), {}).resumed() == position
+    rest = read(consumed, count, ranks, 2, 3, count + 1)
     assert sorted(seen + rest) == list(range(count))
-    assert list(Course(legs=legs).within(count, uneven="keep")) == sorted(rest)
+    assert list(EpochPosition(consumed=consumed).within(count, uneven="keep")) == sorted(rest)
 
 
 @pytest.mark.parametrize("wrong", [(), (1, -1), (1.5,), "ab"])
-def test_a_wrong_uneven_leg_is_refused(wrong):
+def test_wrong_shares_are_refused(wrong):
     with pytest.raises(ConfigurationError):
-        UnevenLeg(wrong)
+        ConsumedShares(wrong)
 
 
 @given(st.integers(0, 60), teams, st.integers(1, 5), st.sampled_from(["pad", "drop"]))
 def test_uneven_tails_are_made_even(count, team, ranks, uneven):
-    legs = Course().extended(Leg(*team))
-    left = list(Course(legs=legs).within(count, uneven="keep"))
+    consumed = EpochPosition().extended(ConsumedPrefix(*team))
+    left = list(EpochPosition(consumed=consumed).within(count, uneven="keep"))
     parts = [
-        list(Course(legs=legs, shard=Shard(Place(rank, ranks))).within(count, uneven=uneven))
+        list(
+            EpochPosition(consumed=consumed, shard=WorkerShard(Place(rank, ranks))).within(
+                count, uneven=uneven
+            )
+        )
         for rank in range(ranks)
     ]
     length = even_length(len(left), ranks, uneven)
@@ -113,9 +124,11 @@ def test_uneven_tails_are_made_even(count, team, ranks, uneven):
 
 
 @given(st.integers(0, 50), st.integers(1, 20))
-def test_clean_legs_become_one(first, second):
-    legs = Course().extended(Leg(batches=first))
-    assert Course(legs=legs).extended(Leg(2, 1, 3, second)) == (Leg(batches=first + 6 * second),)
+def test_prefixes_without_gaps_become_one(first, second):
+    consumed = EpochPosition().extended(ConsumedPrefix(batches=first))
+    assert EpochPosition(consumed=consumed).extended(ConsumedPrefix(2, 1, 3, second)) == (
+        ConsumedPrefix(batches=first + 6 * second),
+    )
 
 
 @given(st.sets(st.integers(0, 40)), st.integers(0, 40))
@@ -128,18 +141,18 @@ def test_picking_from_a_stream(places, count):
 
 
 def test_a_state_is_small_and_comes_back():
-    course = Course(3, (Leg(2, 3, 4, 5),), Shard(Place(1, 2), Place(0, 3)), 10**9)
-    state = course_to_state(course, {"seed": 1})
+    position = EpochPosition(3, (ConsumedPrefix(2, 3, 4, 5),), WorkerShard(Place(1, 2), Place(0, 3)), 10**9)
+    state = ObjectState({"seed": 1}, position=position).to_dict()
     assert len(repr(state)) < 300
-    assert course_from_state(state, {"seed": 1}) == course
+    assert ObjectState.from_dict(state, {"seed": 1}).resumed() == position
     for wrong, order in ((state, {"seed": 2}), ({}, {}), ({**state, "version": 9}, {"seed": 1})):
         with pytest.raises(ConfigurationError):
-            course_from_state(wrong, order)
+            ObjectState.from_dict(wrong, order)
     with pytest.raises(ConfigurationError, match="ResumableLoader"):
-        resume(course, Shard())
+        position.for_shard(WorkerShard())
 
 
 @pytest.mark.parametrize("wrong", [{"ranks": 0}, {"workers": True}, {"batch_size": 0}, {"batches": -1}])
-def test_a_wrong_leg_is_refused(wrong):
+def test_a_wrong_prefix_is_refused(wrong):
     with pytest.raises(ConfigurationError):
-        Leg(**wrong)
+        ConsumedPrefix(**wrong)

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from s3torch.core.errors import ConfigurationError, ObjectChangedError
 from s3torch.datasets import S3ShardDataset, merge_states
-from s3torch.datasets.damage import DamagedShardError
-from s3torch.datasets.parquet_format import ParquetFormat
+from s3torch.datasets.formats import DamagedShardError
+from s3torch.datasets.shards._parquet import ParquetFormat
 
 ROWS = [
     {"id": number, "text": str(number) * 9, "list": [number] * (number % 3), "point": {"x": number, "y": 1.5}}

@@ -17,10 +17,11 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from s3torch.core import S3Client, S3ClientConfig
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
 from s3torch.datasets import S3ShardDataset
-from s3torch.datasets.damage import DamagedShardError
-from s3torch.datasets.shard_order import BlockProgress, Cursor, Mixer
-from s3torch.datasets.sharding import Stripe
-from s3torch.datasets.tar_format import TarFormat
+from s3torch.datasets.formats import DamagedShardError
+from s3torch.datasets.order._places import StridedShard
+from s3torch.datasets.order._progress import BlockProgress, Cursor
+from s3torch.datasets.shards._pipeline import BlockShuffler
+from s3torch.datasets.shards._tar_format import TarFormat
 from s3torch.testing.memory import MemoryStore
 
 KEYS = [[f"d/{shard}-{number}" for number in range(shard + 2)] for shard in range(6)]
@@ -193,9 +194,9 @@ def test_a_worker_keeps_no_more_samples_than_its_buffer():
         def __del__(self):
             Sample.alive -= 1
 
-    mixer = Mixer(10, seed=0, epoch=0, turn=0, stripe=Stripe())
+    shuffler = BlockShuffler(10, seed=0, epoch=0, turn=0, share=StridedShard())
     most = 0
-    for _, sample in mixer.mix(((Cursor(), Sample()) for _ in range(100)), BlockProgress()):
+    for _, sample in shuffler.shuffle(((Cursor(), Sample()) for _ in range(100)), BlockProgress()):
         most = max(most, sample.alive)
     assert most <= 10 + 2
 

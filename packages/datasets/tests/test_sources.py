@@ -11,7 +11,7 @@ import pytest
 
 from s3torch.core import S3BucketKeyData, S3Client, S3Uri
 from s3torch.core.errors import ConfigurationError
-from s3torch.datasets.sources import GlobSource, ObjectsSource, PrefixSource
+from s3torch.datasets.sources._sources import GlobSource, ObjectsSource, PrefixSource
 
 
 def test_uris_are_taken_once_and_keep_their_order():

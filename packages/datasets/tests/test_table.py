@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3torch.core import ObjectInfo, RestoreStatus, S3BucketKeyData
-from s3torch.datasets.table import ObjectTable
-from s3torch.datasets.versions import VersionedInfo
+from s3torch.datasets.sources._sources import VersionedInfo
+from s3torch.datasets.sources._table import ObjectTable
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Functions that make samples: of unread readers, or of the parts of a shard's sample.
+"""Functions that make samples and labels: of unread readers, or of the parts of a shard's sample.
 
 The decoders take an unread reader, which ``S3MapDataset`` and ``S3IterableDataset`` give to a transform, or
 the ``bytes`` of a part of a sample of ``S3ShardDataset``. All can be pickled, so they work in spawned
@@ -6,6 +6,9 @@ workers::
 
     S3MapDataset.from_prefix(uri, transform=ImageTensor())
     S3ShardDataset.from_prefix(uri, transform=DecodeParts({"jpg": ImageTensor(), "cls": decode_text}))
+
+``PathLabel``, ``RegexLabel`` and ``ClassIndex`` make labels of keys, with numbers that are the same on every
+rank, and ``WithLabel`` adds one to a sample.
 """
 
 from __future__ import annotations
@@ -13,10 +16,11 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, TypeVar
 
 import torch
 
@@ -24,22 +28,28 @@ from s3torch.core import S3Reader
 from s3torch.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from PIL.Image import Image
 
 __all__ = [
+    "ClassIndex",
     "Compose",
     "DecodeParts",
     "ImageTensor",
     "Images",
+    "PathLabel",
     "RawTensor",
+    "RegexLabel",
+    "WithLabel",
     "decode_json",
     "decode_npy",
     "decode_text",
     "identity",
     "read_bytes",
 ]
+
+T = TypeVar("T")
 
 # Those whose samples are whole bytes, and how many a pixel has.
 _CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4, "CMYK": 4, "YCbCr": 3, "HSV": 3}
@@ -201,6 +211,118 @@ class ImageTensor:
         image = Images(self.mode)(source)
         pixels = _shared(image.tobytes()).view(image.height, image.width, _CHANNELS[self.mode])
         return pixels.permute(2, 0, 1).contiguous()
+
+
+@dataclass(frozen=True, slots=True)
+class PathLabel:
+    """Takes a component of the key: by default the folder, as in ``train/cat/1.jpg``.
+
+    Attributes:
+        part: Which, counted from 0, or from the end for negative ones; -1 is the name of the file.
+    """
+
+    part: int = -2
+
+    def __call__(self, key: str) -> str:
+        """Returns the label of a key.
+
+        Raises:
+            ConfigurationError: The key has no such component.
+        """
+        parts = key.split("/")
+        if not -len(parts) <= self.part < len(parts):
+            raise ConfigurationError(f"the key {key!r} has no component {self.part}")
+        return parts[self.part]
+
+
+@dataclass(frozen=True, slots=True)
+class RegexLabel:
+    """Takes what a group of a regular expression matches anywhere in the key.
+
+    Attributes:
+        pattern: The expression, as in ``"class_([0-9]+)"``.
+        group: The number or the name of the group.
+    """
+
+    pattern: str
+    group: int | str = 1
+
+    def __post_init__(self) -> None:
+        try:
+            compiled = re.compile(self.pattern)
+        except re.error as exc:
+            raise ConfigurationError(f"{self.pattern!r} is no regular expression: {exc}") from exc
+        known = range(compiled.groups + 1) if isinstance(self.group, int) else compiled.groupindex
+        if self.group not in known:
+            raise ConfigurationError(f"{self.pattern!r} has no group {self.group!r}")
+
+    def __call__(self, key: str) -> str:
+        """Returns the label of a key.
+
+        Raises:
+            ConfigurationError: The expression does not match.
+        """
+        found = re.search(self.pattern, key)
+        label: str | None = None if found is None else found[self.group]
+        if label is None:
+            raise ConfigurationError(f"the key {key!r} does not match {self.pattern!r}")
+        return label
+
+
+@dataclass(frozen=True, slots=True)
+class ClassIndex:
+    """Numbers for labels, in the order of the sorted labels, so that ranks with the same listing agree.
+
+    Attributes:
+        classes: The labels, sorted; the place of each is its number.
+        class_to_idx: The number of each label.
+    """
+
+    classes: tuple[str, ...]
+    class_to_idx: Mapping[str, int] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(sorted(set(self.classes))))
+        object.__setattr__(self, "class_to_idx", {label: at for at, label in enumerate(self.classes)})
+
+    @classmethod
+    def from_keys(cls, keys: Iterable[str], label: Callable[[str], str]) -> ClassIndex:
+        """Collects the labels of some keys."""
+        return cls(tuple({label(key) for key in keys}))
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def __call__(self, label: str) -> int:
+        """Returns the number of a label.
+
+        Raises:
+            ConfigurationError: It is none of the labels.
+        """
+        number = self.class_to_idx.get(label)
+        if number is None:
+            raise ConfigurationError(f"unknown label {label!r}; there are {len(self.classes)}")
+        return number
+
+
+@dataclass(frozen=True, slots=True)
+class WithLabel(Generic[T]):
+    """A transform that adds the label of the key: its samples are pairs of value and label.
+
+    Attributes:
+        transform: Makes the value of an unread reader.
+        label: Makes the label of the key.
+        index: Makes a number of the label; ``None`` keeps the label.
+    """
+
+    transform: Callable[[S3Reader], T]
+    label: Callable[[str], str] = PathLabel()
+    index: ClassIndex | None = None
+
+    def __call__(self, reader: S3Reader) -> tuple[T, str | int]:
+        """Returns value and label."""
+        label = self.label(reader.key)
+        return self.transform(reader), label if self.index is None else self.index(label)
 
 
 def _shared(data: bytes | bytearray) -> torch.Tensor:

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from s3torch.datasets._map_style import S3MapDataset
     from s3torch.datasets.cache._disk import CacheUsage, DiskCache
     from s3torch.datasets.formats import DamagedShardError
-    from s3torch.datasets.order._loader import ResumableLoader, merge_states
-    from s3torch.datasets.order._sampler import S3Sampler
+    from s3torch.datasets.order._loader import ResumableLoader, S3Sampler, merge_states
     from s3torch.datasets.shards._dataset import S3ShardDataset
     from s3torch.datasets.shards._indexed_tar import S3IndexedTarDataset
     from s3torch.datasets.shards._parquet import ParquetFormat
@@ -72,8 +71,7 @@ _MODULES = {
     "_map_style": "S3MapDataset",
     "cache._disk": "CacheUsage DiskCache",
     "formats": "DamagedShardError",
-    "order._loader": "ResumableLoader merge_states",
-    "order._sampler": "S3Sampler",
+    "order._loader": "ResumableLoader S3Sampler merge_states",
     "shards._dataset": "S3ShardDataset",
     "shards._indexed_tar": "S3IndexedTarDataset",
     "shards._parquet": "ParquetFormat",

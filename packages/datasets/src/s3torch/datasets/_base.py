@@ -14,7 +14,8 @@ from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChanged
 from s3torch.datasets._opening import Opener, through
 from s3torch.datasets._ranges import Hedging
 from s3torch.datasets._settings import DatasetOptions, InputT, SampleT, Settings
-from s3torch.datasets.order._places import Place, SharedCounter, current_rank
+from s3torch.datasets.cache._disk import DiskCache
+from s3torch.datasets.order._places import Place, SharedCounter, current_rank, given_place
 from s3torch.datasets.sources._manifest import Manifest, ManifestSource
 from s3torch.datasets.sources._shared import SharedFolder, SharedListing
 from s3torch.datasets.sources._sources import GlobSource, ObjectsSource, PrefixSource, subject_of, uri_of
@@ -41,6 +42,8 @@ class S3Dataset(Generic[InputT, SampleT]):
 
     _kind: ClassVar[str]
     _options: ClassVar[frozenset[str]]
+    # Whether transforms get samples of shards and may be None, which keeps the samples.
+    _of_samples: ClassVar[bool] = False
     client_class: ClassVar[type[S3Client]] = S3Client
 
     def __init__(
@@ -49,14 +52,21 @@ class S3Dataset(Generic[InputT, SampleT]):
         get_dataset_objects: ObjectSource,
         **options: Unpack[DatasetOptions[InputT, SampleT]],
     ) -> None:
-        settings: Settings[InputT, SampleT] = Settings.of(type(self), self._options, dict(options))
+        for name in options:
+            if name not in self._options:
+                raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {name!r}")
+        if self._of_samples and options.get("transform") is None:
+            options.pop("transform", None)
+        settings: Settings[InputT, SampleT] = Settings(**options)
         if not callable(get_dataset_objects):
             raise ConfigurationError(f"get_dataset_objects must be callable, got {get_dataset_objects!r}")
         self._region = region
         self._get_dataset_objects = get_dataset_objects
         self._settings = settings
         # One cache for all readers, so that it warns once.
-        self._cache = settings.make_cache()
+        self._cache: DiskCache | None = None
+        if settings.cache_dir is not None:
+            self._cache = DiskCache(settings.cache_dir, limit=settings.cache_limit)
         self._reader_constructor = through(self._cache, settings.reader_constructor)
         self._folder = SharedFolder(self._subject())
         self._shared_listing = SharedListing(self._folder)
@@ -68,6 +78,10 @@ class S3Dataset(Generic[InputT, SampleT]):
             user_agent=UserAgent([self._agent()]),
             s3client_config=settings.s3client_config,
         )
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Makes what a kind of dataset has of its own, once there are settings."""
 
     @classmethod
     def from_prefix(
@@ -80,12 +94,7 @@ class S3Dataset(Generic[InputT, SampleT]):
         """Makes a dataset of all objects whose key begins with the key of the URI, in listing order.
 
         Datasets of shards leave out keys that end with no suffix of their format, or of any without a
-        ``format``, so sidecars may lie beside the shards.
-
-        Args:
-            s3_uri: One prefix or several.
-            region: The region.
-            options: The other arguments of the class.
+        ``format``, so sidecars may lie beside the shards. The other arguments are those of the class.
 
         Raises:
             ConfigurationError: The URI or another argument is wrong.
@@ -103,10 +112,7 @@ class S3Dataset(Generic[InputT, SampleT]):
     ) -> Self:
         """Makes a dataset of one URI or of several in their order; an iterator is consumed once, now.
 
-        Args:
-            object_uris: The URIs.
-            region: The region.
-            options: The other arguments of the class.
+        The other arguments are those of the class.
 
         Raises:
             ConfigurationError: A URI or another argument is wrong.
@@ -125,12 +131,8 @@ class S3Dataset(Generic[InputT, SampleT]):
         """Makes a dataset of all objects that match a pattern, in listing order.
 
         ``*`` and ``?`` match within a folder, ``**/`` any number of folders, ``[a-z]`` one character,
-        ``{a,b}`` either; see ``s3torch.core.globs``. Only what can match is listed.
-
-        Args:
-            s3_uri: As in ``"s3://bucket/train/**/*.jpg"``.
-            region: The region.
-            options: The other arguments of the class.
+        ``{a,b}`` either, as in ``"s3://bucket/train/**/*.jpg"``; see ``s3torch.core.globs``. Only what can
+        match is listed. The other arguments are those of the class.
 
         Raises:
             ConfigurationError: The URI or another argument is wrong.
@@ -252,17 +254,10 @@ class S3Dataset(Generic[InputT, SampleT]):
 class ObjectDataset(S3Dataset[S3Reader, SampleT]):
     """Base of the datasets whose samples are objects; not for direct use."""
 
-    def __init__(
-        self,
-        region: str | None,
-        get_dataset_objects: ObjectSource,
-        **options: Unpack[DatasetOptions[S3Reader, SampleT]],
-    ) -> None:
-        super().__init__(region, get_dataset_objects, **options)
-        hedge_after = self._settings.hedge_after
-        self._hedging: Hedging | None = None
-        if hedge_after is not None:
-            self._hedging = Hedging(hedge_after, partial(self._counter.add, "hedged"))
+    def _prepare(self) -> None:
+        super()._prepare()
+        hedge_after, count = self._settings.hedge_after, partial(self._counter.add, "hedged")
+        self._hedging = None if hedge_after is None else Hedging(hedge_after, count)
         self._prefetch = self._settings.prefetch if self._settings.reads_ahead else 0
 
     def describe(self) -> DatasetSummary:
@@ -281,7 +276,7 @@ class ObjectDataset(S3Dataset[S3Reader, SampleT]):
         return self._counter.total("hedged")
 
     def _opener(self) -> Opener:
-        return Opener(self._client, self._reader_constructor, prefetch=self._prefetch, hedging=self._hedging)
+        return Opener(self._client, self._reader_constructor, self._prefetch, self._hedging)
 
     def _sample(self, reader: S3Reader) -> SampleT:
         return apply(self._settings.transform, reader, uri_of)
@@ -307,14 +302,9 @@ class ObjectDataset(S3Dataset[S3Reader, SampleT]):
 class StreamedDataset(S3Dataset[InputT, SampleT], IterableDataset[SampleT]):
     """Base of the datasets that ranks and workers share, and that resume; not for direct use."""
 
-    def __init__(
-        self,
-        region: str | None,
-        get_dataset_objects: ObjectSource,
-        **options: Unpack[DatasetOptions[InputT, SampleT]],
-    ) -> None:
-        super().__init__(region, get_dataset_objects, **options)
-        self._given_rank = self._settings.given_rank()
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._given_rank = given_place(self._settings.rank, self._settings.world_size)
         self._seen_rank = current_rank()
         # Shared memory, so that persistent workers see the epoch that is set in their parent.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()

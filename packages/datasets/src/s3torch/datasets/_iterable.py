@@ -61,14 +61,8 @@ class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, Sample
         uneven: What becomes of a tail that cannot be shared out evenly, so that collectives do not hang:
             ``"pad"`` repeats samples, ``"drop"`` leaves some out, ``"keep"`` lets ranks differ by one. All
             but ``"keep"`` list everything once.
-        options: ``prefetch`` is how many objects are fetched ahead in each worker, of each at most the first
-            part until its turn comes; 0 fetches one after the other, ``None`` takes as many as fit in a share
-            of the memory, at most 128. ``on_error="skip"`` leaves missing and changed objects out, with a
-            warning in the log and a count in ``skipped``. ``hedge_after`` sends a second request for a small
-            object whose answer is late, by seconds or by a quantile of the last answers, as in ``"p95"``; the
-            first answer wins, and ``hedged`` counts. ``select``, a ``Selection``, leaves out objects.
-            ``cache_dir`` keeps what was read in a folder on a local disk, of at most ``cache_limit`` bytes,
-            so that the second epoch reads from there.
+        options: ``prefetch``, ``on_error``, ``hedge_after``, ``select``, ``cache_dir`` and ``cache_limit`` of
+            ``S3MapDataset``, for each worker.
 
     Raises:
         ConfigurationError: An argument is wrong.
@@ -103,7 +97,10 @@ class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, Sample
             reader_constructor=reader_constructor,
             **options,
         )
-        if self._given_rank is not None and not enable_sharding:
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        if self._given_rank is not None and not self.enable_sharding:
             raise ConfigurationError("rank and world_size need enable_sharding=True")
         self._iterations = 0
         # The iteration that went on last, and how many objects it has taken.

@@ -82,6 +82,9 @@ class S3MapDataset(ObjectDataset[SampleT], Dataset[SampleT]):
             reader_constructor=reader_constructor,
             **options,
         )
+
+    def _prepare(self) -> None:
+        super()._prepare()
         self._access = IndexAccess()
 
     def __len__(self) -> int:

@@ -48,13 +48,7 @@ C = TypeVar("C", bound=Closable)
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """How much may be in flight ahead of a consumer.
-
-    Attributes:
-        objects: How many objects at most; 0 starts none.
-        size: How many bytes.
-        least: How many objects are started whatever they weigh.
-    """
+    """How many objects and bytes may be in flight ahead of a consumer; ``least`` objects of any size."""
 
     objects: int
     size: int = _HIGHEST_BYTES
@@ -62,11 +56,7 @@ class Ahead:
 
 
 def check_prefetch(prefetch: int | None) -> int:
-    """Returns how many objects to start ahead, the most that is ever started for ``None``.
-
-    Raises:
-        ConfigurationError: It is not an integer from 0 on.
-    """
+    """Returns how many objects to start ahead; refuses what is no integer from 0 on."""
     value: Any = DEFAULT_PREFETCH if prefetch is None else prefetch
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ConfigurationError(f"prefetch must be an integer from 0 on, got {value!r}")
@@ -100,12 +90,11 @@ def look_ahead(
 
     Args:
         items: Made as they are needed.
-        ahead: How much to start ahead; the budget of the process bounds the downloads of all datasets
-            together.
+        ahead: The limits; the budget of the process also bounds the downloads of all datasets together.
         start: Starts the download of an item, unless it was started when it was made.
         weigh: Returns the bytes that an item, which was just made, starts.
-        gently: Starts few at first, twice as many as were taken, and no more than 64 MiB: for a consumer that
-            may stop at any time.
+        gently: Starts twice as many as were taken, and no more than 64 MiB: for a consumer that may stop at
+            any time.
     """
     if gently:
         ahead = replace(ahead, size=min(ahead.size, _GENTLE_BYTES))
@@ -160,49 +149,37 @@ def _default_limit(pid: int) -> int:  # noqa: ARG001 - a worker has another one 
     return default_memory_limit()
 
 
+@dataclass(slots=True)
 class Opener:
     """Opens objects with one client.
 
     It does not refer to the dataset, so that what is read ahead does not keep a dataset alive.
     """
 
-    def __init__(
-        self,
-        client: S3Client,
-        reader_constructor: S3ReaderConstructorProtocol | None,
-        *,
-        prefetch: int | None,
-        hedging: Hedging | None,
-    ) -> None:
-        self._client = client
-        self._reader_constructor = reader_constructor
-        self._prefetch = prefetch
-        self._hedging = hedging
+    client: S3Client
+    reader_constructor: S3ReaderConstructorProtocol | None
+    prefetch: int | None
+    hedging: Hedging | None
 
     def open(self, item: S3BucketKeyData) -> S3Reader:
         """Returns the unread reader of an object."""
-        constructor = self._reader_constructor
-        if self._hedging is None:
-            return self._client.get_object(
-                item.bucket, item.key, reader_constructor=constructor, **facts_of(item)
-            )
-        source = self._client.open_ranges(item.bucket, item.key, **facts_of(item))
+        place, facts, constructor = (item.bucket, item.key), facts_of(item), self.reader_constructor
+        if self.hedging is None:
+            return self.client.get_object(*place, reader_constructor=constructor, **facts)
+        source = self.client.open_ranges(*place, **facts)
         make = SequentialS3Reader if constructor is None else constructor
         return make(
             bucket=item.bucket,
             key=item.key,
             get_object_info=source.head,
-            get_stream=HedgedRanges(source, self._hedging),
+            get_stream=HedgedRanges(source, self.hedging),
         )
 
     def ahead(self, items: Iterable[S3BucketKeyData], *, gently: bool = False) -> Generator[S3Reader]:
         """Yields the readers of objects in their order, with more of them started."""
-        config = self._client.s3client_config
-        limit = config.memory_limit
-        ahead = choose_ahead(
-            self._prefetch, memory_limit=_default_limit(os.getpid()) if limit is None else limit
-        )
-        size = 0
+        config = self.client.s3client_config
+        limit = _default_limit(os.getpid()) if config.memory_limit is None else config.memory_limit
+        ahead, size = choose_ahead(self.prefetch, memory_limit=limit), 0
 
         def opened() -> Iterator[S3Reader]:
             nonlocal size
@@ -275,13 +252,10 @@ class _Run(threading.local):
     """The indices that a thread has asked for, and what was started for it."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.following = -1
-        self.length = 0
         self.readers: Generator[S3Reader] | None = None
         self.batch: deque[int] = deque()
-        self.is_batch = False
         self.misled = False
+        self.begin()
 
     def begin(self) -> None:
         """Forgets everything."""

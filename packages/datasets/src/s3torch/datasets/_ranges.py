@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from s3torch.core import SequentialS3Reader
 from s3torch.core.errors import ConfigurationError, S3Error
+from s3torch.core.ranges import split_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +30,41 @@ if TYPE_CHECKING:
 _SMALL = 1024 * 1024
 _OBSERVED = 512
 _ENOUGH = 32
+
+
+class RangeInParts:
+    """The bytes of an object from ``start`` to ``stop``, in flight: one request for each part."""
+
+    def __init__(self, source: RangeSource, start: int, stop: int) -> None:
+        self.start = start
+        self.stop = stop
+        if stop - start <= source.part_size:
+            self._into: memoryview | None = None
+            self._pending = [source.start(start, stop)]
+            return
+        self._into = into = memoryview(bytearray(stop - start))
+        self._pending = [
+            source.start(part.start, part.stop, into[part.start - start : part.stop - start])
+            for part in split_range(start, stop, source.part_size)
+        ]
+
+    def wait(self) -> memoryview:
+        """Waits for the bytes and returns them; an error cancels the other parts."""
+        try:
+            while self._pending:
+                data = self._pending[0].wait()
+                del self._pending[0]
+                if self._into is None:
+                    self._into = data
+        except BaseException:
+            self.close()
+            raise
+        return self._into or memoryview(b"")
+
+    def close(self) -> None:
+        """Cancels what is in flight."""
+        for pending in self._pending:
+            pending.cancel()
 
 
 class _WrappedSource:
@@ -77,34 +114,37 @@ class CachedRanges(_WrappedSource):
             yield bytes(self.start(begin, min(begin + self.part_size, stop)).wait())
 
 
+@dataclass(slots=True)
 class _Cached:
     """A range from the cache."""
 
-    def __init__(self, data: memoryview) -> None:
-        self._data = data
+    data: memoryview
 
     def wait(self) -> memoryview:
-        return self._data
+        return self.data
 
     def cancel(self) -> None:
         """Does nothing."""
 
 
+@dataclass(slots=True)
 class _Stored:
     """A range in flight, which is stored in the cache when it has arrived."""
 
-    def __init__(self, cache: DiskCache, name: str, pending: PendingRange) -> None:
-        self._cache = cache
-        self._name = name
-        self._pending = pending
-        self.cancel = pending.cancel
+    cache: DiskCache
+    name: str
+    pending: PendingRange
 
     def wait(self) -> memoryview:
-        data = self._pending.wait()
-        self._cache.put(self._name, data)
+        data = self.pending.wait()
+        self.cache.put(self.name, data)
         return data
 
+    def cancel(self) -> None:
+        self.pending.cancel()
 
+
+@dataclass(frozen=True, slots=True)
 class CachedReaders:
     """A reader constructor whose readers look into a cache first.
 
@@ -112,19 +152,11 @@ class CachedReaders:
     default reader whole objects, or the parts of those that are larger than a part. With a listing, the ETag
     is known and nothing is sent for a range in the cache; for an object that was not listed, a HEAD asks for
     its ETag. Objects without an ETag are not cached.
-
-    Args:
-        cache: The cache.
-        reader_constructor: Makes the readers; ``None`` for sequential ones.
     """
 
-    kind = "disk_cache"
-
-    def __init__(
-        self, cache: DiskCache, reader_constructor: S3ReaderConstructorProtocol | None = None
-    ) -> None:
-        self.cache = cache
-        self.reader_constructor = reader_constructor
+    kind: ClassVar = "disk_cache"
+    cache: DiskCache
+    reader_constructor: S3ReaderConstructorProtocol | None = None
 
     def __call__(
         self, bucket: str, key: str, get_object_info: Callable[[], Any], get_stream: Any
@@ -135,11 +167,7 @@ class CachedReaders:
 
 
 def check_hedge_after(value: Any) -> float | None:
-    """Returns the seconds, or the quantile as a negative number; ``None`` for no hedging.
-
-    Raises:
-        ConfigurationError: It is neither a positive number nor a quantile like ``"p95"``.
-    """
+    """Returns the seconds, or the quantile as a negative number; ``None`` for no hedging."""
     if value is None:
         return None
     if isinstance(value, str) and value.startswith("p") and value[1:].replace(".", "", 1).isdecimal():
@@ -154,12 +182,7 @@ def check_hedge_after(value: Any) -> float | None:
 
 
 class Hedging:
-    """Decides when a request is late, from the latencies of others.
-
-    Args:
-        hedge_after: Seconds, or a quantile of the last latencies, as in ``"p95"``.
-        count: Called for each second request.
-    """
+    """Decides when a request is late, from the latencies of others; calls ``count`` for each second one."""
 
     def __init__(self, hedge_after: float | str, count: Callable[[], object]) -> None:
         self._after = check_hedge_after(hedge_after) or 0.0

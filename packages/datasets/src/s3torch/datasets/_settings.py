@@ -7,28 +7,24 @@ name in the datasets that have it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypedDict, TypeVar
 
 from s3torch.core.errors import ConfigurationError
 from s3torch.datasets._opening import check_prefetch
 from s3torch.datasets._ranges import check_hedge_after
-from s3torch.datasets.cache._disk import DiskCache
 from s3torch.datasets.order._epoch import check_uneven
-from s3torch.datasets.order._places import given_place
 from s3torch.datasets.sources._sources import Selection
 from s3torch.datasets.transforms import identity
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
-    from typing import Self
 
     from typing_extensions import TypeVar as DefaultTypeVar
 
     from s3torch.core import S3ClientConfig, S3Reader, S3ReaderConstructorProtocol
     from s3torch.datasets.formats import ShardFormat
     from s3torch.datasets.order._epoch import Uneven
-    from s3torch.datasets.order._places import Place
 
     # The default transform returns the reader itself.
     SampleT = DefaultTypeVar("SampleT", default=S3Reader)
@@ -108,6 +104,8 @@ class Settings(Generic[InputT, SampleT]):
         check_uneven(self.uneven)
         if self.select is not None and not isinstance(self.select, Selection):
             raise ConfigurationError(f"select must be a Selection, got {self.select!r}")
+        if self.cache_limit is not None and self.cache_dir is None:
+            raise ConfigurationError("cache_limit needs cache_dir")
         numbers = (
             ("shuffle_buffer", self.shuffle_buffer, 1),
             ("shards_ahead", self.shards_ahead, 0),
@@ -116,24 +114,6 @@ class Settings(Generic[InputT, SampleT]):
         for name, value, lowest in numbers:
             if type(value) is not int or value < lowest:
                 raise ConfigurationError(f"{name} must be an integer from {lowest} on, got {value!r}")
-
-    @classmethod
-    def of(cls, dataset: type, known: frozenset[str], options: dict[str, Any]) -> Self:
-        """Takes the keyword arguments of a kind of dataset.
-
-        Args:
-            dataset: The class.
-            known: The arguments that it has.
-            options: Those that it was given.
-
-        Raises:
-            TypeError: There is no such argument.
-            ConfigurationError: An argument is wrong.
-        """
-        for name in options:
-            if name not in known:
-                raise TypeError(f"{dataset.__name__} got an unexpected keyword argument {name!r}")
-        return cls(**options)
 
     @property
     def reads_ahead(self) -> bool:
@@ -147,23 +127,3 @@ class Settings(Generic[InputT, SampleT]):
     def skips(self) -> bool:
         """Whether what is missing or has changed is left out."""
         return self.on_error == "skip"
-
-    def given_rank(self) -> Place | None:
-        """Returns the rank that the user gave.
-
-        Raises:
-            ConfigurationError: It does not fit the world size.
-        """
-        return given_place(self.rank, self.world_size)
-
-    def make_cache(self) -> DiskCache | None:
-        """Returns the disk cache, if there is to be one.
-
-        Raises:
-            ConfigurationError: The limit is no positive number, or there is no folder for it.
-        """
-        if self.cache_dir is not None:
-            return DiskCache(self.cache_dir, limit=self.cache_limit)
-        if self.cache_limit is not None:
-            raise ConfigurationError("cache_limit needs cache_dir")
-        return None

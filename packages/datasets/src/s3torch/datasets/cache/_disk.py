@@ -1,4 +1,4 @@
-"""Keeps what was read from S3 in a folder on a local disk, for all processes of a machine.
+"""A disk cache of what was read from S3, for all processes of a machine, and the lock between them.
 
 An entry is a range of one object with one ETag, in a file of its own: its bytes, followed by a checksum. A
 file appears under its name only when it is complete, and a damaged one is removed and read from S3 again. The
@@ -25,11 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.memory import new_bytes
-from s3torch.datasets.cache._lock import exclusive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractContextManager
 
 _log = logging.getLogger(__name__)
 
@@ -214,7 +212,7 @@ class DiskCache:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.unlink()
 
-    def _locked(self) -> AbstractContextManager[None]:
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
         return exclusive(self._root / "lock")
 
     def _counted(self) -> int | None:
@@ -245,3 +243,27 @@ def _trailer(name: str, data: memoryview) -> bytes:
     """Returns what follows the bytes; it depends on the name, so a file under a wrong one is damaged."""
     checksum = zlib.crc32(data, zlib.crc32(name.encode("utf-8", "surrogateescape")))
     return _TRAILER.pack(_MAGIC, len(data), checksum)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, *, mode: int = 0o666) -> Iterator[None]:
+    """Waits for the lock on a file, which is created if there is none, and holds it.
+
+    ``mode`` is the mode of a new file, less the umask.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        unlock(descriptor)
+
+
+def unlock(descriptor: int) -> None:
+    """Releases a lock and closes the file.
+
+    Closing it is not enough: a child that another thread forked meanwhile also has the file open, and would
+    keep the lock until it ends.
+    """
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)

@@ -88,13 +88,8 @@ class ConsumedPrefix:
     """What ranks and workers consumed of a sequence, when all ranks took the same number of batches.
 
     Sample ``p`` of the sequence belongs to the rank ``p % ranks`` and there to the worker
-    ``p // ranks % workers``. A ``DataLoader`` takes its batches from its workers in turn.
-
-    Attributes:
-        ranks: The world size.
-        workers: The workers of each rank, at least 1.
-        batch_size: The samples of a batch.
-        batches: How many batches each rank took.
+    ``p // ranks % workers``. A ``DataLoader`` takes its batches from its workers in turn; each rank took
+    ``batches``.
     """
 
     ranks: int = 1
@@ -133,8 +128,7 @@ class ConsumedPrefix:
 class ConsumedShares:
     """What was consumed of a sequence, when ranks and workers did not all take the same.
 
-    Attributes:
-        taken: Of the share of every ``n``-th sample from ``i`` on, how many; ``n`` is their number.
+    Share ``i`` of ``n`` has every ``n``-th sample from ``i`` on, of which ``taken[i]`` were taken.
     """
 
     taken: tuple[int, ...]
@@ -171,8 +165,7 @@ class EpochPosition:
     Attributes:
         epoch: The number of the epoch.
         consumed: What was consumed before, each of what the one before it left.
-        shard: The part of the rest that the reader reads.
-        taken: How many samples of its part it has taken.
+        shard: The part of the rest that the reader reads, of which it has ``taken`` so many samples.
     """
 
     epoch: int = 0
@@ -188,8 +181,8 @@ class EpochPosition:
 
     def positions(self) -> Iterator[int]:
         """Yields the positions in the epoch that are left to this reader, without end."""
-        first, step = self.shard.first, self.shard.step
-        return map(self.position, count_up(first + step * self.taken, step))
+        share = self.shard.strided
+        return map(self.position, count_up(share.first + share.step * self.taken, share.step))
 
     def within(self, count: int, *, uneven: Uneven) -> Iterator[int]:
         """Yields the positions that are left to this reader of an epoch of ``count`` samples.
@@ -202,8 +195,8 @@ class EpochPosition:
         # Positions grow, so the samples that are left can be counted by bisection.
         left = bisect_left(range(count), count, key=self.position)
         length = even_length(left, self.shard.rank.size, uneven)
-        first, step = self.shard.first, self.shard.step
-        for number in range(first + step * self.taken, length, step):
+        share = self.shard.strided
+        for number in range(share.first + share.step * self.taken, length, share.step):
             yield self.position(number % left)
 
     def extended(self, more: ConsumedPrefix) -> tuple[ConsumedPrefix | ConsumedShares, ...]:
@@ -219,22 +212,14 @@ class EpochPosition:
         return (*before, ConsumedPrefix(batches=done))
 
     def for_shard(self, shard: WorkerShard) -> EpochPosition:
-        """Returns where a reader of this shard goes on.
-
-        Raises:
-            ConfigurationError: This is the position of one of several workers or ranks with another shard.
-        """
+        """Returns where a reader of this shard goes on; refuses a position of one of several others."""
         return self if self.shard == shard else replace(self.for_all(), shard=shard)
 
     def for_all(self) -> EpochPosition:
-        """Returns the position of all ranks and workers together.
-
-        Raises:
-            ConfigurationError: This is the position of one of several.
-        """
+        """Returns the position of all ranks and workers together; refuses one of one of several."""
         if self.taken == 0:
             return replace(self, shard=WorkerShard())
-        if self.shard.step == 1:
+        if self.shard.strided.step == 1:
             return EpochPosition(self.epoch, self.extended(ConsumedPrefix(batches=self.taken)))
         raise ConfigurationError(
             f"the state is that of {self.shard} alone: to resume with another number of ranks or workers, "

@@ -60,29 +60,16 @@ class WorkerShard:
 
     Object ``i`` of the listing belongs to the rank ``i % W`` of ``W`` and is there number ``j = i // W``;
     number ``j`` goes to the worker ``j % N`` of the ``N`` that this rank has. ``N`` may differ between ranks.
-
-    Attributes:
-        rank: This rank among all ranks.
-        worker: This worker among those of the rank.
     """
 
     rank: Place = Place()
     worker: Place = Place()
 
     @property
-    def first(self) -> int:
-        """The index of the first object of this shard."""
-        return self.rank.index + self.rank.size * self.worker.index
-
-    @property
-    def step(self) -> int:
-        """The distance between the indices of two successive objects of this shard."""
-        return self.rank.size * self.worker.size
-
-    @property
     def strided(self) -> StridedShard:
         """The indices of this shard's objects, without who reads them."""
-        return StridedShard(self.first, self.step)
+        first = self.rank.index + self.rank.size * self.worker.index
+        return StridedShard(first, self.rank.size * self.worker.size)
 
 
 def current_rank() -> Place | None:
@@ -116,11 +103,7 @@ def current_team() -> str:
 
 
 def given_place(rank: int | None, world_size: int | None) -> Place | None:
-    """Returns the place that a user gave; ``None`` if there is none.
-
-    Raises:
-        ConfigurationError: The two do not fit together.
-    """
+    """Returns the place that a user gave, if any; refuses what does not fit together."""
     if rank is None and world_size is None:
         return None
     # A bool is no rank.

@@ -20,13 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cursor:
-    """A place between two samples.
-
-    Attributes:
-        shard: The place of the shard in the order of the epoch.
-        piece: The piece within the shard.
-        position: The position within the piece, as its format counts.
-    """
+    """A place between two samples: which shard of the epoch, which piece of it, and the format's position."""
 
     shard: int = 0
     piece: int = 0
@@ -39,14 +33,14 @@ _END = Cursor(1 << 62)
 
 @dataclass(frozen=True, slots=True)
 class BlockProgress:
-    """How far a worker is with a block of its shuffle buffer.
+    """How far a worker is with the block of its shuffle buffer that is being yielded.
 
     Attributes:
-        block: The number of the block that is being yielded.
+        block: Its number.
         begin: Where it begins.
         end: Where it ends; where it begins as long as none of it was yielded.
         count: How many samples it has; 0 as long as none of it was yielded.
-        given: How many of its samples were yielded.
+        given: How many of them were yielded.
     """
 
     block: int = 0
@@ -60,8 +54,7 @@ class BlockProgress:
 class ConsumedPieces:
     """What ranks and workers had consumed when others went on.
 
-    Attributes:
-        ends: Of the share of each, the place before which all samples were taken, or are in an open block.
+    Of the share of each, all samples before its end were taken, or are in an open block.
     """
 
     ends: Mapping[StridedShard, Cursor]
@@ -69,13 +62,7 @@ class ConsumedPieces:
 
 @dataclass(frozen=True, slots=True)
 class OpenBlock:
-    """A block that an earlier worker had begun to yield.
-
-    Attributes:
-        share: The share of that worker.
-        consumed: How many ``ConsumedPieces`` there were before that worker began.
-        progress: How far the block is.
-    """
+    """A block that the worker with this share had begun to yield, after so many ``ConsumedPieces``."""
 
     share: StridedShard
     consumed: int
@@ -157,12 +144,7 @@ def divided(
     shares: Mapping[StridedShard, ShareProgress],
     team: Iterable[StridedShard],
 ) -> tuple[tuple[ConsumedPieces, ...], dict[StridedShard, ShareProgress]]:
-    """Divides what is left between others.
-
-    Args:
-        consumed: What was consumed before.
-        shares: How far all workers of all ranks are.
-        team: The shares of some of those who go on.
+    """Divides what is left by all workers between others, of which ``team`` are some.
 
     Returns:
         What is consumed now, the same for all who go on, and the progress of the team.

@@ -8,7 +8,7 @@ of either kind. The names in the values are those of release 0.1.0, whose states
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from s3torch.core.errors import ConfigurationError
@@ -33,13 +33,7 @@ _VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Mark(Generic[P]):
-    """How far one worker was when it made a batch.
-
-    Attributes:
-        share: The share of the worker.
-        progress: How far it was with it.
-        listing: The digest of what is shared out; empty where nobody compares it.
-    """
+    """How far the worker with a share was when it made a batch."""
 
     share: StridedShard
     progress: P
@@ -80,11 +74,7 @@ class IterationState(Generic[P]):
 
 
 def merged(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Makes one state of those of all ranks.
-
-    Raises:
-        ConfigurationError: They do not belong together.
-    """
+    """Makes one state of those of all ranks; refuses those that do not belong together."""
     first, shares = dict(states[0]), dict[tuple[int, ...], Any]()
     if "shards" in first:
         first["shards"] = next((state["shards"] for state in states if state.get("shards")), "")
@@ -103,11 +93,9 @@ def merged(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class ObjectState(IterationState[int]):
-    """The state of an iterable dataset of objects.
+    """The state of an iterable dataset of objects: where the reader is, or where all readers began.
 
-    Attributes:
-        position: Where the reader is, or where all readers began.
-        counts: Whether ``shares`` say how many objects each worker has taken since.
+    With ``counts``, the ``shares`` say how many objects each worker has taken since.
     """
 
     position: EpochPosition = field(default_factory=EpochPosition)
@@ -133,11 +121,7 @@ class ObjectState(IterationState[int]):
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any], order: Mapping[str, Any] | None = None) -> Self:
-        """Reads what ``to_dict`` returned.
-
-        Raises:
-            ConfigurationError: It is no such state, or one of another order of samples.
-        """
+        """Reads what ``to_dict`` returned; refuses all else and, if given, another order of samples."""
         try:
             loaded = cls(
                 order=dict(state["order"]),
@@ -159,11 +143,7 @@ class ObjectState(IterationState[int]):
         return loaded.check(version, order)
 
     def resumed(self) -> EpochPosition:
-        """Returns where to go on.
-
-        Raises:
-            ConfigurationError: What other ranks have taken is not known.
-        """
+        """Returns where to go on; refuses where it is not known what other ranks have taken."""
         if not any(self.shares.values()):
             return self.position
         if not covers_all(self.shares) or len({share.step for share in self.shares}) > 1:
@@ -193,14 +173,8 @@ class ShardState(IterationState[ShareProgress]):
         """Returns the state with which workers of a rank go on.
 
         Where the numbers of ranks and workers are the same as before, each goes on with what it had. Else
-        what is left is divided anew.
-
-        Args:
-            team: The shares of some workers of this rank, or of all.
-            quota: How many samples each worker yields, as the dataset says.
-
-        Raises:
-            ConfigurationError: What is left is not known, because states of other ranks are missing.
+        what is left is divided anew, which needs the states of all ranks. ``team`` are the shares of some
+        workers of this rank, and ``quota`` is how many samples each worker yields, as the dataset says.
         """
         steps = {share.step for share in team}
         is_whole = covers_all(self.shares)
@@ -228,17 +202,15 @@ class ShardState(IterationState[ShareProgress]):
             "shards": self.listing,
             "quota": self.quota,
             "legs": [
-                [[*_share(share), *_cursor(end)] for share, end in one.ends.items()] for one in self.consumed
+                [[*_plain(share), *_plain(end)] for share, end in one.ends.items()] for one in self.consumed
             ],
             "shares": [
                 {
-                    "stripe": _share(share),
+                    "stripe": _plain(share),
                     "turn": progress.turn,
                     "taken": progress.taken,
-                    "replays": [
-                        [_share(one.share), one.consumed, _block(one.progress)] for one in progress.replays
-                    ],
-                    "block": _block(progress.block),
+                    "replays": _plain(progress.replays),
+                    "block": _plain(progress.block),
                 }
                 for share, progress in self.shares.items()
             ],
@@ -246,11 +218,7 @@ class ShardState(IterationState[ShareProgress]):
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any], order: Mapping[str, Any] | None = None) -> Self:
-        """Reads what ``to_dict`` returned.
-
-        Raises:
-            ConfigurationError: It is no such state, or one of another order of samples.
-        """
+        """Reads what ``to_dict`` returned; refuses all else and, if given, another order of samples."""
         try:
             loaded = cls(
                 order=dict(state["order"]),
@@ -269,16 +237,11 @@ class ShardState(IterationState[ShareProgress]):
         return loaded.check(version, order)
 
 
-def _share(share: StridedShard) -> list[int]:
-    return [share.first, share.step]
-
-
-def _cursor(cursor: Cursor) -> list[int]:
-    return [cursor.shard, cursor.piece, cursor.position]
-
-
-def _block(block: BlockProgress) -> list[Any]:
-    return [block.block, _cursor(block.begin), _cursor(block.end), block.count, block.given]
+def _plain(value: Any) -> Any:
+    """Returns the fields of a value of ours, and of those in it, as a list."""
+    if is_dataclass(value):
+        return [_plain(getattr(value, one.name)) for one in fields(value)]
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
 
 
 def _progress(share: Mapping[str, Any]) -> ShareProgress:

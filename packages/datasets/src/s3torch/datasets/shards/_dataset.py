@@ -23,12 +23,10 @@ from s3torch.datasets.transforms import identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from typing import Unpack
 
     from typing_extensions import TypeVar as DefaultTypeVar
 
     from s3torch.core import S3BucketKeyData, S3Client
-    from s3torch.datasets._settings import DatasetOptions
     from s3torch.datasets.formats import OpenedShard
     from s3torch.datasets.order._places import StridedShard
     from s3torch.datasets.sources._sources import ObjectSource, PrefixSource
@@ -136,6 +134,7 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
     """
 
     _kind = "shards"
+    _of_samples = True
     _options = frozenset(
         {"endpoint", "transform", "s3client_config", "reader_constructor", "on_error", "cache_dir"}
         | {"cache_limit", "rank", "world_size", "shuffle", "seed", "format", "shuffle_buffer"}
@@ -143,18 +142,10 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
     )
     _saved: ShardState | None
 
-    def __init__(
-        self,
-        region: str | None,
-        get_dataset_objects: ObjectSource,
-        **options: Unpack[DatasetOptions[Any, ResultT]],
-    ) -> None:
-        if options.get("transform") is None:
-            options.pop("transform", None)
-        super().__init__(region, get_dataset_objects, **options)
-        settings = self._settings
-        self._format = _made(settings.format)
-        self._buffer = settings.shuffle_buffer if settings.shuffle else 1
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._format = _made(self._settings.format)
+        self._buffer = self._settings.shuffle_buffer if self._settings.shuffle else 1
         self._state: ShardState | None = None
 
     @classmethod

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch.utils.data import Dataset
 
-from s3torch.core.ranges import split_range
 from s3torch.datasets._base import S3Dataset, apply
 from s3torch.datasets._opening import Ahead, check_prefetch, look_ahead, open_ranges
+from s3torch.datasets._ranges import RangeInParts
 from s3torch.datasets.shards._dataset import ShardSource, name_of
 from s3torch.datasets.shards._tar_index import IndexStore, SampleRange, TarIndex
 from s3torch.datasets.sources._sources import facts_of, uri_of
@@ -22,13 +22,11 @@ from s3torch.datasets.sources._summary import describe_objects
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from typing import SupportsIndex, Unpack
+    from typing import SupportsIndex
 
     from typing_extensions import TypeVar as DefaultTypeVar
 
     from s3torch.core import S3BucketKeyData, S3Client
-    from s3torch.core.transfer.source import PendingRange
-    from s3torch.datasets._settings import DatasetOptions
     from s3torch.datasets.cache._disk import DiskCache
     from s3torch.datasets.sources._sources import ObjectSource, PrefixSource
     from s3torch.datasets.sources._summary import DatasetSummary
@@ -70,20 +68,13 @@ class S3IndexedTarDataset(S3Dataset[dict[str, Any], ResultT], Dataset[ResultT]):
     """
 
     _kind = "indexed_tar"
+    _of_samples = True
     _options = frozenset(
         {"endpoint", "transform", "s3client_config", "index_location", "save_indexes", "prefetch"}
         | {"cache_dir", "cache_limit"}
     )
 
-    def __init__(
-        self,
-        region: str | None,
-        get_dataset_objects: ObjectSource,
-        **options: Unpack[DatasetOptions[dict[str, Any], ResultT]],
-    ) -> None:
-        if options.get("transform") is None:
-            options.pop("transform", None)
-        super().__init__(region, get_dataset_objects, **options)
+    def _prepare(self) -> None:
         self._store = IndexStore(self._settings.index_location)
         # Each is started when it is made.
         self._ahead = Ahead(max(0, check_prefetch(self._settings.prefetch) - 1), _BYTES_AHEAD, least=1)
@@ -147,7 +138,9 @@ class S3IndexedTarDataset(S3Dataset[dict[str, Any], ResultT], Dataset[ResultT]):
 
     def _fetched(self, wanted: Iterable[tuple[S3BucketKeyData, TarIndex, SampleRange]]) -> Iterator[ResultT]:
         started = (_Fetch(self._client, *one, self._cache) for one in wanted)
-        with closing(look_ahead(started, self._ahead, weigh=lambda fetch: fetch.length)) as fetches:
+        with closing(
+            look_ahead(started, self._ahead, weigh=lambda fetch: fetch.stop - fetch.start)
+        ) as fetches:
             for fetch in fetches:
                 yield apply(self._settings.transform, fetch.sample(), name_of)
 
@@ -171,7 +164,7 @@ class _Archives:
         return self.items[shard], index, index[number - self._ends[shard] + len(index)]
 
 
-class _Fetch:
+class _Fetch(RangeInParts):
     """The bytes of one sample in flight, in one request, or one for each part of a large sample."""
 
     def __init__(
@@ -182,34 +175,13 @@ class _Fetch:
         sample: SampleRange,
         cache: DiskCache | None,
     ) -> None:
-        self.length = sample.stop - sample.start
-        self._url = uri_of(item)
-        self._range = sample
         # The index has size and ETag, also of an archive that was not listed.
         source = open_ranges(client, item, cache, object_info=index)
-        self._into: memoryview | None = None
-        self._pending: list[PendingRange] = []
-        if self.length <= source.part_size:
-            self._pending.append(source.start(sample.start, sample.stop))
-            return
-        self._into = memoryview(bytearray(self.length))
-        for part in split_range(0, self.length, source.part_size):
-            begin, end = sample.start + part.start, sample.start + part.stop
-            self._pending.append(source.start(begin, end, self._into[part.start : part.stop]))
+        super().__init__(source, sample.start, sample.stop)
+        self._url = uri_of(item)
+        self._sample = sample
 
     def sample(self) -> dict[str, Any]:
         """Waits for the bytes."""
-        data = memoryview(b"")
-        try:
-            for pending in self._pending:
-                data = pending.wait()
-        except BaseException:
-            self.close()
-            raise
-        parts = self._range.cut(data if self._into is None else self._into)
-        return {"__key__": self._range.key, "__url__": self._url, **parts}
-
-    def close(self) -> None:
-        """Cancels what is in flight."""
-        for pending in self._pending:
-            pending.cancel()
+        parts = self._sample.cut(self.wait())
+        return {"__key__": self._sample.key, "__url__": self._url, **parts}

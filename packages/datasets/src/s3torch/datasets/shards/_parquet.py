@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from s3torch.core.errors import ConfigurationError, S3Error
-from s3torch.core.ranges import ByteRange, split_range
+from s3torch.core.ranges import ByteRange
+from s3torch.datasets._ranges import RangeInParts
 from s3torch.datasets.formats import DamagedShardError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from s3torch.core.transfer.source import PendingRange, RangeSource
+    from s3torch.core.transfer.source import RangeSource
     from s3torch.datasets.formats import ShardObject
 
 # A footer has some hundred bytes for each column and row group; most are within this.
@@ -66,22 +67,17 @@ class _ParquetShard:
         self._chosen = chosen
         self._source = shard.ranges()
         size = self._source.known_size
-        self._begin = 0 if size is None else max(0, size - _TAIL)
-        self._tail: PendingRange | None = None
         # Without a size, the end is not known before the first answer.
-        if size is not None:
-            self._tail = self._source.start(self._begin, size)
+        self._tail = None if size is None else self._fetched_tail(size)
 
     def pieces(self) -> Sequence[_RowGroup]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         if self._tail is None:
-            size = self._source.head().size
-            self._begin = max(0, size - _TAIL)
-            self._tail = self._source.start(self._begin, size)
+            self._tail = self._fetched_tail(self._source.head().size)
         tail = self._tail.wait()
-        size = self._begin + len(tail)
+        size = self._tail.start + len(tail)
         if size < _ENDING or bytes(tail[-4:]) != _MAGIC:
             raise _damage(self._source, max(0, size - 4), "it does not end as a Parquet file")
         length = int.from_bytes(tail[-_ENDING:-4], "little")
@@ -89,9 +85,9 @@ class _ParquetShard:
         if begin < 0:
             why = f"it is too short for a footer of {length} bytes"
             raise _damage(self._source, size - _ENDING, why)
-        stretches = [_Stretch(self._begin, tail)]
-        if begin < self._begin:
-            stretches = _fetch(self._source, [ByteRange(begin, self._begin)]) + stretches
+        stretches = [self._tail]
+        if begin < self._tail.start:
+            stretches = [RangeInParts(self._source, begin, self._tail.start), self._tail]
         try:
             metadata = pq.read_metadata(_SparseFile(size, stretches))
             indices = _wanted(metadata, self._chosen.columns)
@@ -102,7 +98,10 @@ class _ParquetShard:
 
     def close(self) -> None:
         if self._tail is not None:
-            self._tail.cancel()
+            self._tail.close()
+
+    def _fetched_tail(self, size: int) -> RangeInParts:
+        return RangeInParts(self._source, max(0, size - _TAIL), size)
 
 
 class _RowGroup:
@@ -124,12 +123,12 @@ class _RowGroup:
         self._metadata = metadata
         self._number = number
         self._ranges = _stretches(metadata.row_group(number), indices)
-        self._fetched: list[_Stretch] | None = None
+        self._fetched: list[RangeInParts] | None = None
         self.size = sum(len(one) for one in self._ranges)
 
     def prefetch(self) -> None:
         if self._fetched is None:
-            self._fetched = _fetch(self._source, self._ranges)
+            self._fetched = [RangeInParts(self._source, one.start, one.stop) for one in self._ranges]
 
     def samples(self, position: int) -> Iterator[tuple[int, Any]]:
         import pyarrow as pa
@@ -157,7 +156,7 @@ class _RowGroup:
     def close(self) -> None:
         fetched, self._fetched = self._fetched, None
         for stretch in fetched or ():
-            stretch.cancel()
+            stretch.close()
 
     def _table(self) -> Any:
         import pyarrow.parquet as pq
@@ -170,32 +169,10 @@ class _RowGroup:
         )
 
 
-class _Stretch:
-    """Bytes of a file from an offset on, here or in flight."""
-
-    def __init__(self, start: int, data: memoryview, pending: Sequence[PendingRange] = ()) -> None:
-        self.start = start
-        self.stop = start + len(data)
-        self._data = data
-        self._pending = list(pending)
-
-    def view(self) -> memoryview:
-        """Waits for the bytes."""
-        while self._pending:
-            self._pending[0].wait()
-            del self._pending[0]
-        return self._data
-
-    def cancel(self) -> None:
-        """Cancels what is in flight."""
-        for pending in self._pending:
-            pending.cancel()
-
-
 class _SparseFile(io.RawIOBase):
     """A file of which some stretches are there; what else is read of it is an error."""
 
-    def __init__(self, size: int, stretches: Sequence[_Stretch]) -> None:
+    def __init__(self, size: int, stretches: Sequence[RangeInParts]) -> None:
         super().__init__()
         self._size = size
         self._stretches = stretches
@@ -223,7 +200,7 @@ class _SparseFile(io.RawIOBase):
         pieces = []
         for stretch in self._stretches:
             if stretch.start <= start < stretch.stop:
-                piece = stretch.view()[start - stretch.start : stop - stretch.start]
+                piece = stretch.wait()[start - stretch.start : stop - stretch.start]
                 pieces.append(piece)
                 start += len(piece)
                 if start == stop:
@@ -233,19 +210,6 @@ class _SparseFile(io.RawIOBase):
 
 def _damage(source: RangeSource, offset: int, why: str) -> DamagedShardError:
     return DamagedShardError.at(source.bucket, source.key, offset, why)
-
-
-def _fetch(source: RangeSource, ranges: Sequence[ByteRange]) -> list[_Stretch]:
-    """Starts the requests for some ranges, each of at most a part, and returns at once."""
-    found = []
-    for wanted in ranges:
-        view = memoryview(bytearray(len(wanted)))
-        pending = [
-            source.start(part.start, part.stop, view[part.start - wanted.start : part.stop - wanted.start])
-            for part in split_range(wanted.start, wanted.stop, source.part_size)
-        ]
-        found.append(_Stretch(wanted.start, view, pending))
-    return found
 
 
 def _wanted(metadata: Any, columns: Sequence[str] | None) -> list[int]:

@@ -9,7 +9,7 @@ so the state of a worker is a few numbers.
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -44,13 +44,14 @@ class _Begun:
         self.piece.close()
 
 
+@dataclass(frozen=True, slots=True)
 class ShardPipeline:
     """Reads the pieces that belong to one worker, one after the other.
 
     Pieces are shared out by their number, see ``piece_number``. Pieces of tar archives are whole shards, so
     nothing is asked of the shards of others; of a Parquet file every worker reads the footer.
 
-    Args:
+    Attributes:
         count: How many shards there are.
         open_shard: Opens the shard at a place in the order of the epoch, and returns at once.
         ahead: How many pieces are in flight at most after the one that is read, while they fit in 128 MiB.
@@ -58,34 +59,24 @@ class ShardPipeline:
         tell: Called with each error that was tolerated, in one of the workers that came across it.
     """
 
-    def __init__(
-        self,
-        count: int,
-        open_shard: Callable[[int], OpenedShard],
-        *,
-        ahead: int,
-        tolerate: Callable[[Exception], bool],
-        tell: Callable[[Exception], object],
-    ) -> None:
-        self._count = count
-        self._open_shard = open_shard
-        self._ahead = Ahead(ahead, _BYTES_AHEAD)
-        self._tolerate = tolerate
-        self._tell = tell
+    count: int
+    open_shard: Callable[[int], OpenedShard]
+    _: KW_ONLY
+    ahead: int
+    tolerate: Callable[[Exception], bool]
+    tell: Callable[[Exception], object]
 
     def samples(
         self, share: StridedShard, consumed: Sequence[ConsumedPieces], begin: Cursor
     ) -> Generator[tuple[Cursor, Any]]:
-        """Yields the samples of one worker from a place on, each with the place after it.
+        """Yields the samples of the worker with this share, each with the place after it.
 
-        Args:
-            share: The share of the worker.
-            consumed: What was consumed before it began.
-            begin: Where it goes on.
+        The worker goes on at ``begin``; what was ``consumed`` before it began is left out.
         """
+        ahead = Ahead(self.ahead, _BYTES_AHEAD)
         with (
             closing(self._pieces(share, consumed, begin)) as pieces,
-            closing(look_ahead(pieces, self._ahead, weigh=lambda one: one.piece.size)) as started,
+            closing(look_ahead(pieces, ahead, weigh=lambda one: one.piece.size)) as started,
         ):
             for one in started:
                 place, index = one.cursor.shard, one.cursor.piece
@@ -93,9 +84,9 @@ class ShardPipeline:
                     for after, sample in one.piece.samples(one.cursor.position):
                         yield Cursor(place, index, after), sample
                 except Exception as exc:
-                    if not self._tolerate(exc):
+                    if not self.tolerate(exc):
                         raise
-                    self._tell(exc)
+                    self.tell(exc)
                 finally:
                     one.close()
 
@@ -104,18 +95,18 @@ class ShardPipeline:
     ) -> Generator[_Begun]:
         """Yields the pieces of one worker that are left."""
         left = Remainder(consumed)
-        places = range(max(begin.shard, left.first_shard), self._count)
-        opening = map(self._open_shard, places)
+        places = range(max(begin.shard, left.first_shard), self.count)
+        opening = map(self.open_shard, places)
         with closing(look_ahead(opening, _SHARDS_OPENED, start=_started_already)) as shards:
             for place, opened in zip(places, shards, strict=True):
                 try:
                     pieces: Sequence[ShardPiece] = opened.pieces()
                 except Exception as exc:
-                    if not self._tolerate(exc):
+                    if not self.tolerate(exc):
                         raise
                     # Every worker comes across it.
                     if place in share:
-                        self._tell(exc)
+                        self.tell(exc)
                     continue
                 finally:
                     opened.close()
@@ -136,15 +127,7 @@ def _started_already(opened: OpenedShard) -> None:
 
 
 class BlockShuffler:
-    """Yields samples block by block.
-
-    Args:
-        size: The samples of a block; 1 keeps their order.
-        seed: Any integer.
-        epoch: Any integer.
-        turn: How often the worker has begun with its share again in this epoch.
-        share: The share of this worker.
-    """
+    """Yields samples of a worker in shuffled blocks of ``size``; 1 keeps their order."""
 
     def __init__(self, size: int, *, seed: int, epoch: int, turn: int, share: StridedShard) -> None:
         self._size = size
@@ -162,12 +145,8 @@ class BlockShuffler:
     ) -> Iterator[tuple[BlockProgress, Any]]:
         """Yields the samples, each with how far the worker is once it was taken.
 
-        Args:
-            samples: Those from where the block begins, each with the place after it.
-            progress: Where to go on.
-
-        Raises:
-            ConfigurationError: A block that was begun has other samples than before.
+        They come from where the block in ``progress`` begins, each with the place after it. A block that was
+        begun is refused if it has other samples than before.
         """
         current = list(islice(samples, self._size))
         _check(current, progress)
@@ -193,12 +172,7 @@ class BlockShuffler:
     def rest(self, samples: list[tuple[Cursor, Any]], progress: BlockProgress) -> Iterator[tuple[int, Any]]:
         """Yields what is left of one block that was begun, each with how many were yielded with it.
 
-        Args:
-            samples: All that the block has, each with the place after it; it is emptied.
-            progress: How far the block is.
-
-        Raises:
-            ConfigurationError: The block has other samples than before.
+        ``samples`` are all that the block has, each with the place after it; the list is emptied.
         """
         _check(samples, progress)
         slots: list[Any] = [sample for _, sample in samples]
@@ -221,15 +195,8 @@ def _check(samples: Sequence[tuple[Cursor, Any]], progress: BlockProgress) -> No
 class ShardRun:
     """The samples of one worker in one turn through its share.
 
-    It finishes the blocks that earlier workers had begun, and goes on with what is left of the shards.
-
-    Attributes:
-        pipeline: Reads the pieces.
-        share: The share of this worker.
-        consumed: What was consumed before it began; counts in the first turn alone.
-        seed: Any integer.
-        epoch: Any integer.
-        buffer: How many samples are shuffled together.
+    It finishes the blocks that earlier workers had begun, and goes on with what is left of the shards. What
+    was ``consumed`` before counts in the first turn alone; ``buffer`` samples are shuffled together.
     """
 
     pipeline: ShardPipeline

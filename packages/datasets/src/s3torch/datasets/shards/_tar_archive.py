@@ -39,14 +39,7 @@ class ArchiveError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """A regular file in an archive.
-
-    Attributes:
-        name: The whole name.
-        start: Where its first header begins, from which reading may go on.
-        offset: Where its bytes begin.
-        size: How many bytes it has.
-    """
+    """A regular file in an archive; reading may go on at ``start``, where its first header begins."""
 
     name: str
     start: int
@@ -60,13 +53,7 @@ class TarMember:
 
 
 class ForwardStream:
-    """Reads bytes one after the other from a file, with few calls of it.
-
-    Args:
-        file: Something with ``read``, and with ``seek`` if it is ``seekable``.
-        seekable: Skips by ``seek``; otherwise by reading.
-        chunk: How much is read at once.
-    """
+    """Reads bytes one after the other from a file, with few calls of it; skips by ``seek`` if it can."""
 
     def __init__(self, file: Any, *, seekable: bool = False, chunk: int = _CHUNK) -> None:
         self.offset = 0
@@ -84,13 +71,12 @@ class ForwardStream:
             missing = count - len(ready)
             if missing >= self._size:
                 data = self._file.read(missing)
-                ready = data if not ready else ready + data
             else:
-                self._chunk, self._at = self._file.read(self._size), min(missing, self._size)
+                self._chunk, self._at = self._file.read(self._size), missing
                 data = self._chunk[:missing]
-                ready = data if not ready else ready + data
             if not data:
                 break
+            ready = ready + data if ready else data
         self.offset += len(ready)
         return ready
 
@@ -128,12 +114,7 @@ class GzipStream:
         self._within = True
 
     def read(self, size: int) -> bytes:
-        """Returns up to ``size`` bytes, none only at the end.
-
-        Raises:
-            EOFError: The file ends within a member.
-            zlib.error: It is no gzip file, or damaged.
-        """
+        """Returns up to ``size`` bytes, none only at the end; raises ``EOFError`` within a member."""
         while True:
             data = self._waiting or self._file.read(_COMPRESSED_CHUNK)
             if not data:
@@ -159,14 +140,9 @@ class GzipStream:
 def read_members(stream: ForwardStream, *, require_end: bool = True) -> Iterator[TarMember]:
     """Yields the regular files of an archive; folders, links and devices are left out.
 
-    While one is yielded, its bytes may be taken from the stream, all or none of them.
-
-    Args:
-        stream: Is before a header.
-        require_end: An archive without a block of zeros at its end is truncated. Few programs write such.
-
-    Raises:
-        ArchiveError: The archive is damaged or truncated, or has a sparse member.
+    The stream is before a header. While a file is yielded, its bytes may be taken from the stream, all or
+    none of them. With ``require_end``, an archive without a block of zeros at its end, as few programs write,
+    is truncated. A damaged one, and one with a sparse member, raises ``ArchiveError``.
     """
     start, attributes = stream.offset, _Attributes()
     while True:
@@ -309,6 +285,5 @@ def _finish(stream: ForwardStream, data: int, size: int, place: int) -> None:
     """Goes to the header after a member."""
     end = data + -(-size // _BLOCK) * _BLOCK
     if not stream.skip(end - stream.offset) and stream.offset < data + size:
-        raise ArchiveError(
-            stream.offset, f"it ends within the member that begins at {place} and has {size} bytes"
-        )
+        why = f"it ends within the member that begins at {place} and has {size} bytes"
+        raise ArchiveError(stream.offset, why)

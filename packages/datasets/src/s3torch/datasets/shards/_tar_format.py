@@ -31,12 +31,9 @@ _ZSTANDARD = (".tar.zst", ".tzst")
 
 @dataclass(frozen=True, slots=True)
 class SampleParts(Generic[T]):
-    """One sample of an archive.
+    """One sample of an archive, whose first header is at ``start``.
 
-    Attributes:
-        key: The name of its files, up to the first dot of the file name.
-        start: Where in the archive its first header is.
-        parts: What was made of each file, by its suffix in lower case and without the dot.
+    ``parts`` has what was made of each file, by its suffix in lower case and without the dot.
     """
 
     key: str
@@ -57,14 +54,9 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def group_members(members: Iterable[TarMember], load: Callable[[TarMember], T]) -> Iterator[SampleParts[T]]:
-    """Yields the samples of an archive in their order.
+    """Yields the samples of an archive; ``load`` makes a part of each file before the next one is read.
 
-    Args:
-        members: The files in the order of the archive.
-        load: Makes a part of a sample of a file, before the next file is asked for.
-
-    Raises:
-        ArchiveError: A sample has the same suffix twice.
+    A sample that has a suffix twice raises ``ArchiveError``.
     """
     sample: SampleParts[T] | None = None
     for member in members:
@@ -200,7 +192,6 @@ def _decompression_errors() -> tuple[type[Exception], ...]:
 def _load(stream: ForwardStream, member: TarMember) -> bytes:
     data = stream.take(member.size)
     if len(data) < member.size:
-        raise ArchiveError(
-            stream.offset, f"it ends within {member.name!r}, after {len(data)} of {member.size} bytes"
-        )
+        why = f"it ends within {member.name!r}, after {len(data)} of {member.size} bytes"
+        raise ArchiveError(stream.offset, why)
     return data

@@ -27,7 +27,6 @@ from array import array
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.errors import ConfigurationError, NotFoundError
@@ -36,6 +35,7 @@ from s3torch.datasets._opening import Ahead, look_ahead
 from s3torch.datasets.formats import DamagedShardError
 from s3torch.datasets.shards._tar_archive import ArchiveError, ForwardStream, read_members
 from s3torch.datasets.shards._tar_format import group_members
+from s3torch.datasets.sources._manifest import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,13 +54,9 @@ _CHUNK = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class SampleRange:
-    """Where one sample is.
+    """Where the bytes of one sample are.
 
-    Attributes:
-        key: The name of its files, up to the first dot of the file name.
-        start: Where in the archive the bytes of its first file begin.
-        stop: Where the bytes of its last file end.
-        parts: The suffix of each file, where its bytes begin, counted from ``start``, and how many they are.
+    ``parts`` has of each file its suffix, where its bytes begin after ``start``, and how many they are.
     """
 
     key: str
@@ -130,30 +126,21 @@ class TarIndex:
         info = object_info
         if info is None:
             info = client.head_object(bucket, key, version_id=version_id)
-        parts: list[int] = []
-        keys: list[str] = []
+        columns: dict[str, Any] = {name: [] for name in _COLUMNS}
         numbers: dict[str, int] = {}
-        files: list[tuple[int, int, int]] = []
         with client.get_object(bucket, key, object_info=info, version_id=version_id) as reader:
             members = read_members(ForwardStream(reader, seekable=True, chunk=_CHUNK))
             try:
                 for sample in group_members(members, lambda member: (member.offset, member.size)):
-                    keys.append(sample.key)
-                    parts.append(len(sample.parts))
-                    for suffix, place in sample.parts.items():
-                        files.append((numbers.setdefault(suffix, len(numbers)), *place))
+                    columns["keys"].append(sample.key)
+                    columns["parts"].append(len(sample.parts))
+                    for suffix, (offset, length) in sample.parts.items():
+                        columns["suffix"].append(numbers.setdefault(suffix, len(numbers)))
+                        columns["offset"].append(offset)
+                        columns["length"].append(length)
             except ArchiveError as exc:
                 raise DamagedShardError.at(bucket, key, exc.offset, exc.why) from exc
-        return cls(
-            info.etag,
-            info.size,
-            keys=keys,
-            parts=parts,
-            suffixes=list(numbers),
-            suffix=[number for number, _, _ in files],
-            offset=[offset for _, offset, _ in files],
-            length=[length for _, _, length in files],
-        )
+        return cls(info.etag, info.size, **columns | {"suffixes": list(numbers)})
 
     @classmethod
     def from_json(cls, data: bytes) -> TarIndex:
@@ -166,8 +153,7 @@ class TarIndex:
             value = json.loads(data)
             if (value["format"], value["version"]) != (_FORMAT, _VERSION):
                 raise ConfigurationError(f"expected {_FORMAT} {_VERSION}, got {value['format']!r}")
-            columns = {name: value[name] for name in _COLUMNS}
-            return cls(value["etag"], value["size"], **columns)
+            return cls(value["etag"], value["size"], **{name: value[name] for name in _COLUMNS})
         except (KeyError, TypeError, OverflowError, UnicodeDecodeError, json.JSONDecodeError) as exc:
             raise ConfigurationError(f"this is no index of a tar archive: {exc!r}") from exc
 
@@ -205,9 +191,8 @@ class TarIndex:
 class IndexStore:
     """Loads and saves indexes as bytes.
 
-    Args:
-        location: An S3 URI or a folder, under which the index of ``s3://bucket/key`` is
-            ``bucket/key.index.json``; ``None`` keeps it beside the archive.
+    The index of ``s3://bucket/key`` is ``bucket/key.index.json`` under the location, which is an S3 URI or a
+    folder; ``None`` keeps it beside the archive.
     """
 
     def __init__(self, location: str | os.PathLike[str] | None) -> None:
@@ -240,14 +225,7 @@ class IndexStore:
             return
         path = self._path(self._folder, item)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            try:
-                file.write(data)
-                file.flush()
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        write_whole(path, data)
 
     def _place(self, item: S3BucketKeyData) -> tuple[str, str]:
         if self._remote is None:

@@ -31,13 +31,7 @@ _COLUMNS = (*_REQUIRED, "last_modified", "version_id")
 
 @dataclass(frozen=True, slots=True)
 class ManifestChanges:
-    """The URIs of the objects that ``Manifest.refresh`` found to differ.
-
-    Attributes:
-        added: Objects that are new.
-        dropped: Objects that are gone.
-        changed: Objects that have another ETag than before.
-    """
+    """The URIs of the objects that ``Manifest.refresh`` found to be new, gone, or to have another ETag."""
 
     added: tuple[str, ...]
     dropped: tuple[str, ...]
@@ -54,9 +48,6 @@ class Manifest:
     meanwhile raises ``ObjectChangedError``. Of an object whose version is known that version is read, also
     when it was replaced or deleted since.
 
-    Args:
-        objects: Objects whose size and ETag are known.
-
     Raises:
         ConfigurationError: Size or ETag of an object is not known.
     """
@@ -66,13 +57,10 @@ class Manifest:
 
     @classmethod
     def build(cls, source: ObjectSource, client: S3Client, *, versions: bool = False) -> Manifest:
-        """Lists a source; asks S3 for the facts of objects of which it does not tell them.
+        """Lists a source; sends a HEAD for each object whose size and ETag it does not know.
 
-        Args:
-            source: The objects.
-            client: Lists them.
-            versions: Keeps the version that each object has now, in buckets that keep versions. Prefixes are
-                listed with their versions then; of other objects, each is asked for.
+        With ``versions``, the manifest keeps the version that each object has now, in buckets that keep
+        versions. Prefixes are then listed with their versions; for other objects, a HEAD is sent for each.
         """
 
         def complete(item: S3BucketKeyData) -> S3BucketKeyData:
@@ -89,11 +77,7 @@ class Manifest:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], client: S3Client | None = None) -> Manifest:
-        """Reads a manifest that was saved.
-
-        Args:
-            path: An S3 URI or a local path.
-            client: Reads from S3.
+        """Reads a manifest that was saved, from a local path or with the client from an S3 URI.
 
         Raises:
             ConfigurationError: It is no manifest, or its name ends in nothing known.
@@ -106,15 +90,11 @@ class Manifest:
             raise ConfigurationError(f"{os.fspath(path)}: {exc}") from exc
 
     def save(self, path: str | os.PathLike[str], client: S3Client | None = None) -> None:
-        """Stores the manifest, whole or not at all.
+        """Stores the manifest, whole or not at all, under a local path or with the client under an S3 URI.
 
         The name decides the format: ``.jsonl`` has JSON lines with ``bucket``, ``key``, ``size``, ``etag``,
         ``last_modified`` and, where it is known, ``version_id``, ``.jsonl.gz`` the same compressed, and
         ``.parquet`` the same columns (needs ``pyarrow``).
-
-        Args:
-            path: An S3 URI or a local path.
-            client: Writes to S3.
 
         Raises:
             ConfigurationError: The name ends in nothing known.
@@ -124,13 +104,7 @@ class Manifest:
             with _client_for(path, client).put_object(*parse_s3_uri(path)) as writer:
                 writer.write(data)
             return
-        target = Path(path)
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            part.write_bytes(data)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(Path(path), data)
 
     def refresh(self, source: ObjectSource, client: S3Client) -> tuple[Manifest, ManifestChanges]:
         """Lists the source anew; objects that stay keep their place, new ones come at the end.
@@ -143,18 +117,18 @@ class Manifest:
         versions = any(version_of(item) for item in self)
         fresh = Manifest.build(source, client, versions=versions)
         found = {(item.bucket, item.key): item for item in fresh}
-        added, dropped, changed, kept = [], [], [], []
+        dropped, changed, kept = [], [], []
         for item in self:
             now = found.pop((item.bucket, item.key), None)
             if now is None:
                 dropped.append(uri_of(item))
                 continue
-            if _facts(now) != _facts(item):
+            if _row(now)[2:4] != _row(item)[2:4]:
                 changed.append(uri_of(item))
             kept.append(now)
-        added = [uri_of(item) for item in found.values()]
-        fresh = Manifest([*kept, *found.values()])
-        return fresh, ManifestChanges(tuple(added), tuple(dropped), tuple(changed))
+        added = map(uri_of, found.values())
+        changes = ManifestChanges(tuple(added), tuple(dropped), tuple(changed))
+        return Manifest([*kept, *found.values()]), changes
 
     @property
     def identity(self) -> str:
@@ -208,9 +182,14 @@ def _info(key: str, found: Any, version: str | None) -> ObjectInfo:
     return ObjectInfo(*known) if version in {None, _NO_VERSION} else VersionedInfo(*known, version_id=version)
 
 
-def _facts(item: S3BucketKeyData) -> tuple[int, str]:
-    info = item.object_info
-    return (0, "") if info is None else (info.size, info.etag)
+def write_whole(target: Path, data: bytes) -> None:
+    """Writes a file, whole or not at all."""
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _is_s3(path: str | os.PathLike[str]) -> bool:

@@ -27,7 +27,7 @@ from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from s3torch.datasets.cache._lock import exclusive, unlock
+from s3torch.datasets.cache._disk import exclusive, unlock
 from s3torch.datasets.sources._table import ObjectTable
 
 if TYPE_CHECKING:
@@ -121,6 +121,18 @@ class SharedFolder:
         with exclusive(self._path / name, mode=0o600):
             yield
 
+    @contextmanager
+    def locked_if_possible(self, name: str) -> Iterator[bool]:
+        """Holds a lock, or warns that the processes go on alone; yields which of both."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.locked(name))
+                is_shared = True
+            except OSError as exc:
+                _log.warning(_CANNOT_SHARE, exc)
+                is_shared = False
+            yield is_shared
+
     def __getstate__(self) -> dict[str, Any]:
         # Only a worker that is started now is a process of this dataset; other pickles are of another one.
         if get_spawning_popen() is None:
@@ -171,14 +183,12 @@ class SharedListing:
         if self._folder.is_alone:
             # Forked workers inherit it, and spawned ones find it, see __getstate__.
             return ObjectTable.of(list_objects())
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(self._folder.locked("listing.lock"))
-            except OSError as exc:
-                _log.warning(_CANNOT_SHARE, exc)
-                return ObjectTable.of(list_objects())
-            table = self._mapped()
-            return self._published(ObjectTable.of(list_objects())) if table is None else table
+        with self._folder.locked_if_possible("listing.lock") as is_shared:
+            table = self._mapped() if is_shared else None
+            if table is not None:
+                return table
+            table = ObjectTable.of(list_objects())
+            return self._published(table) if is_shared else table
 
     @property
     def _file(self) -> Path:
@@ -209,14 +219,10 @@ class SharedListing:
 
     def _publish(self, table: ObjectTable) -> bool:
         """Writes the table for spawned workers, so that it is not sent to each of them."""
-        try:
-            with self._folder.locked("listing.lock"):
-                if not self._file.exists():
-                    self._published(table)
-        except OSError as exc:
-            _log.warning(_CANNOT_SHARE, exc)
-            return False
-        return self._file.exists()
+        with self._folder.locked_if_possible("listing.lock") as is_shared:
+            if is_shared and not self._file.exists():
+                self._published(table)
+            return is_shared and self._file.exists()
 
 
 class _Page(NamedTuple):

@@ -28,11 +28,7 @@ _REPORTED = 1000
 
 @dataclass(frozen=True, slots=True)
 class VersionedInfo(ObjectInfo):
-    """The facts of one version of an object, which datasets then read, whatever the latest is.
-
-    Attributes:
-        version_id: The version.
-    """
+    """The facts of one version of an object, which datasets then read, whatever the latest is."""
 
     version_id: str = ""
 
@@ -46,9 +42,8 @@ def version_of(item: S3BucketKeyData) -> str | None:
 def facts_of(item: S3BucketKeyData) -> dict[str, Any]:
     """Returns what is known of an object as arguments of ``S3Client.get_object`` and ``open_ranges``."""
     version = version_of(item)
-    if version is None:
-        return {"object_info": item.object_info}
-    return {"object_info": item.object_info, "version_id": version}
+    # Clients of users may have no such argument.
+    return {"object_info": item.object_info} | ({} if version is None else {"version_id": version})
 
 
 def size_of(item: S3BucketKeyData) -> int:
@@ -78,6 +73,13 @@ class CommonSource(Protocol):
         ...
 
 
+def _objects(bucket: str, infos: Iterable[ObjectInfo]) -> Iterator[S3BucketKeyData]:
+    """Yields the objects of a listing; sorts those of directory buckets, which list in no order, by key."""
+    if _is_directory(bucket):
+        infos = sorted(infos, key=lambda info: info.key.encode())
+    return (S3BucketKeyData(bucket, info.key, info) for info in infos)
+
+
 def subject_of(source: ObjectSource, *settings: object) -> str | None:
     """Names what a dataset lists with these settings; ``None`` if each rank may list something else."""
     subject = source.subject() if isinstance(source, CommonSource) else None
@@ -87,11 +89,6 @@ def subject_of(source: ObjectSource, *settings: object) -> str | None:
 def _is_directory(bucket: str) -> bool:
     """Whether a name is that of a directory bucket (S3 Express One Zone)."""
     return bucket.endswith(_DIRECTORY_SUFFIXES)
-
-
-def _in_order(bucket: str, infos: Iterable[ObjectInfo]) -> Iterable[ObjectInfo]:
-    """Sorts the objects of directory buckets, which list in no order, by key."""
-    return sorted(infos, key=lambda info: info.key.encode()) if _is_directory(bucket) else infos
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +122,7 @@ class PrefixSource:
         """Lists, page by page, as far as the iterator is consumed."""
         for bucket, prefix in self.uris:
             pages = client.list_objects(bucket, prefix)
-            for info in _in_order(bucket, (info for page in pages for info in page.object_info)):
-                yield S3BucketKeyData(bucket, info.key, info)
+            yield from _objects(bucket, (info for page in pages for info in page.object_info))
 
     def subject(self) -> str:
         return repr(self)
@@ -134,8 +130,7 @@ class PrefixSource:
     def whole(self, client: S3Client) -> Iterator[S3BucketKeyData]:
         """Lists everything, large folders side by side."""
         for bucket, prefix in self.uris:
-            for info in _in_order(bucket, client.walk(bucket, prefix)):
-                yield S3BucketKeyData(bucket, info.key, info)
+            yield from _objects(bucket, client.walk(bucket, prefix))
 
     def latest_versions(self, client: S3Client) -> Iterator[S3BucketKeyData]:
         """Lists everything with the version that each object has now, where the bucket keeps versions."""
@@ -155,7 +150,7 @@ class PrefixSource:
         else:
             pages = client.list_objects(bucket, prefix)
             pages.continuation_token = token
-            objects = [S3BucketKeyData(bucket, info.key, info) for info in next(pages).object_info]
+            objects = list(_objects(bucket, next(pages).object_info))
             if not pages.complete:
                 return objects, json.dumps([number, pages.continuation_token])
         return objects, json.dumps([number + 1, None]) if number + 1 < len(self.uris) else None
@@ -169,9 +164,7 @@ class GlobSource:
 
     def __call__(self, client: S3Client) -> Iterator[S3BucketKeyData]:
         """Lists what can match, with several requests at a time."""
-        bucket, pattern = self.uri
-        found = _in_order(bucket, client.glob(bucket, pattern))
-        return (S3BucketKeyData(bucket, info.key, info) for info in found)
+        return _objects(self.uri.bucket, client.glob(*self.uri))
 
     def subject(self) -> str:
         return repr(self)
@@ -261,13 +254,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class ListingProgress:
-    """How far a listing is.
-
-    Attributes:
-        objects: How many objects were listed.
-        bytes: All their bytes.
-        done: True for the last report.
-    """
+    """How many objects a listing has found, and all their bytes; ``done`` in the last report."""
 
     objects: int
     bytes: int

@@ -79,7 +79,7 @@ class _Opened:
 
 def read(shards, state, share, buffer, stop):
     """What one worker yields until it stops, and how far it is then."""
-    pipeline = ShardPipeline(len(shards.counts), shards.open, ahead=1, tolerate=lambda _: False, tell=str)
+    pipeline = ShardPipeline(len(shards.counts), shards.open, ahead=1, tolerate=lambda _: False, report=str)
     run = ShardRun(
         pipeline=pipeline,
         share=share,

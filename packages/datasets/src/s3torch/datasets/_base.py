@@ -24,7 +24,6 @@ from s3torch.datasets.sources._summary import describe_objects
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from types import TracebackType
     from typing import Self, Unpack
 
     from s3torch.core import S3BucketKeyData
@@ -85,11 +84,7 @@ class S3Dataset(Generic[InputT, SampleT]):
 
     @classmethod
     def from_prefix(
-        cls,
-        s3_uri: Uris,
-        *,
-        region: str | None = None,
-        **options: Unpack[DatasetOptions[InputT, SampleT]],
+        cls, s3_uri: Uris, *, region: str | None = None, **options: Unpack[DatasetOptions[InputT, SampleT]]
     ) -> Self:
         """Makes a dataset of all objects whose key begins with the key of the URI, in listing order.
 
@@ -204,12 +199,7 @@ class S3Dataset(Generic[InputT, SampleT]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @classmethod

@@ -128,7 +128,7 @@ class S3MapDataset(ObjectDataset[SampleT], Dataset[SampleT]):
         self._access.expect(numbers, lambda: opener.ahead(map(objects.__getitem__, numbers)))
 
     def __iter__(self) -> Iterator[SampleT]:
-        # Without this, an IndexError of a transform would end a loop over the dataset in silence.
+        # Without this, an IndexError of a transform would end a loop over the dataset silently.
         try:
             for index in range(len(self)):
                 yield self[index]

@@ -91,11 +91,7 @@ def decode_npy(source: S3Reader | bytes) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Compose:
-    """Applies functions one after the other.
-
-    Attributes:
-        steps: The functions; the first takes what the dataset gives.
-    """
+    """Applies functions one after the other; the first takes what the dataset gives."""
 
     steps: tuple[Callable[[Any], Any], ...]
 
@@ -111,25 +107,21 @@ class Compose:
 
 @dataclass(frozen=True, slots=True)
 class DecodeParts:
-    """Decodes parts of samples of shards, by their suffix; other parts stay as they are.
-
-    Attributes:
-        decoders: A function for each suffix, without its dot.
-    """
+    """Decodes parts of samples of shards, by their suffix without its dot; other parts stay as they are."""
 
     decoders: Mapping[str, Callable[[Any], Any]]
 
     def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """Returns another ``dict`` of the sample."""
-        return {
-            suffix: self.decoders[suffix](part) if suffix in self.decoders else part
-            for suffix, part in sample.items()
-        }
+        decoders = self.decoders
+        return {name: decoders[name](part) if name in decoders else part for name, part in sample.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class RawTensor:
     """Makes a tensor of the bytes themselves, without copying them.
+
+    Bytes that do not fit type and shape raise ``ConfigurationError``.
 
     Attributes:
         dtype: The type of its elements, whose byte order is that of this machine.
@@ -144,11 +136,7 @@ class RawTensor:
     writable: bool = False
 
     def __call__(self, source: S3Reader | bytes) -> torch.Tensor:
-        """Returns the tensor.
-
-        Raises:
-            ConfigurationError: The bytes do not fit the type and the shape.
-        """
+        """Returns the tensor."""
         if not self.writable:
             tensor = _shared(read_bytes(source))
         elif isinstance(source, S3Reader):
@@ -173,8 +161,7 @@ class RawTensor:
 class Images:
     """Decodes images to ``PIL.Image.Image``, in any format that Pillow knows; needs the extra ``images``.
 
-    Attributes:
-        mode: The mode to convert to, as in ``"RGB"`` or ``"L"``; ``None`` keeps that of the file.
+    They are converted to ``mode``, as in ``"RGB"`` or ``"L"``; ``None`` keeps that of the file.
     """
 
     mode: str | None = "RGB"
@@ -196,8 +183,7 @@ class Images:
 class ImageTensor:
     """Decodes images to tensors of ``uint8``: channels, height, width; needs the extra ``images``.
 
-    Attributes:
-        mode: The mode to convert to; one with a byte for each channel.
+    They are converted to ``mode``, which has a byte for each channel.
     """
 
     mode: str = "RGB"
@@ -217,18 +203,14 @@ class ImageTensor:
 class PathLabel:
     """Takes a component of the key: by default the folder, as in ``train/cat/1.jpg``.
 
-    Attributes:
-        part: Which, counted from 0, or from the end for negative ones; -1 is the name of the file.
+    ``part`` counts from 0, or from the end for negative ones; -1 is the name of the file. A key without such
+    a component raises ``ConfigurationError``.
     """
 
     part: int = -2
 
     def __call__(self, key: str) -> str:
-        """Returns the label of a key.
-
-        Raises:
-            ConfigurationError: The key has no such component.
-        """
+        """Returns the label of a key."""
         parts = key.split("/")
         if not -len(parts) <= self.part < len(parts):
             raise ConfigurationError(f"the key {key!r} has no component {self.part}")
@@ -237,11 +219,9 @@ class PathLabel:
 
 @dataclass(frozen=True, slots=True)
 class RegexLabel:
-    """Takes what a group of a regular expression matches anywhere in the key.
+    """Takes what a group of a regular expression, as in ``"class_([0-9]+)"``, matches anywhere in the key.
 
-    Attributes:
-        pattern: The expression, as in ``"class_([0-9]+)"``.
-        group: The number or the name of the group.
+    ``group`` is its number or its name. A key that does not match raises ``ConfigurationError``.
     """
 
     pattern: str
@@ -257,11 +237,7 @@ class RegexLabel:
             raise ConfigurationError(f"{self.pattern!r} has no group {self.group!r}")
 
     def __call__(self, key: str) -> str:
-        """Returns the label of a key.
-
-        Raises:
-            ConfigurationError: The expression does not match.
-        """
+        """Returns the label of a key."""
         found = re.search(self.pattern, key)
         label: str | None = None if found is None else found[self.group]
         if label is None:
@@ -272,6 +248,8 @@ class RegexLabel:
 @dataclass(frozen=True, slots=True)
 class ClassIndex:
     """Numbers for labels, in the order of the sorted labels, so that ranks with the same listing agree.
+
+    It is called with a label and raises ``ConfigurationError`` for one that it does not have.
 
     Attributes:
         classes: The labels, sorted; the place of each is its number.
@@ -294,11 +272,7 @@ class ClassIndex:
         return len(self.classes)
 
     def __call__(self, label: str) -> int:
-        """Returns the number of a label.
-
-        Raises:
-            ConfigurationError: It is none of the labels.
-        """
+        """Returns the number of a label."""
         number = self.class_to_idx.get(label)
         if number is None:
             raise ConfigurationError(f"unknown label {label!r}; there are {len(self.classes)}")
@@ -307,12 +281,9 @@ class ClassIndex:
 
 @dataclass(frozen=True, slots=True)
 class WithLabel(Generic[T]):
-    """A transform that adds the label of the key: its samples are pairs of value and label.
+    """A transform whose samples are pairs: what ``transform`` returns, and the label of the key.
 
-    Attributes:
-        transform: Makes the value of an unread reader.
-        label: Makes the label of the key.
-        index: Makes a number of the label; ``None`` keeps the label.
+    With an ``index``, labels are numbers.
     """
 
     transform: Callable[[S3Reader], T]
@@ -336,7 +307,7 @@ def _shared(data: bytes | bytearray) -> torch.Tensor:
 
 @cache
 def _accept_read_only() -> None:
-    """Takes torch's warning about memory that is not writable, which comes once in a process."""
+    """Takes the warning of torch about memory that is not writable, which comes once in a process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.frombuffer(b"\0\0", dtype=torch.uint8)

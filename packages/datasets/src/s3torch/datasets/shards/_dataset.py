@@ -278,7 +278,7 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
                 lambda place: self._open(objects[place if order is None else order[place]]),
                 ahead=settings.shards_ahead,
                 tolerate=self._tolerate,
-                tell=self._skip,
+                report=self._skip,
             ),
             share=share,
             consumed=state.consumed,

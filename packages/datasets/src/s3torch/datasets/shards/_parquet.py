@@ -54,7 +54,7 @@ class ParquetFormat:
     def open(self, shard: ShardObject) -> _ParquetShard:
         """Starts to fetch the footer and returns at once."""
         try:
-            import pyarrow.parquet  # noqa: F401 - Missing, it has to be told before anything is read.
+            import pyarrow.parquet  # noqa: F401 - Fails now, not in a worker.
         except ImportError as exc:
             raise ConfigurationError(
                 f'{shard.item.key!r} needs pyarrow; pip install "s3torch-datasets[parquet]"'

@@ -56,7 +56,7 @@ class ShardPipeline:
         open_shard: Opens the shard at a place in the order of the epoch, and returns at once.
         ahead: How many pieces are in flight at most after the one that is read, while they fit in 128 MiB.
         tolerate: Whether to leave out the rest of a shard after this error; otherwise it is raised.
-        tell: Called with each error that was tolerated, in one of the workers that came across it.
+        report: Called with each error that was tolerated, in one of the workers that came across it.
     """
 
     count: int
@@ -64,7 +64,7 @@ class ShardPipeline:
     _: KW_ONLY
     ahead: int
     tolerate: Callable[[Exception], bool]
-    tell: Callable[[Exception], object]
+    report: Callable[[Exception], object]
 
     def samples(
         self, share: StridedShard, consumed: Sequence[ConsumedPieces], begin: Cursor
@@ -86,7 +86,7 @@ class ShardPipeline:
                 except Exception as exc:
                     if not self.tolerate(exc):
                         raise
-                    self.tell(exc)
+                    self.report(exc)
                 finally:
                     one.close()
 
@@ -106,7 +106,7 @@ class ShardPipeline:
                         raise
                     # Every worker comes across it.
                     if place in share:
-                        self.tell(exc)
+                        self.report(exc)
                     continue
                 finally:
                     opened.close()

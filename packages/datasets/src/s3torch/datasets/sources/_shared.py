@@ -278,11 +278,8 @@ class _Pages:
     def listed(self, offset: int, cursor: str | None, source: PagedSource, client: S3Client) -> _Page:
         """Lists the page for all, unless another worker has done so meanwhile."""
         with ExitStack() as stack:
-            if not self._is_alone:
-                try:
-                    stack.enter_context(self._folder.locked("pages.lock"))
-                except OSError as exc:
-                    self._give_up(exc)
+            if not (self._is_alone or stack.enter_context(self._folder.locked_if_possible("pages.lock"))):
+                self._give_up()
             page = self.read(offset)
             if page is None:
                 found = source.page(client, cursor)
@@ -302,13 +299,13 @@ class _Pages:
             if self._descriptor is None:
                 self._descriptor = _open_shared(self._path)
         except OSError as exc:
-            self._give_up(exc)
+            _log.warning(_CANNOT_SHARE, exc)
+            self._give_up()
             return offset
         return offset + _LENGTH.size + len(data)
 
-    def _give_up(self, exc: OSError) -> None:
+    def _give_up(self) -> None:
         # What others go on to store has other offsets than what is listed here from now on.
-        _log.warning(_CANNOT_SHARE, exc)
         self.close()
         self._is_alone = True
 

@@ -105,11 +105,7 @@ class PrefixSource:
 
     @classmethod
     def from_uri(cls, s3_uri: Uris) -> PrefixSource:
-        """Parses one URI or several.
-
-        Raises:
-            ConfigurationError: One is no S3 URI, there are none, or one includes another.
-        """
+        """Parses one URI or several; refuses none, and a prefix that includes another."""
         uris = _parsed(s3_uri)
         if not uris:
             raise ConfigurationError("expected at least one prefix, got none")
@@ -119,7 +115,7 @@ class PrefixSource:
         return cls(uris)
 
     def __call__(self, client: S3Client) -> Iterator[S3BucketKeyData]:
-        """Lists, page by page, as far as the iterator is consumed."""
+        """Lists page by page, as far as the iterator is consumed."""
         for bucket, prefix in self.uris:
             pages = client.list_objects(bucket, prefix)
             yield from _objects(bucket, (info for page in pages for info in page.object_info))
@@ -163,7 +159,6 @@ class GlobSource:
     uri: S3Uri
 
     def __call__(self, client: S3Client) -> Iterator[S3BucketKeyData]:
-        """Lists what can match, with several requests at a time."""
         return _objects(self.uri.bucket, client.glob(*self.uri))
 
     def subject(self) -> str:
@@ -184,11 +179,7 @@ class ObjectsSource:
 
     @classmethod
     def from_uris(cls, object_uris: Uris) -> ObjectsSource:
-        """Parses one URI or all of an iterable, which is consumed once, now.
-
-        Raises:
-            ConfigurationError: One of them is no S3 URI.
-        """
+        """Parses one URI or all of an iterable, which is consumed once, now."""
         return cls(tuple(S3BucketKeyData(*uri) for uri in _parsed(object_uris)))
 
     def __call__(self, client: S3Client) -> tuple[S3BucketKeyData, ...]:  # noqa: ARG002
@@ -231,18 +222,13 @@ class Selection:
             raise ConfigurationError(f"where must be callable, got {self.where!r}")
 
     def __call__(self, item: S3BucketKeyData) -> bool:
-        """Whether an object belongs to the dataset.
-
-        Raises:
-            ConfigurationError: Sizes are asked for and the source does not know them.
-        """
+        """Whether an object belongs; refuses to guess where a size is asked for and not known."""
         if self.suffix is not None and not item.key.endswith(self.suffix):
             return False
         if self.min_size is not None or self.max_size is not None:
             if item.object_info is None:
-                raise ConfigurationError(
-                    f"no size is known of {uri_of(item)}; a prefix and a manifest have sizes"
-                )
+                why = f"no size is known of {uri_of(item)}; a prefix and a manifest have sizes"
+                raise ConfigurationError(why)
             size = item.object_info.size
             if size < (self.min_size or 0) or (self.max_size is not None and size > self.max_size):
                 return False
@@ -269,10 +255,8 @@ class ReportedSource:
 
         S3MapDataset("eu-west-1", ReportedSource(PrefixSource.from_uri(uri), report="tqdm"))
 
-    Attributes:
-        source: The other source.
-        report: Is called after every 1,000 objects, the size of a page of S3, and at the end; ``"tqdm"``
-            shows a counter on the terminal, with the package of that name.
+    ``report`` is called after every 1,000 objects, the size of a page of S3, and at the end; ``"tqdm"`` shows
+    a counter on the terminal, with the package of that name.
     """
 
     source: ObjectSource
@@ -283,7 +267,6 @@ class ReportedSource:
             raise ConfigurationError(f"report must be callable or 'tqdm', got {self.report!r}")
 
     def __call__(self, client: S3Client) -> Iterator[S3BucketKeyData]:
-        """Lists and reports."""
         if self.report != "tqdm":
             yield from self._listed(client, self.report)
             return

@@ -84,8 +84,14 @@ def merged(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             raise ConfigurationError(
                 "the states differ: they were not saved at the same point of the same epoch"
             )
-        for share in state.get("shares", ()):
-            owner = tuple(share["stripe"] if "shards" in first else share[:2])
+        try:
+            owned = [
+                (tuple(one["stripe"] if "shards" in first else one[:2]), one)
+                for one in state.get("shares", ())
+            ]
+        except (KeyError, TypeError) as exc:
+            raise ConfigurationError(f"these are no states of a dataset: {exc!r}") from exc
+        for owner, share in owned:
             if shares.setdefault(owner, share) != share:
                 raise ConfigurationError(f"two states are those of the same worker, {owner}")
     return {**first, "shares": list(shares.values())} if "shares" in first else first

@@ -1,23 +1,4 @@
-r"""Where each sample of a tar archive is, so that single ones can be read by range, and where that is saved.
-
-An index is a JSON object, by convention under the key of the archive with ``.index.json`` after it::
-
-    {
-      "format": "s3torch-tar-index", "version": 1,
-      "etag": "\"9b2c…\"", "size": 1048576,
-      "keys": ["dir/0001", …],
-      "parts": [2, …],
-      "suffixes": ["jpg", "cls"],
-      "suffix": [0, 1, …],
-      "offset": [512, 2560, …],
-      "length": [1200, 1, …]
-    }
-
-``etag`` and ``size`` are those of the archive that was indexed. ``keys`` has the samples in the order of the
-archive, and ``parts`` how many files each has. The last three columns have a value for each file, sample
-after sample: the place of its suffix in ``suffixes``, where in the archive its bytes begin, and how many they
-are.
-"""
+"""Where each sample of a tar archive is, so that single ones can be read by range, and where to save it."""
 
 from __future__ import annotations
 
@@ -70,9 +51,25 @@ class SampleRange:
 
 
 class TarIndex:
-    """The samples of one archive; some bytes of memory for each file.
+    r"""Where the samples of one archive are; some bytes of memory for each file.
 
-    The arguments are the fields of the format above.
+    An index is a JSON object, by convention under the key of the archive with ``.index.json`` after it::
+
+        {
+          "format": "s3torch-tar-index", "version": 1,
+          "etag": "\"9b2c…\"", "size": 1048576,
+          "keys": ["dir/0001", …],
+          "parts": [2, …],
+          "suffixes": ["jpg", "cls"],
+          "suffix": [0, 1, …],
+          "offset": [512, 2560, …],
+          "length": [1200, 1, …]
+        }
+
+    ``etag`` and ``size`` are those of the archive that was indexed. ``keys`` has the samples in the order of
+    the archive, and ``parts`` how many files each has. The last three columns have a value for each file,
+    sample after sample: the place of its suffix in ``suffixes``, where in the archive its bytes begin, and how
+    many they are. The arguments are the same.
 
     Raises:
         ConfigurationError: The columns do not fit together.

@@ -68,8 +68,8 @@ class TarIndex:
 
     ``etag`` and ``size`` are those of the archive that was indexed. ``keys`` has the samples in the order of
     the archive, and ``parts`` how many files each has. The last three columns have a value for each file,
-    sample after sample: the place of its suffix in ``suffixes``, where in the archive its bytes begin, and how
-    many they are. The arguments are the same.
+    sample after sample: the place of its suffix in ``suffixes``, where in the archive its bytes begin, and
+    how many they are. The arguments are the same.
 
     Raises:
         ConfigurationError: The columns do not fit together.

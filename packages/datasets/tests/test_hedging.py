@@ -9,7 +9,7 @@ import pytest
 
 from s3torch.core.errors import ConfigurationError, NotFoundError
 from s3torch.datasets import S3IterableDataset, S3MapDataset
-from s3torch.datasets.hedging import Hedging
+from s3torch.datasets._ranges import Hedging
 from s3torch.testing.faults import Fault
 
 DATA = [f"train/{number:02}".encode() for number in range(11)]
@@ -85,11 +85,11 @@ def test_a_quantile_waits_for_enough_answers():
     hedging = Hedging("p90", lambda: None)
     for number in range(31):
         hedging.observe(number)
-    assert hedging.patience() is None
+    assert hedging.late_after() is None
     for number in range(31, 100):
         hedging.observe(number)
-    assert hedging.patience() == 90
-    assert Hedging(0.5, lambda: None).patience() == 0.5
+    assert hedging.late_after() == 90
+    assert Hedging(0.5, lambda: None).late_after() == 0.5
 
 
 @pytest.mark.parametrize("wrong", [0, -1, True, "p0", "p100", "95", "slow"])

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3torch.datasets.index_access import IndexAccess
-from s3torch.datasets.prefetch import Ahead, look_ahead
+from s3torch.datasets._opening import Ahead, IndexAccess, look_ahead
 
 
 def test_three_indices_in_a_row_are_read_ahead_and_a_jump_drops_it(readers_of):

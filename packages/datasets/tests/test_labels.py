@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from s3torch.core.errors import ConfigurationError
 from s3torch.datasets import S3MapDataset
-from s3torch.datasets.labels import ClassIndex, PathLabel, RegexLabel, WithLabel
+from s3torch.datasets.transforms import ClassIndex, PathLabel, RegexLabel, WithLabel
 
 
 def test_labels_are_parts_of_keys():

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.datasets.prefetch import (
+from s3torch.datasets._opening import (
     DEFAULT_PREFETCH,
     Ahead,
     check_prefetch,

@@ -6,8 +6,7 @@ from inspect import signature
 from typing import TYPE_CHECKING
 
 from s3torch.core import parse_s3_uri
-from s3torch.datasets import S3MapDataset
-from s3torch.datasets.sources import ObjectsSource, PrefixSource
+from s3torch.datasets import ObjectsSource, PrefixSource, S3MapDataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

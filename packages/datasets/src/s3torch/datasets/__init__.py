@@ -2,8 +2,9 @@
 
 ``S3MapDataset`` has a length and reads any sample by its index, ``S3IterableDataset`` streams the samples in
 order and shares them out between ranks and ``DataLoader`` workers, ``S3ShardDataset`` those of tar archives
-and Parquet files. Importing this package does not import
-torch; the first use of a dataset class does.
+and Parquet files. Transforms and labels are in ``s3torch.datasets.transforms``; what authors of shard formats
+need is in ``s3torch.datasets.formats``. Importing this package does not import torch; the first use of a
+dataset class does.
 """
 
 from __future__ import annotations
@@ -13,17 +14,43 @@ from typing import TYPE_CHECKING, Any
 from s3torch.datasets._version import __version__
 
 if TYPE_CHECKING:
-    from s3torch.datasets.indexed_tar import S3IndexedTarDataset
-    from s3torch.datasets.iterable import S3IterableDataset
-    from s3torch.datasets.manifest import Manifest
-    from s3torch.datasets.map_style import S3MapDataset
-    from s3torch.datasets.resume import ResumableLoader, merge_states
-    from s3torch.datasets.sampler import S3Sampler
-    from s3torch.datasets.selection import Selection
-    from s3torch.datasets.shards import S3ShardDataset
+    from s3torch.datasets._iterable import S3IterableDataset
+    from s3torch.datasets._map_style import S3MapDataset
+    from s3torch.datasets.cache._disk import CacheUsage, DiskCache
+    from s3torch.datasets.formats import DamagedShardError
+    from s3torch.datasets.order._loader import ResumableLoader, S3Sampler, merge_states
+    from s3torch.datasets.shards._dataset import S3ShardDataset
+    from s3torch.datasets.shards._indexed_tar import S3IndexedTarDataset
+    from s3torch.datasets.shards._parquet import ParquetFormat
+    from s3torch.datasets.shards._tar_format import TarFormat
+    from s3torch.datasets.shards._tar_index import TarIndex
+    from s3torch.datasets.sources._manifest import Manifest, ManifestChanges
+    from s3torch.datasets.sources._sources import (
+        GlobSource,
+        ListingProgress,
+        ObjectSource,
+        ObjectsSource,
+        PrefixSource,
+        ReportedSource,
+        Selection,
+        VersionedInfo,
+    )
+    from s3torch.datasets.sources._summary import DatasetSummary, describe_objects
 
 __all__ = [
+    "CacheUsage",
+    "DamagedShardError",
+    "DatasetSummary",
+    "DiskCache",
+    "GlobSource",
+    "ListingProgress",
     "Manifest",
+    "ManifestChanges",
+    "ObjectSource",
+    "ObjectsSource",
+    "ParquetFormat",
+    "PrefixSource",
+    "ReportedSource",
     "ResumableLoader",
     "S3IndexedTarDataset",
     "S3IterableDataset",
@@ -31,31 +58,41 @@ __all__ = [
     "S3Sampler",
     "S3ShardDataset",
     "Selection",
+    "TarFormat",
+    "TarIndex",
+    "VersionedInfo",
     "__version__",
+    "describe_objects",
     "merge_states",
 ]
 
 _MODULES = {
-    "Manifest": "s3torch.datasets.manifest",
-    "ResumableLoader": "s3torch.datasets.resume",
-    "S3IndexedTarDataset": "s3torch.datasets.indexed_tar",
-    "S3IterableDataset": "s3torch.datasets.iterable",
-    "S3MapDataset": "s3torch.datasets.map_style",
-    "S3Sampler": "s3torch.datasets.sampler",
-    "S3ShardDataset": "s3torch.datasets.shards",
-    "Selection": "s3torch.datasets.selection",
-    "merge_states": "s3torch.datasets.resume",
+    "_iterable": "S3IterableDataset",
+    "_map_style": "S3MapDataset",
+    "cache._disk": "CacheUsage DiskCache",
+    "formats": "DamagedShardError",
+    "order._loader": "ResumableLoader S3Sampler merge_states",
+    "shards._dataset": "S3ShardDataset",
+    "shards._indexed_tar": "S3IndexedTarDataset",
+    "shards._parquet": "ParquetFormat",
+    "shards._tar_format": "TarFormat",
+    "shards._tar_index": "TarIndex",
+    "sources._manifest": "Manifest ManifestChanges",
+    "sources._sources": "GlobSource ListingProgress ObjectSource ObjectsSource PrefixSource"
+    " ReportedSource Selection VersionedInfo",
+    "sources._summary": "DatasetSummary describe_objects",
 }
 
 
 def __getattr__(name: str) -> Any:
     # Every client asks the plugin of this package for its token; that must not cost the import of torch.
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
-    return value
+    for module, names in _MODULES.items():
+        if name in names.split():
+            value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -1,24 +1,146 @@
-"""Readers of the objects of a dataset, with the downloads of the next ones under way."""
+"""Readers of the objects of a dataset, with the downloads of the next ones in flight.
+
+``look_ahead`` is the one bounded look-ahead of this package: of readers, of shards and of ranges.
+"""
 
 from __future__ import annotations
 
 import os
+import threading
+from collections import deque
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from s3torch.core import SequentialS3Reader
+from s3torch.core.errors import ConfigurationError
 from s3torch.core.memory import default_memory_limit
-from s3torch.datasets.prefetch import choose_ahead, look_ahead
-from s3torch.datasets.versions import facts_of
+from s3torch.datasets._ranges import CachedRanges, CachedReaders, HedgedRanges
+from s3torch.datasets.sources._sources import facts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
-    from s3torch.core import S3BucketKeyData, S3Client, S3Reader
-    from s3torch.datasets._settings import Settings
-    from s3torch.datasets.hedging import Hedging
+    from s3torch.core import S3BucketKeyData, S3Client, S3Reader, S3ReaderConstructorProtocol
+    from s3torch.core.transfer.source import RangeSource
+    from s3torch.datasets._ranges import Hedging
+    from s3torch.datasets.cache._disk import DiskCache
 
-_UNKNOWN_SIZE = 1024 * 1024
+DEFAULT_PREFETCH = 128
+_MIB = 1024 * 1024
+_LOWEST_BYTES = 16 * _MIB
+_HIGHEST_BYTES = 256 * _MIB
+_GENTLE_BYTES = 64 * _MIB
+_SHARE_OF_LIMIT = 4
+_UNKNOWN_SIZE = _MIB
+# So many indices in a row are a habit; two may be chance, or a sampler of pairs.
+_HABIT = 3
+
+
+class Closable(Protocol):
+    """What can be started ahead; ``close`` cancels what is in flight."""
+
+    def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=Closable)
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """How many objects and bytes may be in flight ahead of a consumer; ``least`` objects of any size."""
+
+    objects: int
+    size: int = _HIGHEST_BYTES
+    least: int = 2
+
+
+def check_prefetch(prefetch: int | None) -> int:
+    """Returns how many objects to start ahead; refuses what is no integer from 0 on."""
+    value: Any = DEFAULT_PREFETCH if prefetch is None else prefetch
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ConfigurationError(f"prefetch must be an integer from 0 on, got {value!r}")
+    return value
+
+
+def choose_ahead(prefetch: int | None, *, memory_limit: int) -> Ahead:
+    """Decides how much a process starts ahead: ``prefetch`` objects within a share of its memory."""
+    share = memory_limit // _SHARE_OF_LIMIT
+    return Ahead(check_prefetch(prefetch), max(_LOWEST_BYTES, min(share, _HIGHEST_BYTES)))
+
+
+def start_download(item: object) -> None:
+    """Starts the download of what can start on its own; other readers wait for their first read."""
+    prefetch = getattr(item, "prefetch", None)
+    if prefetch is not None:
+        prefetch()
+
+
+def look_ahead(
+    items: Iterable[C],
+    ahead: Ahead,
+    *,
+    start: Callable[[C], object] = start_download,
+    weigh: Callable[[C], int] = lambda _: 0,
+    gently: bool = False,
+) -> Generator[C]:
+    """Yields items in their order while the downloads of more are in flight.
+
+    When the iterator is closed or an error ends it, the items that were started and not yielded are closed.
+
+    Args:
+        items: Made as they are needed.
+        ahead: The limits; the budget of the process also bounds the downloads of all datasets together.
+        start: Starts the download of an item, unless it was started when it was made.
+        weigh: Returns the bytes that an item, which was just made, starts.
+        gently: Starts twice as many as were taken, and no more than 64 MiB: for a consumer that may stop at
+            any time.
+    """
+    if gently:
+        ahead = replace(ahead, size=min(ahead.size, _GENTLE_BYTES))
+    if ahead.objects == 0:
+        yield from items
+        return
+    waiting: deque[C] = deque()
+    sizes: deque[int] = deque()
+    weight = taken = 0
+    try:
+        for item in items:
+            waiting.append(item)
+            sizes.append(weigh(item))
+            weight += sizes[-1]
+            start(item)
+            while (
+                len(waiting) > ahead.objects
+                or (len(waiting) > ahead.least and weight > ahead.size)
+                or (gently and len(waiting) > 2 * (taken + 1))
+            ):
+                weight -= sizes.popleft()
+                taken += 1
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        for item in waiting:
+            item.close()
+
+
+def through(
+    cache: DiskCache | None, reader_constructor: S3ReaderConstructorProtocol | None
+) -> S3ReaderConstructorProtocol | None:
+    """Puts a cache before a reader constructor, if there is one."""
+    return reader_constructor if cache is None else CachedReaders(cache, reader_constructor)
+
+
+def open_ranges(
+    client: S3Client, item: S3BucketKeyData, cache: DiskCache | None, **facts: Any
+) -> RangeSource:
+    """Returns an object as a source of ranges, through a cache if there is one.
+
+    ``facts`` are known better than by the item, as arguments of ``S3Client.open_ranges``.
+    """
+    source = client.open_ranges(item.bucket, item.key, **facts_of(item) | facts)
+    return source if cache is None else CachedRanges(cache, source)
 
 
 @cache
@@ -27,43 +149,37 @@ def _default_limit(pid: int) -> int:  # noqa: ARG001 - a worker has another one 
     return default_memory_limit()
 
 
+@dataclass(slots=True)
 class Opener:
-    """Makes readers with one client.
+    """Opens objects with one client.
 
-    It knows nothing of the dataset, so that what is read ahead does not keep a dataset alive.
+    It does not refer to the dataset, so that what is read ahead does not keep a dataset alive.
     """
 
-    def __init__(self, client: S3Client, settings: Settings, hedging: Hedging | None) -> None:
-        self._client = client
-        self._settings = settings
-        self._hedging = hedging
+    client: S3Client
+    reader_constructor: S3ReaderConstructorProtocol | None
+    prefetch: int | None
+    hedging: Hedging | None
 
     def open(self, item: S3BucketKeyData) -> S3Reader:
         """Returns the unread reader of an object."""
-        constructor = self._settings.reader_constructor
-        if self._hedging is None:
-            return self._client.get_object(
-                item.bucket, item.key, reader_constructor=constructor, **facts_of(item)
-            )
-        source = self._client.open_ranges(item.bucket, item.key, **facts_of(item))
+        place, facts, constructor = (item.bucket, item.key), facts_of(item), self.reader_constructor
+        if self.hedging is None:
+            return self.client.get_object(*place, reader_constructor=constructor, **facts)
+        source = self.client.open_ranges(*place, **facts)
         make = SequentialS3Reader if constructor is None else constructor
         return make(
             bucket=item.bucket,
             key=item.key,
             get_object_info=source.head,
-            get_stream=self._hedging.source(source),
+            get_stream=HedgedRanges(source, self.hedging),
         )
 
     def ahead(self, items: Iterable[S3BucketKeyData], *, gently: bool = False) -> Generator[S3Reader]:
         """Yields the readers of objects in their order, with more of them started."""
-        config = self._client.s3client_config
-        limit = config.memory_limit
-        ahead = choose_ahead(
-            # A reader that is handed out stays unread, so that it can be pickled and holds no memory.
-            0 if self._settings.hands_readers_out else self._settings.prefetch,
-            memory_limit=_default_limit(os.getpid()) if limit is None else limit,
-        )
-        size = 0
+        config = self.client.s3client_config
+        limit = _default_limit(os.getpid()) if config.memory_limit is None else config.memory_limit
+        ahead, size = choose_ahead(self.prefetch, memory_limit=limit), 0
 
         def opened() -> Iterator[S3Reader]:
             nonlocal size
@@ -73,3 +189,85 @@ class Opener:
                 yield self.open(item)
 
         return look_ahead(opened(), ahead, weigh=lambda _: size, gently=gently)
+
+
+class IndexAccess:
+    """Notices when a thread asks for one index after another, or is told what it asks for next.
+
+    Threads do not disturb each other, and neither do forked processes.
+    """
+
+    def __init__(self) -> None:
+        self._run = _Run()
+
+    def reader(self, index: int, start: Callable[[], Generator[S3Reader]]) -> S3Reader | None:
+        """Returns the reader of an index that was foreseen, else ``None``.
+
+        ``start`` returns the readers from this index on, with more of them started.
+        """
+        run = self._run
+        if run.pid != os.getpid():
+            run.begin()
+        foreseen = index == (run.batch[0] if run.batch else run.following)
+        if not foreseen:
+            run.misled = run.misled or bool(run.batch)
+            run.begin()
+        run.length = run.length + 1 if index == run.following else 1
+        run.following = index + 1
+        if run.batch:
+            run.batch.popleft()
+        elif run.readers is None and run.length >= _HABIT:
+            run.readers = start()
+        # Also None after an error has ended the generator.
+        reader = None if run.readers is None else next(run.readers, None)
+        if reader is None or (run.is_batch and not run.batch):
+            run.drop()
+        return reader
+
+    def expect(self, indices: Sequence[int], start: Callable[[], Generator[S3Reader]]) -> None:
+        """Announces the batch that this thread asks for next; ``start`` returns its readers.
+
+        A thread that once asked for something else is not believed any more.
+        """
+        run = self._run
+        if run.pid != os.getpid():
+            run.begin()
+        run.misled = run.misled or bool(run.batch)
+        in_a_row = list(indices) == list(range(run.following, run.following + len(indices)))
+        if run.misled or (in_a_row and run.length >= _HABIT):
+            return
+        run.drop()
+        run.batch.extend(indices)
+        run.readers, run.is_batch = start(), True
+
+    def stop(self) -> None:
+        """Drops what was read ahead for this thread."""
+        self._run.begin()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (IndexAccess, ())
+
+
+class _Run(threading.local):
+    """The indices that a thread has asked for, and what was started for it."""
+
+    def __init__(self) -> None:
+        self.readers: Generator[S3Reader] | None = None
+        self.batch: deque[int] = deque()
+        self.misled = False
+        self.begin()
+
+    def begin(self) -> None:
+        """Forgets everything."""
+        self.drop()
+        self.pid = os.getpid()
+        self.following = -1
+        self.length = 0
+
+    def drop(self) -> None:
+        """Cancels what was started and not asked for."""
+        self.batch.clear()
+        self.is_batch = False
+        readers, self.readers = self.readers, None
+        if readers is not None:
+            readers.close()

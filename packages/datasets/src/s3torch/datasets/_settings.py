@@ -1,32 +1,42 @@
-"""How a dataset reads: all options that both kinds of datasets have, in one value.
+"""The settings of a dataset of any kind, in one value.
 
-A new option is one line in ``ReadOptions``, which types the keyword arguments, and one in ``Settings``.
+A new setting is one line in ``ReadOptions``, which types the keyword arguments, one in ``Settings``, and its
+name in the datasets that have it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Literal, TypedDict, TypeVar
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.datasets.hedging import check_hedge_after
-from s3torch.datasets.prefetch import check_prefetch
-from s3torch.datasets.selection import Selection
+from s3torch.datasets._opening import check_prefetch
+from s3torch.datasets._ranges import check_hedge_after
+from s3torch.datasets.order._epoch import check_uneven
+from s3torch.datasets.sources._sources import Selection
 from s3torch.datasets.transforms import identity
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
-    from typing import Self
+
+    from typing_extensions import TypeVar as DefaultTypeVar
 
     from s3torch.core import S3ClientConfig, S3Reader, S3ReaderConstructorProtocol
-    from s3torch.datasets.ordering import Uneven
+    from s3torch.datasets.formats import ShardFormat
+    from s3torch.datasets.order._epoch import Uneven
 
+    # The default transform returns the reader itself.
+    SampleT = DefaultTypeVar("SampleT", default=S3Reader)
+else:
+    SampleT = TypeVar("SampleT")
+
+InputT = TypeVar("InputT")
 OnError = Literal["raise", "skip"]
 
 
 class ReadOptions(TypedDict, total=False):
-    """The keyword arguments of both kinds of datasets, besides those of every constructor."""
+    """The keyword arguments of the datasets; each class says which of them it has."""
 
     prefetch: int | None
     on_error: OnError
@@ -34,32 +44,55 @@ class ReadOptions(TypedDict, total=False):
     select: Selection | None
     cache_dir: str | os.PathLike[str] | None
     cache_limit: int | None
-
-
-class IterableOptions(ReadOptions, total=False):
-    """Those of the iterable dataset."""
-
     rank: int | None
     world_size: int | None
     shuffle: bool
     seed: int
     uneven: Uneven
+    format: str | ShardFormat | None
+    shuffle_buffer: int
+    samples_per_worker: int | None
+    shards_ahead: int
+    index_location: str | os.PathLike[str] | None
+    save_indexes: bool
+
+
+class DatasetOptions(ReadOptions, Generic[InputT, SampleT], total=False):
+    """The same with those that are also positional, where only keywords are taken."""
+
+    endpoint: str | None
+    transform: Callable[[InputT], SampleT]
+    s3client_config: S3ClientConfig | None
+    reader_constructor: S3ReaderConstructorProtocol | None
+    enable_sharding: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What the arguments of a dataset say about reading, checked."""
+class Settings(Generic[InputT, SampleT]):
+    """The arguments of a dataset, checked."""
 
     endpoint: str | None = None
-    transform: Callable[[S3Reader], Any] = identity
+    transform: Callable[[InputT], SampleT] = identity  # type: ignore[assignment]
     s3client_config: S3ClientConfig | None = None
     reader_constructor: S3ReaderConstructorProtocol | None = None
+    enable_sharding: bool = False
     prefetch: int | None = None
     on_error: OnError = "raise"
     hedge_after: float | str | None = None
     select: Selection | None = None
     cache_dir: str | os.PathLike[str] | None = None
     cache_limit: int | None = None
+    rank: int | None = None
+    world_size: int | None = None
+    shuffle: bool = False
+    seed: int = 0
+    uneven: Uneven = "keep"
+    format: str | ShardFormat | None = None
+    shuffle_buffer: int = 1000
+    samples_per_worker: int | None = None
+    shards_ahead: int = 2
+    index_location: str | os.PathLike[str] | None = None
+    save_indexes: bool = False
 
     def __post_init__(self) -> None:
         if not callable(self.transform):
@@ -68,29 +101,29 @@ class Settings:
             raise ConfigurationError(f"on_error must be 'raise' or 'skip', got {self.on_error!r}")
         check_prefetch(self.prefetch)
         check_hedge_after(self.hedge_after)
+        check_uneven(self.uneven)
         if self.select is not None and not isinstance(self.select, Selection):
             raise ConfigurationError(f"select must be a Selection, got {self.select!r}")
-
-    @classmethod
-    def of(cls, dataset: type, **options: Any) -> Self:
-        """Takes the keyword arguments of a kind of dataset.
-
-        Raises:
-            TypeError: There is no such argument.
-            ConfigurationError: An argument is wrong.
-        """
-        known = [field.name for field in fields(cls)]
-        for name in options:
-            if name not in known:
-                raise TypeError(f"{dataset.__name__} got an unexpected keyword argument {name!r}")
-        return cls(**options)
-
-    @property
-    def hands_readers_out(self) -> bool:
-        """Tells whether samples are unread readers, which hold no memory and can be pickled."""
-        return self.transform is identity
+        if self.cache_limit is not None and self.cache_dir is None:
+            raise ConfigurationError("cache_limit needs cache_dir")
+        numbers = (
+            ("shuffle_buffer", self.shuffle_buffer, 1),
+            ("shards_ahead", self.shards_ahead, 0),
+            ("samples_per_worker", 1 if self.samples_per_worker is None else self.samples_per_worker, 1),
+        )
+        for name, value, lowest in numbers:
+            if type(value) is not int or value < lowest:
+                raise ConfigurationError(f"{name} must be an integer from {lowest} on, got {value!r}")
 
     @property
     def reads_ahead(self) -> bool:
-        """Tells whether downloads are started before they are asked for."""
-        return self.prefetch != 0 and not self.hands_readers_out
+        """Whether downloads are started before they are asked for.
+
+        A reader that is handed out stays unread, so that it can be pickled and holds no memory.
+        """
+        return self.prefetch != 0 and self.transform is not identity
+
+    @property
+    def skips(self) -> bool:
+        """Whether what is missing or has changed is left out."""
+        return self.on_error == "skip"

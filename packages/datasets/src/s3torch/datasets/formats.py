@@ -1,8 +1,8 @@
-"""What a format of shards is, and which are installed.
+"""What a format of shards is, for the authors of formats, and which are installed.
 
 A shard is an object with many samples. A plugin names its formats with the hook ``s3torch_shard_formats``; a
 dataset finds the format of a shard by the suffix of its key, unless it was given one. Formats are pickled
-with their dataset.
+with their dataset. A format raises ``DamagedShardError`` for bytes that are not what it says.
 """
 
 from __future__ import annotations
@@ -10,29 +10,38 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from s3torch.core.errors import ConfigurationError
+from s3torch.core.errors import ConfigurationError, S3Error
 from s3torch.core.plugins.manager import shard_formats
-from s3torch.datasets.caching import open_ranges, through
-from s3torch.datasets.sources import subject_of
-from s3torch.datasets.versions import facts_of
+from s3torch.datasets._opening import open_ranges, through
+from s3torch.datasets.sources._sources import facts_of, uri_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from s3torch.core import S3BucketKeyData, S3Client, S3Reader, S3ReaderConstructorProtocol
     from s3torch.core.transfer.source import RangeSource
-    from s3torch.datasets.disk_cache import DiskCache
-    from s3torch.datasets.sources import ObjectSource
+    from s3torch.datasets.cache._disk import DiskCache
 
-__all__ = [
-    "OpenedShard",
-    "ShardFormat",
-    "ShardObject",
-    "ShardPiece",
-    "ShardSource",
-    "format_for_key",
-    "named_format",
-]
+__all__ = ["DamagedShardError", "OpenedShard", "ShardFormat", "ShardObject", "ShardPiece", "named_format"]
+
+
+class DamagedShardError(S3Error, ValueError):
+    """An archive or a table is damaged, truncated, or of a kind that is not supported.
+
+    Attributes:
+        offset: Where in the archive it went wrong, in bytes; of a compressed one, after decompression.
+            ``None`` where the format does not know.
+    """
+
+    offset: int | None = None
+
+    @classmethod
+    def at(cls, bucket: str, key: str, offset: int | None, why: str) -> DamagedShardError:
+        """Makes the error for an offset in an object."""
+        where = "" if offset is None else f" at offset {offset}"
+        error = cls(f"the shard is damaged{where}: {why}", bucket=bucket, key=key)
+        error.offset = offset
+        return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +50,7 @@ class ShardObject:
 
     Attributes:
         client: The client of the dataset.
-        item: Where the object is, and what the listing told of it.
+        item: Where the object is, and its facts from the listing.
         reader_constructor: How whole objects are read.
         cache: Keeps what was read; ``None`` for no cache.
     """
@@ -54,7 +63,7 @@ class ShardObject:
     @property
     def uri(self) -> str:
         """The URI of the object."""
-        return f"s3://{self.item.bucket}/{self.item.key}"
+        return uri_of(self.item)
 
     def open(self) -> S3Reader:
         """Returns an unread reader of the object."""
@@ -84,10 +93,10 @@ class ShardPiece(Protocol):
         ...
 
     def samples(self, position: int) -> Iterator[tuple[int, Any]]:
-        """Yields the samples from a position on, each with the position behind it.
+        """Yields the samples from a position on, each with the position after it.
 
         Args:
-            position: 0 for the beginning, or one that was yielded before; states of datasets have it.
+            position: 0 for the beginning, or one that was yielded before; states of datasets contain it.
 
         Raises:
             DamagedShardError: The bytes are not what the format says.
@@ -95,22 +104,22 @@ class ShardPiece(Protocol):
         ...
 
     def close(self) -> None:
-        """Cancels what is on its way; may be called again."""
+        """Cancels what is in flight; may be called again."""
         ...
 
 
 class OpenedShard(Protocol):
-    """A shard that will tell its pieces."""
+    """A shard whose pieces are being found out."""
 
     def pieces(self) -> Sequence[ShardPiece]:
-        """Returns the pieces in the order of the shard; waits for what tells them.
+        """Returns the pieces in the order of the shard; waits until they are known.
 
         Their number decides who reads them, so every process has to find the same number for one object.
         """
         ...
 
     def close(self) -> None:
-        """Cancels what is on its way, but not the pieces; may be called again."""
+        """Cancels what is in flight, but not the pieces; may be called again."""
         ...
 
 
@@ -134,7 +143,7 @@ def named_format(name: str, **options: Any) -> ShardFormat:
 
     Args:
         name: The name under which a plugin has registered it: ``"tar"``, ``"parquet"`` ….
-        options: What the format takes.
+        options: The options of the format.
 
     Raises:
         ConfigurationError: No installed plugin has it.
@@ -145,47 +154,3 @@ def named_format(name: str, **options: Any) -> ShardFormat:
         raise ConfigurationError(f"unknown format of shards {name!r}; installed are: {installed}")
     made: ShardFormat = found[name](**options)
     return made
-
-
-def format_for_key(key: str) -> ShardFormat:
-    """Makes the installed format with the longest suffix that the key ends with, with its defaults.
-
-    Raises:
-        ConfigurationError: There is none.
-    """
-    made: list[ShardFormat] = [make() for make in shard_formats().values()]
-    best = max(made, key=lambda one: _match(key, one.suffixes), default=None)
-    if best is None or not _match(key, best.suffixes):
-        known = ", ".join(sorted(suffix for one in made for suffix in one.suffixes))
-        raise ConfigurationError(f"no format of shards for the key {key!r}; known suffixes are: {known}")
-    return best
-
-
-@dataclass(frozen=True, slots=True)
-class ShardSource:
-    """The objects of another source that are shards by the suffix of their key; others are left out.
-
-    Attributes:
-        source: The other source.
-        suffixes: The suffixes; ``None`` for those of all formats that are installed.
-    """
-
-    source: ObjectSource
-    suffixes: tuple[str, ...] | None = None
-
-    def subject(self) -> str | None:
-        """Names what is listed, if the other source has a name."""
-        return subject_of(self.source, self.suffixes)
-
-    def __call__(self, client: S3Client) -> Iterator[S3BucketKeyData]:
-        """Lists what is left."""
-        suffixes = self.suffixes
-        if suffixes is None:
-            suffixes = tuple(suffix for make in shard_formats().values() for suffix in make().suffixes)
-        return (item for item in self.source(client) if _match(item.key, suffixes))
-
-
-def _match(key: str, suffixes: Iterable[str]) -> int:
-    """Returns the length of the longest suffix that the key ends with; 0 if it ends with none."""
-    name = key.lower()
-    return max((len(suffix) for suffix in suffixes if name.endswith(suffix)), default=0)

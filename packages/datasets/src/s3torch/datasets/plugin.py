@@ -16,8 +16,8 @@ __all__ = ["s3torch_shard_formats", "s3torch_user_agent"]
 @hookimpl
 def s3torch_shard_formats() -> Mapping[str, Callable[..., Any]]:
     """Registers the formats of this package; a format imports what it needs when it is used."""
-    from s3torch.datasets.parquet_format import ParquetFormat
-    from s3torch.datasets.tar_format import TarFormat
+    from s3torch.datasets.shards._parquet import ParquetFormat
+    from s3torch.datasets.shards._tar_format import TarFormat
 
     return {"parquet": ParquetFormat, "tar": TarFormat}
 

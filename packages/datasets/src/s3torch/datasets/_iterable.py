@@ -1,0 +1,229 @@
+"""A dataset that streams its samples in order and shares them out between ranks and workers."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from s3torch.core import S3Reader
+from s3torch.core.errors import ConfigurationError
+from s3torch.datasets._base import ObjectDataset, StreamedDataset
+from s3torch.datasets._settings import ReadOptions, SampleT
+from s3torch.datasets.order._epoch import ConsumedPrefix, EpochPosition, Permutation, pick
+from s3torch.datasets.order._places import Place, WorkerShard, current_team, current_worker
+from s3torch.datasets.order._state import Mark, ObjectState
+from s3torch.datasets.sources._shared import shared_pages
+from s3torch.datasets.sources._sources import PagedSource
+from s3torch.datasets.transforms import identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Unpack
+
+    from s3torch.core import S3BucketKeyData, S3ClientConfig, S3ReaderConstructorProtocol
+    from s3torch.datasets.sources._sources import ObjectSource
+
+
+class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, SampleT]):
+    """The objects of a listing, one after the other; its type parameter is what the transform returns.
+
+    Every epoch, that is every ``iter(dataset)``, lists anew and as far as it is read, unless it is shuffled,
+    made even or of a manifest, see below. The workers of a rank share that listing, and under ``torchrun``
+    all ranks of a node, unless the objects come from a callable of the user. While a transform runs, the
+    downloads of the next objects are in flight; with the default transform they are not, because its readers
+    are handed out unread.
+
+    Without sharding every worker of every rank yields everything. With sharding, object ``i`` belongs
+    to rank ``i % world_size`` and is there number ``j = i // world_size``, which goes to worker
+    ``j % workers``; the order within a worker is that of the listing. Ranks may get numbers of samples
+    that differ by one.
+
+    Rank and world size are read from the default process group when the iteration starts. Spawned and
+    forkserver workers have no group, so they take what the dataset saw last: when it was pickled,
+    iterated or built in a process that had one. ``rank`` and ``world_size``, when given, come before
+    all that.
+
+    The dataset can be pickled, survives ``fork`` and may be iterated by several threads.
+
+    Args:
+        region: The region; ``None`` takes it from the usual AWS places.
+        get_dataset_objects: Takes the client and returns the objects; called once for each epoch.
+        endpoint: The URL of a store other than AWS.
+        transform: Makes a sample of an unread reader; the default returns the reader itself.
+        s3client_config: The settings of the client.
+        enable_sharding: Shares the objects out between ranks and workers.
+        reader_constructor: How objects are read; the default is sequential.
+        rank: This rank, for jobs without a process group; needs ``enable_sharding`` and ``world_size``.
+        world_size: The number of ranks.
+        shuffle: Lists everything once, and yields it in an order that ``seed`` and ``set_epoch`` decide.
+        seed: The same on all ranks.
+        uneven: What becomes of a tail that cannot be shared out evenly, so that collectives do not hang:
+            ``"pad"`` repeats samples, ``"drop"`` leaves some out, ``"keep"`` lets ranks differ by one. All
+            but ``"keep"`` list everything once.
+        options: ``prefetch``, ``on_error``, ``hedge_after``, ``select``, ``cache_dir`` and ``cache_limit`` of
+            ``S3MapDataset``, for each worker.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
+    """
+
+    _kind = "iterable"
+    _options = frozenset(
+        {"endpoint", "transform", "s3client_config", "enable_sharding", "reader_constructor", "prefetch"}
+        | {"on_error", "hedge_after", "select", "cache_dir", "cache_limit"}
+        | {"rank", "world_size", "shuffle", "seed", "uneven"}
+    )
+    _saved: EpochPosition | None
+
+    def __init__(
+        self,
+        region: str | None,
+        get_dataset_objects: ObjectSource,
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], SampleT] = identity,  # type: ignore[assignment]
+        s3client_config: S3ClientConfig | None = None,
+        enable_sharding: bool = False,  # noqa: FBT001, FBT002 - positional, as users know it
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+        **options: Unpack[ReadOptions],
+    ) -> None:
+        super().__init__(
+            region,
+            get_dataset_objects,
+            endpoint=endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            enable_sharding=enable_sharding,
+            reader_constructor=reader_constructor,
+            **options,
+        )
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        if self._given_rank is not None and not self.enable_sharding:
+            raise ConfigurationError("rank and world_size need enable_sharding=True")
+        self._iterations = 0
+        # The iteration that went on last, and how many objects it has taken.
+        self._reached = (EpochPosition(), 0)
+
+    @property
+    def enable_sharding(self) -> bool:
+        """Whether ranks and workers share the objects out."""
+        return self._settings.enable_sharding
+
+    def __iter__(self) -> Iterator[SampleT]:
+        # Decided now, not at the first sample: a group may be gone by then.
+        shard = self._shard(current_worker())
+        saved, self._saved = self._saved, None
+        begin = EpochPosition(int(self._epoch), shard=shard) if saved is None else saved.for_shard(shard)
+        self._reached = (begin, begin.taken)
+        self._iterations += 1
+        return self._run(begin)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns how far the iteration is that this process started last.
+
+        In a worker, it is the state of this worker: torchdata's ``StatefulDataLoader`` asks each, and needs
+        the same number of workers and ranks to resume. For another number, see ``ResumableLoader``.
+        """
+        return ObjectState(self._order(), position=self._saved or self._now).to_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Lets the next iteration go on where a state was saved.
+
+        Raises:
+            ConfigurationError: It is no such state, or the dataset has another order.
+        """
+        self._saved = ObjectState.from_dict(state, self._order()).resumed()
+        self._epoch[0] = self._saved.epoch
+
+    def begun(self, *, workers: int) -> dict[str, Any]:
+        """Returns the state that a loader's iteration starts from, which has just been started.
+
+        Workers have their copies of a loaded state by then, so it is forgotten here.
+        """
+        saved, self._saved = self._saved, None
+        if workers == 0:
+            saved = self._now
+        state = ObjectState(self._order(), position=(saved or EpochPosition(int(self._epoch))).for_all())
+        if self.needs_marks and (workers <= 1 or self.enable_sharding):
+            places = [Place(number, workers) for number in range(workers)] or [Place()]
+            state.counts = True
+            state.shares = {self._shard(place).strided: 0 for place in places}
+        return state.to_dict()
+
+    @property
+    def needs_marks(self) -> bool:
+        """Whether objects may be left out, so that batches do not say how many were taken."""
+        return self._settings.skips
+
+    def mark(self) -> Mark[int]:
+        """Returns in a worker how far the iteration is that was started last."""
+        begin, taken = self._reached
+        return Mark(begin.shard.strided, taken)
+
+    def marked(self, begun: Mapping[str, Any], marks: Iterable[Mark[int]]) -> dict[str, Any]:
+        """Returns the state that ``begun`` has become when workers were where their marks say.
+
+        Raises:
+            ConfigurationError: Workers do not share the samples out, so that there is no such state.
+        """
+        state = ObjectState.from_dict(begun)
+        if not state.counts:
+            raise ConfigurationError("several workers without enable_sharding repeat every sample")
+        return state.noted(marks).to_dict()
+
+    def counted(
+        self, begun: Mapping[str, Any], *, workers: int, batch_size: int, batches: int
+    ) -> dict[str, Any]:
+        """Returns the state of all ranks after each took so many batches, in turn from its workers.
+
+        Raises:
+            ConfigurationError: Workers do not share the samples out, so that there is no such state.
+        """
+        if workers > 1 and not self.enable_sharding:
+            raise ConfigurationError("several workers without enable_sharding repeat every sample")
+        begin = ObjectState.from_dict(begun, self._order()).resumed()
+        ranks = self._rank().size if self.enable_sharding else 1
+        consumed = begin.extended(ConsumedPrefix(ranks, workers, batch_size, batches))
+        return ObjectState(self._order(), position=EpochPosition(begin.epoch, consumed)).to_dict()
+
+    def _shard(self, worker: Place) -> WorkerShard:
+        return WorkerShard(self._rank(), worker) if self.enable_sharding else WorkerShard()
+
+    @property
+    def _now(self) -> EpochPosition:
+        begin, taken = self._reached
+        return replace(begin, taken=taken)
+
+    def _order(self) -> dict[str, Any]:
+        settings = self._settings
+        order = {"shuffle": settings.shuffle, "seed": settings.seed if settings.shuffle else 0}
+        return order | self.listing_identity()
+
+    def _run(self, begin: EpochPosition) -> Iterator[SampleT]:
+        with closing(self._opener().ahead(self._chosen(begin))) as readers:
+            for taken, sample in self._samples(readers):
+                self._reached = (begin, begin.taken + taken)
+                yield sample
+
+    def _chosen(self, begin: EpochPosition) -> Iterator[S3BucketKeyData]:
+        settings = self._settings
+        if not settings.shuffle and settings.uneven == "keep" and not self._has_manifest:
+            return pick(self._listed_anew(), begin.positions())
+        objects = self._listing()
+        positions = begin.within(len(objects), uneven=settings.uneven)
+        if not settings.shuffle:
+            return map(objects.__getitem__, positions)
+        order = Permutation(len(objects), seed=settings.seed, epoch=begin.epoch)
+        return (objects[order[position]] for position in positions)
+
+    def _listed_anew(self) -> Iterable[S3BucketKeyData]:
+        """Lists for this epoch, together with the other workers and the other ranks of this node."""
+        source = self._get_dataset_objects
+        is_alone = current_worker().size == 1 and not self._folder.spans_ranks
+        if is_alone or not isinstance(source, PagedSource):
+            return self._list()
+        # The same in all workers of an epoch, and another in the next one, also where workers stay.
+        epoch = f"{current_team()}-{self._iterations}"
+        return self._selected(shared_pages(self._folder, epoch, source, self._client))

@@ -1,0 +1,155 @@
+"""A dataset with a length, whose samples are read by index in any order."""
+
+from __future__ import annotations
+
+import operator
+from multiprocessing.context import get_spawning_popen
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import Dataset
+
+from s3torch.datasets._base import ObjectDataset
+from s3torch.datasets._opening import IndexAccess
+from s3torch.datasets._settings import ReadOptions, SampleT
+from s3torch.datasets.transforms import identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import SupportsIndex, Unpack
+
+    from s3torch.core import S3ClientConfig, S3Reader, S3ReaderConstructorProtocol
+    from s3torch.datasets.sources._sources import ObjectSource
+
+
+class S3MapDataset(ObjectDataset[SampleT], Dataset[SampleT]):
+    """Objects of S3 by their number: ``len(dataset)``, ``dataset[3]``, ``dataset[-1]``.
+
+    Its type parameter is what the transform returns. The first question for a length or a sample lists all
+    objects; the list is kept and pickled with the dataset. All workers of all epochs share one listing,
+    however they were started: where the parent has none, the first worker that needs it lists, and leaves it
+    to the others in a private temporary folder. Under ``torchrun`` the ranks of a node share it the same way,
+    unless the objects come from a callable of the user.
+
+    ``DataLoader`` asks for whole batches (``__getitems__``), whose downloads run side by side. For indices
+    that are asked for one after the other, and for such batches, the next ones are started as well; a jump to
+    another index and ``close()`` drop them. With the default transform nothing is started, because its
+    readers are handed out unread.
+
+    The dataset can be pickled, survives ``fork`` and may be used by several threads.
+
+    Args:
+        region: The region; ``None`` takes it from the usual AWS places.
+        get_dataset_objects: Takes the client and returns the objects.
+        endpoint: The URL of a store other than AWS.
+        transform: Makes a sample of an unread reader; the default returns the reader itself.
+        s3client_config: The settings of the client.
+        reader_constructor: How objects are read; the default is sequential.
+        options: ``prefetch`` is how many objects are fetched ahead, of each at most the first part until its
+            turn comes; 0 fetches one after the other, ``None`` takes as many as fit in a share of the memory,
+            at most 128. ``on_error="skip"`` leaves missing and changed objects out of batches, with a warning
+            in the log and a count in ``skipped``; a single ``dataset[i]`` always raises. ``hedge_after``
+            sends a second request for a small object whose answer is late, by seconds or by a quantile of
+            the last answers, as in ``"p95"``; the first answer wins, and ``hedged`` counts. ``select``, a
+            ``Selection``, leaves out objects. ``cache_dir`` keeps what was read in a folder on a local disk,
+            of at most ``cache_limit`` bytes, so that the second epoch reads from there.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
+    """
+
+    _kind = "map"
+    _options = frozenset(
+        {"endpoint", "transform", "s3client_config", "reader_constructor", "prefetch", "on_error"}
+        | {"hedge_after", "select", "cache_dir", "cache_limit"}
+    )
+
+    def __init__(
+        self,
+        region: str | None,
+        get_dataset_objects: ObjectSource,
+        endpoint: str | None = None,
+        transform: Callable[[S3Reader], SampleT] = identity,  # type: ignore[assignment]
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+        **options: Unpack[ReadOptions],
+    ) -> None:
+        super().__init__(
+            region,
+            get_dataset_objects,
+            endpoint=endpoint,
+            transform=transform,
+            s3client_config=s3client_config,
+            reader_constructor=reader_constructor,
+            **options,
+        )
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._access = IndexAccess()
+
+    def __len__(self) -> int:
+        return len(self._listing())
+
+    def __getitem__(self, index: SupportsIndex) -> SampleT:
+        return self._sample(self._reader(self._number(index)))
+
+    def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[SampleT]:
+        """Returns the samples of a batch in the order of the indices, with several downloads in flight."""
+        self._foresee(indices)
+        try:
+            if type(self).__getitem__ is not S3MapDataset.__getitem__:
+                # A subclass makes its own samples, and its method has to be the one that counts.
+                return [self[index] for index in indices]
+            numbers = [self._number(index) for index in indices]
+            return [sample for _, sample in self._samples(map(self._reader, numbers))]
+        except BaseException:
+            self._access.stop()
+            raise
+
+    def _reader(self, number: int) -> S3Reader:
+        opener, objects = self._opener(), self._listing()
+        reader = None
+        if self._prefetch != 0:
+            reader = self._access.reader(
+                number,
+                lambda: opener.ahead(map(objects.__getitem__, range(number, len(objects))), gently=True),
+            )
+        return opener.open(objects[number]) if reader is None else reader
+
+    def _foresee(self, indices: Sequence[SupportsIndex]) -> None:
+        """Starts the objects of a batch that is asked for next."""
+        if self._prefetch == 0:
+            return
+        opener, objects = self._opener(), self._listing()
+        try:
+            numbers = [self._number(index) for index in indices]
+        except (IndexError, TypeError):
+            return  # A subclass may count in another way; else it is an error in a moment.
+        self._access.expect(numbers, lambda: opener.ahead(map(objects.__getitem__, numbers)))
+
+    def __iter__(self) -> Iterator[SampleT]:
+        # Without this, an IndexError of a transform would end a loop over the dataset silently.
+        try:
+            for index in range(len(self)):
+                yield self[index]
+        finally:
+            self._access.stop()
+
+    def close(self) -> None:
+        """Closes the client of this process and drops what was read ahead; may be called again."""
+        self._access.stop()
+        super().close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if get_spawning_popen() is not None:
+            # Here the first epoch need not wait for a worker to list.
+            self._listing()
+        return self.__dict__.copy()
+
+    def _number(self, index: SupportsIndex) -> int:
+        if isinstance(index, slice):
+            raise TypeError("slices are not supported; torch.utils.data.Subset selects samples")
+        count, number = len(self._listing()), operator.index(index)
+        if not -count <= number < count:
+            raise IndexError(f"index {number} is out of range for {count} objects")
+        return number % count

@@ -1,0 +1,1 @@
+"""The disk cache and the lock between processes; imported by the datasets and by ``sources``."""

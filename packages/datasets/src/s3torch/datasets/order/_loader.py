@@ -1,0 +1,383 @@
+"""A sampler, and a ``DataLoader`` that can be interrupted and goes on where it was.
+
+Workers are ahead of the batches that were used. Where the order is a function of numbers alone, counting
+batches says which samples they had: ``_CountedBatches``. Where it is not, each batch brings along how far its
+worker was: ``_MarkedBatches``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import count as count_up
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+from torch.utils.data import Sampler, get_worker_info
+
+from s3torch.core.errors import ConfigurationError
+from s3torch.datasets.order._epoch import Permutation, Uneven, check_uneven, even_length
+from s3torch.datasets.order._places import Place, current_rank, given_place
+from s3torch.datasets.order._state import merged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sized
+
+    from torch.utils.data import DataLoader
+
+    from s3torch.datasets.order._places import StridedShard
+    from s3torch.datasets.order._state import Mark
+
+
+@runtime_checkable
+class _Listed(Protocol):
+    """A dataset that knows what else decides which samples there are."""
+
+    def listing_identity(self) -> dict[str, str]: ...
+
+
+class S3Sampler(Sampler[int]):
+    """Indices of a dataset in an order that only seed, epoch and length decide.
+
+    Rank ``r`` of ``W`` takes every ``W``-th index of that order, from the ``r``-th on. As all ranks go
+    forward alike, what they took together is the beginning of the order, so a state that one of them saved
+    is good for any other number of ranks, workers and batch sizes.
+
+    It works with ``DataLoader`` in a ``ResumableLoader``, and with torchdata's ``StatefulDataLoader``.
+
+    Args:
+        data_source: The dataset.
+        shuffle: False keeps the order of the dataset.
+        seed: The same on all ranks.
+        uneven: What becomes of a tail that cannot be shared out evenly: ``"pad"`` gives some ranks a sample
+            of the rest again, ``"drop"`` leaves it out, ``"keep"`` lets ranks differ by one sample.
+        rank: This rank; ``None`` asks the process group when the iteration starts.
+        world_size: The number of ranks; given together with ``rank``.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
+    """
+
+    def __init__(
+        self,
+        data_source: Sized,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        uneven: Uneven = "pad",
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        self._source = data_source
+        self._shuffle = shuffle
+        self._seed = seed
+        self._uneven = check_uneven(uneven)
+        self._given = given_place(rank, world_size)
+        self._epoch = 0
+        self._start = 0
+        self._resumed = False
+        self._ranks = 1
+        self._taken = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of the next iteration; a state that was loaded for another epoch is forgotten."""
+        if epoch != self._epoch:
+            self._start, self._resumed = 0, False
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        place = self._place()
+        left = max(0, len(self._source) - (self._start if self._resumed else 0))
+        return len(range(place.index, even_length(left, place.size, self._uneven), place.size))
+
+    def __iter__(self) -> Iterator[int]:
+        # A state counts for one iteration; the next one has the whole order.
+        self._start = self._start if self._resumed else 0
+        self._resumed = False
+        place = self._place()
+        self._ranks, self._taken = place.size, 0
+        return self._indices(place, self._start)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns how far the last iteration is; the size does not depend on the number of samples."""
+        return self.state_after(self._taken)
+
+    def begun(self, *, workers: int) -> dict[str, Any]:  # noqa: ARG002 - the sampler is in the main process
+        """Returns the state that a loader's iteration starts from, which has just been started."""
+        return self.state_after(0)
+
+    def counted(
+        self,
+        begun: Mapping[str, Any],  # noqa: ARG002
+        *,
+        workers: int,  # noqa: ARG002
+        batch_size: int,
+        batches: int,
+    ) -> dict[str, Any]:
+        """Returns the state of all ranks after each took so many batches."""
+        return self.state_after(batches * batch_size)
+
+    def state_after(self, samples: int) -> dict[str, Any]:
+        """Returns where to go on when each rank has used this many samples of its iteration.
+
+        Workers of a loader ask for indices long before their batches are used, so the loader's user
+        counts, not the sampler.
+        """
+        start = self._start + samples * self._ranks
+        return {"order": self._order(), "epoch": self._epoch, "start": start}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Lets the next iteration go on where a state was saved.
+
+        Raises:
+            ConfigurationError: It is no such state, or one of another seed, order or length.
+        """
+        try:
+            order, epoch, start = dict(state["order"]), int(state["epoch"]), int(state["start"])
+        except (KeyError, TypeError, ValueError) as exc:
+            raise ConfigurationError(f"this is no state of an S3Sampler: {exc!r}") from exc
+        if order != self._order():
+            raise ConfigurationError(f"the state was saved with {order} and the sampler has {self._order()}")
+        self._epoch, self._start, self._resumed = epoch, start, True
+        self._taken = 0
+
+    def _order(self) -> dict[str, Any]:
+        order = {"shuffle": self._shuffle, "seed": self._seed, "count": len(self._source)}
+        source = self._source
+        return order | source.listing_identity() if isinstance(source, _Listed) else order
+
+    def _place(self) -> Place:
+        return self._given or current_rank() or Place()
+
+    def _indices(self, place: Place, start: int) -> Iterator[int]:
+        count = len(self._source)
+        order = Permutation(count, seed=self._seed, epoch=self._epoch) if self._shuffle else range(count)
+        left = max(0, count - start)
+        length = even_length(left, place.size, self._uneven)
+        for number, taken in zip(range(place.index, length, place.size), count_up(1), strict=False):
+            self._taken = taken
+            yield order[start + number % left]
+
+
+class _Resumable(Protocol):
+    def set_epoch(self, epoch: int) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+    def begun(self, *, workers: int) -> dict[str, Any]:
+        """Returns the state that a loader's iteration starts from, which has just been started."""
+        ...
+
+
+@runtime_checkable
+class _Counted(_Resumable, Protocol):
+    """A dataset or a sampler whose order is a function of numbers."""
+
+    def counted(
+        self, begun: Mapping[str, Any], *, workers: int, batch_size: int, batches: int
+    ) -> dict[str, Any]:
+        """Returns the state of all ranks after each took so many batches, in turn from its workers."""
+        ...
+
+
+@runtime_checkable
+class _Marked(_Resumable, Protocol):
+    """A dataset of which only its workers know how far they are."""
+
+    @property
+    def needs_marks(self) -> bool:
+        """Whether batches do not say how many samples were taken."""
+        ...
+
+    def mark(self) -> Mark[Any]:
+        """Returns in a worker how far the iteration is that was started last."""
+        ...
+
+    def marked(self, begun: Mapping[str, Any], marks: Iterable[Mark[Any]]) -> dict[str, Any]:
+        """Returns the state that ``begun`` has become when workers were where their marks say."""
+        ...
+
+
+R = TypeVar("R", bound=_Resumable)
+
+
+class ResumableLoader:
+    """Follows the batches of a plain ``DataLoader``, so that its state can be saved in mid-epoch.
+
+    The loader has an ``S3IterableDataset``, an ``S3ShardDataset``, or any map dataset with an ``S3Sampler``.
+    A state has a few numbers, however many samples there are. It may be loaded with another number of ranks,
+    workers, or another batch size: every sample comes once an epoch, and in the same global order.
+
+    Of an ``S3IterableDataset`` and an ``S3Sampler`` the state of one rank is that of all, provided that they
+    take the same number of batches, as training in step does, and have the same number of workers. Batches
+    have to come in order (``in_order=True``, torch's default).
+
+    Of an ``S3ShardDataset`` the state is that of this rank, and the ranks may have taken different numbers
+    of batches; for another number of ranks, ``merge_states`` puts those of all ranks together. With other
+    numbers of ranks or workers what is left comes in another order than it would have come.
+
+    Of an ``S3IterableDataset`` that leaves objects out (``on_error="skip"``) the state is also that of this
+    rank, and to resume several ranks always takes the merged state of all.
+
+    Args:
+        loader: The loader, which nobody else iterates; load a state before its first iteration if its
+            workers are persistent.
+
+    Raises:
+        ConfigurationError: The loader has neither such a dataset nor such a sampler.
+    """
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+        self._batches = _follow(loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of the next iteration, also of persistent workers."""
+        self._batches.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._batches.begin():
+            yield self._batches.take(batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns how far the iteration is that was started last."""
+        return self._batches.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Lets the next iteration go on where a state was saved.
+
+        Raises:
+            ConfigurationError: The state does not fit, or persistent workers run already.
+        """
+        if self.loader.persistent_workers and getattr(self.loader, "_iterator", None) is not None:
+            raise ConfigurationError("persistent workers run already: load the state into a new loader")
+        self._batches.load_state_dict(state)
+
+
+def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Makes one state of those of all ranks, with which any number of ranks can go on.
+
+    Each rank saves the state of its ``ResumableLoader`` with the checkpoint, or all exchange them
+    (``torch.distributed.all_gather_object``). Of an ``S3ShardDataset``, the states may also be those of
+    torchdata's ``StatefulDataLoader``; what is merged is then loaded into the dataset.
+
+    Args:
+        states: One of each rank, saved at the same point.
+
+    Raises:
+        ConfigurationError: They do not belong together.
+    """
+    found = list(states)
+    if not found:
+        raise ConfigurationError("expected the state of each rank, got none")
+    return merged([part for state in found for part in _shard_states(state)] or found)
+
+
+def _shard_states(state: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yields the states of shard datasets within a state, whatever torchdata has put around them."""
+    if "quota" in state:
+        yield state
+        return
+    if state.get("_steps_since_snapshot"):
+        raise ConfigurationError("the state needs snapshot_every_n_steps=1 of the StatefulDataLoader")
+    for part in state.values():
+        if isinstance(part, Mapping):
+            yield from _shard_states(part)
+
+
+def _follow(loader: DataLoader[Any]) -> _CountedBatches | _MarkedBatches:
+    dataset = loader.dataset
+    if isinstance(dataset, _Marked) and dataset.needs_marks:
+        return _MarkedBatches(loader, dataset)
+    for part in (dataset, loader.sampler):
+        if isinstance(part, _Counted):
+            return _CountedBatches(loader, part)
+    raise ConfigurationError(
+        "expected a loader of an S3IterableDataset or an S3ShardDataset, or one with an S3Sampler; "
+        f"got {loader.sampler!r}"
+    )
+
+
+class _Batches(Generic[R]):
+    """What of a loader decides its state, and the state that its iteration started from."""
+
+    def __init__(self, loader: DataLoader[Any], part: R) -> None:
+        self._loader = loader
+        self._part = part
+        self._begun: dict[str, Any] | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        self._begun = None if self._begun is None or self._begun["epoch"] != epoch else self._begun
+        self._part.set_epoch(epoch)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._part.load_state_dict(state)
+        self._begun = None
+
+
+class _CountedBatches(_Batches[_Counted]):
+    """For an ``S3Sampler`` or an ``S3IterableDataset``: the number of batches says everything."""
+
+    _count = 0
+
+    def begin(self) -> Iterator[Any]:
+        batches = iter(self._loader)
+        # The workers have their copies by now; a later iteration has the whole epoch.
+        self._begun, self._count = self._part.begun(workers=self._loader.num_workers), 0
+        return batches
+
+    def take(self, batch: Any) -> Any:
+        self._count += 1
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._begun is None:
+            return self._part.state_dict()
+        workers, size = max(1, self._loader.num_workers), self._loader.batch_size or 1
+        return self._part.counted(self._begun, workers=workers, batch_size=size, batches=self._count)
+
+
+class _MarkedBatches(_Batches[_Marked]):
+    """For an ``S3ShardDataset``, and an ``S3IterableDataset`` that leaves objects out."""
+
+    def begin(self) -> Iterator[Any]:
+        collate = self._loader.collate_fn
+        self._loader.collate_fn = _MarkingCollate(collate, self._part)
+        try:
+            batches = iter(self._loader)
+        finally:
+            self._loader.collate_fn = collate
+        self._begun = self._part.begun(workers=self._loader.num_workers)
+        self._marks: dict[StridedShard, Mark[Any]] = {}
+        return batches
+
+    def take(self, batch: Any) -> Any:
+        if not isinstance(batch, _MarkedBatch):
+            raise ConfigurationError("the loader was iterated before without its ResumableLoader")
+        self._marks[batch.mark.share] = batch.mark
+        return batch.data
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._begun is None:
+            return self._part.state_dict()
+        return self._part.marked(self._begun, self._marks.values())
+
+
+class _MarkedBatch(NamedTuple):
+    # A named tuple, because torch pins the memory of what is in one.
+    data: Any
+    mark: Mark[Any]
+
+
+class _MarkingCollate:
+    """Collates in a worker, and adds how far its dataset is."""
+
+    def __init__(self, collate: Callable[[Any], Any], dataset: _Marked) -> None:
+        self._collate = collate
+        self._dataset = dataset
+
+    def __call__(self, samples: Any) -> _MarkedBatch:
+        worker = get_worker_info()
+        dataset: Any = self._dataset if worker is None else worker.dataset
+        return _MarkedBatch(self._collate(samples), dataset.mark())

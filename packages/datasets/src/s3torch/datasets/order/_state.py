@@ -1,0 +1,263 @@
+"""How far an iteration is: what ``state_dict()`` returns and ``load_state_dict()`` takes.
+
+A state is a few numbers in plain values: what was consumed before the numbers of ranks and workers changed
+last, and how far each worker has been since. ``ObjectState`` is that of a sequence of objects, where a
+worker's progress is a number; ``ShardState`` is that of shards. ``merged`` merges the states of several ranks
+of either kind. The names in the values are those of release 0.1.0, whose states are still loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from s3torch.core.errors import ConfigurationError
+from s3torch.datasets.order._epoch import ConsumedPrefix, ConsumedShares, EpochPosition
+from s3torch.datasets.order._places import Place, StridedShard, WorkerShard, covers_all
+from s3torch.datasets.order._progress import (
+    BlockProgress,
+    ConsumedPieces,
+    Cursor,
+    OpenBlock,
+    ShareProgress,
+    divided,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Self
+
+P = TypeVar("P")
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Mark(Generic[P]):
+    """How far the worker with a share was when it made a batch."""
+
+    share: StridedShard
+    progress: P
+    listing: str = ""
+
+
+@dataclass(slots=True)
+class IterationState(Generic[P]):
+    """How far some workers are in an epoch, or all of them.
+
+    Attributes:
+        order: What decides the order of samples, compared when a state is loaded.
+        shares: How far each worker is.
+        listing: The digest of what is shared out; empty before it was listed, or where nobody compares it.
+    """
+
+    order: Mapping[str, Any]
+    shares: dict[StridedShard, P] = field(default_factory=dict)
+    listing: str = ""
+
+    def noted(self, marks: Iterable[Mark[P]]) -> Self:
+        """Returns the state itself, after workers were where their marks say."""
+        for mark in marks:
+            self.listing = mark.listing
+            self.shares[mark.share] = mark.progress
+        return self
+
+    def check(self, version: object, order: Mapping[str, Any] | None) -> Self:
+        """Returns the state itself if this release reads it and its order is this one."""
+        if version != _VERSION:
+            raise ConfigurationError(f"the state has version {version!r}, this release reads {_VERSION}")
+        if order is not None and dict(self.order) != dict(order):
+            raise ConfigurationError(
+                f"the state was saved with {self.order} and the dataset has {dict(order)}: "
+                "the order would differ"
+            )
+        return self
+
+
+def merged(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Makes one state of those of all ranks; refuses those that do not belong together."""
+    first, shares = dict(states[0]), dict[tuple[int, ...], Any]()
+    if "shards" in first:
+        first["shards"] = next((state["shards"] for state in states if state.get("shards")), "")
+    for state in states:
+        listing = {"shards": first["shards"]} if state.get("shards") == "" else {}
+        if {**state, **listing, "shares": ()} != {**first, "shares": ()}:
+            raise ConfigurationError(
+                "the states differ: they were not saved at the same point of the same epoch"
+            )
+        try:
+            owned = [
+                (tuple(one["stripe"] if "shards" in first else one[:2]), one)
+                for one in state.get("shares", ())
+            ]
+        except (KeyError, TypeError) as exc:
+            raise ConfigurationError(f"these are no states of a dataset: {exc!r}") from exc
+        for owner, share in owned:
+            if shares.setdefault(owner, share) != share:
+                raise ConfigurationError(f"two states are those of the same worker, {owner}")
+    return {**first, "shares": list(shares.values())} if "shares" in first else first
+
+
+@dataclass(slots=True)
+class ObjectState(IterationState[int]):
+    """The state of an iterable dataset of objects: where the reader is, or where all readers began.
+
+    With ``counts``, the ``shares`` say how many objects each worker has taken since.
+    """
+
+    position: EpochPosition = field(default_factory=EpochPosition)
+    counts: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        here, shard = self.position, self.position.shard
+        state = {
+            "version": _VERSION,
+            "order": dict(self.order),
+            "epoch": here.epoch,
+            "legs": [
+                asdict(one) if isinstance(one, ConsumedPrefix) else {"taken": list(one.taken)}
+                for one in here.consumed
+            ],
+            "rank": [shard.rank.index, shard.rank.size],
+            "worker": [shard.worker.index, shard.worker.size],
+            "taken": here.taken,
+        }
+        if self.counts:
+            state["shares"] = [[share.first, share.step, taken] for share, taken in self.shares.items()]
+        return state
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any], order: Mapping[str, Any] | None = None) -> Self:
+        """Reads what ``to_dict`` returned; refuses all else and, if given, another order of samples."""
+        try:
+            loaded = cls(
+                order=dict(state["order"]),
+                shares={StridedShard(*share[:2]): share[2] for share in state.get("shares", ())},
+                position=EpochPosition(
+                    epoch=state["epoch"],
+                    consumed=tuple(
+                        ConsumedShares(one["taken"]) if "taken" in one else ConsumedPrefix(**one)
+                        for one in state["legs"]
+                    ),
+                    shard=WorkerShard(Place(*state["rank"]), Place(*state["worker"])),
+                    taken=state["taken"],
+                ),
+                counts="shares" in state,
+            )
+            version = state["version"]
+        except (KeyError, TypeError, ValueError) as exc:
+            raise ConfigurationError(f"this is no state of an S3IterableDataset: {exc!r}") from exc
+        return loaded.check(version, order)
+
+    def resumed(self) -> EpochPosition:
+        """Returns where to go on; refuses where it is not known what other ranks have taken."""
+        if not any(self.shares.values()):
+            return self.position
+        if not covers_all(self.shares) or len({share.step for share in self.shares}) > 1:
+            raise ConfigurationError(
+                "the state is that of one rank of several: objects were left out, so that each is at another "
+                "place; merge_states() of all ranks, which have the same number of workers"
+            )
+        consumed = ConsumedShares(tuple(taken for _, taken in sorted(self.shares.items())))
+        return replace(self.position, consumed=(*self.position.consumed, consumed))
+
+
+@dataclass(slots=True)
+class ShardState(IterationState[ShareProgress]):
+    """The state of a dataset of shards; an iteration writes its share for each sample.
+
+    Attributes:
+        epoch: The number of the epoch.
+        quota: How many samples each worker yields, where that is not what the dataset says.
+        consumed: What was consumed before ranks or workers changed.
+    """
+
+    epoch: int = 0
+    quota: int | None = None
+    consumed: tuple[ConsumedPieces, ...] = ()
+
+    def taken_up(self, team: Sequence[StridedShard], *, quota: int | None = None) -> ShardState:
+        """Returns the state with which workers of a rank go on.
+
+        Where the numbers of ranks and workers are the same as before, each goes on with what it had. Else
+        what is left is divided anew, which needs the states of all ranks. ``team`` are the shares of some
+        workers of this rank, and ``quota`` is how many samples each worker yields, as the dataset says.
+        """
+        steps = {share.step for share in team}
+        is_whole = covers_all(self.shares)
+        if set(team) <= set(self.shares) and (not is_whole or steps == {one.step for one in self.shares}):
+            return replace(self, shares={share: self.shares[share] for share in team})
+        if not self.consumed and all(progress == ShareProgress() for progress in self.shares.values()):
+            return replace(self, shares={share: ShareProgress() for share in team})
+        if not is_whole:
+            raise ConfigurationError(
+                "the state is that of a rank or worker of others than these: to resume shards with other "
+                "numbers of ranks or workers, merge_states() of all ranks"
+            )
+        quota = quota if self.quota is None else self.quota
+        if quota is not None:
+            left = sum(max(0, quota - progress.taken) for progress in self.shares.values())
+            quota = -(-left // max(steps))
+        consumed, shares = divided(self.consumed, self.shares, team)
+        return replace(self, quota=quota, consumed=consumed, shares=shares)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "version": _VERSION,
+            "order": dict(self.order),
+            "epoch": self.epoch,
+            "shards": self.listing,
+            "quota": self.quota,
+            "legs": [
+                [[*_plain(share), *_plain(end)] for share, end in one.ends.items()] for one in self.consumed
+            ],
+            "shares": [
+                {
+                    "stripe": _plain(share),
+                    "turn": progress.turn,
+                    "taken": progress.taken,
+                    "replays": _plain(progress.replays),
+                    "block": _plain(progress.block),
+                }
+                for share, progress in self.shares.items()
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any], order: Mapping[str, Any] | None = None) -> Self:
+        """Reads what ``to_dict`` returned; refuses all else and, if given, another order of samples."""
+        try:
+            loaded = cls(
+                order=dict(state["order"]),
+                shares={StridedShard(*share["stripe"]): _progress(share) for share in state["shares"]},
+                listing=state["shards"],
+                epoch=int(state["epoch"]),
+                quota=state["quota"],
+                consumed=tuple(
+                    ConsumedPieces({StridedShard(*end[:2]): Cursor(*end[2:]) for end in ends})
+                    for ends in state["legs"]
+                ),
+            )
+            version = state["version"]
+        except (KeyError, TypeError, ValueError) as exc:
+            raise ConfigurationError(f"this is no state of an S3ShardDataset: {exc!r}") from exc
+        return loaded.check(version, order)
+
+
+def _plain(value: Any) -> Any:
+    """Returns the fields of a value of ours, and of those in it, as a list."""
+    if is_dataclass(value):
+        return [_plain(getattr(value, one.name)) for one in fields(value)]
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
+
+
+def _progress(share: Mapping[str, Any]) -> ShareProgress:
+    replays = tuple(
+        OpenBlock(StridedShard(*owner), consumed, _loaded(block))
+        for owner, consumed, block in share["replays"]
+    )
+    return ShareProgress(share["turn"], share["taken"], replays, _loaded(share["block"]))
+
+
+def _loaded(block: Sequence[Any]) -> BlockProgress:
+    number, begin, end, count, given = block
+    return BlockProgress(number, Cursor(*begin), Cursor(*end), count, given)

@@ -1,0 +1,187 @@
+"""A dataset with a length whose samples are in tar archives and are read by range, in any order."""
+
+from __future__ import annotations
+
+import logging
+import operator
+from bisect import bisect_right
+from contextlib import closing
+from itertools import accumulate
+from multiprocessing.context import get_spawning_popen
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch.utils.data import Dataset
+
+from s3torch.datasets._base import S3Dataset, apply
+from s3torch.datasets._opening import Ahead, check_prefetch, look_ahead, open_ranges
+from s3torch.datasets._ranges import RangeInParts
+from s3torch.datasets.shards._dataset import ShardSource, name_of
+from s3torch.datasets.shards._tar_index import IndexStore, SampleRange, TarIndex
+from s3torch.datasets.sources._sources import facts_of, uri_of
+from s3torch.datasets.sources._summary import describe_objects
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from typing import SupportsIndex
+
+    from typing_extensions import TypeVar as DefaultTypeVar
+
+    from s3torch.core import S3BucketKeyData, S3Client
+    from s3torch.datasets.cache._disk import DiskCache
+    from s3torch.datasets.sources._sources import ObjectSource, PrefixSource
+    from s3torch.datasets.sources._summary import DatasetSummary
+
+    # A sample has its key, the URI of its archive, and the bytes of each file.
+    ResultT = DefaultTypeVar("ResultT", default=dict[str, Any])
+else:
+    ResultT = TypeVar("ResultT")
+
+_log = logging.getLogger(__name__)
+_BYTES_AHEAD = 64 * 1024 * 1024
+
+
+class S3IndexedTarDataset(S3Dataset[dict[str, Any], ResultT], Dataset[ResultT]):
+    """The samples of tar archives by their number, each read by one ranged request.
+
+    Samples are those of ``S3ShardDataset``. The first question for a length or a sample lists the archives
+    and loads their indexes; an archive without one, or whose ETag is another than that in its index, is read
+    and indexed then, which takes a pass over it: build and save the indexes once with ``save_indexes=True``.
+    The indexes are pickled with the dataset, and reads are pinned to the ETags in them.
+
+    ``DataLoader`` asks for whole batches (``__getitems__``), whose requests run side by side.
+
+    Args:
+        region: The region; ``None`` takes it from the usual AWS places.
+        get_dataset_objects: Takes the client and returns the archives.
+        endpoint: The URL of a store other than AWS.
+        transform: Makes what the dataset returns of a sample.
+        s3client_config: The settings of the client.
+        index_location: An S3 URI or a folder for the indexes; ``None`` keeps each beside its archive.
+        save_indexes: Saves the indexes that had to be made.
+        prefetch: How many samples of a batch are fetched at once, while they fit in 64 MiB.
+        cache_dir: A folder on a local disk where what was read is kept, for all processes of this machine;
+            the second epoch reads from there. See ``DiskCache``.
+        cache_limit: How many bytes the folder may have; ``None`` for half of what its disk has for it.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
+    """
+
+    _kind = "indexed_tar"
+    _of_samples = True
+    _options = frozenset(
+        {"endpoint", "transform", "s3client_config", "index_location", "save_indexes", "prefetch"}
+        | {"cache_dir", "cache_limit"}
+    )
+
+    def _prepare(self) -> None:
+        self._store = IndexStore(self._settings.index_location)
+        # Each is started when it is made.
+        self._ahead = Ahead(max(0, check_prefetch(self._settings.prefetch) - 1), _BYTES_AHEAD, least=1)
+        self._archives: _Archives | None = None
+
+    @classmethod
+    def _chosen_from(cls, source: PrefixSource, options: Mapping[str, Any]) -> ObjectSource:  # noqa: ARG003
+        return ShardSource(source, (".tar",))
+
+    def _agent(self) -> str:
+        return f"md/dataset#{self._kind}"
+
+    def __len__(self) -> int:
+        return self._loaded().count
+
+    def __getitem__(self, index: SupportsIndex) -> ResultT:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[ResultT]:
+        """Returns the samples of a batch in the order of the indices, with many requests in flight."""
+        archives = self._loaded()
+        wanted = [archives.find(operator.index(index)) for index in indices]
+        return list(self._fetched(wanted))
+
+    def __iter__(self) -> Iterator[ResultT]:
+        # Without this, an IndexError of a transform would end a loop over the dataset silently.
+        archives = self._loaded()
+        yield from self._fetched(map(archives.find, range(archives.count)))
+
+    def describe(self) -> DatasetSummary:
+        """Summarises the archives and counts their samples, from listing and indexes."""
+        archives = self._loaded()
+        return describe_objects(archives.items, estimated_samples=archives.count)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if get_spawning_popen() is not None:
+            self._loaded()
+        return self.__dict__.copy()
+
+    def _loaded(self) -> _Archives:
+        if self._archives is None:
+            items = self._listing()
+            loaded = self._store.load(self._client, items)
+            indexes = [self._index(item, data) for item, data in zip(items, loaded, strict=True)]
+            self._archives = _Archives(items, indexes)
+        return self._archives
+
+    def _index(self, item: S3BucketKeyData, data: bytes | None) -> TarIndex:
+        uri = uri_of(item)
+        if data is not None:
+            index = TarIndex.from_json(data)
+            # Without a listing, the first read finds out whether the archive still has this ETag.
+            if item.object_info is None or item.object_info.etag == index.etag:
+                return index
+            _log.warning("the index of %s is that of an older archive", uri)
+        _log.info("indexing %s", uri)
+        index = TarIndex.build(self._client, item.bucket, item.key, **facts_of(item))
+        if self._settings.save_indexes:
+            self._store.save(self._client, item, index.to_json())
+        return index
+
+    def _fetched(self, wanted: Iterable[tuple[S3BucketKeyData, TarIndex, SampleRange]]) -> Iterator[ResultT]:
+        started = (_Fetch(self._client, *one, self._cache) for one in wanted)
+        with closing(
+            look_ahead(started, self._ahead, weigh=lambda fetch: fetch.stop - fetch.start)
+        ) as fetches:
+            for fetch in fetches:
+                yield apply(self._settings.transform, fetch.sample(), name_of)
+
+
+class _Archives:
+    """The archives of a dataset and where their samples are."""
+
+    def __init__(self, items: Sequence[S3BucketKeyData], indexes: Sequence[TarIndex]) -> None:
+        self.items = items
+        self._indexes = indexes
+        self._ends = list(accumulate(map(len, indexes)))
+        self.count = self._ends[-1] if self._ends else 0
+
+    def find(self, number: int) -> tuple[S3BucketKeyData, TarIndex, SampleRange]:
+        """Returns where a sample is; raises ``IndexError`` if there are not so many."""
+        if not -self.count <= number < self.count:
+            raise IndexError(f"index {number} is out of range for {self.count} samples")
+        number %= self.count
+        shard = bisect_right(self._ends, number)
+        index = self._indexes[shard]
+        return self.items[shard], index, index[number - self._ends[shard] + len(index)]
+
+
+class _Fetch(RangeInParts):
+    """The bytes of one sample in flight, in one request, or one for each part of a large sample."""
+
+    def __init__(
+        self,
+        client: S3Client,
+        item: S3BucketKeyData,
+        index: TarIndex,
+        sample: SampleRange,
+        cache: DiskCache | None,
+    ) -> None:
+        # The index has size and ETag, also of an archive that was not listed.
+        source = open_ranges(client, item, cache, object_info=index)
+        super().__init__(source, sample.start, sample.stop)
+        self._url = uri_of(item)
+        self._sample = sample
+
+    def sample(self) -> dict[str, Any]:
+        """Waits for the bytes."""
+        parts = self._sample.cut(self.wait())
+        return {"__key__": self._sample.key, "__url__": self._url, **parts}

@@ -1,0 +1,289 @@
+"""Reads tar archives from front to back, and never takes a damaged one for one that ended.
+
+``tarfile`` of the standard library is not used: it ends silently at the first damaged header after the first
+member, and takes five times as long for each member. What it writes is supported: ustar, GNU (long names,
+sizes in base 256) and PAX. Sparse members are refused.
+
+The layout is that of POSIX (pax, "ustar Interchange Format"): a header of 512 bytes before each member, whose
+bytes are padded to a multiple of 512, and two blocks of zeros at the end.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_BLOCK = 512
+_CHUNK = 1024 * 1024
+# Names and attributes; what claims to be larger is damaged.
+_LONGEST_EXTENSION = 16 * 1024 * 1024
+_FILES = frozenset(b"\x0007")
+_EXTENSIONS = frozenset(b"xgXLK")
+_ZEROS = bytes(_BLOCK)
+_COMPRESSED_CHUNK = 256 * 1024
+_GZIP = 16 + zlib.MAX_WBITS
+
+
+class ArchiveError(Exception):
+    """Something in an archive is wrong; turned into a ``DamagedShardError`` where the object is known."""
+
+    def __init__(self, offset: int, why: str) -> None:
+        super().__init__(offset, why)
+        self.offset = offset
+        self.why = why
+
+
+@dataclass(frozen=True, slots=True)
+class TarMember:
+    """A regular file in an archive; reading may go on at ``start``, where its first header begins."""
+
+    name: str
+    start: int
+    offset: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """Where the padding after its bytes ends, and the next header begins."""
+        return self.offset + -(-self.size // _BLOCK) * _BLOCK
+
+
+class ForwardStream:
+    """Reads bytes one after the other from a file, with few calls of it; skips by ``seek`` if it can."""
+
+    def __init__(self, file: Any, *, seekable: bool = False, chunk: int = _CHUNK) -> None:
+        self.offset = 0
+        self._file = file
+        self._seekable = seekable
+        self._size = chunk
+        self._chunk = b""
+        self._at = 0
+
+    def take(self, count: int) -> bytes:
+        """Returns the next ``count`` bytes, fewer only at the end."""
+        ready = self._chunk[self._at : self._at + count]
+        self._at += len(ready)
+        while len(ready) < count:
+            missing = count - len(ready)
+            if missing >= self._size:
+                data = self._file.read(missing)
+            else:
+                self._chunk, self._at = self._file.read(self._size), missing
+                data = self._chunk[:missing]
+            if not data:
+                break
+            ready = ready + data if ready else data
+        self.offset += len(ready)
+        return ready
+
+    def skip(self, count: int) -> bool:
+        """Skips the next ``count`` bytes and returns whether they were all there."""
+        ready = min(count, max(0, len(self._chunk) - self._at))
+        self._at += ready
+        self.offset += ready
+        count -= ready
+        if count and self._seekable:
+            self._chunk, self._at = b"", 0
+            begin = self._file.tell()
+            passed = self._file.seek(begin + count) - begin
+            self.offset += passed
+            return bool(passed == count)
+        while count:
+            passed = len(self.take(min(count, self._size)))
+            if not passed:
+                return False
+            count -= passed
+        return True
+
+
+class GzipStream:
+    """Decompresses a file of one gzip member or several, and returns all that came before a damage.
+
+    ``gzip.GzipFile`` loses it: a large read of a truncated file raises and returns nothing.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._inflate = zlib.decompressobj(_GZIP)
+        self._waiting = b""
+        # Between two members the file may end; before the first, it is no gzip file.
+        self._within = True
+
+    def read(self, size: int) -> bytes:
+        """Returns up to ``size`` bytes, none only at the end; raises ``EOFError`` within a member."""
+        while True:
+            data = self._waiting or self._file.read(_COMPRESSED_CHUNK)
+            if not data:
+                if self._within:
+                    raise EOFError("the compressed data ends too early")
+                return b""
+            if self._inflate.eof:
+                # Some programs pad with zeros after the last member.
+                data = data.lstrip(b"\0")
+                self._inflate, self._within = zlib.decompressobj(_GZIP), bool(data)
+            self._waiting = data
+            if not data:
+                continue
+            found = self._inflate.decompress(data, size)
+            if self._inflate.eof:
+                self._waiting, self._within = self._inflate.unused_data, False
+            else:
+                self._waiting = self._inflate.unconsumed_tail
+            if found:
+                return found
+
+
+def read_members(stream: ForwardStream, *, require_end: bool = True) -> Iterator[TarMember]:
+    """Yields the regular files of an archive; folders, links and devices are left out.
+
+    The stream is before a header. While a file is yielded, its bytes may be taken from the stream, all or
+    none of them. With ``require_end``, an archive without a block of zeros at its end, as few programs write,
+    is truncated. A damaged one, and one with a sparse member, raises ``ArchiveError``.
+    """
+    start, attributes = stream.offset, _Attributes()
+    while True:
+        place = stream.offset
+        header = stream.take(_BLOCK)
+        if _is_end(header, place, marked=require_end or bool(attributes)):
+            return
+        kind = header[156]
+        size = attributes.size
+        if kind in _EXTENSIONS or size is None:
+            size = _number(header[124:136], place)
+        data = stream.offset
+        if kind in _EXTENSIONS:
+            attributes.extend(kind, _extension(stream, size, place), place)
+        elif kind in _FILES:
+            name = attributes.name or _name(header)
+            if not name.endswith("/"):
+                yield TarMember(name, start, data, size)
+            attributes = _Attributes()
+        elif kind == ord("S"):
+            raise ArchiveError(place, f"{_name(header)!r} is sparse; pack it without --sparse")
+        else:
+            # Links, devices and folders have no bytes, whatever their header says; other kinds do.
+            size = 0 if kind in b"123456" else size
+            attributes = _Attributes()
+        _finish(stream, data, size, place)
+        if not attributes:
+            start = stream.offset
+
+
+def _is_end(header: bytes, place: int, *, marked: bool) -> bool:
+    """Whether the archive ends here, which has to be ``marked`` or not; also checks the header."""
+    if header == _ZEROS or not (header or marked):
+        return True
+    if len(header) < _BLOCK:
+        raise ArchiveError(place, "it ends here, without an end marker")
+    _check(header, place)
+    return False
+
+
+class _Attributes:
+    """The name and the size that extension headers give to the member after them."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self.size: int | None = None
+        self._seen = False
+
+    def __bool__(self) -> bool:
+        return self._seen
+
+    def extend(self, kind: int, data: bytes, place: int) -> None:
+        """Reads the content of one such header."""
+        if kind == ord("L"):
+            self.name = self.name or _text(data.partition(b"\0")[0])
+        elif kind == ord("g"):
+            if {"path", "size"} & _records(data, place).keys():
+                raise ArchiveError(place, "a global header sets names or sizes, which is not supported")
+            return
+        elif kind in b"xX":
+            records = _records(data, place)
+            if any(name.startswith("GNU.sparse.") for name in records):
+                raise ArchiveError(place, "a member is sparse; pack it without --sparse")
+            if "path" in records:
+                self.name = _text(records["path"])
+            if "size" in records:
+                self.size = _decimal(records["size"], place)
+        self._seen = True
+
+
+def _check(header: bytes, place: int) -> None:
+    """Compares the checksum of a header, which some old programs computed from signed bytes."""
+    expected = _number(header[148:156], place)
+    rest = header[:148] + header[156:]
+    if expected == sum(rest) + 256:
+        return
+    if expected != sum(rest) + 256 - 256 * sum(byte > 127 for byte in rest):
+        raise ArchiveError(place, "the checksum of the header is wrong")
+
+
+def _number(field: bytes, place: int) -> int:
+    if field[0] & 0x80:
+        if field[0] & 0x40:
+            raise ArchiveError(place, "a number of the header is negative")
+        return int.from_bytes(field, "big") - (1 << (8 * len(field) - 1))
+    digits = field.partition(b"\0")[0].strip()
+    try:
+        value = int(digits or b"0", 8)
+    except ValueError:
+        raise ArchiveError(place, "a number of the header is none") from None
+    if value < 0:
+        raise ArchiveError(place, "a number of the header is negative")
+    return value
+
+
+def _decimal(value: bytes, place: int) -> int:
+    if not value.isdigit():
+        raise ArchiveError(place, f"the size {value!r} is no number")
+    return int(value)
+
+
+def _name(header: bytes) -> str:
+    name = header[:100].partition(b"\0")[0]
+    if header[257:263] == b"ustar\0":
+        prefix = header[345:500].partition(b"\0")[0]
+        name = prefix + b"/" + name if prefix else name
+    return _text(name)
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _extension(stream: ForwardStream, size: int, place: int) -> bytes:
+    if size > _LONGEST_EXTENSION:
+        raise ArchiveError(place, f"an extension header claims {size} bytes")
+    data = stream.take(size)
+    if len(data) < size:
+        raise ArchiveError(stream.offset, "it ends within an extension header")
+    return data
+
+
+def _records(data: bytes, place: int) -> dict[str, bytes]:
+    """Reads a PAX header: records of length, name, value and a line feed, where the length counts it all."""
+    records: dict[str, bytes] = {}
+    rest = data.rstrip(b"\0")
+    while rest:
+        digits, space, _ = rest.partition(b" ")
+        length = int(digits) if digits.isdigit() else 0
+        record = rest[len(digits) + 1 : length]
+        name, equals, value = record.partition(b"=")
+        if not (space and equals and length <= len(rest) and value.endswith(b"\n")):
+            raise ArchiveError(place, "a PAX header is damaged")
+        records[name.decode("utf-8", "replace")] = value[:-1]
+        rest = rest[length:]
+    return records
+
+
+def _finish(stream: ForwardStream, data: int, size: int, place: int) -> None:
+    """Goes to the header after a member."""
+    end = data + -(-size // _BLOCK) * _BLOCK
+    if not stream.skip(end - stream.offset) and stream.offset < data + size:
+        why = f"it ends within the member that begins at {place} and has {size} bytes"
+        raise ArchiveError(stream.offset, why)

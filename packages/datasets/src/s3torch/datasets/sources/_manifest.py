@@ -1,0 +1,313 @@
+"""A stored listing: which objects a run reads, in which version, now and when the run is repeated."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from s3torch.core import ObjectInfo, S3BucketKeyData, parse_s3_uri
+from s3torch.core.errors import ConfigurationError
+from s3torch.datasets.sources._sources import PrefixSource, VersionedInfo, uri_of, version_of
+from s3torch.datasets.sources._table import ObjectTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from s3torch.core import S3Client
+    from s3torch.datasets.sources._sources import ObjectSource
+
+_HEADS_AT_A_TIME = 32
+# What S3 calls the version of an object that was stored while its bucket kept none; it can be overwritten.
+_NO_VERSION = "null"
+_REQUIRED = ("bucket", "key", "size", "etag")
+_COLUMNS = (*_REQUIRED, "last_modified", "version_id")
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestChanges:
+    """The URIs of the objects that ``Manifest.refresh`` found to be new, gone, or to have another ETag."""
+
+    added: tuple[str, ...]
+    dropped: tuple[str, ...]
+    changed: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.dropped or self.changed)
+
+
+class Manifest:
+    """Objects with their sizes and ETags, and with their versions where the bucket keeps some.
+
+    A dataset made of it lists nothing, and every read is pinned to the ETag: an object that was replaced
+    meanwhile raises ``ObjectChangedError``. Of an object whose version is known that version is read, also
+    when it was replaced or deleted since.
+
+    Raises:
+        ConfigurationError: Size or ETag of an object is not known.
+    """
+
+    def __init__(self, objects: Iterable[S3BucketKeyData]) -> None:
+        self._objects = ObjectTable.of(map(_pinned, objects))
+
+    @classmethod
+    def build(cls, source: ObjectSource, client: S3Client, *, versions: bool = False) -> Manifest:
+        """Lists a source; sends a HEAD for each object whose size and ETag it does not know.
+
+        With ``versions``, the manifest keeps the version that each object has now, in buckets that keep
+        versions. Prefixes are then listed with their versions; for other objects, a HEAD is sent for each.
+        """
+
+        def complete(item: S3BucketKeyData) -> S3BucketKeyData:
+            if getattr(item.object_info, "etag", None) and not (versions and version_of(item) is None):
+                return item
+            head = client.head_object(item.bucket, item.key)
+            info = _info(item.key, head, head.version_id if versions else None)
+            return item._replace(object_info=info)
+
+        list_all = source.latest_versions if versions and isinstance(source, PrefixSource) else source
+        objects = ObjectTable.of(list_all(client))
+        with ThreadPoolExecutor(_HEADS_AT_A_TIME, "s3torch-manifest") as pool:
+            return cls(pool.map(complete, objects))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], client: S3Client | None = None) -> Manifest:
+        """Reads a manifest that was saved, from a local path or with the client from an S3 URI.
+
+        Raises:
+            ConfigurationError: It is no manifest, or its name ends in nothing known.
+        """
+        data = _client_for(path, client).get_object(*parse_s3_uri(path)).read() if _is_s3(path) else None
+        data = Path(path).read_bytes() if data is None else data
+        try:
+            return cls(format_of(path).decode(data))
+        except ConfigurationError as exc:
+            raise ConfigurationError(f"{os.fspath(path)}: {exc}") from exc
+
+    def save(self, path: str | os.PathLike[str], client: S3Client | None = None) -> None:
+        """Stores the manifest, whole or not at all, under a local path or with the client under an S3 URI.
+
+        The name decides the format: ``.jsonl`` has JSON lines with ``bucket``, ``key``, ``size``, ``etag``,
+        ``last_modified`` and, where it is known, ``version_id``, ``.jsonl.gz`` the same compressed, and
+        ``.parquet`` the same columns (needs ``pyarrow``).
+
+        Raises:
+            ConfigurationError: The name ends in nothing known.
+        """
+        data = format_of(path).encode(self._objects)
+        if _is_s3(path):
+            with _client_for(path, client).put_object(*parse_s3_uri(path)) as writer:
+                writer.write(data)
+            return
+        write_whole(Path(path), data)
+
+    def refresh(self, source: ObjectSource, client: S3Client) -> tuple[Manifest, ManifestChanges]:
+        """Lists the source anew; objects that stay keep their place, new ones come at the end.
+
+        It has versions if this one has some.
+
+        Returns:
+            The new manifest, and in what it differs.
+        """
+        versions = any(version_of(item) for item in self)
+        fresh = Manifest.build(source, client, versions=versions)
+        found = {(item.bucket, item.key): item for item in fresh}
+        dropped, changed, kept = [], [], []
+        for item in self:
+            now = found.pop((item.bucket, item.key), None)
+            if now is None:
+                dropped.append(uri_of(item))
+                continue
+            if _row(now)[2:4] != _row(item)[2:4]:
+                changed.append(uri_of(item))
+            kept.append(now)
+        added = map(uri_of, found.values())
+        changes = ManifestChanges(tuple(added), tuple(dropped), tuple(changed))
+        return Manifest([*kept, *found.values()]), changes
+
+    @property
+    def identity(self) -> str:
+        """A digest of all objects, their sizes and ETags in their order: equal for equal content."""
+        return self._objects.digest
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def __iter__(self) -> Iterator[S3BucketKeyData]:
+        return iter(self._objects)
+
+    def __getitem__(self, index: int) -> S3BucketKeyData:
+        return self._objects[index]
+
+    def __call__(self, client: S3Client) -> ObjectTable:  # noqa: ARG002 - a source of a dataset
+        """Returns the objects, without a request."""
+        return self._objects
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestSource:
+    """The objects of a manifest, which is read at the first use."""
+
+    place: str | os.PathLike[str] | Manifest
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.place, Manifest):
+            format_of(self.place)
+            if _is_s3(self.place):
+                parse_s3_uri(self.place)
+
+    def subject(self) -> str | None:
+        return None if isinstance(self.place, Manifest) else repr(self)
+
+    def __call__(self, client: S3Client) -> ObjectTable:
+        place = self.place
+        return (place if isinstance(place, Manifest) else Manifest.load(place, client))(client)
+
+
+def _pinned(item: S3BucketKeyData) -> S3BucketKeyData:
+    info = item.object_info
+    if info is None or not getattr(info, "etag", None):
+        raise ConfigurationError(f"a manifest needs the size and the ETag of {uri_of(item)}")
+    return S3BucketKeyData(item.bucket, item.key, _info(item.key, info, version_of(item)))
+
+
+def _info(key: str, found: Any, version: str | None) -> ObjectInfo:
+    # No more than what is stored, so that a manifest that was loaded equals the one that was saved.
+    known = (key, found.etag, found.size, getattr(found, "last_modified", 0))
+    return ObjectInfo(*known) if version in {None, _NO_VERSION} else VersionedInfo(*known, version_id=version)
+
+
+def write_whole(target: Path, data: bytes) -> None:
+    """Writes a file, whole or not at all."""
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _is_s3(path: str | os.PathLike[str]) -> bool:
+    return os.fspath(path).startswith(("s3://", "s3:/"))
+
+
+def _client_for(path: str | os.PathLike[str], client: S3Client | None) -> S3Client:
+    if client is None:
+        raise ConfigurationError(f"a client is needed for {path!r}")
+    return client
+
+
+class JsonLines:
+    """An object with ``bucket``, ``key``, ``size``, ``etag`` … on each line."""
+
+    def encode(self, objects: Iterable[S3BucketKeyData]) -> bytes:
+        lines = io.BytesIO()
+        for item in objects:
+            fields = zip(_COLUMNS, _row(item), strict=True)
+            known = {name: value for name, value in fields if value is not None}
+            text = json.dumps(known, ensure_ascii=False)
+            lines.write(text.encode("utf-8") + b"\n")
+        return lines.getvalue()
+
+    def decode(self, data: bytes) -> Iterator[S3BucketKeyData]:
+        for number, line in enumerate(data.splitlines(), 1):
+            try:
+                fields = json.loads(line)
+                yield _item(**{name: fields[name] for name in _COLUMNS if name in fields})
+            except (ValueError, KeyError, TypeError) as exc:
+                raise ConfigurationError(f"line {number} is not that of a manifest: {exc!r}") from exc
+
+
+class GzippedJsonLines(JsonLines):
+    """The same, compressed."""
+
+    def encode(self, objects: Iterable[S3BucketKeyData]) -> bytes:
+        # Without the time, equal manifests are equal files.
+        return gzip.compress(super().encode(objects), compresslevel=6, mtime=0)
+
+    def decode(self, data: bytes) -> Iterator[S3BucketKeyData]:
+        try:
+            lines = gzip.decompress(data)
+        except (OSError, EOFError) as exc:
+            raise ConfigurationError(f"this is no gzipped manifest: {exc}") from exc
+        return super().decode(lines)
+
+
+class Parquet:
+    """The same columns in a Parquet file."""
+
+    def encode(self, objects: Iterable[S3BucketKeyData]) -> bytes:
+        pyarrow, parquet = _pyarrow()
+        columns: list[list[Any]] = [[] for _ in _COLUMNS]
+        for item in objects:
+            for column, value in zip(columns, _row(item), strict=True):
+                column.append(value)
+        text, number = pyarrow.string(), pyarrow.int64()
+        kinds = [text, text, number, text, number, text]
+        arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
+        target = io.BytesIO()
+        parquet.write_table(pyarrow.table(arrays, names=list(_COLUMNS)), target, compression="zstd")
+        return target.getvalue()
+
+    def decode(self, data: bytes) -> Iterator[S3BucketKeyData]:
+        pyarrow, parquet = _pyarrow()
+        try:
+            file = parquet.ParquetFile(io.BytesIO(data))
+            present = [name for name in _COLUMNS if name in file.schema_arrow.names]
+            if not set(_REQUIRED) <= set(present):
+                raise ConfigurationError(f"a manifest has the columns {_REQUIRED}, this file {present}")
+        except pyarrow.ArrowException as exc:
+            raise ConfigurationError(f"this is no Parquet file: {exc}") from exc
+        for batch in file.iter_batches(columns=present):
+            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                yield _item(**dict(zip(present, row, strict=True)))
+
+
+def format_of(path: str | os.PathLike[str]) -> JsonLines | Parquet:
+    """Returns the format for the suffix of a name; raises ``ConfigurationError`` if there is none."""
+    name = os.fspath(path)
+    for suffix, kind in _FORMATS.items():
+        if name.endswith(suffix):
+            return kind()
+    raise ConfigurationError(f"the name of a manifest ends in one of {', '.join(_FORMATS)}, got {name!r}")
+
+
+_FORMATS: dict[str, type[JsonLines | Parquet]] = {
+    ".jsonl": JsonLines,
+    ".jsonl.gz": GzippedJsonLines,
+    ".parquet": Parquet,
+}
+
+
+def _row(item: S3BucketKeyData) -> tuple[str, str, int, str, int, str | None]:
+    info = item.object_info
+    if info is None:
+        return item.bucket, item.key, 0, "", 0, None
+    return item.bucket, item.key, info.size, info.etag, info.last_modified, version_of(item)
+
+
+def _item(
+    bucket: str, key: str, size: int, etag: str, last_modified: int = 0, version_id: str | None = None
+) -> S3BucketKeyData:
+    if not isinstance(bucket, str) or not isinstance(key, str) or not isinstance(etag, str):
+        raise ConfigurationError(f"expected names of an object, got {bucket!r}, {key!r} and {etag!r}")
+    facts = (key, etag, int(size), int(last_modified or 0))
+    if version_id is None:
+        return S3BucketKeyData(bucket, key, ObjectInfo(*facts))
+    return S3BucketKeyData(bucket, key, VersionedInfo(*facts, version_id=str(version_id)))
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as exc:
+        raise ConfigurationError(
+            "manifests in Parquet need pyarrow; pip install 's3torch-datasets[parquet]'"
+        ) from exc
+    return pa, pq

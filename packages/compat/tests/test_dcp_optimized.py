@@ -5,22 +5,29 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from itertools import pairwise
 
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
-from s3torch.core import S3ReaderConstructor, SequentialS3Reader, TruncatedError
-from s3torch.dcp import (
+from s3torch.core import SequentialS3Reader, TruncatedError
+from s3torch.dcp import CheckpointError
+from s3torchconnector import S3ReaderConstructor
+from s3torchconnector.dcp import S3StorageReader, S3StorageWriter
+from s3torchconnector.s3reader import (
     DCPOptimizedConstructor,
     DCPOptimizedS3Reader,
     DCPS3ReaderConstructorProtocol,
     ItemRange,
+    RangeGroup,
 )
-from s3torch.dcp.planned import DEFAULT_MAX_GAP_SIZE
+from s3torchconnector.s3reader.dcp_optimized import DEFAULT_MAX_GAP_SIZE, _group_ranges
 
 DATA = bytes(range(256)) * 4
 STRICT = "^DCPOptimizedS3Reader only supports sequentially accessing provided ranges: "
@@ -350,3 +357,139 @@ def test_items_need_a_place():
 def test_a_negative_gap_is_refused():
     with pytest.raises(ValueError, match="^max_gap_size must be non-negative$"):
         S3ReaderConstructor.dcp_optimized(max_gap_size=-1)
+
+
+def ranges_of(*pairs):
+    return [ItemRange(*pair) for pair in pairs]
+
+
+@pytest.mark.parametrize(
+    ("gap", "groups"),
+    [
+        (0, [(0, 20), (25, 30), (40, 50)]),
+        (4, [(0, 20), (25, 30), (40, 50)]),
+        (5, [(0, 30), (40, 50)]),
+        (9.5, [(0, 30), (40, 50)]),
+        (10, [(0, 50)]),
+        (float("inf"), [(0, 50)]),
+    ],
+)
+def test_neighbours_share_a_request_up_to_the_gap(gap, groups):
+    ranges = ranges_of((0, 10), (10, 20), (25, 30), (40, 50))
+    assert [(group.start, group.end) for group in _group_ranges(ranges, gap)] == groups
+
+
+def test_ranges_without_bytes_are_dropped():
+    ranges = ranges_of((7, 7), (0, 5), (5, 5), (6, 8))
+    assert _group_ranges(ranges, 1) == [RangeGroup(0, 8, ranges_of((0, 5), (6, 8)))]
+    assert _group_ranges(ranges_of((3, 3)), 1) == []
+
+
+@pytest.mark.parametrize(
+    ("pairs", "text"),
+    [
+        ([(5, 4)], "Invalid range: 5-4"),
+        ([(-1, 4)], "Invalid range: -1-4"),
+        ([(0, 2), (9, 8)], "Invalid range: 9-8"),
+        ([(5, 9), (0, 2)], "Unsorted ranges: 5-9 and 0-2"),
+        ([(0, 5), (4, 9)], "Overlapping ranges: 0-5 and 4-9"),
+        ([(0, 5), (0, 5)], "Overlapping ranges: 0-5 and 0-5"),
+    ],
+)
+def test_ranges_must_be_in_order(pairs, text):
+    with pytest.raises(ValueError, match=f"^{text}$"):
+        _group_ranges(ranges_of(*pairs), 0)
+
+
+def apart(lengths_and_gaps):
+    """Makes sorted ranges of their lengths and of the gaps before them."""
+    position, ranges = 0, []
+    for length, gap in lengths_and_gaps:
+        ranges.append(ItemRange(position + gap, position + gap + length))
+        position += gap + length
+    return ranges
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50))).map(apart),
+    st.integers(0, 60) | st.floats(0, 60),
+)
+def test_groups_keep_all_items_and_split_only_at_large_gaps(ranges, gap):
+    groups = _group_ranges(ranges, gap)
+    kept = [item for group in groups for item in group.item_ranges]
+    assert kept == [item for item in ranges if item.start < item.end]
+    for group in groups:
+        items = group.item_ranges
+        assert (group.start, group.end) == (items[0].start, items[-1].end)
+        pairs = pairwise(items)
+        assert all(after.start - before.end <= gap for before, after in pairs)
+    pairs = pairwise(groups)
+    assert all(after.start - before.end > gap for before, after in pairs)
+
+
+def ranges_by_file(*places):
+    constructor = DCPOptimizedConstructor()
+    constructor.set_item_ranges_by_file(*plan_of(*places), "s3://bucket")
+    return constructor._item_ranges_by_file["s3://bucket/f"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 20)), min_size=1))
+def test_merged_items_are_sorted_and_apart(places):
+    items = [("f", start, start + length) for start, length in places]
+    merged = ranges_by_file(*items)
+    assert all(any(one.contains(start, stop) for one in merged) for _, start, stop in items)
+    assert {one.start for one in merged} <= {start for _, start, _ in items}
+    assert {one.end for one in merged} <= {stop for *_, stop in items}
+    pairs = pairwise(merged)
+    assert all(before.end <= after.start for before, after in pairs)
+    _group_ranges(merged, 0)
+
+
+def test_items_that_touch_stay_apart():
+    assert ranges_by_file(("f", 5, 9), ("f", 0, 5)) == ranges_of((0, 5), (5, 9))
+    assert ranges_by_file(("f", 5, 9), ("f", 0, 6)) == ranges_of((0, 9))
+
+
+def test_an_item_that_is_stored_nowhere():
+    items, storage = plan_of(("f", 0, 4), ("f", 4, 8))
+    del storage[items[0].storage_index]
+    with pytest.raises(CheckpointError, match="does not tell where .*'t0'"):
+        DCPOptimizedConstructor().set_item_ranges_by_file(items, storage, "s3://bucket")
+
+
+class Strict(DCPOptimizedConstructor):
+    """Makes readers of its own, so that all bytes are read through these."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __call__(self, bucket, key, get_object_info, get_stream):
+        reader = super().__call__(bucket, key, get_object_info, get_stream)
+        self.made.append(reader)
+        return reader
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_load_through_strict_readers(folder, threads):
+    state = {"a": torch.randn(100, 70), "b": torch.randn(80), "c": torch.arange(6).view(2, 3).t(), "o": 7}
+    dcp.save(state, storage_writer=S3StorageWriter("us-east-1", folder, thread_count=threads))
+    constructor = Strict()
+    loaded = {name: torch.zeros_like(value) for name, value in state.items() if name != "o"} | {"o": 0}
+    dcp.load(loaded, storage_reader=S3StorageReader("us-east-1", folder, reader_constructor=constructor))
+    assert loaded.pop("o") == 7
+    assert all(torch.equal(loaded[name], state[name]) for name in loaded)
+    strict = [reader for reader in constructor.made if isinstance(reader, DCPOptimizedS3Reader)]
+    assert len(strict) == threads
+    assert all(reader.closed for reader in strict)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
+def test_a_load_does_not_need_its_readers(folder, monkeypatch):
+    dcp.save({"a": torch.ones(9)}, storage_writer=S3StorageWriter("us-east-1", folder))
+    constructor = S3ReaderConstructor.dcp_optimized()
+    monkeypatch.setattr(DCPOptimizedS3Reader, "__init__", no_info)
+    loaded = {"a": torch.zeros(9)}
+    dcp.load(loaded, storage_reader=S3StorageReader("us-east-1", folder, reader_constructor=constructor))
+    assert torch.equal(loaded["a"], torch.ones(9))

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.storage import _new_dtypes
 
-from s3torch.dcp.archive_frames import archive_frame
-from s3torch.dcp.archives import STORAGES, parse_archive
-from s3torch.dcp.pieces import memory_of
+from s3torch.dcp._archives import STORAGES, archive_frame, parse_archive
+from s3torch.dcp._tensors import memory_of
 
 GIB = 1024**3
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import s3torchconnector._conflict
 import s3torchconnector._debug_logs  # noqa: F401 - Reads its variables once, at import.
-from s3torch.core import S3Reader, S3ReaderConstructor, S3Writer
+from s3torch.core import S3Reader, S3Writer
 from s3torchconnector._exception import S3Exception
 from s3torchconnector._s3client.s3client_config import S3ClientConfig
 from s3torchconnector._version import __version__
 from s3torchconnector.s3checkpoint import S3Checkpoint
 from s3torchconnector.s3iterable_dataset import S3IterableDataset
 from s3torchconnector.s3map_dataset import S3MapDataset
+from s3torchconnector.s3reader.constructor import S3ReaderConstructor
 
 __all__ = [
     "S3Checkpoint",

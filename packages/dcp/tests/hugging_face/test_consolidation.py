@@ -30,10 +30,10 @@ from s3torch.dcp import (
     S3HuggingFaceStorageReader,
     S3HuggingFaceStorageWriter,
     consolidate_safetensors_files,
-    consolidating,
     load_sharded,
 )
-from s3torch.dcp.consolidation import bands_of, reads_of, windows
+from s3torch.dcp.hugging_face import _consolidation
+from s3torch.dcp.hugging_face._consolidation import bands_of, reads_of, windows
 from s3torch.testing.faults import Fault
 
 pytestmark = pytest.mark.filterwarnings(
@@ -131,7 +131,7 @@ def test_bands_are_the_tensor_in_order_and_read_each_element_once(sizes, limit, 
 @pytest.mark.parametrize("counts", [(2, 1), (1, 3), (3, 2)])
 @pytest.mark.parametrize("window", [64 * 1024**2, 200])
 def test_tiles_become_whole_files(place, monkeypatch, counts, window):
-    monkeypatch.setattr(consolidating, "_WINDOW", window)
+    monkeypatch.setattr(_consolidation, "_WINDOW", window)
     state = {name: tensor for name, tensor in STATE.items() if tensor.numel()}
     put_shards(place, state, counts)
     shards, target = place.uri("shards"), place.uri("model")

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.filesystem import SerializationFormat
 
 from s3torch.core import S3ReaderConstructor
 from s3torch.dcp import CheckpointError
-from s3torch.dcp.tensor_files import _DTYPES, header_length, make_header, parse_header
+from s3torch.dcp.hugging_face._safetensors import _DTYPES, header_length, make_header, parse_header
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
 

@@ -1,141 +1,149 @@
-"""Slices of files, and files that are read several at a time."""
+"""Readers of the user's own kind: all bytes of a load come through them, of several files at a time."""
 
 from __future__ import annotations
 
-import io
 import threading
-import time
-from contextlib import closing, contextmanager
+from functools import partial
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
-from s3torch.core import TruncatedError
-from s3torch.dcp.loading import FileSlice, Window, load_chunks
-from s3torch.dcp.plan import StoredChunk
+from s3torch.core import RangedS3Reader, S3ReaderConstructor, SequentialS3Reader, TruncatedError
 
-DATA = bytes(range(256))
-
-
-class File(io.BytesIO):
-    bucket, key = "bucket", "key"
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
 
 
-@given(
-    st.integers(0, 256),
-    st.integers(0, 256),
-    st.lists(
-        st.one_of(
-            st.tuples(st.just("read"), st.integers(-1, 300)),
-            st.tuples(st.just("readinto"), st.integers(0, 300)),
-            st.tuples(st.just("seek"), st.integers(0, 300), st.just(io.SEEK_SET)),
-            st.tuples(st.just("seek"), st.integers(0, 50), st.just(io.SEEK_CUR)),
-            st.tuples(st.just("seek"), st.integers(-5, 50), st.just(io.SEEK_END)),
-        )
-    ),
-)
-def test_a_slice_is_a_file(one, other, steps):
-    start, stop = sorted((one, other))
-    model = io.BytesIO(DATA[start:stop])
-    piece = FileSlice(File(DATA), start, stop)
-    assert (piece.readable(), piece.seekable(), piece.writable()) == (True, True, False)
-    for name, *arguments in steps:
-        if name == "readinto":
-            left, right = bytearray(arguments[0]), bytearray(arguments[0])
-            assert piece.readinto(left) == model.readinto(right)
-            assert left == right
-        elif name == "seek" and arguments[1] == io.SEEK_END and stop - start + arguments[0] < 0:
-            with pytest.raises(ValueError, match="negative seek value"):
-                piece.seek(*arguments)
-        else:
-            assert getattr(piece, name)(*arguments) == getattr(model, name)(*arguments)
-        assert piece.tell() == model.tell()
+class Reader(RangedS3Reader):
+    """Inverts the bits of all files, and records what is read."""
+
+    log = []
+
+    def readinto(self, buf):
+        count = super().readinto(buf)
+        view = memoryview(buf).cast("B")[:count]
+        self.log.append((self.key, self.tell() - count, threading.get_ident()))
+        view[:] = bytes(byte ^ 0xFF for byte in view)
+        return count
+
+    def read(self, size=None):
+        return bytes(byte ^ 0xFF for byte in super().read(size))
 
 
-def test_a_slice_beyond_the_end_of_the_file_is_no_short_read():
-    piece = FileSlice(File(DATA), 200, 300)
-    with pytest.raises(TruncatedError, match=r"s3://bucket/key: the file has no byte 256"):
-        piece.read()
-    assert isinstance(piece.error, TruncatedError)
+@pytest.fixture(autouse=True)
+def log():
+    Reader.log.clear()
+    return Reader.log
 
 
-def test_a_window_bounds_what_is_in_it():
-    window = Window(10)
-    assert window.acquire(6)
-    assert window.acquire(4)
-    entered = threading.Event()
-    waiting = threading.Thread(target=lambda: window.acquire(100) and entered.set())
-    waiting.start()
-    window.release(6)
-    assert not entered.wait(0.05)
-    window.release(4)
-    assert entered.wait(10)
-    waiting.join()
+def inverted(place, state, **options):
+    dcp.save(state, storage_writer=place.writer(**options))
+    for name in place.listed("checkpoint/"):
+        place.put(name, bytes(byte ^ 0xFF for byte in place.get(name)))
 
 
-def test_a_closed_window_lets_nobody_wait():
-    window = Window(1)
-    assert window.acquire(5)
-    answers = []
-    waiting = threading.Thread(target=lambda: answers.append(window.acquire(5)))
-    waiting.start()
-    window.close()
-    waiting.join(10)
-    assert answers == [False]
+def reading_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("s3torch-load")]
 
 
-def files_of(count, per_file, opened):
-    @contextmanager
-    def opening(n):
-        opened.append(n)
-        yield n
-        opened.remove(n)
-
-    chunks = [StoredChunk(at, at + 10, (), ()) for at in range(0, 10 * per_file, 10)]
-    return [(opening(n), chunks) for n in range(count)]
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("count", [0, 1, 7])
-def test_all_chunks_come_once(threads, count):
-    opened = []
-    files = files_of(count, 5, opened)
-    window = Window(20)
-    loaded = load_chunks(files, lambda n, chunk: (n, chunk.start), threads=threads, window=window)
-    values = sorted(value for _, value in loaded)
-    assert values == [(n, at) for n in range(count) for at in range(0, 50, 10)]
-    assert opened == []
+@pytest.mark.parametrize("threads", [1, 2, 8])
+@pytest.mark.parametrize("make", [Reader, partial(Reader, buffer_size=0)])
+def test_all_bytes_come_through_the_readers(place, state, blank_of, are_same, threads, make):
+    inverted(place, state, thread_count=4)
+    loaded = blank_of(state)
+    dcp.load(loaded, storage_reader=place.reader(reader_constructor=make, thread_count=threads))
+    assert are_same(loaded, state)
+    assert reading_threads() == []
 
 
-def test_threads_wait_for_a_slow_taker():
-    decoded = []
-    files = files_of(4, 10, [])
-    window = Window(30)
-    loaded = load_chunks(files, lambda n, chunk: decoded.append(n), threads=4, window=window)
-    with closing(loaded):
-        next(loaded)
-        time.sleep(0.05)
-        assert len(decoded) <= 3
-        next(loaded)
+def test_each_file_is_read_from_front_to_back_on_one_thread(place, log):
+    state = {str(n): torch.full((5000,), float(n)) for n in range(12)}
+    inverted(place, state, thread_count=3)
+    loaded = {name: torch.zeros(5000) for name in state}
+    dcp.load(loaded, storage_reader=place.reader(reader_constructor=Reader, thread_count=2))
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+    threads = set()
+    for file in range(3):
+        reads = [read for read in log if read[0] == f"checkpoint/__0_{file}.distcp"]
+        assert len(reads) == 4
+        assert reads == sorted(reads)
+        assert len({thread for *_, thread in reads}) == 1
+        threads |= {thread for *_, thread in reads}
+    assert len(threads) == 2
 
 
-@pytest.mark.parametrize("threads", [1, 4])
-def test_the_first_error_ends_everything(threads):
-    def decode(n, chunk):
-        if (n, chunk.start) == (2, 20):
-            raise ArithmeticError("broken")
+def test_archives_of_others_are_read_once(place, log, tmp_path):
+    state = {"large": torch.randn(200_000), "small": torch.randn(10)}
+    dcp.save(state, storage_writer=dcp.FileSystemWriter(tmp_path))
+    place.upload(tmp_path, "checkpoint")
+    for name in place.listed("checkpoint/"):
+        place.put(name, bytes(byte ^ 0xFF for byte in place.get(name)))
+    loaded = {"large": torch.zeros(200_000), "small": torch.zeros(10)}
+    dcp.load(loaded, storage_reader=place.reader(reader_constructor=Reader))
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+    assert [start for _, start, _ in log] == sorted({start for _, start, _ in log})
 
-    opened = []
-    files = files_of(8, 100, opened)
-    with pytest.raises(ArithmeticError, match="broken"):
-        list(load_chunks(files, decode, threads=threads, window=Window(1000)))
+
+def test_the_first_error_ends_the_load(place):
+    class Failing(Reader):
+        def readinto(self, buf):
+            if self.key.endswith("_1.distcp"):
+                raise ArithmeticError("broken")
+            return super().readinto(buf)
+
+    state = {str(n): torch.ones(1000) for n in range(20)}
+    inverted(place, state, thread_count=4)
+    with pytest.raises(CheckpointException) as caught:
+        dcp.load(state, storage_reader=place.reader(reader_constructor=Failing))
+    assert isinstance(caught.value.failures[0][0], ArithmeticError)
+    assert reading_threads() == []
 
 
-def test_a_taker_that_stops_leaves_no_thread_behind():
-    before = threading.active_count()
-    files = files_of(8, 100, [])
-    loaded = load_chunks(files, lambda n, chunk: None, threads=4, window=Window(50))
-    with closing(loaded):
-        next(loaded)
-    assert threading.active_count() == before
+@pytest.mark.parametrize("base", [SequentialS3Reader, RangedS3Reader])
+def test_a_file_that_ends_early_is_no_short_read(place, base):
+    class Mine(base):
+        pass
+
+    dcp.save({"a": torch.ones(500)}, storage_writer=place.writer())
+    place.put("checkpoint/__0_0.distcp", place.get("checkpoint/__0_0.distcp")[:1000])
+    with pytest.raises(CheckpointException) as caught:
+        dcp.load({"a": torch.zeros(500)}, storage_reader=place.reader(reader_constructor=Mine))
+    assert isinstance(caught.value.failures[0][0], TruncatedError)
+
+
+def test_the_constructor_is_told_the_plan(place):
+    told = []
+
+    class Constructor:
+        def __call__(self, **options):
+            return RangedS3Reader(**options)
+
+        def set_item_ranges_by_file(self, plan_items, storage_data, base_path):
+            told.append(([item.storage_index.fqn for item in plan_items], len(storage_data), base_path))
+
+    dcp.save({"a": torch.ones(5), "b": torch.ones(6)}, storage_writer=place.writer())
+    loaded = {"a": torch.zeros(5)}
+    dcp.load(loaded, storage_reader=place.reader(reader_constructor=Constructor()))
+    assert told == [(["a"], 2, place.uri("checkpoint"))]
+    assert torch.equal(loaded["a"], torch.ones(5))
+
+
+def test_what_dcp_optimized_returns_is_a_value_and_makes_readers(place):
+    value = S3ReaderConstructor.dcp_optimized(max_gap_size=5)
+    assert value == S3ReaderConstructor.dcp_optimized(5) != S3ReaderConstructor.dcp_optimized()
+    assert S3ReaderConstructor.get_reader_type_string(value) == "dcp_optimized"
+    place.put("checkpoint/.metadata", b"metadata")
+    place.put("checkpoint/__0_0.distcp", b"items")
+    fs = place.fs(reader_constructor=value)
+    for name, data, kind in [
+        (".metadata", b"metadata", SequentialS3Reader),
+        ("__0_0.distcp", b"items", RangedS3Reader),
+    ]:
+        with fs.create_stream(place.uri(f"checkpoint/{name}"), "rb") as reader:
+            assert isinstance(reader, kind)
+            assert reader.read() == data
+    with pytest.raises(ValueError, match="^max_gap_size must be non-negative$"):
+        S3ReaderConstructor.dcp_optimized(-1)
+    with pytest.raises(TypeError, match="^max_gap_size must be int or float, got str$"):
+        S3ReaderConstructor.dcp_optimized("1")

@@ -1,4 +1,4 @@
-"""Loads into tensors of an accelerator: through memory that is lent until its copy has ended."""
+"""Loads into tensors of an accelerator: through staging buffers that are lent until their copy has ended."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 
 from s3torch.core.ranges import MIB
-from s3torch.dcp.device_copies import PIECE, FromDevice, FromHost
-from s3torch.dcp.plan import chunks_by_file
-from s3torch.dcp.planned_load import PlannedLoad
+from s3torch.dcp._tensors import PIECE
+from s3torch.dcp.loading._engine import PlannedLoad
+from s3torch.dcp.loading._pieces import ToDevice, chunks_by_file
+from s3torch.dcp.saving._values import FromDevice
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
 
@@ -89,8 +90,8 @@ def test_all_bytes_arrive_in_pieces(place, threads):
     assert sorted(planner.committed) == sorted(state.keys() - {"empty"})  # Torch plans nothing for it.
     assert max(device.taken) == PIECE
     # What has another form, or is on the host, takes another way.
-    landed = sum(state[name].nbytes for name in ("large", "exact", "small", "flags", "scalar"))
-    assert sum(device.taken) == landed
+    staged = sum(state[name].nbytes for name in ("large", "exact", "small", "flags", "scalar"))
+    assert sum(device.taken) == staged
 
 
 class PromptDevice(Device):
@@ -127,6 +128,6 @@ def test_memory_is_free_when_its_copy_has_ended(place):
 
 def test_without_an_accelerator_nothing_is_copied():
     for tensor in (torch.ones(3), torch.ones(3, device="meta")):
-        assert not FromHost().serves(tensor)
+        assert not ToDevice().serves(tensor)
         assert not FromDevice().serves(tensor)
-    FromHost().finish()
+    ToDevice().finish()

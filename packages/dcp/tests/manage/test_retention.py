@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3torch.core import ConfigurationError
-from s3torch.dcp.retention import CheckpointInfo, superfluous
+from s3torch.dcp.manage._checkpoints import CheckpointInfo, superfluous
 
 
 def run_of(steps):

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3torch.core.ranges import MIB
-from s3torch.dcp.device_copies import PIECE
-from s3torch.dcp.host_values import HostValues, is_plain
+from s3torch.dcp._tensors import PIECE, is_plain
+from s3torch.dcp.saving._values import HostValues
 
 
 @dataclass

@@ -53,7 +53,7 @@ def checked_uri(path: str | os.PathLike[str]) -> str:
     """Returns the URI of a checkpoint as a string.
 
     Raises:
-        ConfigurationError: It is no S3 URI. It is a ``ValueError``, too.
+        ConfigurationError: It is no S3 URI. It is also a ``ValueError``.
     """
     parse_s3_uri(path)
     return path_text(path)
@@ -175,7 +175,7 @@ class S3FileSystem(FileSystemBase):
             put_options: How this object is stored, in place of what holds for all.
 
         Raises:
-            ConfigurationError: The path or the mode is wrong. It is a ``ValueError``, too.
+            ConfigurationError: The path or the mode is wrong. It is also a ``ValueError``.
         """
         bucket, key = parse_s3_uri(path)
         if mode == "wb":
@@ -216,7 +216,7 @@ class S3FileSystem(FileSystemBase):
         """Copies an object within its bucket and then deletes the old one; one of the two is always there.
 
         Raises:
-            ConfigurationError: The buckets differ. It is a ``ValueError``, too.
+            ConfigurationError: The buckets differ. It is also a ``ValueError``.
             S3Error: The copy failed, or the deletion failed three times.
         """
         old, new = parse_s3_uri(path), parse_s3_uri(new_path)
@@ -243,7 +243,7 @@ class S3FileSystem(FileSystemBase):
         """Does nothing; S3 has no folders."""
 
     def exists(self, path: str | os.PathLike[str]) -> bool:
-        """Tells whether there is an object with this URI; every error but "not found" is raised."""
+        """Whether there is an object with this URI; every error but "not found" is raised."""
         bucket, key = parse_s3_uri(path)
         try:
             self._client.head_object(bucket, key)
@@ -303,7 +303,7 @@ class S3FileSystem(FileSystemBase):
         """Deletes all objects in a folder and its folders, 1,000 with a request, while they are listed.
 
         Raises:
-            ConfigurationError: It is no folder, but a whole bucket. It is a ``ValueError``, too.
+            ConfigurationError: It is no folder, but a whole bucket. It is also a ``ValueError``.
             S3Error: Some could not be deleted; the text names them.
         """
         bucket, key = parse_s3_uri(path)
@@ -314,7 +314,7 @@ class S3FileSystem(FileSystemBase):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Tells whether this can be the place of a checkpoint: an S3 URI, or a ``pathlib.Path`` of one."""
+        """Whether this can be the place of a checkpoint: an S3 URI, or a ``pathlib.Path`` of one."""
         if isinstance(checkpoint_id, Path):
             return True
         try:

@@ -67,7 +67,7 @@ class NumericPrefixStrategy(S3PrefixStrategyBase, ABC):
         min_prefix_len: Digits of a number at least.
 
     Raises:
-        ConfigurationError: A number is out of range. It is a ``ValueError``, too.
+        ConfigurationError: A number is out of range. It is also a ``ValueError``.
         TypeError: Both names of the length are given.
     """
 
@@ -178,7 +178,7 @@ class RoundRobinPrefixStrategy(S3PrefixStrategyBase):
         epoch_num: The epoch, or ``None``.
 
     Raises:
-        ConfigurationError: There is no prefix, or one of them is empty. It is a ``ValueError``, too.
+        ConfigurationError: There is no prefix, or one of them is empty. It is also a ``ValueError``.
     """
 
     def __init__(self, user_prefixes: Sequence[str], epoch_num: int | None = None) -> None:

@@ -19,9 +19,8 @@ from s3torch.dcp._collectives import shared
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path
 from s3torch.dcp._metadata import decode_metadata
 from s3torch.dcp._tensors import tensor_of
-from s3torch.dcp.loading._engine import PlannedLoad
+from s3torch.dcp.loading._engine import PlannedLoad, ReaderSources
 from s3torch.dcp.loading._pieces import chunks_by_file, stored_at
-from s3torch.dcp.loading._sources import ReaderSources
 from s3torch.dcp.plugin import PlannedReads
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class S3StorageReader(FileSystemReader):
         path: The URI of the checkpoint.
 
     Raises:
-        ConfigurationError: An argument is wrong. It is a ``ValueError``, too.
+        ConfigurationError: An argument is wrong. It is also a ``ValueError``.
     """
 
     def __init__(
@@ -114,7 +113,6 @@ class S3StorageReader(FileSystemReader):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Tells whether this can be the place of a checkpoint."""
         return S3FileSystem.validate_checkpoint_id(checkpoint_id)
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:

@@ -17,7 +17,7 @@ from s3torch.dcp._errors import CheckpointError
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path
 from s3torch.dcp._metadata import decode_metadata, file_names
 from s3torch.dcp._prefixes import DefaultPrefixStrategy
-from s3torch.dcp.saving._commit import EXISTS, CommitObject, Surroundings, remove_replaced
+from s3torch.dcp.saving._commit import Commit, find_existing
 from s3torch.dcp.saving._files import NewFiles, RankFiles, write_files
 from s3torch.dcp.saving._plan import SUFFIX, plan_files, plan_tensor_files, unstored
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.storage import WriteResult
 
     from s3torch.core import S3Client, S3ClientConfig
+    from s3torch.dcp.saving._commit import ExistingFiles
     from s3torch.dcp.saving._plan import FilePlan
 
 # The version of the layout, as torch writes it into the metadata.
@@ -87,7 +88,7 @@ class S3StorageWriter(FileSystemWriter):
         prefix_strategy: Names the files of each rank.
 
     Raises:
-        ConfigurationError: An argument is wrong. It is a ``ValueError``, too.
+        ConfigurationError: An argument is wrong. It is also a ``ValueError``.
         TypeError: A keyword is not known.
     """
 
@@ -123,11 +124,10 @@ class S3StorageWriter(FileSystemWriter):
         self.prefix_strategy: Callable[[int], str] = named or DefaultPrefixStrategy()
         self._put_options = put_options or PutOptions()
         # What the rank that plans has seen at the path; of the save that is going on.
-        self._before: Surroundings | None = None
+        self._before: ExistingFiles | None = None
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Tells whether this can be the place of a checkpoint."""
         return S3FileSystem.validate_checkpoint_id(checkpoint_id)
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
@@ -135,12 +135,11 @@ class S3StorageWriter(FileSystemWriter):
         super().reset(None if checkpoint_id is None else checked_uri(checkpoint_id))
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:  # noqa: FBT001
-        """Begins a save on this rank."""
         super().set_up_storage_writer(is_coordinator, *args, **kwargs)
         self._before = None
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """Returns the plan as it is; only one rank asks whether there is a checkpoint already."""
+        # Only one rank asks whether there is a checkpoint already.
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
@@ -159,10 +158,20 @@ class S3StorageWriter(FileSystemWriter):
                 raise ConfigurationError(
                     f"the prefix strategy gives several ranks the same prefix: {prefixes[:16]}"
                 )
-        self._before = Surroundings.look(
-            self.fs, self.path, metadata_name=self._metadata_name(), prefixes=prefixes, suffix=self._suffix
+        self._before = find_existing(
+            self.fs,
+            self.path,
+            metadata_name=self._metadata_name(),
+            prefixes=prefixes,
+            suffix=self._suffix,
+            overwrite=self.overwrite,
         )
-        self._check_overwrite(self._before)
+        if self._before.committed:
+            warnings.warn(
+                f"Detected an existing checkpoint in {self.path}, overwriting since self.overwrite=True. "
+                "It stays whole until the new one is complete.",
+                stacklevel=2,
+            )
         return [
             replace(plan, storage_data=StorageMetadata(prefix, self._before.is_fresh))
             for plan, prefix in zip(plans, prefixes, strict=True)
@@ -204,15 +213,12 @@ class S3StorageWriter(FileSystemWriter):
         metadata.storage_data = stored
         metadata.storage_meta = self.storage_meta()
         before, self._before = self._before, None
-        commit = CommitObject(self.fs, self._metadata_uri(), self._put_options)
-        previous = commit.put(
+        Commit(self.fs, self.path, self._metadata_name(), self._put_options, self._names_in).run(
             self._commit_body(metadata),
             overwrite=self.overwrite,
             is_new=before is not None and not before.committed,
+            kept={info.relative_path for info in stored.values()},
         )
-        if previous is not None:
-            kept = {info.relative_path for info in stored.values()}
-            remove_replaced(self.fs, self.path, lambda: self._names_in(previous.body), kept=kept)
 
     def _plan_files(self, items: list[WriteItem], prefix: str) -> list[FilePlan]:
         make = plan_tensor_files if self._is_safetensors else plan_files
@@ -227,7 +233,7 @@ class S3StorageWriter(FileSystemWriter):
         return file_names(decode_metadata(body, uri=self._metadata_uri()))
 
     def _is_fresh(self, noted: StorageMetadata, first_name: str) -> bool:
-        """Tells whether files can have their plain names, as the rank that planned has seen it."""
+        """Whether files can have their plain names, as the rank that planned has seen it."""
         # A plan that torch has cached tells it of an older save: what was used once is not known any more.
         fresh, noted.fresh = noted.fresh, None
         if self._before is not None:
@@ -246,14 +252,3 @@ class S3StorageWriter(FileSystemWriter):
 
     def _metadata_uri(self) -> str:
         return join_path(self.path, self._metadata_name())
-
-    def _check_overwrite(self, before: Surroundings) -> None:
-        if not before.committed:
-            return
-        if not self.overwrite:
-            raise RuntimeError(EXISTS)
-        warnings.warn(
-            f"Detected an existing checkpoint in {self.path}, overwriting since self.overwrite=True. "
-            "It stays whole until the new one is complete.",
-            stacklevel=2,
-        )

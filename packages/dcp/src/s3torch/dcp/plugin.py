@@ -32,7 +32,7 @@ class PlannedReads:
         max_gap_size: Bytes between two items up to which one request fetches both.
 
     Raises:
-        ConfigurationError: ``max_gap_size`` is negative. It is a ``ValueError``, too.
+        ConfigurationError: ``max_gap_size`` is negative. It is also a ``ValueError``.
         TypeError: It is no number.
     """
 

@@ -23,7 +23,7 @@ from s3torch.dcp._tensors import bytes_of
 from s3torch.dcp.hugging_face._index import INDEX_NAME, Index, file_count, make_index, parse_index
 from s3torch.dcp.hugging_face._reader import S3HuggingFaceStorageReader
 from s3torch.dcp.hugging_face._safetensors import make_header
-from s3torch.dcp.saving._commit import EXISTS, CommitObject, Surroundings, remove_replaced
+from s3torch.dcp.saving._commit import Commit, find_existing
 from s3torch.dcp.saving._files import NewFiles, write_files
 from s3torch.dcp.saving._plan import FilePlan
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from s3torch.core import S3Client
     from s3torch.dcp._metadata import FileFacts
+    from s3torch.dcp.saving._commit import ExistingFiles
 
 # Bytes of tensors that each thread holds.
 _WINDOW = 64 * MIB
@@ -163,7 +164,7 @@ def consolidate_safetensors_files(
     work = _Consolidation(
         shards, checked_uri(output_dir), dict(fqn_to_index_mapping or {}), put_options or PutOptions()
     )
-    before = shared(lambda: work.look(overwrite=overwrite), process_group)
+    before = shared(lambda: work.find_existing(overwrite=overwrite), process_group)
     rank, size = _place_in(process_group)
     written = everywhere(lambda: work.write(before, work.files[rank::size], num_threads), process_group)
     everything = [one for ranks in written for one in ranks]
@@ -213,32 +214,33 @@ class _Consolidation:
             self._contents.setdefault(_gen_file_name(numbers.get(name, 1), count), []).append(name)
         self.files = sorted(self._contents)
 
-    def look(self, *, overwrite: bool) -> Surroundings:
-        """Finds out what is there already."""
-        before = Surroundings.look(
-            self._fs, self._path, metadata_name=INDEX_NAME, prefixes=[_FILE_PREFIX], suffix=SUFFIX
+    def find_existing(self, *, overwrite: bool) -> ExistingFiles:
+        return find_existing(
+            self._fs,
+            self._path,
+            metadata_name=INDEX_NAME,
+            prefixes=[_FILE_PREFIX],
+            suffix=SUFFIX,
+            overwrite=overwrite,
         )
-        if before.committed and not overwrite:
-            raise RuntimeError(EXISTS)
-        return before
 
-    def write(self, before: Surroundings, files: list[str], threads: int) -> list[_Written]:
+    def write(self, before: ExistingFiles, files: list[str], threads: int) -> list[_Written]:
         """Writes some of the files."""
         new = NewFiles(self._fs, self._path, options=self._options, plain=before.is_fresh)
         plans = [FilePlan(name, (), is_safetensors=True) for name in files]
         return write_files(plans, lambda file, check: [self._write(new, file, check)], threads=threads)
 
-    def commit(self, before: Surroundings, written: list[_Written], *, overwrite: bool) -> None:
+    def commit(self, before: ExistingFiles, written: list[_Written], *, overwrite: bool) -> None:
         """Writes the index of all files; then the files of the old one go."""
-        uri = join_path(self._path, INDEX_NAME)
-        previous = CommitObject(self._fs, uri, self._options).put(
-            self._index(written), overwrite=overwrite, is_new=not before.committed
+        Commit(self._fs, self._path, INDEX_NAME, self._options, self._names_in).run(
+            self._index(written),
+            overwrite=overwrite,
+            is_new=not before.committed,
+            kept={one.name for one in written},
         )
-        if previous is not None:
-            kept = {one.name for one in written}
-            remove_replaced(
-                self._fs, self._path, lambda: parse_index(previous.body, uri=uri).files, kept=kept
-            )
+
+    def _names_in(self, body: bytes) -> set[str]:
+        return parse_index(body, uri=join_path(self._path, INDEX_NAME)).files
 
     def _index(self, written: list[_Written]) -> bytes:
         weight_map = {fqn: one.name for one in written for fqn in self._contents[one.plain]}
@@ -298,7 +300,7 @@ class _BandPlanner(DefaultLoadPlanner):
         return tensor
 
     def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
-        """Does nothing."""
+        pass
 
 
 def _place_in(group: ProcessGroup | None) -> tuple[int, int]:

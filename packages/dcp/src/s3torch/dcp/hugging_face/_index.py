@@ -57,7 +57,7 @@ def file_count(numbers: Mapping[str, int] | None) -> int:
     """Returns how many files there are, from the number of the file for each tensor; ``None`` for one.
 
     Raises:
-        ConfigurationError: A number is out of range. It is a ``ValueError``, too.
+        ConfigurationError: A number is out of range. It is also a ``ValueError``.
     """
     found = set((numbers or {}).values())
     for number in found:

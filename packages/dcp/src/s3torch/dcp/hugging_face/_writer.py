@@ -66,7 +66,7 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
         consolidated_output_path: The URI of the whole files; ``None`` without consolidation.
 
     Raises:
-        ConfigurationError: An argument is wrong. It is a ``ValueError``, too.
+        ConfigurationError: An argument is wrong. It is also a ``ValueError``.
     """
 
     _suffix = SUFFIX

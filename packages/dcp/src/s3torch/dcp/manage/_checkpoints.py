@@ -20,8 +20,8 @@ from s3torch.dcp.manage._contents import (
     complete_folders,
     expected_of,
     is_commit,
+    orphans,
     own_objects,
-    strays,
 )
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def sweep_checkpoint(
     limit = time.time() - older_than
     objects = own_objects(fs.walk_objects(uri))
     named = set(_named(fs, uri, objects))
-    old = [join_path(uri, info.key) for info in strays(objects, named) if info.last_modified < limit]
+    old = [join_path(uri, info.key) for info in orphans(objects, named) if info.last_modified < limit]
     fs.rm_files(old)
     return old
 
@@ -275,7 +275,7 @@ def superfluous(
         protect: URIs of checkpoints that are kept whatever else holds, such as the one a run resumed from.
 
     Raises:
-        ConfigurationError: A number is out of range. It is a ``ValueError``, too.
+        ConfigurationError: A number is out of range. It is also a ``ValueError``.
     """
     if last < 1:
         raise ConfigurationError(f"last must be at least 1, so that a checkpoint remains, got {last}")

@@ -39,7 +39,7 @@ _BUFFER = 16 * MIB
 
 
 def is_commit(info: ObjectInfo) -> bool:
-    """Tells whether this object makes a checkpoint complete."""
+    """Whether this object makes a checkpoint complete."""
     return _split(info.key)[1] in _COMMITS
 
 
@@ -69,7 +69,7 @@ def own_objects(objects: Iterable[ObjectInfo]) -> list[ObjectInfo]:
     return [info for info in everything if not info.key.startswith(others)] if others else everything
 
 
-def strays(objects: Collection[ObjectInfo], named: Collection[str]) -> list[ObjectInfo]:
+def orphans(objects: Collection[ObjectInfo], named: Collection[str]) -> list[ObjectInfo]:
     """Finds the files of saves that were not completed.
 
     These are ``.distcp`` files, and safetensors files with a name that our writer gives. Of the latter, those

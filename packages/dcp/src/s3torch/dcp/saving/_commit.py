@@ -29,7 +29,7 @@ _NOT_IMPLEMENTED = 501
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class ExistingFiles:
     """What was at the path of a checkpoint before the save.
 
     Attributes:
@@ -42,112 +42,125 @@ class Surroundings:
 
     @property
     def is_fresh(self) -> bool:
-        """Tells whether files can have their plain names."""
+        """Whether files can have their plain names."""
         return not self.committed and not self.taken
 
-    @classmethod
-    def look(
-        cls, fs: S3FileSystem, path: str, *, metadata_name: str, prefixes: Iterable[str], suffix: str
-    ) -> Surroundings:
-        """Lists the path, with one request in all usual cases.
 
-        Args:
-            fs: The file system.
-            path: The URI of the checkpoint.
-            metadata_name: The name of the object that makes it visible.
-            prefixes: What the names of the files begin with.
-            suffix: What they end with.
-        """
-        names = list(islice(fs.walk(path), _PAGE))
-        committed = metadata_name in names
-        if not committed and len(names) == _PAGE:
-            committed = fs.exists(join_path(path, metadata_name))
-        beginnings = tuple(prefix.lstrip("/") for prefix in prefixes)
-        taken = any(name.startswith(beginnings) and name.endswith(suffix) for name in names)
-        return cls(committed, taken)
+def find_existing(
+    fs: S3FileSystem,
+    path: str,
+    *,
+    metadata_name: str,
+    prefixes: Iterable[str],
+    suffix: str,
+    overwrite: bool,
+) -> ExistingFiles:
+    """Lists the path of a checkpoint, with one request in all usual cases.
+
+    Args:
+        fs: The file system.
+        path: The URI of the checkpoint.
+        metadata_name: The name of the object that makes it visible.
+        prefixes: What the names of the files begin with.
+        suffix: What they end with.
+        overwrite: There may be a checkpoint.
+
+    Raises:
+        RuntimeError: There is one, and ``overwrite`` is false.
+    """
+    names = list(islice(fs.walk(path), _PAGE))
+    committed = metadata_name in names
+    if not committed and len(names) == _PAGE:
+        committed = fs.exists(join_path(path, metadata_name))
+    if committed and not overwrite:
+        raise RuntimeError(EXISTS)
+    beginnings = tuple(prefix.lstrip("/") for prefix in prefixes)
+    taken = any(name.startswith(beginnings) and name.endswith(suffix) for name in names)
+    return ExistingFiles(committed, taken)
 
 
 def is_refused(error: S3Error) -> bool:
-    """Tells whether a conditional PUT failed for its condition, or because the store knows no conditions."""
+    """Whether a conditional PUT failed for its condition, or because the store knows no conditions."""
     return isinstance(error, PreconditionFailedError | ConflictError) or error.status == _NOT_IMPLEMENTED
 
 
 @dataclass(frozen=True, slots=True)
-class Committed:
+class _Stored:
     """The metadata of a checkpoint as it is stored."""
 
     etag: str | None
     body: bytes
 
 
-class CommitObject:
-    """The object whose PUT makes a checkpoint visible.
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The PUT that makes a checkpoint visible.
 
-    Args:
+    Attributes:
         fs: The file system.
-        uri: Where it is.
-        options: How it is stored.
+        path: The URI of the checkpoint.
+        name: The name of the object with its metadata.
+        options: How that is stored.
+        names_in: Lists the files of a checkpoint with this metadata.
     """
 
-    def __init__(self, fs: S3FileSystem, uri: str, options: PutOptions) -> None:
-        self._fs = fs
-        self._uri = uri
-        self._options = options
+    fs: S3FileSystem
+    path: str
+    name: str
+    options: PutOptions
+    names_in: Callable[[bytes], set[str]]
 
-    def read(self) -> Committed | None:
-        """Reads what is there now."""
-        try:
-            with self._fs.create_stream(self._uri, "rb") as stream:
-                body = bytes(stream.read())
-                return Committed(getattr(stream, "etag", None), body)
-        except NotFoundError:
-            return None
+    def run(self, body: bytes, *, overwrite: bool, is_new: bool, kept: Collection[str]) -> None:
+        """Commits, and removes the files of the old checkpoint that the new one does not have.
 
-    def put(self, body: bytes, *, overwrite: bool, is_new: bool) -> Committed | None:
-        """Commits, and returns what was there before.
+        Files that cannot be removed stay, with a warning: the new checkpoint is whole without that.
 
         Args:
             body: The new metadata.
             overwrite: It may take the place of what is there.
             is_new: There was nothing when the save began, so nothing is read first.
+            kept: The names of the files of the new checkpoint.
 
         Raises:
             RuntimeError: Something is there, and ``overwrite`` is false.
         """
-        if overwrite:
-            return self.replace(body, is_new=is_new)
-        if not self.create(body):
-            raise RuntimeError(EXISTS)
-        return None
+        if not overwrite:
+            if not self._create(body):
+                raise RuntimeError(EXISTS)
+            return
+        previous = self._replace(body, None if is_new else self._read())
+        if previous is None:
+            return
+        try:
+            replaced = self.names_in(previous.body) - set(kept)
+            self.fs.rm_files(join_path(self.path, name) for name in sorted(replaced))
+        except S3Error as exc:
+            warnings.warn(
+                f"the new checkpoint in {self.path} is complete, but files of the old one were left: {exc}",
+                stacklevel=2,
+            )
 
-    def create(self, body: bytes) -> bool:
+    def _create(self, body: bytes) -> bool:
         """Commits where nothing is; returns ``False`` where another job was first."""
         try:
-            self._put(body, replace(self._options, if_none_match="*"))
+            self._put(body, replace(self.options, if_none_match="*"))
         except (PreconditionFailedError, ConflictError):
-            # Or the PUT has succeeded, its answer was lost, and it was repeated.
-            present = self.read()
-            return present is not None and present.body == body
+            return self._is_ours(self._read(), body)
         return True
 
-    def replace(self, body: bytes, *, is_new: bool) -> Committed | None:
-        """Commits in the place of what is there, and returns that.
-
-        Args:
-            body: The new metadata.
-            is_new: There was nothing when the save began, so nothing is read first.
-        """
-        previous = None if is_new else self.read()
+    def _replace(self, body: bytes, previous: _Stored | None) -> _Stored | None:
+        """Commits in the place of what is there, and returns that."""
         for _ in range(_ATTEMPTS):
+            condition = {"if_match": previous.etag} if previous is not None else {"if_none_match": "*"}
             try:
-                self._put(body, self._conditions(previous))
+                self._put(body, replace(self.options, **condition))
             except S3Error as exc:
                 if not is_refused(exc) and not (previous is not None and isinstance(exc, NotFoundError)):
                     raise
                 if exc.status == _NOT_IMPLEMENTED:
                     break
-                present = self.read()
-                if present is not None and present.body == body:
+                present = self._read()
+                if self._is_ours(present, body):
                     return previous
                 if present == previous and isinstance(exc, PreconditionFailedError):
                     # The condition does hold: the store does not know it.
@@ -155,37 +168,23 @@ class CommitObject:
                 previous = present
             else:
                 return previous
-        self._put(body, self._options)
+        self._put(body, self.options)
         return previous
 
-    def _conditions(self, previous: Committed | None) -> PutOptions:
-        if previous is None:
-            return replace(self._options, if_none_match="*")
-        return replace(self._options, if_match=previous.etag)
+    @staticmethod
+    def _is_ours(present: _Stored | None, body: bytes) -> bool:
+        """Whether a refused commit was ambiguous: the PUT succeeded, its answer was lost, it was repeated."""
+        return present is not None and present.body == body
+
+    def _read(self) -> _Stored | None:
+        try:
+            with self.fs.create_stream(join_path(self.path, self.name), "rb") as stream:
+                body = bytes(stream.read())
+                return _Stored(getattr(stream, "etag", None), body)
+        except NotFoundError:
+            return None
 
     def _put(self, body: bytes, options: PutOptions) -> None:
-        with self._fs.create_stream(self._uri, "wb", put_options=options) as stream:
+        uri = join_path(self.path, self.name)
+        with self.fs.create_stream(uri, "wb", put_options=options) as stream:
             stream.write(body)
-
-
-def remove_replaced(
-    fs: S3FileSystem, path: str, list_old: Callable[[], set[str]], *, kept: Collection[str]
-) -> None:
-    """Removes the files of the old checkpoint that the new one does not have.
-
-    What cannot be removed stays, with a warning: the new checkpoint is whole without that.
-
-    Args:
-        fs: The file system.
-        path: The URI of the checkpoint.
-        list_old: Returns the names of the files of the old one.
-        kept: The names of the files that stay.
-    """
-    try:
-        stale = list_old() - set(kept)
-        fs.rm_files(join_path(path, name) for name in sorted(stale))
-    except S3Error as exc:
-        warnings.warn(
-            f"the new checkpoint in {path} is complete, but files of the old one were left: {exc}",
-            stacklevel=2,
-        )

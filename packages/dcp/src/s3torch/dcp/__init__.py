@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from s3torch.dcp._reader import S3StorageReader
     from s3torch.dcp._writer import S3StorageWriter, StorageMetadata
     from s3torch.dcp.hugging_face._consolidation import consolidate_safetensors_files
-    from s3torch.dcp.hugging_face._reader import S3HuggingFaceStorageReader, load_sharded
-    from s3torch.dcp.hugging_face._safetensors import load_file, save_file
+    from s3torch.dcp.hugging_face._reader import S3HuggingFaceStorageReader, load_file, load_sharded
+    from s3torch.dcp.hugging_face._safetensors import save_file
     from s3torch.dcp.hugging_face._writer import S3HuggingFaceStorageWriter
 
 __all__ = [
@@ -65,7 +65,7 @@ _MODULES = {
     "S3StorageWriter": "_writer",
     "StorageMetadata": "_writer",
     "consolidate_safetensors_files": "hugging_face._consolidation",
-    "load_file": "hugging_face._safetensors",
+    "load_file": "hugging_face._reader",
     "load_sharded": "hugging_face._reader",
     "save_file": "hugging_face._safetensors",
 }

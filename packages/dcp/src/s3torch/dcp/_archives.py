@@ -246,10 +246,6 @@ class ArchiveFrame:
 def archive_frame(dtype: torch.dtype, sizes: tuple[int, ...]) -> ArchiveFrame | None:
     """Makes what stands around the bytes of a contiguous tensor on the CPU.
 
-    Args:
-        dtype: The type of its elements.
-        sizes: Its shape; it has some elements.
-
     Returns:
         ``None`` for types that torch describes in another way; ``torch.save`` knows how.
     """

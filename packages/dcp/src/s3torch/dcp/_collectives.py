@@ -21,10 +21,6 @@ def shared(fetch: Callable[[], T], group: ProcessGroup | None) -> T:
     """Returns what the first rank of the group has fetched, on all of its ranks.
 
     All ranks of the group must call it. An error is raised on all.
-
-    Args:
-        fetch: Called on the first rank only.
-        group: The ranks; ``None`` lets the caller fetch for itself.
     """
     if group is None:
         return fetch()
@@ -43,10 +39,6 @@ def everywhere(work: Callable[[], T], group: ProcessGroup | None) -> list[T]:
     """Does something on each rank of the group, and returns the results of all ranks on all of them.
 
     All ranks of the group must call it. An error of any rank is raised on all.
-
-    Args:
-        work: Called on each rank.
-        group: The ranks; ``None`` for the caller alone.
     """
     if group is None:
         return [work()]

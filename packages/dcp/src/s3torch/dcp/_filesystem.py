@@ -1,4 +1,4 @@
-"""The URIs of checkpoints and of the files in them."""
+"""S3 as the file system of ``torch.distributed.checkpoint``, and the URIs of checkpoints and their files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _KEPT = 8
 # Where AWS's settings are, unless a variable tells another place.
-_FILES = (("AWS_CONFIG_FILE", "~/.aws/config"), ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"))
+_SETTINGS = (("AWS_CONFIG_FILE", "~/.aws/config"), ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"))
 _log = logging.getLogger(__name__)
 _DELETE_ATTEMPTS = 3
 _LONGEST_WAIT = 5.0
@@ -69,48 +69,30 @@ def shared_client(
 ) -> S3Client:
     """Returns the client of this process with these settings, as long as the environment is the same.
 
-    The last few are kept, with their idle connections.
-
-    Args:
-        region: The region of the bucket; ``None`` takes it from the environment.
-        endpoint: The URL of a store that speaks S3.
-        config: All other settings.
-        reader_kind: The kind of readers, which requests tell.
+    Users make a new storage writer for each checkpoint. With a client of its own each of them would resolve
+    addresses again, open all connections again, and make another boto3 client, which takes longer than to
+    write a small checkpoint. The last few are kept, with their idle connections.
     """
     try:
         hash(config)
     except TypeError:  # A function among the settings cannot be hashed.
-        return _make(region, endpoint, config, reader_kind)
-    return _kept(region, endpoint, config, reader_kind, frozenset(os.environ.items()), _settings_files())
+        return _client.__wrapped__(region, endpoint, config, reader_kind, None)
+    environment = frozenset(os.environ.items()), *(_file_state(*one) for one in _SETTINGS)
+    return _client(region, endpoint, config, reader_kind, environment)
 
 
 @lru_cache(maxsize=_KEPT)
-def _kept(
-    region: str | None,
-    endpoint: str | None,
-    config: S3ClientConfig | None,
-    reader_kind: str,
-    _environment: frozenset[tuple[str, str]],
-    _files: tuple[tuple[int, int] | None, ...],
-) -> S3Client:
-    return _make(region, endpoint, config, reader_kind)
-
-
-def _make(
-    region: str | None, endpoint: str | None, config: S3ClientConfig | None, reader_kind: str
+def _client(
+    region: str | None, endpoint: str | None, config: S3ClientConfig | None, reader_kind: str, _: object
 ) -> S3Client:
     agent = UserAgent(["dcp", torch.__version__, f"md/reader_type#{reader_kind}"])
     return S3Client(region, endpoint=endpoint, user_agent=agent, s3client_config=config)
 
 
-def _settings_files() -> tuple[tuple[int, int] | None, ...]:
-    """Tells the files with settings from what they were before."""
-    return tuple(_state(Path(os.environ.get(name) or place).expanduser()) for name, place in _FILES)
-
-
-def _state(file: Path) -> tuple[int, int] | None:
+def _file_state(variable: str, place: str) -> tuple[int, int] | None:
+    """Tells a file with settings from what it was before."""
     try:
-        status = file.stat()
+        status = Path(os.environ.get(variable) or place).expanduser().stat()
     except (OSError, RuntimeError):  # There is none, or no home to have it in.
         return None
     return status.st_mtime_ns, status.st_size
@@ -194,12 +176,7 @@ class S3FileSystem(FileSystemBase):
     def open_ranges(
         self, path: str | os.PathLike[str], *, object_info: ObjectInfo | None = None
     ) -> ObjectSource:
-        """Opens an object as a source of ranges, many of which can be in flight.
-
-        Args:
-            path: The URI of the object.
-            object_info: What a listing told of it.
-        """
+        """Opens an object as a source of ranges, many of which can be in flight."""
         bucket, key = parse_s3_uri(path)
         return self._client.open_ranges(bucket, key, object_info=object_info)
 

@@ -45,14 +45,7 @@ _FILE_PREFIX = "model-"
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A part of a tensor whose elements follow one after the other.
-
-    Attributes:
-        name: The name of the tensor.
-        dtype: The type of its elements.
-        offsets: Where the part begins in the tensor.
-        sizes: Its shape, with as many dimensions as the tensor.
-    """
+    """A part of a tensor whose elements follow one after the other."""
 
     name: str
     dtype: torch.dtype
@@ -66,14 +59,7 @@ class Band:
 
 
 def bands_of(name: str, dtype: torch.dtype, sizes: Sequence[int], *, limit: int) -> Iterator[Band]:
-    """Cuts a tensor into parts of at most ``limit`` bytes, in the order of their elements.
-
-    Args:
-        name: The name of the tensor.
-        dtype: The type of its elements.
-        sizes: Its shape.
-        limit: Bytes, an element at least.
-    """
+    """Cuts a tensor into parts of at most ``limit`` bytes, in the order of their elements."""
     if not sizes or 0 in sizes:
         if 0 not in sizes:
             yield Band(name, dtype, (), ())
@@ -104,13 +90,7 @@ def windows(bands: Iterable[Band], *, limit: int) -> Iterator[list[Band]]:
 
 
 def reads_of(band: Band, number: int, stored: TensorStorageMetadata) -> Iterator[ReadItem]:
-    """Yields what has to be read of each stored chunk of the tensor.
-
-    Args:
-        band: The part that is wanted.
-        number: Tells the parts of one plan apart.
-        stored: Where the chunks are in the tensor.
-    """
+    """Yields what has to be read of each stored chunk of the tensor."""
     end = [at + count for at, count in zip(band.offsets, band.sizes, strict=True)]
     for chunk in stored.chunks:
         chunk_end = [at + count for at, count in zip(chunk.offsets, chunk.sizes, strict=True)]
@@ -173,13 +153,7 @@ def consolidate_safetensors_files(
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """A file that was written.
-
-    Attributes:
-        plain: The name that was planned for it.
-        name: The name that it has.
-        facts: Its size and checksum.
-    """
+    """A file that was written."""
 
     plain: str
     name: str

@@ -67,12 +67,7 @@ def file_count(numbers: Mapping[str, int] | None) -> int:
 
 
 def make_index(index: Index, *, total_size: int) -> bytes:
-    """Returns the bytes of an index.
-
-    Args:
-        index: What it tells.
-        total_size: The bytes of all tensors.
-    """
+    """Returns the bytes of an index."""
     metadata: dict[str, Any] = {"total_size": total_size}
     if index.facts:
         metadata[_NOTE] = {
@@ -85,10 +80,6 @@ def make_index(index: Index, *, total_size: int) -> bytes:
 
 def parse_index(body: bytes, *, uri: str) -> Index:
     """Reads an index.
-
-    Args:
-        body: Its bytes.
-        uri: Where they are from.
 
     Raises:
         CheckpointError: It is damaged.
@@ -112,12 +103,6 @@ def metadata_of(
     headers: Mapping[str, FileHeader], weight_map: Mapping[str, str] | None, *, where: str
 ) -> Metadata:
     """Puts together what torch plans a load with.
-
-    Args:
-        headers: The headers of the files by their names.
-        weight_map: Which file has which tensor, where there is an index. It decides between files that have
-            tensors of the same name.
-        where: What the checkpoint is called in errors.
 
     Raises:
         CheckpointError: Tensors are missing, or parts of them, or there are several and nothing tells which

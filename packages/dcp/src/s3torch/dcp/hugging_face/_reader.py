@@ -14,10 +14,10 @@ from s3torch.core import S3Client, S3ReaderConstructor
 from s3torch.core.errors import NotFoundError
 from s3torch.dcp._collectives import shared
 from s3torch.dcp._errors import CheckpointError
-from s3torch.dcp._filesystem import join_path
+from s3torch.dcp._filesystem import checked_uri, join_path
 from s3torch.dcp._reader import S3StorageReader
 from s3torch.dcp.hugging_face._index import INDEX_NAME, metadata_of, parse_index
-from s3torch.dcp.hugging_face._safetensors import read_headers
+from s3torch.dcp.hugging_face._safetensors import FileHeader, read_headers
 
 if TYPE_CHECKING:
     import os
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from s3torch.core import ObjectInfo
     from s3torch.core.transfer.source import ObjectSource
-    from s3torch.dcp.hugging_face._safetensors import FileHeader
 
 _TORCH_METADATA = ".metadata"
 
@@ -89,6 +88,28 @@ class _Survey:
     weight_map: Mapping[str, str] | None
 
 
+def load_file(
+    path: str | os.PathLike[str],
+    device: str | int | torch.device = "cpu",
+    *,
+    client: S3Client | None = None,
+) -> dict[str, torch.Tensor]:
+    """Loads all tensors of a safetensors file, as ``safetensors.torch.load_file`` does.
+
+    Many ranges are in flight, and their bytes go straight into the tensors.
+
+    Args:
+        path: The URI of the file.
+        device: Where the tensors go.
+        client: Serves the requests; ``None`` takes one that is shared in this process.
+
+    Raises:
+        NotFoundError: There is no such file.
+        CheckpointError: It is not in the format.
+    """
+    return _load_all(_FileReader(path, client), device)
+
+
 def load_sharded(
     path: str | os.PathLike[str],
     device: str | int | torch.device = "cpu",
@@ -102,18 +123,40 @@ def load_sharded(
     Args:
         path: The URI of the folder.
         device: Where the tensors go.
-        client: Serves the requests; ``None`` makes one from the environment.
+        client: Serves the requests; ``None`` takes one that is shared in this process.
 
     Raises:
         NotFoundError: There is no safetensors file.
         CheckpointError: A file is not in the format, or something is missing or there twice.
     """
-    reader = S3HuggingFaceStorageReader(None, path, s3_client=client)
+    loaded = _load_all(S3HuggingFaceStorageReader(None, path, s3_client=client), device)
+    return dict(sorted(loaded.items()))
+
+
+class _FileReader(S3HuggingFaceStorageReader):
+    """Reads one file, as if it were a checkpoint."""
+
+    def __init__(self, path: str | os.PathLike[str], client: S3Client | None) -> None:
+        folder, _, self.name = checked_uri(path).rpartition("/")
+        super().__init__(None, folder, s3_client=client)
+        self._file = super()._open_file(self.name)
+
+    def _survey(self) -> _Survey:
+        (header,) = read_headers({join_path(self.path, self.name): self._file}).values()
+        # Where the tensors would belong in larger ones is of no interest.
+        return _Survey({}, {self.name: FileHeader(header.tensors, {})}, None)
+
+    def _open_file(self, _: str) -> ObjectSource:
+        return self._file
+
+
+def _load_all(
+    reader: S3HuggingFaceStorageReader, device: str | int | torch.device
+) -> dict[str, torch.Tensor]:
     metadata = reader.read_metadata()
-    described = sorted(metadata.state_dict_metadata.items())
     loaded = {
         name: torch.empty(one.size, dtype=one.properties.dtype, device=device)
-        for name, one in described
+        for name, one in metadata.state_dict_metadata.items()
         if isinstance(one, TensorStorageMetadata)
     }
     planner = DefaultLoadPlanner()

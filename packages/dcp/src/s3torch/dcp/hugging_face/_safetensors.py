@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import struct
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,9 @@ import torch
 
 from s3torch.core import S3Client
 from s3torch.core.errors import RangeNotSatisfiableError
-from s3torch.core.ranges import KIB, MIB, plan_parts
-from s3torch.core.transfer.fetching import fetch
+from s3torch.core.ranges import KIB, MIB
 from s3torch.core.uri import parse_s3_uri
 from s3torch.dcp._errors import CheckpointError
-from s3torch.dcp._tensors import bytes_of, memory_of
 from s3torch.dcp.saving._values import HostValues
 
 if TYPE_CHECKING:
@@ -68,14 +65,7 @@ _COPIED_AHEAD = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class FileTensor:
-    """A tensor in a file.
-
-    Attributes:
-        name: Its name.
-        dtype: The type of its elements.
-        sizes: Its shape.
-        start: Where its bytes begin in the file.
-    """
+    """A tensor in a file."""
 
     name: str
     dtype: torch.dtype
@@ -90,12 +80,7 @@ class FileTensor:
 
 @dataclass(frozen=True, slots=True)
 class FileHeader:
-    """What is in a file.
-
-    Attributes:
-        tensors: The tensors in the order of their bytes.
-        metadata: The texts that were stored with them.
-    """
+    """What is in a file."""
 
     tensors: tuple[FileTensor, ...]
     metadata: Mapping[str, str]
@@ -105,10 +90,6 @@ def make_header(
     tensors: Iterable[tuple[str, torch.dtype, Iterable[int]]], metadata: Mapping[str, str] | None = None
 ) -> tuple[bytes, list[FileTensor]]:
     """Returns the beginning of a file, up to the bytes of the tensors, and where each of those belongs.
-
-    Args:
-        tensors: Name, type and shape of each, in the order in which they will be written.
-        metadata: Texts that are stored with them.
 
     Raises:
         CheckpointError: The format has no such type, or two tensors have one name.
@@ -139,10 +120,6 @@ def make_header(
 def header_length(head: bytes, *, where: str) -> int:
     """Returns how many bytes a file has before its tensors.
 
-    Args:
-        head: The first bytes of the file, ``LENGTH_SIZE`` at least.
-        where: What the file is called in errors.
-
     Raises:
         CheckpointError: It is no safetensors file.
     """
@@ -154,11 +131,6 @@ def header_length(head: bytes, *, where: str) -> int:
 
 def parse_header(head: bytes, *, where: str, size: int | None = None) -> FileHeader:
     """Reads the header of a file.
-
-    Args:
-        head: The bytes of the file before its tensors, at least.
-        where: What the file is called in errors.
-        size: How many bytes the whole file has, to be compared with what the header says.
 
     Raises:
         CheckpointError: It is damaged, or has a tensor of a type that torch does not have.
@@ -269,70 +241,4 @@ def save_file(
     with (client or S3Client()).put_object(bucket, key, options=options) as writer:
         writer.write(header)
         for value in HostValues(names, tensors.__getitem__, ahead=_COPIED_AHEAD):
-            if value.is_plain:
-                value.send(writer)
-            else:
-                writer.write(bytes_of(value.data))
-
-
-def load_file(
-    path: str | os.PathLike[str],
-    device: str | int | torch.device = "cpu",
-    *,
-    client: S3Client | None = None,
-) -> dict[str, torch.Tensor]:
-    """Loads all tensors of a safetensors file, as ``safetensors.torch.load_file`` does.
-
-    Many ranges are in flight, and their bytes go straight into the tensors.
-
-    Args:
-        path: The URI of the file.
-        device: Where the tensors go.
-        client: Serves the requests; ``None`` makes one from the environment.
-
-    Raises:
-        NotFoundError: There is no such file.
-        CheckpointError: It is not in the format.
-    """
-    bucket, key = parse_s3_uri(path)
-    client = client or S3Client()
-    source = client.open_ranges(bucket, key)
-    header = read_headers({str(path): source})[str(path)]
-    target = torch.device(device)
-    pieces = [_Filling(one, target) for one in header.tensors]
-    parts = plan_parts(
-        [one for one in pieces if one.start < one.stop], part_size=source.part_size, max_gap=None
-    )
-    loaded = {one.name: one.take() for one in pieces if one.start == one.stop}
-    with closing(fetch([(source, parts)])) as arrived:
-        for piece in arrived:
-            loaded[piece.name] = piece.take()
-    return {one.name: loaded[one.name] for one in header.tensors}
-
-
-class _Filling:
-    """A tensor that is being filled."""
-
-    def __init__(self, place: FileTensor, device: torch.device) -> None:
-        self.name = place.name
-        self.start = place.start
-        self.stop = place.stop
-        # What stays on the CPU is the result itself, and not held only for a while.
-        self.held = 0 if device.type == "cpu" else place.stop - place.start
-        self._place = place
-        self._device = device
-        self._tensor: torch.Tensor | None = None
-
-    def open(self) -> memoryview:
-        """Returns the memory that takes the bytes."""
-        return memory_of(self._memory())
-
-    def take(self) -> torch.Tensor:
-        """Returns the tensor where it is wanted."""
-        tensor, self._tensor = self._memory(), None
-        return tensor.to(self._device)
-
-    def _memory(self) -> torch.Tensor:
-        if self._tensor is None:
-            self._tensor = torch.empty(self._place.sizes, dtype=self._place.dtype)
-        return self._tensor
+            value.send_elements(writer)

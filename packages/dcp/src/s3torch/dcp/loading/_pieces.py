@@ -128,12 +128,6 @@ class TensorPiece:
 
     They are received in the target itself where that has the same form, else in memory of their own.
 
-    Args:
-        request: The read item.
-        chunk: Where its archive is.
-        layout: Where the tensor is in the archive.
-        target: What the read item fills.
-
     Attributes:
         fits: What is stored is a copy of the target's memory, or would be if that was on the CPU.
     """
@@ -213,14 +207,7 @@ class HeadPiece(ItemPiece):
 
 
 class StagedPiece:
-    """Some bytes of a tensor on an accelerator: received in a staging buffer, and copied from there.
-
-    Args:
-        start: Where they are in the file.
-        target: Where they belong.
-        device: Copies them.
-        done: Called when they are on their way to the target.
-    """
+    """Some bytes of a tensor on an accelerator: received in a staging buffer, and copied from there."""
 
     def __init__(
         self, start: int, target: torch.Tensor, device: ToDevice, done: Callable[[LoadPlanner], None]

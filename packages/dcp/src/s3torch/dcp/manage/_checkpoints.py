@@ -268,12 +268,6 @@ def superfluous(
 ) -> list[CheckpointInfo]:
     """Chooses the checkpoints that may go, oldest first.
 
-    Args:
-        checkpoints: All that there are.
-        last: How many of the newest are kept, at least 1.
-        every: Keeps those whose step is a multiple of this, too.
-        protect: URIs of checkpoints that are kept whatever else holds, such as the one a run resumed from.
-
     Raises:
         ConfigurationError: A number is out of range. It is also a ``ValueError``.
     """

@@ -47,9 +47,6 @@ def complete_folders(objects: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo
     """Finds the folders with a complete checkpoint, and for each the objects that make it complete.
 
     The parts of which whole safetensors files were made, in ``sharded``, belong to the checkpoint above them.
-
-    Args:
-        objects: A listing, with keys relative to its folder, which itself is ``""``.
     """
     found: dict[str, list[ObjectInfo]] = {}
     for info in filter(is_commit, objects):
@@ -75,10 +72,6 @@ def orphans(objects: Collection[ObjectInfo], named: Collection[str]) -> list[Obj
     These are ``.distcp`` files, and safetensors files with a name that our writer gives. Of the latter, those
     with a plain name may as well be a checkpoint without an index, and only count in a folder where some
     other checkpoint was completed.
-
-    Args:
-        objects: What is there.
-        named: The names of all files that belong to a complete checkpoint.
     """
     complete = {_split(info.key)[0] for info in objects if is_commit(info)}
     return [info for info in objects if info.key not in named and _is_ours(info.key, in_complete=complete)]
@@ -153,16 +146,7 @@ def expected_of(metadata: Metadata) -> Expected:
 def check_files(
     client: S3Client, uri: str, expected: Expected, sizes: Mapping[str, int], depth: Depth
 ) -> CheckpointReport:
-    """Checks all files of a checkpoint.
-
-    Args:
-        client: Asks for checksums and bytes.
-        uri: The checkpoint.
-        expected: What they should be.
-        sizes: What is there: bytes by the names of files.
-        depth: ``"sizes"`` compares those, ``"checksums"`` also the checksums that S3 has stored, with a HEAD
-            for each file, ``"bytes"`` reads everything and computes them.
-    """
+    """Checks all files of a checkpoint."""
     if depth not in {"sizes", "checksums", "bytes"}:
         raise ConfigurationError(f"depth must be sizes, checksums or bytes, got {depth!r}")
     facts, least = expected.facts, expected.least

@@ -57,14 +57,6 @@ def find_existing(
 ) -> ExistingFiles:
     """Lists the path of a checkpoint, with one request in all usual cases.
 
-    Args:
-        fs: The file system.
-        path: The URI of the checkpoint.
-        metadata_name: The name of the object that makes it visible.
-        prefixes: What the names of the files begin with.
-        suffix: What they end with.
-        overwrite: There may be a checkpoint.
-
     Raises:
         RuntimeError: There is one, and ``overwrite`` is false.
     """
@@ -94,15 +86,7 @@ class _Stored:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """The PUT that makes a checkpoint visible.
-
-    Attributes:
-        fs: The file system.
-        path: The URI of the checkpoint.
-        name: The name of the object with its metadata.
-        options: How that is stored.
-        names_in: Lists the files of a checkpoint with this metadata.
-    """
+    """The PUT that makes a checkpoint visible."""
 
     fs: S3FileSystem
     path: str

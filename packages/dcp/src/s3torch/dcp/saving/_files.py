@@ -27,7 +27,7 @@ from s3torch.dcp._archives import HEAD_SIZE, TensorLayout, archive_frame, find_c
 from s3torch.dcp._errors import CheckpointError
 from s3torch.dcp._filesystem import join_path
 from s3torch.dcp._metadata import FileFacts, note_facts
-from s3torch.dcp._tensors import bytes_of, is_plain, memory_of
+from s3torch.dcp._tensors import is_plain, memory_of
 from s3torch.dcp.hugging_face._safetensors import make_header
 from s3torch.dcp.saving._commit import is_refused
 from s3torch.dcp.saving._values import HostValues
@@ -56,11 +56,6 @@ def write_files(
 
     The first error stops the others, whose uploads are aborted, and is raised. (The threads of torch's own
     writer end in silence when they fail, and leave holes in the checkpoint.)
-
-    Args:
-        files: What to write.
-        write: Writes one file; it calls its second argument between the items, to be stopped there.
-        threads: How many files are written at a time.
     """
     stopped = threading.Event()
 
@@ -134,12 +129,6 @@ class RankFiles:
     """Writes files with the items of a plan, and notes the size and the checksum of each.
 
     Tensors are sent from their own memory, which nobody changes before the file is complete.
-
-    Args:
-        files: Gives them names that no checkpoint uses.
-        planner: Gives the data, asked as late as possible.
-        transforms: The extensions of torch's writer.
-        copy_ahead: How many bytes are copied ahead from an accelerator, for each file.
     """
 
     def __init__(self, files: NewFiles, planner: SavePlanner, transforms: Any, *, copy_ahead: int) -> None:
@@ -149,12 +138,7 @@ class RankFiles:
         self._copy_ahead = copy_ahead
 
     def write(self, file: FilePlan, check: Callable[[], None]) -> list[WriteResult]:
-        """Writes one file. Many threads may do so.
-
-        Args:
-            file: What to write.
-            check: Called before each item, to be stopped there.
-        """
+        """Writes one file. Many threads may do so."""
 
         def fill(stream: Any, named: FilePlan) -> list[WriteResult]:
             values = HostValues(named.items, self._planner.resolve_data, ahead=self._copy_ahead)
@@ -282,10 +266,7 @@ def _write_tensors(
             raise CheckpointError(
                 f"{value.item.index} is not the {place.dtype} of {place.sizes} that was planned"
             )
-        if value.is_plain:
-            value.send(stream)
-        else:
-            stream.write(bytes_of(tensor))
+        value.send_elements(stream)
         layout = TensorLayout(0, place.dtype, place.sizes)
         entry = storage_entry(file.name, place.start, place.stop - place.start, layout)
         results.append(WriteResult(value.item.index, entry.length, entry))

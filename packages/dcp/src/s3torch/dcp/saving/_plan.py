@@ -42,14 +42,7 @@ class FilePlan:
 def plan_files(
     items: Sequence[WriteItem], prefix: str, *, files: int, single_file_per_rank: bool = True
 ) -> list[FilePlan]:
-    """Shares the items of one rank out between files; there is no file without items.
-
-    Args:
-        items: The items of the rank's plan.
-        prefix: What stands in front of each name.
-        files: How many files there are at most. Tensors are shared out by size.
-        single_file_per_rank: ``False`` gives each item a file of its own.
-    """
+    """Shares the items of one rank out between files; there is no file without items."""
     if single_file_per_rank:
         buckets = [_objects_first(bucket) for bucket in _share_out(items, files)]
     else:
@@ -91,12 +84,7 @@ def plan_tensor_files(
 
 
 def unstored(state_dict_metadata: Mapping[str, Any], stored: Iterable[Any]) -> list[str]:
-    """Lists what the metadata promises and no file holds.
-
-    Args:
-        state_dict_metadata: For each name the metadata of a tensor, with its chunks, or of an object.
-        stored: The metadata indices of what was written.
-    """
+    """Lists what the metadata promises and no file holds."""
     there = {(index.fqn, _offsets(index.offset)) for index in stored}
     promised = chain.from_iterable(
         [(name, _offsets(chunk.offsets)) for chunk in value.chunks]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
-from s3torch.dcp._tensors import PIECE, is_on_accelerator, is_plain, memory_of, pinned
+from s3torch.dcp._tensors import PIECE, bytes_of, is_on_accelerator, is_plain, memory_of, pinned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -54,11 +54,7 @@ class HostValues(Generic[T]):
             self.top_up()
 
     def top_up(self, *, arrived: int = 0) -> None:
-        """Starts copies until enough is on its way.
-
-        Args:
-            arrived: How many bytes are not on their way any more.
-        """
+        """Starts copies until enough is on its way."""
         self._in_flight -= arrived
         while not self._in_flight or self._in_flight < self._ahead:
             newest = self._begun[-1] if self._begun else None
@@ -119,6 +115,13 @@ class HostValue(Generic[T]):
             # The accelerator goes on while these bytes are taken.
             self._top_up(arrived=len(content))
             stream.write(content)
+
+    def send_elements(self, stream: Any) -> None:
+        """Writes the elements of a tensor of any kind, in order."""
+        if self.is_plain:
+            self.send(stream)
+        else:
+            stream.write(bytes_of(self.data))
 
     def on_host(self) -> Any:
         """Returns the value, on the host as a whole."""

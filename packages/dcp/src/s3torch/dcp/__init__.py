@@ -51,23 +51,20 @@ __all__ = [
 ]
 
 _MODULES = {
-    "BinaryPrefixStrategy": "_prefixes",
-    "CheckpointError": "_errors",
-    "DefaultPrefixStrategy": "_prefixes",
-    "HexPrefixStrategy": "_prefixes",
-    "NumericPrefixStrategy": "_prefixes",
-    "RoundRobinPrefixStrategy": "_prefixes",
-    "S3FileSystem": "_filesystem",
-    "S3HuggingFaceStorageReader": "hugging_face._reader",
-    "S3HuggingFaceStorageWriter": "hugging_face._writer",
-    "S3PrefixStrategyBase": "_prefixes",
-    "S3StorageReader": "_reader",
-    "S3StorageWriter": "_writer",
-    "StorageMetadata": "_writer",
-    "consolidate_safetensors_files": "hugging_face._consolidation",
-    "load_file": "hugging_face._reader",
-    "load_sharded": "hugging_face._reader",
-    "save_file": "hugging_face._safetensors",
+    name: module
+    for module, names in {
+        "_errors": "CheckpointError",
+        "_filesystem": "S3FileSystem",
+        "_prefixes": "BinaryPrefixStrategy DefaultPrefixStrategy HexPrefixStrategy "
+        "NumericPrefixStrategy RoundRobinPrefixStrategy S3PrefixStrategyBase",
+        "_reader": "S3StorageReader",
+        "_writer": "S3StorageWriter StorageMetadata",
+        "hugging_face._consolidation": "consolidate_safetensors_files",
+        "hugging_face._reader": "S3HuggingFaceStorageReader load_file load_sharded",
+        "hugging_face._safetensors": "save_file",
+        "hugging_face._writer": "S3HuggingFaceStorageWriter",
+    }.items()
+    for name in names.split()
 }
 
 

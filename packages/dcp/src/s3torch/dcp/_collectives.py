@@ -1,4 +1,7 @@
-"""Lets the ranks of a process group share work and what came of it."""
+"""Lets the ranks of a process group share work and what came of it.
+
+All ranks of the group must call; without a group the caller is alone. An error of one is raised on all.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,7 @@ T = TypeVar("T")
 
 
 def shared(fetch: Callable[[], T], group: ProcessGroup | None) -> T:
-    """Returns what the first rank of the group has fetched, on all of its ranks.
-
-    All ranks of the group must call it. An error is raised on all.
-    """
+    """Returns what the first rank of the group has fetched, on all of its ranks."""
     if group is None:
         return fetch()
     outcome: list[Any] = [None, None]
@@ -36,10 +36,7 @@ def shared(fetch: Callable[[], T], group: ProcessGroup | None) -> T:
 
 
 def everywhere(work: Callable[[], T], group: ProcessGroup | None) -> list[T]:
-    """Does something on each rank of the group, and returns the results of all ranks on all of them.
-
-    All ranks of the group must call it. An error of any rank is raised on all.
-    """
+    """Does something on each rank of the group, and returns the results of all ranks on all of them."""
     if group is None:
         return [work()]
     outcome, error = _outcome(work)

@@ -64,6 +64,12 @@ def join_path(path: str | os.PathLike[str], suffix: str) -> str:
     return f"{path_text(path).rstrip('/')}/{suffix.lstrip('/')}"
 
 
+def read_whole(fs: S3FileSystem, uri: str, constructor: S3ReaderConstructorProtocol | None = None) -> bytes:
+    """Returns the bytes of a small object."""
+    with fs.create_stream(uri, "rb", reader_constructor=constructor) as stream:
+        return bytes(stream.read())
+
+
 def shared_client(
     region: str | None, endpoint: str | None, config: S3ClientConfig | None, *, reader_kind: str
 ) -> S3Client:
@@ -181,11 +187,9 @@ class S3FileSystem(FileSystemBase):
         return self._client.open_ranges(bucket, key, object_info=object_info)
 
     def concat_path(self, path: str | os.PathLike[str], suffix: str) -> str:
-        """Joins a folder and a relative path with exactly one slash."""
         return join_path(path, suffix)
 
     def init_path(self, path: str | os.PathLike[str]) -> str | os.PathLike[str]:
-        """Remembers the path and returns it as it is."""
         self._path = path
         return path
 
@@ -217,7 +221,7 @@ class S3FileSystem(FileSystemBase):
         self._client.copy_object(old.bucket, old.key, new.bucket, new.key, options=options)
 
     def mkdir(self, path: str | os.PathLike[str]) -> None:
-        """Does nothing; S3 has no folders."""
+        pass  # S3 has no folders.
 
     def exists(self, path: str | os.PathLike[str]) -> bool:
         """Whether there is an object with this URI; every error but "not found" is raised."""
@@ -235,8 +239,7 @@ class S3FileSystem(FileSystemBase):
 
     def ls(self, path: str | os.PathLike[str]) -> list[str]:
         """Lists the URIs of what is directly in a folder: its objects and, without a slash, its folders."""
-        bucket, key = parse_s3_uri(path)
-        prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
+        bucket, prefix = _folder(path)
         names: list[str] = []
         for page in self._client.list_objects(bucket, prefix, "/"):
             names += (info.key for info in page.object_info if info.key != prefix)
@@ -257,8 +260,7 @@ class S3FileSystem(FileSystemBase):
         yield from self._entries(path, "/")
 
     def _entries(self, path: str | os.PathLike[str], delimiter: str) -> Iterator[ObjectInfo]:
-        bucket, key = parse_s3_uri(path)
-        prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
+        bucket, prefix = _folder(path)
         for page in self._client.list_objects(bucket, prefix, delimiter):
             for info in page.object_info:
                 yield replace(info, key=info.key.removeprefix(prefix))
@@ -283,11 +285,10 @@ class S3FileSystem(FileSystemBase):
             ConfigurationError: It is no folder, but a whole bucket. It is also a ``ValueError``.
             S3Error: Some could not be deleted; the text names them.
         """
-        bucket, key = parse_s3_uri(path)
-        folder = key.rstrip("/")
-        if not folder:
+        bucket, prefix = _folder(path)
+        if not prefix:
             raise ConfigurationError(f"rm_tree deletes a folder, not a whole bucket, got {path}")
-        _check_deleted(bucket, self._client.delete_prefix(bucket, f"{folder}/").failures)
+        _check_deleted(bucket, self._client.delete_prefix(bucket, prefix).failures)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -311,6 +312,12 @@ class S3FileSystem(FileSystemBase):
                 time.sleep(random.uniform(0, min(2**attempt, _LONGEST_WAIT)))  # noqa: S311
             else:
                 return
+
+
+def _folder(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """Returns the bucket of a folder, and what the keys of all objects in it begin with."""
+    bucket, key = parse_s3_uri(path)
+    return bucket, f"{key.rstrip('/')}/" if key.rstrip("/") else ""
 
 
 def _check_deleted(bucket: str, failures: Sequence[DeleteFailure]) -> None:

@@ -68,8 +68,8 @@ def decode_metadata(body: bytes, *, uri: str, safe_globals: Iterable[Any] = ()) 
     Args:
         body: The bytes of the object.
         uri: Where they are from.
-        safe_globals: Classes and functions that may be in it beyond what torch writes. What was given to
-            ``torch.serialization.add_safe_globals`` may be, too.
+        safe_globals: Classes and functions that may be in it beyond what torch writes and what was given to
+            ``torch.serialization.add_safe_globals``.
 
     Raises:
         CheckpointError: It is damaged, or has something that is not allowed.

@@ -34,7 +34,6 @@ class S3PrefixStrategyBase(ABC):
         """Needs nothing; subclasses may."""
 
     def __call__(self, rank: int) -> str:
-        """Returns the prefix of the files of this rank."""
         return self.generate_prefix(rank)
 
     @abstractmethod
@@ -46,7 +45,6 @@ class DefaultPrefixStrategy(S3PrefixStrategyBase):
     """Names files as torch does: ``__{rank}_``."""
 
     def generate_prefix(self, rank: int) -> str:
-        """Returns ``__{rank}_``."""
         return f"__{rank}_"
 
 
@@ -106,7 +104,6 @@ class NumericPrefixStrategy(S3PrefixStrategyBase, ABC):
         return [self._prefix(number) for number in range(self.prefix_count)]
 
     def generate_prefix(self, rank: int) -> str:
-        """Returns ``{number}/epoch_{epoch}/__{rank}_``, or ``{number}/__{rank}_`` without an epoch."""
         return _join(self._prefix(rank % self.prefix_count), self.epoch_num, rank)
 
     def _prefix(self, number: int) -> str:
@@ -119,14 +116,7 @@ class NumericPrefixStrategy(S3PrefixStrategyBase, ABC):
 
 
 class BinaryPrefixStrategy(NumericPrefixStrategy):
-    """Spreads ranks over prefixes of zeros and ones: ``1100000000/__3_``.
-
-    Args:
-        epoch_num: Adds ``epoch_{n}/`` behind the number.
-        min_prefix_length: Digits at least.
-        prefix_count: How many prefixes there are; ``None`` takes the world size.
-        min_prefix_len: Another name of ``min_prefix_length``.
-    """
+    """Spreads ranks over binary prefixes, as ``1100000000/__3_``; arguments are those of the base class."""
 
     def __init__(
         self,
@@ -143,14 +133,7 @@ class BinaryPrefixStrategy(NumericPrefixStrategy):
 
 
 class HexPrefixStrategy(NumericPrefixStrategy):
-    """Spreads ranks over hexadecimal prefixes in lower case: ``a000000000/__10_``.
-
-    Args:
-        epoch_num: Adds ``epoch_{n}/`` behind the number.
-        min_prefix_length: Digits at least.
-        prefix_count: How many prefixes there are; ``None`` takes the world size.
-        min_prefix_len: Another name of ``min_prefix_length``.
-    """
+    """Spreads ranks over hexadecimal ones, as ``a000000000/__10_``; arguments are those of the base class."""
 
     def __init__(
         self,
@@ -194,7 +177,6 @@ class RoundRobinPrefixStrategy(S3PrefixStrategyBase):
         self.epoch_num = epoch_num
 
     def generate_prefix(self, rank: int) -> str:
-        """Returns ``{prefix}/epoch_{epoch}/__{rank}_``, or ``{prefix}/__{rank}_`` without an epoch."""
         return _join(self.user_prefixes[rank % len(self.user_prefixes)], self.epoch_num, rank)
 
 

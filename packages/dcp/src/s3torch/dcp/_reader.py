@@ -16,7 +16,7 @@ from s3torch.core import S3ReaderConstructor
 from s3torch.core.errors import ConfigurationError, NotFoundError
 from s3torch.dcp._archives import noted_layout
 from s3torch.dcp._collectives import shared
-from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path
+from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path, read_whole
 from s3torch.dcp._metadata import decode_metadata
 from s3torch.dcp._tensors import tensor_of
 from s3torch.dcp.loading._engine import PlannedLoad, ReaderSources
@@ -155,8 +155,7 @@ class S3StorageReader(FileSystemReader):
 
     def _metadata_body(self, uri: str) -> bytes:
         try:
-            with self.fs.create_stream(uri, "rb") as stream:
-                return bytes(stream.read())
+            return read_whole(self.fs, uri)
         except NotFoundError as exc:
             if exc.code == _NO_BUCKET:
                 raise

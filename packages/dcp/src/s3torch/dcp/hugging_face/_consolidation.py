@@ -1,4 +1,4 @@
-"""Which bytes of sharded tensors make whole ones, in the order in which a file has them; pure functions."""
+"""Makes whole safetensors files of sharded ones, from S3 to S3, without a copy on any disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index of a checkpoint in the layout of Hugging Face: which file has which tensor; pure functions."""
+"""What the index and the headers of a checkpoint in the layout of Hugging Face tell; pure functions."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ def _facts(entry: Mapping[str, Any]) -> FileFacts:
 def metadata_of(
     headers: Mapping[str, FileHeader], weight_map: Mapping[str, str] | None, *, where: str
 ) -> Metadata:
-    """Puts together what torch plans a load with.
+    """Puts together what torch plans a load with, from the headers of the files by their names.
+
+    Where there is an index, its map decides between files that have tensors of the same name.
 
     Raises:
         CheckpointError: Tensors are missing, or parts of them, or there are several and nothing tells which

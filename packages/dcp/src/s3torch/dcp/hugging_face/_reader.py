@@ -1,4 +1,4 @@
-"""Reads checkpoints in the layout of Hugging Face: safetensors files, and an index of them."""
+"""Reads checkpoints in the layout of Hugging Face, and plain state dicts in safetensors files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from s3torch.core import S3Client, S3ReaderConstructor
 from s3torch.core.errors import NotFoundError
 from s3torch.dcp._collectives import shared
 from s3torch.dcp._errors import CheckpointError
-from s3torch.dcp._filesystem import checked_uri, join_path
+from s3torch.dcp._filesystem import checked_uri, join_path, read_whole
 from s3torch.dcp._reader import S3StorageReader
 from s3torch.dcp.hugging_face._index import INDEX_NAME, metadata_of, parse_index
 from s3torch.dcp.hugging_face._safetensors import FileHeader, read_headers
@@ -76,9 +76,8 @@ class S3HuggingFaceStorageReader(S3StorageReader):
 
     def _weight_map(self) -> Mapping[str, str]:
         uri = join_path(self.path, INDEX_NAME)
-        whole = S3ReaderConstructor.sequential()
-        with self.fs.create_stream(uri, "rb", reader_constructor=whole) as stream:
-            return parse_index(stream.read(), uri=uri).weight_map
+        body = read_whole(self.fs, uri, S3ReaderConstructor.sequential())
+        return parse_index(body, uri=uri).weight_map
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from s3torch.core.errors import ConfigurationError, NotFoundError, S3Error
-from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path
+from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path, read_whole
 from s3torch.dcp._metadata import decode_metadata, file_names
 from s3torch.dcp.hugging_face._index import INDEX_NAME, parse_index
 from s3torch.dcp.hugging_face._safetensors import read_headers
@@ -219,17 +219,12 @@ def _expected_of_index(
 
 def _read_metadata(fs: S3FileSystem, uri: str, name: str = METADATA_NAME) -> Metadata:
     place = join_path(uri, name)
-    return decode_metadata(_read(fs, place), uri=place)
+    return decode_metadata(read_whole(fs, place), uri=place)
 
 
 def _read_index(fs: S3FileSystem, uri: str, name: str = INDEX_NAME) -> Index:
     place = join_path(uri, name)
-    return parse_index(_read(fs, place), uri=place)
-
-
-def _read(fs: S3FileSystem, place: str) -> bytes:
-    with fs.create_stream(place, "rb") as stream:
-        return bytes(stream.read())
+    return parse_index(read_whole(fs, place), uri=place)
 
 
 @dataclass(frozen=True, slots=True)

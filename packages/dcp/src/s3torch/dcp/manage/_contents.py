@@ -1,4 +1,4 @@
-"""What a listing tells of checkpoints: which are complete, and what belongs to them; pure functions."""
+"""What belongs to the checkpoints of a listing, and whether it is what their metadata says."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class CheckpointReport:
 
     @property
     def is_whole(self) -> bool:
-        """True where nothing is wrong."""
+        """Whether nothing is wrong."""
         return not self.problems
 
 
@@ -139,8 +139,12 @@ class Expected:
 
 
 def expected_of(metadata: Metadata) -> Expected:
-    """Returns what the metadata says of the files."""
-    return Expected(_least_sizes(metadata), file_facts(metadata))
+    """Returns what the metadata says of the files: each ends where its last item does, at least."""
+    least: dict[str, int] = {}
+    for info in (metadata.storage_data or {}).values():
+        end = info.offset + info.length
+        least[info.relative_path] = max(end, least.get(info.relative_path, 0))
+    return Expected(least, file_facts(metadata))
 
 
 def check_files(
@@ -169,15 +173,6 @@ def check_files(
             problems.append(f"{name} has the {known.checksum[0]} {found}, not {known.checksum[1]}")
     size = sum(facts[name].size if name in facts else least[name] for name in least)
     return CheckpointReport(uri, len(least), size, tuple(unchecked), tuple(problems))
-
-
-def _least_sizes(metadata: Metadata) -> dict[str, int]:
-    """How long each file must be so that all items are in it."""
-    least: dict[str, int] = {}
-    for info in (metadata.storage_data or {}).values():
-        end = info.offset + info.length
-        least[info.relative_path] = max(end, least.get(info.relative_path, 0))
-    return least
 
 
 def _wrong_size(name: str, found: int | None, known: FileFacts | None, least: int) -> Iterator[str]:

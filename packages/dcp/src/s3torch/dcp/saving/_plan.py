@@ -1,7 +1,4 @@
-"""From plans to bytes: which ranges a load needs, and which files a save writes. Pure functions of values.
-
-The items of torch's plans are taken as they are; nothing here imports torch.
-"""
+"""Which files a save writes, and what it left out. Pure functions of torch's plans."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from s3torch.dcp._errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 # The attribute of torch's own storage entries with the facts of the file.
 _NOTE = "file_facts"
@@ -56,10 +56,20 @@ class FileFacts:
     size: int
     checksum: tuple[str, str] | None = None
 
+    @classmethod
+    def of(cls, note: Mapping[str, Any]) -> FileFacts:
+        """Reads what ``note`` has returned, perhaps from JSON."""
+        checksum = note["checksum"]
+        return cls(int(note["size"]), (str(checksum[0]), str(checksum[1])) if checksum else None)
+
+    def note(self) -> dict[str, Any]:
+        """Returns what the metadata of a checkpoint says of them."""
+        return {"size": self.size, "checksum": self.checksum}
+
 
 def note_facts(info: Any, facts: FileFacts) -> None:
     """Notes the facts of a file at the place of one of its items, where stock torch ignores them."""
-    setattr(info, _NOTE, {"size": facts.size, "checksum": facts.checksum})
+    setattr(info, _NOTE, facts.note())
 
 
 def decode_metadata(body: bytes, *, uri: str, safe_globals: Iterable[Any] = ()) -> Metadata:
@@ -92,13 +102,11 @@ def decode_metadata(body: bytes, *, uri: str, safe_globals: Iterable[Any] = ()) 
 
 def file_facts(metadata: Metadata) -> dict[str, FileFacts]:
     """Returns what the metadata notes of the files, by their names; nothing when another library wrote it."""
-    facts: dict[str, FileFacts] = {}
-    for info in (metadata.storage_data or {}).values():
-        note = getattr(info, _NOTE, None)
-        if isinstance(note, dict):
-            checksum = note.get("checksum")
-            facts[info.relative_path] = FileFacts(int(note["size"]), tuple(checksum) if checksum else None)
-    return facts
+    return {
+        info.relative_path: FileFacts.of(note)
+        for info in (metadata.storage_data or {}).values()
+        if isinstance(note := getattr(info, _NOTE, None), dict)
+    }
 
 
 def file_names(metadata: Metadata) -> set[str]:

@@ -70,10 +70,7 @@ def make_index(index: Index, *, total_size: int) -> bytes:
     """Returns the bytes of an index."""
     metadata: dict[str, Any] = {"total_size": total_size}
     if index.facts:
-        metadata[_NOTE] = {
-            name: {"size": facts.size, "checksum": facts.checksum}
-            for name, facts in sorted(index.facts.items())
-        }
+        metadata[_NOTE] = {name: facts.note() for name, facts in sorted(index.facts.items())}
     content = {"metadata": metadata, "weight_map": dict(sorted(index.weight_map.items()))}
     return json.dumps(content, indent=2).encode()
 
@@ -88,15 +85,10 @@ def parse_index(body: bytes, *, uri: str) -> Index:
         content = json.loads(body)
         weight_map = {str(name): str(file) for name, file in content["weight_map"].items()}
         noted = (content.get("metadata") or {}).get(_NOTE) or {}
-        facts = {str(name): _facts(entry) for name, entry in noted.items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        facts = {str(name): FileFacts.of(entry) for name, entry in noted.items()}
+    except (AttributeError, LookupError, TypeError, ValueError) as exc:
         raise CheckpointError(f"{uri} is damaged: {exc!r}") from exc
     return Index(weight_map, facts)
-
-
-def _facts(entry: Mapping[str, Any]) -> FileFacts:
-    checksum = entry["checksum"]
-    return FileFacts(int(entry["size"]), None if checksum is None else (str(checksum[0]), str(checksum[1])))
 
 
 def metadata_of(

@@ -39,6 +39,33 @@ _DAY = 24 * 60 * 60.0
 _NUMBER = re.compile(r"(\d+)")
 
 
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """A complete checkpoint.
+
+    Attributes:
+        uri: Where it is.
+        name: Its path relative to the folder that was listed; empty for that folder itself.
+        committed: When it became complete, in seconds since 1970.
+    """
+
+    uri: str
+    name: str
+    committed: int
+
+    @property
+    def step(self) -> int | None:
+        """The last number in its name, as 1000 of ``run-3/step-1000``; ``None`` where there is none."""
+        numbers = _NUMBER.findall(self.name)
+        return int(numbers[-1]) if numbers else None
+
+    @property
+    def order(self) -> tuple[int, list[tuple[int, str]]]:
+        """Sorts by time, and within a second by name, with numbers by their value."""
+        parts = _NUMBER.split(self.name)
+        return self.committed, [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
 def list_checkpoints(root: str | os.PathLike[str], *, client: S3Client | None = None) -> list[CheckpointInfo]:
     """Lists the complete checkpoints in a folder and in its folders, oldest first.
 
@@ -225,33 +252,6 @@ def _read_metadata(fs: S3FileSystem, uri: str, name: str = METADATA_NAME) -> Met
 def _read_index(fs: S3FileSystem, uri: str, name: str = INDEX_NAME) -> Index:
     place = join_path(uri, name)
     return parse_index(read_whole(fs, place), uri=place)
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointInfo:
-    """A complete checkpoint.
-
-    Attributes:
-        uri: Where it is.
-        name: Its path relative to the folder that was listed; empty for that folder itself.
-        committed: When it became complete, in seconds since 1970.
-    """
-
-    uri: str
-    name: str
-    committed: int
-
-    @property
-    def step(self) -> int | None:
-        """The last number in its name, as 1000 of ``run-3/step-1000``; ``None`` where there is none."""
-        numbers = _NUMBER.findall(self.name)
-        return int(numbers[-1]) if numbers else None
-
-    @property
-    def order(self) -> tuple[int, list[tuple[int, str]]]:
-        """Sorts by time, and within a second by name, with numbers by their value."""
-        parts = _NUMBER.split(self.name)
-        return self.committed, [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def superfluous(

@@ -19,8 +19,8 @@ from s3torch.core import (
     S3Error,
     S3ReaderConstructor,
 )
-from s3torch.dcp import S3FileSystem, filesystem
-from s3torch.dcp.paths import join_path
+from s3torch.dcp import S3FileSystem, _filesystem
+from s3torch.dcp._filesystem import join_path
 from s3torch.testing.faults import Fault
 
 
@@ -175,7 +175,7 @@ def proxied(seaweedfs, seaweed_place, fault_proxy):
 
 def test_a_rename_has_no_moment_without_the_object(proxied, seaweed_place, monkeypatch):
     fs, proxy = proxied
-    monkeypatch.setattr(filesystem, "_LONGEST_WAIT", 0.0)
+    monkeypatch.setattr(_filesystem, "_LONGEST_WAIT", 0.0)
     seaweed_place.put("old", b"data")
     seen = []
     proxy.add(Fault(), match=lambda _: seen.append(seaweed_place.listed()))

@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import Metadata
 
 from s3torch.dcp import CheckpointError
-from s3torch.dcp.metadata import FileFacts, decode_metadata, file_facts, file_names
+from s3torch.dcp._metadata import FileFacts, decode_metadata, file_facts, file_names
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
 

@@ -2,7 +2,134 @@
 
 from __future__ import annotations
 
-from s3torch.core import S3ReaderConstructor
-from s3torch.dcp import DCPOptimizedConstructor
+from typing import TYPE_CHECKING, Any
+
+from s3torch.core import ConfigurationError, S3Reader, SequentialS3Reader, parse_s3_uri
+from s3torch.core import S3ReaderConstructor as CoreReaderConstructor
+from s3torch.dcp import CheckpointError
+from s3torchconnector.s3reader.dcp_optimized import (
+    DEFAULT_MAX_GAP_SIZE,
+    DCPOptimizedS3Reader,
+    ItemRange,
+    check_gap,
+)
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping, Sequence
+
+    from s3torch.core import GetStreamCallable
 
 __all__ = ["DCPOptimizedConstructor", "S3ReaderConstructor"]
+
+_ADVICE = "for any other order use S3ReaderConstructor.sequential()"
+
+
+class DCPOptimizedConstructor:
+    """Makes a ``DCPOptimizedS3Reader`` for each file of a checkpoint.
+
+    A storage reader takes only ``max_gap_size`` from it, and one constructor can serve many loads at a time;
+    the readers are for code that opens the files itself. A subclass that makes readers of its own has all
+    bytes read through these.
+
+    Args:
+        max_gap_size: Bytes between two items up to which one request fetches both.
+
+    Raises:
+        ConfigurationError: ``max_gap_size`` is negative. It is a ``ValueError``, too.
+    """
+
+    def __init__(self, max_gap_size: float = DEFAULT_MAX_GAP_SIZE) -> None:
+        check_gap(max_gap_size)
+        self.max_gap_size = max_gap_size
+        self._item_ranges_by_file: dict[str, list[ItemRange]] = {}
+
+    @property
+    def kind(self) -> str:
+        """The kind of the readers, by which ``S3StorageReader`` knows that it need not ask them."""
+        own = type(self).__call__ is not DCPOptimizedConstructor.__call__
+        return "unknown" if own else "dcp_optimized"
+
+    def set_item_ranges_by_file(
+        self,
+        plan_items: Sequence[Any],
+        storage_data: Mapping[Any, Any],
+        base_path: str | os.PathLike[str],
+    ) -> None:
+        """Replaces the ranges by those of a plan, sorted, and merged where they overlap.
+
+        Args:
+            plan_items: The read items; none is no error, there is nothing to read then.
+            storage_data: Where they are stored, from the checkpoint's metadata.
+            base_path: The URI of the checkpoint.
+
+        Raises:
+            ConfigurationError: There are items, but ``storage_data`` is empty. It is a ``ValueError``, too.
+            CheckpointError: It does not have an item.
+        """
+        if plan_items and not storage_data:
+            raise ConfigurationError(
+                "storage_data must not be empty; it tells where the items of the plan are stored"
+            )
+        files: dict[str, set[tuple[int, int]]] = {}
+        for item in plan_items:
+            info = storage_data.get(item.storage_index)
+            if info is None:
+                raise CheckpointError(
+                    f"the metadata of the checkpoint does not tell where {item.storage_index} is stored"
+                )
+            files.setdefault(info.relative_path, set()).add((info.offset, info.offset + info.length))
+        base = parse_s3_uri(base_path)
+        folder = f"s3://{base.bucket}/{base.key}".rstrip("/")
+        self._item_ranges_by_file = {
+            f"{folder}/{path.lstrip('/')}": _merged(places) for path, places in files.items()
+        }
+
+    def __call__(
+        self,
+        bucket: str,
+        key: str,
+        get_object_info: Callable[[], Any],
+        get_stream: GetStreamCallable,
+    ) -> S3Reader:
+        """Makes the reader of one file; ``.metadata``, for which there are no ranges, gets a sequential one.
+
+        Raises:
+            ConfigurationError: No ranges are known for the file. It is a ``ValueError``, too.
+        """
+        if key.endswith(".metadata"):
+            return SequentialS3Reader(bucket, key, get_object_info, get_stream)
+        uri = f"s3://{bucket}/{key}"
+        ranges = self._item_ranges_by_file.get(uri)
+        if ranges is None:
+            raise ConfigurationError(
+                f"No ranges found for {uri}; S3StorageReader.prepare_local_plan has to set them; {_ADVICE}"
+            )
+        return DCPOptimizedS3Reader(bucket, key, ranges, get_object_info, get_stream, self.max_gap_size)
+
+
+class S3ReaderConstructor(CoreReaderConstructor):
+    """Makes reader constructors; what they return is a value that can be shared and pickled."""
+
+    @staticmethod
+    def dcp_optimized(max_gap_size: float = DEFAULT_MAX_GAP_SIZE) -> DCPOptimizedConstructor:
+        """For distributed checkpoints, where the ranges are known.
+
+        Args:
+            max_gap_size: Ranges that are no further apart than this many bytes share a request.
+
+        Raises:
+            ConfigurationError: ``max_gap_size`` is negative. It is a ``ValueError``, too.
+        """
+        return DCPOptimizedConstructor(max_gap_size)
+
+
+def _merged(places: set[tuple[int, int]]) -> list[ItemRange]:
+    """Sorts ranges and merges those that overlap; ranges that only touch stay apart."""
+    merged: list[ItemRange] = []
+    for start, end in sorted(places):
+        if merged and start < merged[-1].end:
+            merged[-1] = ItemRange(merged[-1].start, max(end, merged[-1].end))
+        else:
+            merged.append(ItemRange(start, end))
+    return merged

@@ -12,18 +12,9 @@ from typing import TYPE_CHECKING, Any
 from s3torch.dcp._version import __version__
 
 if TYPE_CHECKING:
-    from s3torch.dcp.consolidating import consolidate_safetensors_files
-    from s3torch.dcp.errors import CheckpointError
-    from s3torch.dcp.filesystem import S3FileSystem
-    from s3torch.dcp.hugging_face import S3HuggingFaceStorageReader
-    from s3torch.dcp.hugging_face_writer import S3HuggingFaceStorageWriter
-    from s3torch.dcp.plan import ItemRange, RangeGroup
-    from s3torch.dcp.planned import (
-        DCPOptimizedConstructor,
-        DCPOptimizedS3Reader,
-        DCPS3ReaderConstructorProtocol,
-    )
-    from s3torch.dcp.prefixes import (
+    from s3torch.dcp._errors import CheckpointError
+    from s3torch.dcp._filesystem import S3FileSystem
+    from s3torch.dcp._prefixes import (
         BinaryPrefixStrategy,
         DefaultPrefixStrategy,
         HexPrefixStrategy,
@@ -31,21 +22,19 @@ if TYPE_CHECKING:
         RoundRobinPrefixStrategy,
         S3PrefixStrategyBase,
     )
-    from s3torch.dcp.reader import S3StorageReader
-    from s3torch.dcp.state_files import load_file, load_sharded, save_file
-    from s3torch.dcp.writer import S3StorageWriter, StorageMetadata
+    from s3torch.dcp._reader import S3StorageReader
+    from s3torch.dcp._writer import S3StorageWriter, StorageMetadata
+    from s3torch.dcp.hugging_face._consolidation import consolidate_safetensors_files
+    from s3torch.dcp.hugging_face._reader import S3HuggingFaceStorageReader, load_file, load_sharded
+    from s3torch.dcp.hugging_face._safetensors import save_file
+    from s3torch.dcp.hugging_face._writer import S3HuggingFaceStorageWriter
 
 __all__ = [
     "BinaryPrefixStrategy",
     "CheckpointError",
-    "DCPOptimizedConstructor",
-    "DCPOptimizedS3Reader",
-    "DCPS3ReaderConstructorProtocol",
     "DefaultPrefixStrategy",
     "HexPrefixStrategy",
-    "ItemRange",
     "NumericPrefixStrategy",
-    "RangeGroup",
     "RoundRobinPrefixStrategy",
     "S3FileSystem",
     "S3HuggingFaceStorageReader",
@@ -62,28 +51,20 @@ __all__ = [
 ]
 
 _MODULES = {
-    "BinaryPrefixStrategy": "prefixes",
-    "CheckpointError": "errors",
-    "DCPOptimizedConstructor": "planned",
-    "DCPOptimizedS3Reader": "planned",
-    "DCPS3ReaderConstructorProtocol": "planned",
-    "DefaultPrefixStrategy": "prefixes",
-    "HexPrefixStrategy": "prefixes",
-    "ItemRange": "plan",
-    "NumericPrefixStrategy": "prefixes",
-    "RangeGroup": "plan",
-    "RoundRobinPrefixStrategy": "prefixes",
-    "S3FileSystem": "filesystem",
-    "S3HuggingFaceStorageReader": "hugging_face",
-    "S3HuggingFaceStorageWriter": "hugging_face_writer",
-    "S3PrefixStrategyBase": "prefixes",
-    "S3StorageReader": "reader",
-    "S3StorageWriter": "writer",
-    "StorageMetadata": "writer",
-    "consolidate_safetensors_files": "consolidating",
-    "load_file": "state_files",
-    "load_sharded": "state_files",
-    "save_file": "state_files",
+    name: module
+    for module, names in {
+        "_errors": "CheckpointError",
+        "_filesystem": "S3FileSystem",
+        "_prefixes": "BinaryPrefixStrategy DefaultPrefixStrategy HexPrefixStrategy "
+        "NumericPrefixStrategy RoundRobinPrefixStrategy S3PrefixStrategyBase",
+        "_reader": "S3StorageReader",
+        "_writer": "S3StorageWriter StorageMetadata",
+        "hugging_face._consolidation": "consolidate_safetensors_files",
+        "hugging_face._reader": "S3HuggingFaceStorageReader load_file load_sharded",
+        "hugging_face._safetensors": "save_file",
+        "hugging_face._writer": "S3HuggingFaceStorageWriter",
+    }.items()
+    for name in names.split()
 }
 
 

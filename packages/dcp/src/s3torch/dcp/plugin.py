@@ -5,29 +5,64 @@ It loads no torch: every client asks all plugins for their tokens.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from s3torch.core import RangedS3Reader, SequentialS3Reader
+from s3torch.core.errors import ConfigurationError
 from s3torch.core.plugins.hookspecs import hookimpl
+from s3torch.core.ranges import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from s3torch.core import GetStreamCallable, S3Reader
+
 __all__ = ["s3torch_prefix_strategies", "s3torch_reader_kinds", "s3torch_user_agent"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedReads:
+    """What ``S3ReaderConstructor.dcp_optimized`` returns: how a storage reader fetches what its plan wants.
+
+    As a reader constructor it makes readers of whole objects for metadata, and of ranges for all else.
+
+    Attributes:
+        max_gap_size: Bytes between two items up to which one request fetches both.
+
+    Raises:
+        ConfigurationError: ``max_gap_size`` is negative. It is also a ``ValueError``.
+        TypeError: It is no number.
+    """
+
+    kind: ClassVar[str] = "dcp_optimized"
+
+    max_gap_size: float = 32 * MIB
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_gap_size, int | float):
+            raise TypeError(f"max_gap_size must be int or float, got {type(self.max_gap_size).__name__}")
+        if not self.max_gap_size >= 0:
+            raise ConfigurationError("max_gap_size must be non-negative")
+
+    def __call__(
+        self, bucket: str, key: str, get_object_info: Callable[[], Any], get_stream: GetStreamCallable
+    ) -> S3Reader:
+        make = SequentialS3Reader if key.endswith(".metadata") else RangedS3Reader
+        return make(bucket, key, get_object_info, get_stream)
 
 
 @hookimpl
 def s3torch_reader_kinds() -> Mapping[str, Callable[..., Any]]:
-    """Registers the reader that knows from the plan of a load which ranges will be read."""
-    from s3torch.dcp.planned import DCPOptimizedConstructor
-
-    return {DCPOptimizedConstructor.kind: DCPOptimizedConstructor}
+    """Registers the reads that a storage reader plans."""
+    return {PlannedReads.kind: PlannedReads}
 
 
 @hookimpl
 def s3torch_prefix_strategies() -> Mapping[str, Callable[..., Any]]:
     """Registers the strategies of this package by name."""
-    from s3torch.dcp import prefixes
+    from s3torch.dcp import _prefixes as prefixes
 
     return {
         "default": prefixes.DefaultPrefixStrategy,

@@ -1,0 +1,144 @@
+"""The metadata of a checkpoint: read without running code, with sizes and checksums of its files."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import pickle
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.checkpoint import filesystem as torch_filesystem
+from torch.distributed.checkpoint import metadata as torch_metadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+
+from s3torch.dcp._errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+# The attribute of torch's own storage entries with the facts of the file.
+_NOTE = "file_facts"
+_NAMES = {
+    torch_metadata.__name__: {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    torch_filesystem.__name__: {"_StorageInfo"},
+    "torch.distributed.checkpoint._fsspec_filesystem": {"_StorageInfo"},
+    "torch": {"Size", "device"},
+    "torch.serialization": {"_get_layout"},
+    "collections": {"OrderedDict"},
+    "builtins": {"bytearray", "complex", "frozenset", "range", "set", "slice"},
+}
+_PATHS = {"PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath"}
+# Where these classes live depends on the release of Python.
+_PATH_MODULES = {"pathlib", "pathlib._local", "pathlib._abc"}
+_VALUES = (torch.dtype, torch.layout, torch.memory_format)
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What the writer of a file knows of it.
+
+    Attributes:
+        size: Bytes.
+        checksum: The algorithm and the checksum of all bytes, in base64, where there is one.
+    """
+
+    size: int
+    checksum: tuple[str, str] | None = None
+
+    @classmethod
+    def of(cls, note: Mapping[str, Any]) -> FileFacts:
+        """Reads what ``note`` has returned, perhaps from JSON."""
+        checksum = note["checksum"]
+        return cls(int(note["size"]), (str(checksum[0]), str(checksum[1])) if checksum else None)
+
+    def note(self) -> dict[str, Any]:
+        """Returns what the metadata of a checkpoint says of them."""
+        return {"size": self.size, "checksum": self.checksum}
+
+
+def note_facts(info: Any, facts: FileFacts) -> None:
+    """Notes the facts of a file at the place of one of its items, where stock torch ignores them."""
+    setattr(info, _NOTE, facts.note())
+
+
+def decode_metadata(body: bytes, *, uri: str, safe_globals: Iterable[Any] = ()) -> Metadata:
+    """Reads metadata, and runs nothing that is in it.
+
+    Args:
+        body: The bytes of the object.
+        uri: Where they are from.
+        safe_globals: Classes and functions that may be in it beyond what torch writes and what was given to
+            ``torch.serialization.add_safe_globals``.
+
+    Raises:
+        CheckpointError: It is damaged, or has something that is not allowed.
+    """
+    try:
+        metadata = _MetadataUnpickler(body, uri, safe_globals).load()
+    except CheckpointError:
+        raise
+    except Exception as exc:
+        raise CheckpointError(
+            f"{uri} is damaged, it cannot be read as the metadata of a checkpoint: {exc}"
+        ) from exc
+    if not isinstance(metadata, Metadata):
+        raise CheckpointError(f"{uri} is not the metadata of a checkpoint, but a {type(metadata).__name__}")
+    if getattr(metadata, "storage_meta", None) is None:
+        # Old releases of torch do not write it.
+        metadata.storage_meta = StorageMeta()
+    return metadata
+
+
+def file_facts(metadata: Metadata) -> dict[str, FileFacts]:
+    """Returns what the metadata notes of the files, by their names; nothing when another library wrote it."""
+    return {
+        info.relative_path: FileFacts.of(note)
+        for info in (metadata.storage_data or {}).values()
+        if isinstance(note := getattr(info, _NOTE, None), dict)
+    }
+
+
+def file_names(metadata: Metadata) -> set[str]:
+    """Returns the names of all files of a checkpoint, relative to it."""
+    return {str(info.relative_path) for info in (metadata.storage_data or {}).values()}
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Builds what torch writes into metadata and nothing else."""
+
+    def __init__(self, body: bytes, uri: str, safe_globals: Iterable[Any]) -> None:
+        super().__init__(io.BytesIO(body))
+        self._uri = uri
+        self._more = dict(map(_named, [*torch.serialization.get_safe_globals(), *safe_globals]))
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        if name in _NAMES.get(module, ()):
+            return super().find_class(module, name)
+        if module in _PATH_MODULES and name in _PATHS:
+            return getattr(pathlib, name)
+        if module == "torch" and isinstance(value := getattr(torch, name, None), _VALUES):
+            return value
+        if f"{module}.{name}" in self._more:
+            return self._more[f"{module}.{name}"]
+        raise CheckpointError(
+            f"{self._uri} contains {module}.{name}, which is not known to be harmless, so it was not read; "
+            "if you trust who wrote it, give the class to the reader as safe_globals=[...] or to "
+            "torch.serialization.add_safe_globals"
+        )
+
+
+def _named(known: Any) -> tuple[str, Any]:
+    if isinstance(known, tuple):
+        return known[1], known[0]
+    return f"{known.__module__}.{known.__qualname__}", known

@@ -1,0 +1,227 @@
+"""The storage reader of ``torch.distributed.checkpoint`` for S3."""
+
+from __future__ import annotations
+
+import io
+import logging
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.planner import LoadItemType
+from torch.futures import Future
+
+from s3torch.core import S3ReaderConstructor
+from s3torch.core.errors import ConfigurationError, NotFoundError
+from s3torch.dcp._archives import noted_layout
+from s3torch.dcp._collectives import shared
+from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path, read_whole
+from s3torch.dcp._metadata import decode_metadata
+from s3torch.dcp._tensors import tensor_of
+from s3torch.dcp.loading._engine import PlannedLoad, ReaderSources
+from s3torch.dcp.loading._pieces import chunks_by_file, stored_at
+from s3torch.dcp.plugin import PlannedReads
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+    from torch.distributed import ProcessGroup
+    from torch.distributed.checkpoint._extension import ExtensionRegistry
+    from torch.distributed.checkpoint.metadata import Metadata
+    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+
+    from s3torch.core import S3Client, S3ClientConfig, S3ReaderConstructorProtocol
+    from s3torch.core.transfer.source import ObjectSource
+    from s3torch.dcp.loading._pieces import StoredChunk
+
+_log = logging.getLogger(__name__)
+# The readers of these kinds give the bytes of an object as they are, so they need not be asked.
+_PLAIN_KINDS = {"sequential", "range_based", "planned", PlannedReads.kind}
+_NO_BUCKET = "NoSuchBucket"
+
+
+class S3StorageReader(FileSystemReader):
+    """Reads checkpoints from S3, for ``torch.distributed.checkpoint.load``.
+
+    Reads what ``S3StorageWriter``, torch's ``FileSystemWriter`` and ``FsspecWriter`` have written. All ranges
+    that the plan needs, and hardly more, are fetched from all files at once, neighbours with one request; the
+    bytes of tensors go straight into their targets where these are contiguous and on the CPU. It can be
+    pickled, and used for one load after another.
+
+    Args:
+        region: The region of the bucket; ``None`` takes it from the environment.
+        path: The ``s3://bucket/prefix`` of the checkpoint.
+        s3client_config: The settings of the client.
+        reader_constructor: ``None``, or ``S3ReaderConstructor.dcp_optimized(max_gap_size)`` to say up to
+            which gap one request fetches two items. The other kinds of s3torch change nothing. A constructor
+            of your own makes a reader for each file, and all bytes are read through these.
+        endpoint: The URL of a store that speaks S3.
+        s3_client: Serves all requests; ``None`` for a client that is shared in this process with all writers
+            and readers of the same settings.
+        thread_count: How many large items are decoded at a time; with readers of your own, how many files
+            are read.
+        process_group: The ranks that load together: one of them reads the metadata and hands it to the
+            others. ``None`` lets every rank read it. That is the default, because torch does not tell a
+            reader whether the other ranks load, too: one that loads with ``no_dist=True``, or calls
+            ``read_metadata`` to look into a checkpoint, would wait for them for ever.
+        safe_globals: Classes and functions that may be in the metadata beyond what torch writes, as for
+            ``torch.serialization.add_safe_globals``.
+        _extension_registry: Knows the stream extensions with which the checkpoint was written.
+
+    Attributes:
+        fs: The file system.
+        path: The URI of the checkpoint.
+
+    Raises:
+        ConfigurationError: An argument is wrong. It is also a ``ValueError``.
+    """
+
+    def __init__(
+        self,
+        region: str | None,
+        path: str | os.PathLike[str],
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: S3ReaderConstructorProtocol | None = None,
+        *,
+        endpoint: str | None = None,
+        s3_client: S3Client | None = None,
+        thread_count: int = 8,
+        process_group: ProcessGroup | None = None,
+        safe_globals: Iterable[Any] = (),
+        _extension_registry: ExtensionRegistry | None = None,
+    ) -> None:
+        if not isinstance(thread_count, int) or thread_count < 1:
+            raise ConfigurationError(f"thread_count must be at least 1, got {thread_count!r}")
+        super().__init__(path, _extension_registry)
+        self._reader_constructor = reader_constructor
+        self.fs: S3FileSystem = S3FileSystem(  # type: ignore[assignment]
+            region, s3_client, s3client_config, reader_constructor or PlannedReads(), endpoint=endpoint
+        )
+        self.path: str = checked_uri(path)
+        self.fs.init_path(self.path)
+        self.thread_count = thread_count
+        self._process_group = process_group
+        self._safe_globals = tuple(safe_globals)
+        self._why_no_metadata = ""
+        self.sync_files = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the process group behind, which no other process has."""
+        return self.__dict__ | {"_process_group": None}
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        return S3FileSystem.validate_checkpoint_id(checkpoint_id)
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Prepares another load, of another checkpoint if one is given."""
+        super().reset(None if checkpoint_id is None else checked_uri(checkpoint_id))
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - As torch has it.
+        """Reads the metadata of the checkpoint, or with ``rank=`` that of a rank that saved on its own.
+
+        Nothing that is in it is run. With a process group, one rank reads it for all.
+
+        Raises:
+            NotFoundError: There is no checkpoint; the text names the URI.
+            CheckpointError: It is damaged, or has classes that are not known to be harmless.
+        """
+        rank = kwargs.get("rank")
+        try:
+            metadata = self._metadata() if rank is None else self._metadata_of_rank(rank)
+        except Exception as exc:
+            if rank is None:
+                self._why_no_metadata = str(exc)
+            else:
+                # torch tries both, and some releases tell the user of neither error.
+                _log.warning(
+                    "the checkpoint has no metadata that can be read: %s; %s", self._why_no_metadata, exc
+                )
+            raise
+        if metadata.storage_meta is not None:
+            metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+    def _metadata(self) -> Metadata:
+        uri = join_path(self.path, ".metadata")
+        body = shared(lambda: self._metadata_body(uri), self._process_group)
+        return decode_metadata(body, uri=uri, safe_globals=self._safe_globals)
+
+    def _metadata_of_rank(self, rank: int) -> Metadata:
+        uri = join_path(self.path, f"__{rank}.metadata")
+        return decode_metadata(self._metadata_body(uri), uri=uri, safe_globals=self._safe_globals)
+
+    def _metadata_body(self, uri: str) -> bytes:
+        try:
+            return read_whole(self.fs, uri)
+        except NotFoundError as exc:
+            if exc.code == _NO_BUCKET:
+                raise
+            raise _no_checkpoint(uri, exc) from exc
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Sorts the items by their place, and tells the ranges to a constructor that wants them."""
+        plan.items.sort(key=lambda item: stored_at(item, self.storage_data).offset)
+        tell = getattr(self._reader_constructor, "set_item_ranges_by_file", None)
+        if tell is not None:
+            tell(plan.items, self.storage_data, self.path)
+        return plan
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Reads all items of the plan and hands them to the planner, in any order, on this thread.
+
+        Raises:
+            CheckpointError: The checkpoint does not have what the plan asks for.
+            S3Error: A file is missing, damaged, or cannot be read.
+        """
+        files = chunks_by_file(plan.items, self.storage_data)
+        kind = S3ReaderConstructor.get_reader_type_string(self._reader_constructor)
+        with ExitStack() as stack:
+            open_file, in_order = self._open_file, kind not in _PLAIN_KINDS
+            if in_order:
+                # Who brings readers of his own may want other bytes than those of the objects.
+                open_file = ReaderSources(self.fs, self.path, self.thread_count, stack).open
+            PlannedLoad(
+                open_file,
+                planner,
+                self._value,
+                max_gap=getattr(self._reader_constructor, "max_gap_size", None),
+                threads=self.thread_count,
+                in_order=in_order,
+            ).run(files)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def _open_file(self, path: str) -> ObjectSource:
+        return self.fs.open_ranges(join_path(self.path, path))
+
+    def _value(self, chunk: StoredChunk, stored: io.BytesIO) -> Any:
+        request = chunk.requests[0]
+        layout = None if chunk.descriptors else noted_layout(chunk.note, chunk.size)
+        if layout is not None and layout.stop - layout.start == chunk.size:
+            # Only the bytes of the tensor, as in a safetensors file.
+            return tensor_of(stored.read(), layout.dtype, layout.sizes)
+        # torch names first what its data went through first; with several, its own reader forgets that the
+        # last must be undone first.
+        stream = self.transforms.transform_load_stream(request, chunk.descriptors[::-1], stored)
+        if request.type == LoadItemType.BYTE_IO:
+            return stream.read(-1)
+        if not stream.seekable():
+            stream = io.BytesIO(stream.read(-1))
+        return torch.load(stream, map_location="cpu", weights_only=True)
+
+
+def _no_checkpoint(uri: str, error: NotFoundError) -> NotFoundError:
+    return NotFoundError(
+        f"there is no checkpoint: {uri} does not exist (a save writes it last, when all else is complete)",
+        operation=error.operation,
+        bucket=error.bucket,
+        key=error.key,
+        code=error.code,
+        status=error.status,
+        request_id=error.request_id,
+        host_id=error.host_id,
+    )

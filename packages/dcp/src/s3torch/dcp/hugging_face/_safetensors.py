@@ -1,0 +1,244 @@
+"""The safetensors format: the length of the header in 8 bytes, the header as JSON, the bytes of the tensors.
+
+It is read and written here without the safetensors library, whose functions hold whole files in memory.
+https://github.com/huggingface/safetensors describes the format.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from s3torch.core import S3Client
+from s3torch.core.errors import RangeNotSatisfiableError
+from s3torch.core.ranges import KIB, MIB
+from s3torch.core.uri import parse_s3_uri
+from s3torch.dcp._errors import CheckpointError
+from s3torch.dcp.saving._values import HostValues
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from s3torch.core import PutOptions
+    from s3torch.core.transfer.source import ObjectRange, ObjectSource
+
+LENGTH_SIZE = 8
+_LENGTH = struct.Struct("<Q")
+_ALIGNMENT = 8
+# What the reference implementation takes.
+_LONGEST_HEADER = 100_000_000
+_METADATA = "__metadata__"
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+# Enough for the header of a file with about 1,000 tensors.
+_FIRST = 128 * KIB
+_STEP = 4 * MIB
+# As much as torch's own storage writer copies ahead from an accelerator.
+_COPIED_AHEAD = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class FileTensor:
+    """A tensor in a file."""
+
+    name: str
+    dtype: torch.dtype
+    sizes: tuple[int, ...]
+    start: int
+
+    @property
+    def stop(self) -> int:
+        """Where its bytes end."""
+        return self.start + math.prod(self.sizes) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class FileHeader:
+    """What is in a file."""
+
+    tensors: tuple[FileTensor, ...]
+    metadata: Mapping[str, str]
+
+
+def make_header(
+    tensors: Iterable[tuple[str, torch.dtype, Iterable[int]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, list[FileTensor]]:
+    """Returns the beginning of a file, up to the bytes of the tensors, and where each of those belongs.
+
+    Raises:
+        CheckpointError: The format has no such type, or two tensors have one name.
+    """
+    content: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    placed: list[FileTensor] = []
+    position = 0
+    for name, dtype, sizes in tensors:
+        if dtype not in _NAMES:
+            raise CheckpointError(f"the safetensors format cannot hold {name}, a tensor of {dtype}")
+        if name in content or name == _METADATA:
+            raise CheckpointError(f"a safetensors file cannot hold two tensors with the name {name}")
+        tensor = FileTensor(name, dtype, tuple(sizes), position)
+        content[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(tensor.sizes),
+            "data_offsets": [position, tensor.stop],
+        }
+        placed.append(tensor)
+        position = tensor.stop
+    text = json.dumps(content, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    begin = LENGTH_SIZE + len(text)
+    moved = [FileTensor(one.name, one.dtype, one.sizes, begin + one.start) for one in placed]
+    return _LENGTH.pack(len(text)) + text, moved
+
+
+def header_length(head: bytes, *, where: str) -> int:
+    """Returns how many bytes a file has before its tensors.
+
+    Raises:
+        CheckpointError: It is no safetensors file.
+    """
+    length = _LENGTH.unpack_from(head)[0] if len(head) >= LENGTH_SIZE else 0
+    if not 2 <= length <= _LONGEST_HEADER:
+        raise CheckpointError(f"{where} is no safetensors file: its header would have {length} bytes")
+    return int(LENGTH_SIZE + length)
+
+
+def parse_header(head: bytes, *, where: str, size: int | None = None) -> FileHeader:
+    """Reads the header of a file.
+
+    Raises:
+        CheckpointError: It is damaged, or has a tensor of a type that torch does not have.
+    """
+    begin = header_length(head, where=where)
+    try:
+        content = json.loads(head[LENGTH_SIZE:begin])
+        metadata = {str(name): str(text) for name, text in content.pop(_METADATA, {}).items()}
+        tensors = [_tensor(name, entry, begin) for name, entry in content.items()]
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as exc:
+        raise CheckpointError(f"the header of {where} is damaged: {exc!r}") from exc
+    except CheckpointError as exc:
+        raise CheckpointError(f"{where} cannot be read: {exc}") from exc
+    tensors.sort(key=lambda one: (one.start, one.stop))
+    _check_places(tensors, begin, size, where)
+    return FileHeader(tuple(tensors), metadata)
+
+
+def _check_places(tensors: Sequence[FileTensor], begin: int, size: int | None, where: str) -> None:
+    """The bytes of the tensors follow one after the other, without gaps, up to the end of the file."""
+    position = begin
+    for tensor in tensors:
+        if tensor.start != position:
+            raise CheckpointError(
+                f"the header of {where} is damaged: {tensor.name} is not where it should be"
+            )
+        position = tensor.stop
+    if size is not None and size != position:
+        raise CheckpointError(f"{where} is damaged: it has {size} bytes, its header promises {position}")
+
+
+def _tensor(name: str, entry: Mapping[str, Any], begin: int) -> FileTensor:
+    start, stop = entry["data_offsets"]
+    if entry["dtype"] not in _DTYPES:
+        raise CheckpointError(f"{name} is of the type {entry['dtype']}, of which no tensor can be made here")
+    tensor = FileTensor(name, _DTYPES[entry["dtype"]], tuple(map(int, entry["shape"])), begin + int(start))
+    if start < 0 or min(tensor.sizes, default=0) < 0 or tensor.stop != begin + stop:
+        raise ValueError(f"{name} is a tensor of {tensor.stop - tensor.start} bytes in {stop - start} bytes")
+    return tensor
+
+
+def read_headers(files: Mapping[str, ObjectSource]) -> dict[str, FileHeader]:
+    """Reads the headers, with one request for each that is not very long.
+
+    Raises:
+        NotFoundError: A file is missing.
+        CheckpointError: A file is not in the format.
+    """
+    heads = _read({name: (source, 0, _FIRST) for name, source in files.items()})
+    lengths = {name: header_length(head, where=name) for name, head in heads.items()}
+    while longer := {
+        name: (files[name], len(head), min(lengths[name], len(head) + _STEP))
+        for name, head in heads.items()
+        if len(head) < min(lengths[name], files[name].known_size or 0)
+    }:
+        heads |= {name: heads[name] + more for name, more in _read(longer).items()}
+    return {name: parse_header(head, where=name, size=files[name].known_size) for name, head in heads.items()}
+
+
+def _read(wanted: Mapping[str, tuple[ObjectSource, int, int]]) -> dict[str, bytes]:
+    ranges = {name: source.start(start, stop) for name, (source, start, stop) in wanted.items()}
+    try:
+        return {name: _bytes_of(pending) for name, pending in ranges.items()}
+    finally:
+        for pending in ranges.values():
+            pending.cancel()
+
+
+def _bytes_of(pending: ObjectRange) -> bytes:
+    try:
+        return bytes(pending.wait())
+    except RangeNotSatisfiableError:
+        # The object is empty.
+        return b""
+
+
+def save_file(
+    tensors: Mapping[str, torch.Tensor],
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    options: PutOptions | None = None,
+    client: S3Client | None = None,
+) -> None:
+    """Saves tensors as one safetensors file, as ``safetensors.torch.save_file`` does.
+
+    The tensors are sent from their memory, part by part; the file appears when it is complete.
+
+    Args:
+        tensors: The tensors by name, on any device. Those that share memory are stored once each.
+        path: The URI of the file.
+        metadata: Texts that are stored with them.
+        options: How the object is stored.
+        client: Serves the requests; ``None`` makes one from the environment.
+
+    Raises:
+        CheckpointError: A value is no tensor, or of a type that the format does not have.
+    """
+    bucket, key = parse_s3_uri(path)
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            kind = type(tensor).__name__
+            raise CheckpointError(f"{name!r} is a {kind}; a safetensors file holds only tensors")
+    # The widest elements first, so that each tensor is aligned.
+    names = sorted(tensors, key=lambda name: -tensors[name].itemsize)
+    described = ((name, tensors[name].dtype, tensors[name].shape) for name in names)
+    header, _ = make_header(described, metadata)
+    with (client or S3Client()).put_object(bucket, key, options=options) as writer:
+        writer.write(header)
+        for value in HostValues(names, tensors.__getitem__, ahead=_COPIED_AHEAD):
+            value.send_elements(writer)

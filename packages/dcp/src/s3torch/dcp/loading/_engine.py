@@ -1,0 +1,266 @@
+"""A load that knows its whole plan: all ranges of all files in flight, items finished as they arrive."""
+
+from __future__ import annotations
+
+import io
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
+from functools import partial
+from itertools import chain, zip_longest
+from typing import TYPE_CHECKING, Any, cast
+
+from torch.distributed.checkpoint.planner import LoadItemType
+
+from s3torch.core.ranges import KIB, MIB, plan_parts
+from s3torch.core.transfer.fetching import fetch
+from s3torch.dcp._archives import TensorLayout, noted_layout, parse_archive
+from s3torch.dcp._filesystem import join_path
+from s3torch.dcp._tensors import tensor_of
+from s3torch.dcp.loading._pieces import (
+    HeadPiece,
+    InFlight,
+    ItemPiece,
+    StagedPiece,
+    TensorPiece,
+    ToDevice,
+    hand_over,
+    staged_pieces,
+    target_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from concurrent.futures import Future
+    from contextlib import ExitStack
+
+    from torch.distributed.checkpoint.planner import LoadPlanner
+
+    from s3torch.core.transfer.fetching import Piece
+    from s3torch.core.transfer.source import ObjectSource
+    from s3torch.dcp._filesystem import S3FileSystem
+    from s3torch.dcp.loading._pieces import StoredChunk
+
+# Below this an archive is fetched whole: looking for its tensor first would cost more.
+_SMALL_ITEM = 256 * KIB
+_DECODING = 64 * MIB
+# Joins what overlaps, and nothing that only touches.
+_OVERLAP = -1
+
+
+class PlannedLoad:
+    """One load of one rank.
+
+    The caller's thread talks to the planner, because planners are not made for many threads. Items that are
+    large and have to be decoded are decoded in threads meanwhile.
+
+    Args:
+        open_source: Opens a file by its path, relative to the checkpoint.
+        planner: Says where the values belong.
+        decode: Makes a value of an item that is more than a plain tensor.
+        max_gap: Bytes between two pieces up to which one request fetches both; ``None`` to keep waste small.
+        threads: How many items are decoded at a time.
+        in_order: Each file is read once, from front to back and item by item, as some readers want it.
+        device: Copies to an accelerator; ``None`` for that of this process, if it has one.
+    """
+
+    def __init__(
+        self,
+        open_source: Callable[[str], ObjectSource],
+        planner: LoadPlanner,
+        decode: Callable[[StoredChunk, io.BytesIO], Any],
+        *,
+        max_gap: float | None,
+        threads: int,
+        in_order: bool = False,
+        device: ToDevice | None = None,
+    ) -> None:
+        self._open = open_source
+        self._planner = planner
+        self._decode = decode
+        self._max_gap = _OVERLAP if in_order else max_gap
+        self._threads = threads
+        self._in_order = in_order
+        self._device = device or ToDevice()
+        self._sources: dict[str, ObjectSource] = {}
+
+    def run(self, files: Mapping[str, Iterable[StoredChunk]]) -> None:
+        """Loads chunks of files, by the paths of the files.
+
+        Raises:
+            CheckpointError: The checkpoint is not what its metadata says.
+            S3Error: A file is missing, damaged, or cannot be read.
+        """
+        chunks = [(path, chunk) for path, chunks in files.items() for chunk in chunks]
+        layouts = self._layouts(chunks)
+        pieces: dict[str, list[Piece]] = {}
+        for path, chunk in chunks:
+            for piece in self._pieces_of(chunk, layouts.get(id(chunk))):
+                pieces.setdefault(path, []).append(piece)
+        decoding = _Decoding(self._threads, self._give)
+        with closing(self._fetch(pieces, self._max_gap)) as arrived, closing(decoding):  # type: ignore[type-var]
+            for piece in arrived:
+                if isinstance(piece, TensorPiece | StagedPiece):
+                    piece.finish(self._planner)
+                elif isinstance(piece, ItemPiece):
+                    view = piece.take()
+                    decoding.add(piece.chunk, len(view), partial(self._value, piece.chunk, view))
+            decoding.finish()
+        self._device.finish()
+
+    def _layouts(self, chunks: list[tuple[str, StoredChunk]]) -> dict[int, TensorLayout]:
+        """Finds out where the tensors are, from what the writer has noted, else from the archives' heads."""
+        layouts: dict[int, TensorLayout] = {}
+        heads: dict[str, list[Piece]] = {}
+        for path, chunk in chunks:
+            if chunk.descriptors or chunk.requests[0].type == LoadItemType.BYTE_IO:
+                continue
+            layout = noted_layout(chunk.note, chunk.size)
+            if layout is not None:
+                layouts[id(chunk)] = layout
+            elif chunk.size > _SMALL_ITEM and not self._in_order:
+                heads.setdefault(path, []).append(HeadPiece(chunk))
+        with closing(self._fetch(heads, 0)) as arrived:  # type: ignore[type-var]
+            for piece in arrived:
+                if isinstance(piece, HeadPiece) and (layout := piece.layout()) is not None:
+                    layouts[id(piece.chunk)] = layout
+        return layouts
+
+    def _pieces_of(self, chunk: StoredChunk, layout: TensorLayout | None) -> Iterator[Piece]:
+        """Yields what has to be fetched; what has no bytes is finished at once."""
+        if layout is None or not all(_is_inside(request, layout) for request in chunk.requests):
+            if chunk.size:
+                yield ItemPiece(chunk)
+            else:
+                self._give(chunk, self._value(chunk, memoryview(b"")))
+            return
+        for request in chunk.requests:
+            piece = TensorPiece(request, chunk, layout, target_of(request, self._planner))
+            if piece.start == piece.stop:
+                piece.finish(self._planner)
+            elif piece.fits and self._device.serves(piece.target):
+                yield from staged_pieces(piece, self._device)
+            else:
+                yield piece
+
+    def _fetch(self, pieces: Mapping[str, list[Piece]], max_gap: float | None) -> Iterator[Piece]:
+        files = []
+        for path, wanted in pieces.items():
+            source = self._sources.get(path) or self._sources.setdefault(path, self._open(path))
+            files.append((source, plan_parts(wanted, part_size=source.part_size, max_gap=max_gap)))
+        if self._in_order:
+            # A reader has one range in flight; so that several files have, they take turns.
+            turns = zip_longest(*([(source, [part]) for part in parts] for source, parts in files))
+            files = list(filter(None, chain.from_iterable(turns)))
+        return fetch(files)
+
+    def _value(self, chunk: StoredChunk, view: memoryview) -> Any:
+        if chunk.requests[0].type != LoadItemType.BYTE_IO and not chunk.descriptors:
+            layout = parse_archive(view, len(view))
+            if layout is not None and layout.start < layout.stop:
+                return tensor_of(view[layout.start : layout.stop], layout.dtype, layout.sizes)
+        return self._decode(chunk, io.BytesIO(view))
+
+    def _give(self, chunk: StoredChunk, value: Any) -> None:
+        for request in chunk.requests:
+            hand_over(request, value, self._planner)
+
+
+def _is_inside(request: Any, layout: TensorLayout) -> bool:
+    if not len(request.storage_offsets) == len(request.lengths) == len(layout.sizes):
+        return False
+    where = zip(request.storage_offsets, request.lengths, layout.sizes, strict=True)
+    return all(at >= 0 and at + count <= size for at, count, size in where)
+
+
+class _Decoding:
+    """Decodes large items in threads and small ones at once; hands them over on the caller's thread."""
+
+    def __init__(self, threads: int, give: Callable[[StoredChunk, Any], None]) -> None:
+        self._threads = threads
+        self._give = give
+        self._pool: ThreadPoolExecutor | None = None
+        self._in_flight = InFlight(_DECODING)
+        self.finish = self._in_flight.finish
+
+    def add(self, chunk: StoredChunk, size: int, decode: Callable[[], Any]) -> None:
+        """Takes an item; waits for older ones when there is much to be decoded already."""
+        if size <= _SMALL_ITEM or self._threads == 1:
+            self._give(chunk, decode())
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="s3torch-load")
+        future = self._pool.submit(decode)
+        self._in_flight.add(size, future.done, lambda: self._give(chunk, future.result()))
+
+    def close(self) -> None:
+        """Drops what is not decoded yet."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+class ReaderSources:
+    """Opens files through readers of the user's own kind; each is read on one thread, from front to back.
+
+    Args:
+        fs: Makes the readers.
+        path: The URI of the checkpoint.
+        threads: How many files are read at a time.
+        stack: Closes the readers and ends the threads.
+    """
+
+    def __init__(self, fs: S3FileSystem, path: str, threads: int, stack: ExitStack) -> None:
+        self._fs = fs
+        self._path = path
+        self._stack = stack
+        self._threads = [ThreadPoolExecutor(1, thread_name_prefix="s3torch-load") for _ in range(threads)]
+        for thread in self._threads:
+            stack.callback(thread.shutdown)
+
+    def open(self, path: str) -> ObjectSource:
+        """Opens a file by its path, relative to the checkpoint."""
+        uri = join_path(self._path, path)
+        reader = self._stack.enter_context(self._fs.create_stream(uri, "rb"))
+        # The next file is for the next thread.
+        self._threads.append(thread := self._threads.pop(0))
+        return cast("ObjectSource", _ReaderSource(reader, thread, self._fs.open_ranges(uri)))
+
+
+class _ReaderSource:
+    """One file; what its reader does not have to tell comes from the object."""
+
+    def __init__(self, reader: Any, thread: ThreadPoolExecutor, file: ObjectSource) -> None:
+        self.bucket = file.bucket
+        self.key = file.key
+        self.part_size = file.part_size
+        self.budget = file.budget
+        self._reader = reader
+        self._thread = thread
+
+    def start(self, start: int, stop: int, into: memoryview | None = None) -> _Read:
+        view = memoryview(bytearray(stop - start)) if into is None else into
+        return _Read(self._thread.submit(self._read, start, view))
+
+    def _read(self, start: int, view: memoryview) -> memoryview:
+        self._reader.seek(start)
+        filled = 0
+        while filled < len(view) and (count := self._reader.readinto(view[filled:])):
+            filled += count
+        return view[:filled]
+
+
+class _Read:
+    """A range that is being read."""
+
+    def __init__(self, read: Future[memoryview]) -> None:
+        self._read = read
+
+    def wait(self) -> memoryview:
+        return self._read.result()
+
+    def cancel(self) -> None:
+        if not self._read.cancel():
+            # A reader cannot be interrupted, and the memory must not be touched any more.
+            wait([self._read])
+
+    def add_done_callback(self, fn: Callable[[], object], /) -> None:
+        self._read.add_done_callback(lambda _: fn())

@@ -1,0 +1,143 @@
+"""Which files a save writes, and what it left out. Pure functions of torch's plans."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from torch.distributed.checkpoint.planner import WriteItem
+
+SUFFIX = ".distcp"
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """A file that a save writes.
+
+    Attributes:
+        name: Its path relative to the checkpoint, ``{prefix}{n}.distcp``.
+        items: What goes into it, in order: objects, then tensors.
+        is_safetensors: It has the safetensors format.
+    """
+
+    name: str
+    items: tuple[WriteItem, ...]
+    is_safetensors: bool = False
+
+    def named_for(self, save_id: str) -> FilePlan:
+        """Returns the same file with a name that no other save uses."""
+        stem, dot, suffix = self.name.rpartition(".")
+        return replace(self, name=f"{stem}-{save_id}{dot}{suffix}")
+
+
+def plan_files(
+    items: Sequence[WriteItem], prefix: str, *, files: int, single_file_per_rank: bool = True
+) -> list[FilePlan]:
+    """Shares the items of one rank out between files; there is no file without items."""
+    if single_file_per_rank:
+        buckets = [_objects_first(bucket) for bucket in _share_out(items, files)]
+    else:
+        buckets = [[item] for item in items]
+    filled = [tuple(bucket) for bucket in buckets if bucket]
+    return [FilePlan(f"{prefix}{n}{SUFFIX}", bucket) for n, bucket in enumerate(filled)]
+
+
+def plan_numbered_files(items: Sequence[WriteItem], name_of: Callable[[str], str]) -> list[FilePlan]:
+    """Puts tensors into the safetensors files that are chosen by their names."""
+    buckets: dict[str, list[WriteItem]] = {}
+    for item in items:
+        buckets.setdefault(name_of(item.index.fqn), []).append(item)
+    return [
+        FilePlan(name, tuple(sorted(bucket, key=_element_size, reverse=True)), is_safetensors=True)
+        for name, bucket in sorted(buckets.items())
+    ]
+
+
+def plan_tensor_files(
+    items: Sequence[WriteItem], prefix: str, *, files: int, single_file_per_rank: bool = True
+) -> list[FilePlan]:
+    """Does what ``plan_files`` does, for the safetensors format: it holds only tensors, and each name once.
+
+    Tensors are sorted by the size of their elements, largest first, so that each is aligned. Objects go into
+    a file of their own.
+    """
+    tensors = [item for item in items if not _is_object(item)]
+    objects = [item for item in items if _is_object(item)]
+    buckets = _share_out(tensors, files) if single_file_per_rank else [[item] for item in tensors]
+    parts = [sorted(part, key=_element_size, reverse=True) for bucket in buckets for part in _apart(bucket)]
+    plans = [
+        FilePlan(f"{prefix}{n}{SUFFIX}", tuple(part), is_safetensors=True) for n, part in enumerate(parts)
+    ]
+    rest = plan_files(objects, prefix, files=1, single_file_per_rank=single_file_per_rank)
+    return plans + [
+        replace(plan, name=f"{prefix}{n}{SUFFIX}") for n, plan in enumerate(rest, start=len(plans))
+    ]
+
+
+def unstored(state_dict_metadata: Mapping[str, Any], stored: Iterable[Any]) -> list[str]:
+    """Lists what the metadata promises and no file holds."""
+    there = {(index.fqn, _offsets(index.offset)) for index in stored}
+    promised = chain.from_iterable(
+        [(name, _offsets(chunk.offsets)) for chunk in value.chunks]
+        if hasattr(value, "chunks")
+        else [(name, None)]
+        for name, value in state_dict_metadata.items()
+    )
+    return [name if at is None else f"{name} at {at}" for name, at in promised if (name, at) not in there]
+
+
+def _offsets(offsets: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if offsets is None else tuple(offsets)
+
+
+def _is_object(item: WriteItem) -> bool:
+    return item.tensor_data is None
+
+
+def _objects_first(items: Sequence[WriteItem]) -> list[WriteItem]:
+    return sorted(items, key=lambda item: not _is_object(item))
+
+
+def _tensor_bytes(item: WriteItem) -> int:
+    data = item.tensor_data
+    return 0 if data is None else math.prod(data.chunk.sizes) * data.properties.dtype.itemsize
+
+
+def _element_size(item: WriteItem) -> int:
+    data = item.tensor_data
+    return 0 if data is None else data.properties.dtype.itemsize
+
+
+def _apart(items: Sequence[WriteItem]) -> list[list[WriteItem]]:
+    """Puts the second, third … chunk of one tensor into lists of their own."""
+    parts: list[list[WriteItem]] = []
+    seen: dict[str, int] = {}
+    for item in items:
+        turn = seen.get(item.index.fqn, 0)
+        seen[item.index.fqn] = turn + 1
+        if turn == len(parts):
+            parts.append([])
+        parts[turn].append(item)
+    return parts
+
+
+def _share_out(items: Sequence[WriteItem], count: int) -> list[list[WriteItem]]:
+    """Puts objects into the buckets in turn, and each tensor, largest first, into the emptiest bucket."""
+    if count == 1:
+        return [list(items)]
+    buckets: list[list[WriteItem]] = [[] for _ in range(count)]
+    for n, item in enumerate(item for item in items if _is_object(item)):
+        buckets[n % count].append(item)
+    by_fill = [(0, n) for n in range(count)]
+    tensors = [item for item in items if not _is_object(item)]
+    for item in sorted(tensors, key=_tensor_bytes, reverse=True):
+        fill, n = heapq.heappop(by_fill)
+        buckets[n].append(item)
+        heapq.heappush(by_fill, (fill + _tensor_bytes(item), n))
+    return buckets

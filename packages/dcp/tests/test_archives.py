@@ -1,0 +1,75 @@
+"""Archives that are made around the bytes of a tensor, compared with those of ``torch.save``."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.storage import _new_dtypes
+
+from s3torch.dcp._archives import STORAGES, archive_frame, parse_archive
+from s3torch.dcp._tensors import memory_of
+
+GIB = 1024**3
+
+
+def described(archive):
+    return zipfile.ZipFile(io.BytesIO(archive)).read("archive/data.pkl")
+
+
+@given(st.sampled_from(sorted(STORAGES.values(), key=str)), st.lists(st.integers(1, 5), max_size=4))
+def test_torch_loads_the_tensor(dtype, sizes):
+    tensor = torch.randint(0, 2, tuple(sizes)).to(dtype)
+    frame = archive_frame(dtype, tuple(sizes))
+    archive = frame.head + bytes(memory_of(tensor)) + frame.tail
+    loaded = torch.load(io.BytesIO(archive), weights_only=True)
+    assert (loaded.dtype, loaded.shape, loaded.stride()) == (dtype, tensor.shape, tensor.stride())
+    assert torch.equal(loaded, tensor)
+    assert not loaded.requires_grad
+    assert parse_archive(memoryview(archive), len(archive)) == frame.layout
+    assert frame.layout.start % 64 == 0
+
+    usual = io.BytesIO()
+    torch.save(tensor, usual)
+    assert described(archive) == described(usual.getvalue())
+
+
+def test_it_can_be_mapped_into_memory(tmp_path):
+    tensor = torch.randn(1000)
+    frame = archive_frame(tensor.dtype, (1000,))
+    path = tmp_path / "a"
+    path.write_bytes(frame.head + bytes(memory_of(tensor)) + frame.tail)
+    assert torch.equal(torch.load(path, mmap=True), tensor)
+
+
+@pytest.mark.parametrize("size", [4 * GIB - 2, 4 * GIB - 1, 4 * GIB + 64])
+def test_archives_of_more_than_4_gib(tmp_path, size):
+    frame = archive_frame(torch.uint8, (size,))
+    with (tmp_path / "a").open("wb") as file:
+        file.write(frame.head)
+        file.seek(size - 1, io.SEEK_CUR)  # A hole, which takes no room.
+        file.write(b"\x07" + frame.tail)
+    loaded = torch.load(tmp_path / "a", mmap=True)
+    assert (loaded.shape, loaded[0], loaded[-1]) == ((size,), 0, 7)
+
+
+@pytest.mark.parametrize("dtype", sorted(_new_dtypes(), key=str))
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+def test_types_without_a_storage_class(dtype):
+    tensor = torch.arange(24, dtype=torch.uint8).view(dtype).unsqueeze(0)
+    frame = archive_frame(dtype, tuple(tensor.shape))
+    archive = frame.head + bytes(memory_of(tensor)) + frame.tail
+    loaded = torch.load(io.BytesIO(archive), weights_only=True)
+    assert (loaded.dtype, loaded.shape) == (dtype, tensor.shape)
+    assert bytes(memory_of(loaded)) == bytes(memory_of(tensor))
+    usual = io.BytesIO()
+    torch.save(tensor, usual)
+    assert described(archive) == described(usual.getvalue())
+
+
+def test_quantized_types_are_left_to_torch():
+    assert archive_frame(torch.qint8, (3,)) is None

@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from s3torch.core._atexit import reap, reaper
 from s3torch.core._process import OwnerProcess
 from s3torch.core.errors import ConfigurationError, S3Error, TransferCancelledError
 from s3torch.core.ranges import MAX_PARTS, upload_part_size
@@ -53,6 +55,7 @@ class Upload:
         self.bucket = bucket
         self.key = key
         self.owner = OwnerProcess()
+        reaper.get()
         self._connector = connector
         self._options = options
         self._algorithm = usable_algorithm(connector.config.upload_checksum)
@@ -253,6 +256,10 @@ class Upload:
                 lambda: transport.abort_multipart_upload(upload).result(_ABORT_SECONDS), drained=drained
             )
         except (S3Error, TimeoutError, ValueError) as exc:
+            if not multipart.done():
+                # An upload that begins so late is aborted then.
+                abort = partial(self._abort_multipart, multipart, drained=True)
+                multipart.add_done_callback(lambda _: reap(abort))
             note = (
                 f"The multipart upload of s3://{self.bucket}/{self.key} could not be aborted "
                 f"({exc}); its parts stay until a lifecycle rule or a clean-up removes them."

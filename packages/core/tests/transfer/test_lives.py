@@ -132,6 +132,18 @@ def test_dropping_does_not_wait_for_a_silent_server(wire):
     assert client._handle.get().memory.budget.used == 0
 
 
+def test_an_upload_that_begins_after_its_writer_was_dropped_is_aborted(wire, monkeypatch):
+    monkeypatch.setattr("s3torch.core.transfer._upload._ABORT_SECONDS", 0.5)
+    wire.proxy.add(Fault(latency=2), method="POST", match=lambda request: "uploads" in request.query)
+    writer = wire.client().put_object(wire.bucket, "k")
+    writer.write(wire.content(PART + 1))
+    with pytest.warns(ResourceWarning, match="dropped without close"):
+        del writer
+    await_until(lambda: wire.proxy.requests("DELETE"))
+    await_until(lambda: not wire.uploads())
+    assert wire.get("k") is None
+
+
 def test_a_program_ends_although_the_server_is_silent(wire):
     end = "import s3torch.core._atexit as a; a._EXIT_SECONDS = 1; print(sys.stdin.readline())"
     with writing(wire, end) as process:

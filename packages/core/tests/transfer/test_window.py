@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3torch.core._memory import MemoryBudget
-from s3torch.core.transfer._source import InOrder, RangeSource, Wanted, receive_all
+from s3torch.core.ranges import split_range
+from s3torch.core.transfer._source import InOrder, RangeSource, Wanted, receive
 from s3torch.core.transfer._window import Window
 from s3torch.testing.faults import Fault
 
@@ -64,7 +65,11 @@ def test_all_bytes_arrive_within_the_budget(start, size, limit, others):
     held = source.shared.reserve(others)
     stop = min(start + size, 200)
     found = bytearray(stop - start)
-    receive_all(source, start, memoryview(found))
+    view = memoryview(found)
+    parts = split_range(start, stop, source.part_size)
+    receive(
+        source, (Wanted(part.start, part.stop, view[part.start - start :][: len(part)]) for part in parts)
+    )
     assert found == DATA[start:stop]
     assert source.most <= max(10, limit - others)
     held.release()

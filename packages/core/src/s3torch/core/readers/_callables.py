@@ -71,17 +71,16 @@ class CallableSource(RangeSource):
     def start(self, start: int, stop: int, into: memoryview | None = None) -> PendingRange:
         return _CallableRange(self, start, min(stop, int(self.head().size)), into)
 
-    def fetch(self, start: int, stop: int) -> bytes:
-        if stop <= start:
-            return b""
+    def read(self, start: int, stop: int) -> bytes:
         pieces: list[bytes] = []
         missing = stop - start
-        for piece in self._get_stream(start, stop):
+        # Without bytes to read nothing is called.
+        for piece in self._get_stream(start, stop) if missing > 0 else ():
             pieces.append(piece[:missing])
             missing -= len(pieces[-1])
             if not missing:
                 break
-        if missing:
+        if missing > 0:
             raise TruncatedError(
                 f"the stream ended {missing} bytes before {stop}", bucket=self.bucket, key=self.key
             )
@@ -91,12 +90,11 @@ class CallableSource(RangeSource):
 class _CallableRange:
     def __init__(self, source: CallableSource, start: int, stop: int, into: memoryview | None) -> None:
         self._source = source
-        self._start = start
-        self._stop = stop
+        self._range = (start, stop)
         self._into = into
 
     def wait(self) -> memoryview:
-        data = memoryview(self._source.fetch(self._start, self._stop))
+        data = memoryview(self._source.read(*self._range))
         if self._into is None:
             return data
         self._into[: len(data)] = data

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from s3torch.core._atexit import reap, reaper
 from s3torch.core._process import OwnerProcess
-from s3torch.core.ranges import split_range
 from s3torch.core.transfer._window import IN_FLIGHT, STREAM_IN_FLIGHT, Admission, Window
 
 if TYPE_CHECKING:
@@ -170,14 +169,6 @@ def receive(source: RangeSource, wanted: Iterable[Wanted]) -> None:
     with closing(InOrder(source, wanted)) as arrived:
         for _ in arrived:
             """The bytes are where they are wanted."""
-
-
-def receive_all(source: RangeSource, start: int, view: memoryview) -> None:
-    """Fills a view with the bytes from ``start``, in parts."""
-    parts = split_range(start, start + len(view), source.part_size)
-    receive(
-        source, (Wanted(part.start, part.stop, view[part.start - start :][: len(part)]) for part in parts)
-    )
 
 
 class GetObjectStream:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core import requests
+from s3torch.core._atexit import reap, reaper
 from s3torch.core._process import OwnerProcess
 from s3torch.core.errors import ConfigurationError, S3Error, TransferCancelledError
 from s3torch.core.ranges import MAX_PARTS, upload_part_size
@@ -54,6 +56,7 @@ class Upload:
         self.bucket = bucket
         self.key = key
         self.owner = OwnerProcess()
+        reaper.get()
         self._handle = handle
         self._options = options
         self._algorithm = usable_algorithm(handle.config.upload_checksum)
@@ -252,6 +255,10 @@ class Upload:
                 drained=drained,
             )
         except (S3Error, TimeoutError, ValueError) as exc:
+            if not multipart.done():
+                # An upload that begins so late is aborted then.
+                abort = partial(self._abort_multipart, multipart, drained=True)
+                multipart.add_done_callback(lambda _: reap(abort))
             note = (
                 f"The multipart upload of s3://{self.bucket}/{self.key} could not be aborted "
                 f"({exc}); its parts stay until a lifecycle rule or a clean-up removes them."

@@ -91,6 +91,12 @@ class BodyStream(io.RawIOBase):
     def __len__(self) -> int:
         return len(self.body)
 
+    def again(self) -> BodyStream:
+        """Returns a stream of the same bytes for the next attempt: the CRT reads on where it has stopped."""
+        stream = BodyStream(self.body)
+        self.release()
+        return stream
+
     def release(self) -> None:
         """Lets go of the buffer; the CRT keeps the stream for longer than its request."""
         self.body = memoryview(b"")

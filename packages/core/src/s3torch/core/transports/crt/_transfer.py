@@ -167,6 +167,8 @@ class CrtTransfer(Future[T]):
             number = self._attempts
             self._native, self._late = None, False
             self.receiver.begin()
+            if self.body is not None and number > 1:
+                self.body = self.body.again()
         try:
             native = self._send()
         except Exception as exc:  # noqa: BLE001 - The transfer raises it.

@@ -57,7 +57,7 @@ class Runtime:
         self.pace: Pace | None = None
         if isinstance(self._transport, BuffersParts) and self._transport.buffers_parts:
             self.pace = Pace(throughput_share(config.throughput_target_gbps), config.part_size)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.transport: Transport = self._transport
         self.sends_now: SupportsSendNow | None = None
         listening.get().follow(self)

@@ -178,7 +178,7 @@ class _Spans:
 
     def __init__(self, tracer: Any) -> None:
         self._tracer = tracer
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._open: dict[int, Span] = {}
         self._uploads: dict[str, Span] = {}
         # Uploads whose id is not known yet, by the number of the transfer that creates them.

@@ -33,7 +33,7 @@ class Receiver:
         # How many bytes may come; ``None`` for any number.
         self._room = self.part_size if into is None else len(into)
         # Once a transfer was cancelled its buffer is not touched any more.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.begin()
 
     def begin(self) -> None:

@@ -52,7 +52,7 @@ class CrtRuntime:
                 "install it with pip install awscrt, or use transport='http'"
             ) from exc
         self._context = context
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         config = context.config
         self._bundle = _named_bundle()
         # What a native client keeps of the settings.

@@ -95,7 +95,7 @@ class CrtTransfer(Future[T]):
         self._cancelled = False
         self._late = False
         self._waiting = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         live.add(self)
 
     def start(self, send: Callable[[], S3Request]) -> None:

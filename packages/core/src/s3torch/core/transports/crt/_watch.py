@@ -62,7 +62,7 @@ class Watch:
         self._moved: int | None = None
         self._moved_at = 0.0
         self._looking = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def begin(self, transfer: CrtTransfer[Any], endpoint: BucketEndpoint) -> None:
         """Sets the deadline of an attempt that is about to be sent."""

@@ -170,7 +170,7 @@ class Wire:
         self.direct.close()
 
 
-@pytest.fixture(params=["crt", "boto", "http"])
+@pytest.fixture(params=["crt", "http"])
 def wire(request, seaweedfs, fault_proxy, monkeypatch):
     """Both transports to a real server, each behind a proxy of its own."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", seaweedfs.access_key)

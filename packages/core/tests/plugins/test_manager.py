@@ -92,7 +92,7 @@ def distributions(tmp_path, python):
 
 
 def test_the_builtin_transports_use_the_same_door():
-    assert {"boto", "crt", "memory"} <= set(transport_names())
+    assert {"crt", "http", "memory"} <= set(transport_names())
 
 
 def test_a_transport_of_a_third_party_is_found_by_name(distributions):
@@ -167,7 +167,7 @@ def test_an_unknown_name_lists_what_is_installed(distributions):
     from s3torch.core.errors import TransportError
     exc = error("tpae")
     assert type(exc) is TransportError and isinstance(exc, (ValueError, ImportError))
-    for word in ("'tpae'", "boto", "crt", "memory", "tape"):
+    for word in ("'tpae'", "crt", "http", "memory", "tape"):
         assert word in str(exc), exc
     """
     distributions(code, tape=("transports", TRANSPORT))

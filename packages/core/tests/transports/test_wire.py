@@ -25,31 +25,9 @@ from s3torch.core.errors import (
 )
 from s3torch.core.models import Credentials, MultipartUpload, PutOptions
 from s3torch.core.ranges import ByteRange
-from s3torch.core.transports.boto import BotoTransport
-from s3torch.core.transports.crt import CrtTransport
-from s3torch.core.transports.http import HttpTransport
 
 PATIENCE = 30
 DATA = bytes(range(256)) * 4000
-
-
-@pytest.fixture(params=[CrtTransport, BotoTransport, HttpTransport], ids=["crt", "boto", "http"])
-def transport_class(request):
-    return request.param
-
-
-@pytest.fixture
-def connect(transport_class, make_context):
-    """Makes a transport to a server."""
-    transports = []
-
-    def make(endpoint, **settings):
-        transports.append(transport_class(make_context(endpoint, **settings)))
-        return transports[-1]
-
-    yield make
-    for transport in transports:
-        transport.close()
 
 
 @pytest.fixture
@@ -211,7 +189,7 @@ def test_stalled_get_can_be_cancelled(transport, stub, answer, stall, how):
     assert time.monotonic() - begin < 3
 
 
-@pytest.mark.parametrize("name", ["crt", "boto", "http"])
+@pytest.mark.parametrize("name", ["crt", "http"])
 def test_a_fork_leaves_the_connections_of_the_parent(name, stub, answer, in_child):
     stub.will(*[answer(206, b"data", {"Content-Range": "bytes 0-3/4"})] * 3)
     config = S3ClientConfig(transport=name, credentials=lambda: Credentials("AKID", "SECRET"))

@@ -113,8 +113,19 @@ def put_object(
 
 def put_result(answer: Answer) -> PutResult:
     """Reads the answer of what makes an object appear."""
-    etag = answer.headers.get("etag") or xml_fields(answer.body).get("ETag", "")
+    etag = promised(answer.headers.get("etag") or xml_fields(answer.body).get("ETag"))
     return PutResult(etag, answer.headers.get("x-amz-version-id"))
+
+
+def promised(etag: str | None) -> str:
+    """Returns the ETag of what was stored, without which nobody knows that it was.
+
+    Raises:
+        S3Error: The answer has none.
+    """
+    if not etag:
+        raise S3Error("the answer has no ETag, so nothing tells that the bytes were stored")
+    return etag
 
 
 def delete_object(bucket: str, key: str, *, version_id: str | None = None) -> Request[None]:
@@ -206,8 +217,12 @@ def copy_object(
         if options.tags:
             headers.append(("x-amz-tagging-directive", "REPLACE"))
     return Request(
-        operation="CopyObject", method="PUT", bucket=dst_bucket, key=dst_key, read=_nothing, headers=headers
+        operation="CopyObject", method="PUT", bucket=dst_bucket, key=dst_key, read=_copied, headers=headers
     )
+
+
+def _copied(answer: Answer) -> None:
+    promised(xml_fields(answer.body).get("ETag"))
 
 
 def source_headers(

@@ -47,7 +47,7 @@ class Pages:
 
     def listing(self, prefixes=("",), *, branches=None, requests=4, ordered=True):
         return TreeListing(
-            self.ask, prefixes, branches=branches or EveryBranch(), requests=requests, ordered=ordered
+            self.ask, prefixes, branches=branches or EveryBranch(), in_flight=requests, ordered=ordered
         )
 
 

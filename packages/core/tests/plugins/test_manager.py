@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from textwrap import dedent
 
 import pytest
@@ -85,7 +86,8 @@ def distributions(tmp_path, python):
             info.mkdir()
             (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: third-{name}\nVersion: 1.0\n")
             (info / "entry_points.txt").write_text(f"[s3torch.{group}]\n{name} = third_{name}\n")
-        variables = {"PYTHONPATH": str(tmp_path), **(environment or {})}
+        path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+        variables = {"PYTHONPATH": path, **(environment or {})}
         return python(dedent(CLIENT) + dedent(code), environment=variables)
 
     return run

@@ -65,11 +65,14 @@ FAILURES = b"""<?xml version="1.0" encoding="UTF-8"?>
 </DeleteResult>"""
 
 UPLOAD = MultipartUpload("bucket", "key", "u1")
-EMPTY = {
+COPIED = b"<CopyResult><ETag>e</ETag></CopyResult>"
+RESULTS = {
     "ListObjectsV2": LISTING.encode(),
     "ListObjectVersions": VERSIONS,
     "ListMultipartUploads": UPLOADS,
     "DeleteObjects": b"<DeleteResult/>",
+    "CopyObject": COPIED,
+    "UploadPartCopy": COPIED,
 }
 
 
@@ -213,7 +216,7 @@ def test_copy_is_one_request(transport, stub, answer):
 
 def test_a_copy_that_fails_late_is_an_error(transport, stub, answer, refusal):
     late = answer(200, b"\n" + refusal(0, "InternalError").body)
-    stub.will(late, answer(200, b"<CopyObjectResult/>"))
+    stub.will(late, answer(200, COPIED))
     transport.copy_object("from", "key", "to", "key")
     stub.will(*[late] * 2)
     with pytest.raises(ServerError) as caught:
@@ -239,7 +242,7 @@ def test_every_operation_is_tried_again_and_told(connect, stub, answer, refusal)
     told = []
     transport = connect(stub.endpoint, max_attempts=2, on_retry=lambda **facts: told.append(facts))
     for operation, call in every_call(transport).items():
-        stub.will(refusal(503, "SlowDown"), answer(200, EMPTY.get(operation, b"")))
+        stub.will(refusal(503, "SlowDown"), answer(200, RESULTS.get(operation, b"")))
         call()
     assert [facts["operation"] for facts in told] == list(every_call(transport))
     assert {facts["attempt"] for facts in told} == {1}
@@ -264,7 +267,7 @@ def test_expired_credentials_are_renewed(connect, stub, answer, refusal):
     transport = connect(stub.endpoint, credentials=credentials)
     for operation, call in every_call(transport).items():
         before = len(asked)
-        stub.will(refusal(400, "ExpiredToken"), answer(200, EMPTY.get(operation, b"")))
+        stub.will(refusal(400, "ExpiredToken"), answer(200, RESULTS.get(operation, b"")))
         # The answer to a HEAD has no body to tell it.
         if operation == "HeadObject":
             stub.answers.popleft()

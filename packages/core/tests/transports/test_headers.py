@@ -54,6 +54,7 @@ KEY_HEADERS = {
     "server-side-encryption-customer-key-md5": base64.b64encode(hashlib.md5(KEY).digest()).decode(),
 }
 COPIES = {"CopyObject", "UploadPartCopy"}
+COPIED = b"<CopyResult><ETag>e</ETag></CopyResult>"
 KEYLESS = {
     "AbortMultipartUpload",
     "DeleteObject",
@@ -110,8 +111,8 @@ def other_requests(transport):
         "HeadObject": (lambda: transport.head_object("bucket", "key"), b""),
         "DeleteObject": (lambda: transport.delete_object("bucket", "key"), b""),
         "DeleteObjects": (lambda: transport.delete_objects("bucket", ["key"]), b"<DeleteResult/>"),
-        "CopyObject": (lambda: transport.copy_object(*source, "bucket", "key"), b""),
-        "UploadPartCopy": (lambda: transport.upload_part_copy(UPLOAD, 1, *source, **how), b""),
+        "CopyObject": (lambda: transport.copy_object(*source, "bucket", "key"), COPIED),
+        "UploadPartCopy": (lambda: transport.upload_part_copy(UPLOAD, 1, *source, **how), COPIED),
         "GetObjectTagging": (lambda: transport.object_tags("bucket", "key"), b"<Tagging/>"),
         "ListObjectsV2": (lambda: transport.list_objects("bucket"), b"<ListBucketResult/>"),
         "ListObjectVersions": (

@@ -8,7 +8,6 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from xml.etree import ElementTree as ET
 
 import pytest
-from botocore.model import ServiceModel
 from botocore.serialize import create_serializer
 from botocore.session import get_session
 from hypothesis import given
@@ -38,7 +37,7 @@ def model():
     return get_session().get_service_model("s3")
 
 
-def asked_of_botocore(model: ServiceModel, operation, **parameters):
+def asked_of_botocore(model, operation, **parameters):
     """Method, path, query and headers that botocore sends, the path without the bucket."""
     shape = model.operation_model(operation)
     asked = create_serializer("rest-xml", include_validation=False).serialize_to_request(parameters, shape)

@@ -44,7 +44,7 @@ _RESTORE = re.compile(r'ongoing-request="(true|false)"(?:, expiry-date="([^"]*)"
 
 
 def get_headers(byte_range: ByteRange | None, if_match: str | None) -> list[tuple[str, str]]:
-    """Gives the headers of a GetObject request."""
+    """Returns the headers of a GetObject request."""
     headers = []
     if byte_range is not None:
         headers.append(("Range", byte_range.header))
@@ -57,12 +57,12 @@ def get_headers(byte_range: ByteRange | None, if_match: str | None) -> list[tupl
 
 
 def checksum_headers(checksum: tuple[str, str] | None) -> list[tuple[str, str]]:
-    """Gives the header that carries a checksum, of which the algorithm comes first."""
+    """Returns the header that carries a checksum, of which the algorithm comes first."""
     return [] if checksum is None else [(_CHECKSUM + checksum[0].lower(), checksum[1])]
 
 
 def common_headers(config: S3ClientConfig, operation: str) -> list[tuple[str, str]]:
-    """Gives the headers that the settings of a client add to a request of this S3 operation.
+    """Returns the headers that the settings of a client add to a request of this S3 operation.
 
     Raises:
         ConfigurationError: The function that gives the customer's key fails, or gives none.
@@ -93,7 +93,7 @@ def _customer_key_headers(prefix: str, key: bytes) -> list[tuple[str, str]]:
 
 
 def put_headers(options: PutOptions) -> list[tuple[str, str]]:
-    """Gives the headers that store an object as the options say, without the conditions."""
+    """Returns the headers that store an object as the options say, without the conditions."""
     headers = [(_META + name, value) for name, value in options.metadata.items()]
     given = (
         ("Content-Type", options.content_type),
@@ -132,13 +132,13 @@ def encryption_context(context: Mapping[str, str]) -> str | None:
 
 
 def condition_headers(options: PutOptions) -> list[tuple[str, str]]:
-    """Gives the headers of the conditions under which an object may appear."""
+    """Returns the headers of the conditions under which an object may appear."""
     conditions = (("If-None-Match", options.if_none_match), ("If-Match", options.if_match))
     return [(name, value) for name, value in conditions if value is not None]
 
 
 def _is_whole(content_range: str) -> bool:
-    """Tells whether a range, if there is one, has all bytes of its object."""
+    """Whether a range, if there is one, has all bytes of its object."""
     match = _CONTENT_RANGE.fullmatch(content_range)
     if match is None:
         return not content_range
@@ -199,7 +199,7 @@ def _seconds(date: str) -> int:
 
 
 def announced_length(headers: Mapping[str, str], byte_range: ByteRange | None) -> int | None:
-    """Tells how long the body of a GET has to be; names of headers are in lower case.
+    """Returns how long the body of a GET has to be; names of headers are in lower case.
 
     Returns:
         The length, ``None`` where the response does not announce one.

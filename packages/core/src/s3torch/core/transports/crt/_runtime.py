@@ -152,7 +152,7 @@ _bootstrap = PerProcess(_make_bootstrap)
 
 
 def _named_bundle() -> tuple[str, str] | None:
-    """Finds the variable that names whom to trust, and its value, as botocore does for the control plane."""
+    """Finds the variable that names whom to trust, and its value, as botocore does."""
     for variable in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
         bundle = os.environ.get(variable)
         if bundle:

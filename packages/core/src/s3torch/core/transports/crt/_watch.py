@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 
 class Watch:
-    """Gives every attempt a deadline, and gives up those that miss it or that nothing comes for."""
+    """Sets a deadline for every attempt, and gives up those that miss it or that nothing comes for."""
 
     def __init__(self, config: S3ClientConfig, live: set[CrtTransfer[Any]]) -> None:
         self._timeout = config.read_timeout
@@ -101,7 +101,7 @@ class Watch:
 
 
 def _ports(servers: set[tuple[str, str]]) -> set[int]:
-    """Tells to which ports there are connections; none if there may be others."""
+    """Returns the ports to which there are connections; none if there may be others."""
     from urllib.request import getproxies
 
     if not getproxies().keys().isdisjoint(_PORTS):

@@ -165,7 +165,7 @@ def test_a_pool_that_is_not_used_frees_its_buffers():
 def test_closing_a_client_frees_the_buffers(client):
     with client.put_object("bucket", "key") as writer:
         writer.write(b"data")
-    pool = client._connector.get().memory.pool
+    pool = client._handle.get().memory.pool
     assert pool.kept
     client.close()
     assert pool.kept == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from s3torch.core.connection import Connector
+from s3torch.core._runtime import RuntimeHandle
 
 from s3torch.core import PlannedS3Reader, S3ClientConfig, S3ReaderConstructor, UserAgent
 from s3torch.core.errors import ConfigurationError
@@ -32,7 +32,7 @@ class _Base(ReaderTests):
     max_gap = None
     knows_size = False
 
-    connector = Connector(region="us-east-1", endpoint=None, config=CONFIG, user_agent=UserAgent())
+    connector = RuntimeHandle(region="us-east-1", endpoint=None, config=CONFIG, user_agent=UserAgent())
 
     def open_reader(self, data):
         store = MemoryStore.at(STORE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from s3torch.core.connection import Connector
+from s3torch.core._runtime import RuntimeHandle
 
 from s3torch.core import RangedS3Reader, S3Client, S3ClientConfig, S3ReaderConstructor, UserAgent
 from s3torch.core.transfer.source import ObjectSource
@@ -30,7 +30,7 @@ class _Base(ReaderTests):
     part_size = 0
     buffer_size = None
     knows_size = False
-    connector = Connector(region="us-east-1", endpoint=None, config=CONFIG, user_agent=UserAgent())
+    connector = RuntimeHandle(region="us-east-1", endpoint=None, config=CONFIG, user_agent=UserAgent())
 
     def open_reader(self, data):
         put(data)

@@ -44,7 +44,7 @@ MEASURE = """
         assert file.readinto(buffer) == size
     elif kind == "read":
         assert len(file.read()) == size
-    memory = client._connector.get().memory
+    memory = client._handle.get().memory
     used = memory.budget.used
     file.close()
     measured = [status("VmHWM") - before, used, status("VmRSS") - before]
@@ -119,7 +119,7 @@ def zeros():
     thread.join()
 
 
-@pytest.fixture(params=["crt", "boto", "http"])
+@pytest.fixture(params=["crt", "http"])
 def measure(request, zeros, python):
     def run(size, kind):
         environment = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}

@@ -59,6 +59,6 @@ def test_behind_latency_more_is_on_its_way(wire):
     bucket, key = wire.stock(2 * 5 * MIB + 1)
     with client.get_object(bucket, key) as reader:
         assert reader.read() == wire.content(2 * 5 * MIB + 1)
-    pace = client._connector.get().pace
+    pace = client._handle.get().pace
     assert (pace is not None) == (wire.transport == "crt")
     assert pace is None or pace.limit >= 125_000_000

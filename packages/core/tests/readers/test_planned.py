@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from s3torch.core._runtime import RuntimeHandle
 
 from s3torch.core import PlannedS3Reader, S3ClientConfig, S3ReaderConstructor, UserAgent
+from s3torch.core._runtime import RuntimeHandle
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.ranges import ByteRange
 from s3torch.core.transfer.source import ObjectSource

@@ -133,7 +133,6 @@ def test_the_largest_part_size(wire):
         assert client.get_object(wire.bucket, "large-parts").read() == b"few bytes"
 
 
-@pytest.mark.promise(6)
 def test_a_missing_key(wire):
     client = wire.client()
     for call in (client.get_object(wire.bucket, "no").read, client.get_object(wire.bucket, "no").readline):
@@ -244,8 +243,7 @@ def test_anonymous_requests(wire, monkeypatch):
     assert all("authorization" not in request.headers for request in wire.proxy.requests())
 
 
-@pytest.mark.promise(6)
-@pytest.mark.parametrize("transport", ["crt", "boto", "http"])
+@pytest.mark.parametrize("transport", ["crt", "http"])
 def test_an_endpoint_that_is_down(monkeypatch, transport):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
@@ -265,7 +263,7 @@ def test_an_endpoint_that_is_down(monkeypatch, transport):
         assert time.monotonic() - began < 20
 
 
-@pytest.mark.parametrize("transport", ["crt", "boto", "http"])
+@pytest.mark.parametrize("transport", ["crt", "http"])
 def test_no_region(monkeypatch, transport):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
@@ -275,7 +273,7 @@ def test_no_region(monkeypatch, transport):
                 call()
 
 
-@pytest.mark.parametrize("transport", ["crt", "boto", "http"])
+@pytest.mark.parametrize("transport", ["crt", "http"])
 def test_a_bucket_that_cannot_be(monkeypatch, transport):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
@@ -285,7 +283,7 @@ def test_a_bucket_that_cannot_be(monkeypatch, transport):
                 call()
 
 
-@pytest.mark.parametrize("transport", ["crt", "boto", "http"])
+@pytest.mark.parametrize("transport", ["crt", "http"])
 def test_an_unknown_profile(transport):
     config = S3ClientConfig(transport=transport, profile="nope")
     with S3Client("us-east-1", endpoint="http://127.0.0.1:1", s3client_config=config) as client:
@@ -294,11 +292,10 @@ def test_an_unknown_profile(transport):
                 call()
 
 
-@pytest.mark.promise(8)
 def test_an_unknown_transport():
     client = S3Client("us-east-1", s3client_config=S3ClientConfig(transport="tpae"))
     for call in every_operation(client, "bucket").values():
-        with pytest.raises(TransportError, match=r"'tpae'.*boto, crt, http, memory"):
+        with pytest.raises(TransportError, match=r"'tpae'.*crt, http, memory"):
             call()
 
 

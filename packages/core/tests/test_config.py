@@ -42,7 +42,7 @@ GOOD = {
     "profile": [None, "training"],
     "requester_pays": [True, False],
     "endpoint": [None, "http://localhost:9000"],
-    "transport": [None, "boto", "third-party"],
+    "transport": [None, "http", "third-party"],
     "memory_limit": [None, 5 * MIB, 64 * GIB],
     "connect_timeout": [0.001, 1, 3600],
     "read_timeout": [0.001, 1, 3600],
@@ -182,8 +182,8 @@ def test_without_the_environment_the_field_counts(monkeypatch):
 def test_the_transport_is_the_field_then_the_environment(monkeypatch):
     monkeypatch.delenv("S3TORCH_TRANSPORT", raising=False)
     assert S3ClientConfig().transport_name is None
-    monkeypatch.setenv("S3TORCH_TRANSPORT", "boto")
-    assert S3ClientConfig().transport_name == "boto"
+    monkeypatch.setenv("S3TORCH_TRANSPORT", "http")
+    assert S3ClientConfig().transport_name == "http"
     assert S3ClientConfig(transport="memory").transport_name == "memory"
     monkeypatch.setenv("S3TORCH_TRANSPORT", "")
     assert S3ClientConfig().transport_name is None

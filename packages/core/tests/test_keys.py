@@ -33,7 +33,7 @@ keys = st.one_of(
 ).filter(fits)
 
 
-@pytest.fixture(params=["crt", "http", "boto"])
+@pytest.fixture(params=["crt", "http"])
 def make_client(request, monkeypatch):
     clients = []
 

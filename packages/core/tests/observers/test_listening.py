@@ -9,13 +9,12 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
-from s3torch.core.observers._observations import Observations
 
-from s3torch.core import NotFoundError, ThrottledError, TransferCancelledError, observers
-from s3torch.core.models import PutOptions
+from s3torch.core import NotFoundError, PutOptions, ThrottledError, TransferCancelledError, observers
 from s3torch.core.observers import TransferObserver, add_observer, observe, remove_observer
-from s3torch.core.observers._observed import ObservedTransfer, ObservedTransport
+from s3torch.core.observers._observed import Observations, ObservedTransfer, ObservedTransport
 from s3torch.core.ranges import MIB
+from s3torch.core.requests import get_object, put_object
 from s3torch.core.transports.memory import MemoryStore, MemoryTransport
 from s3torch.testing.faults import Fault
 from s3torch.testing.transport_tests import TransportTests
@@ -87,7 +86,7 @@ def test_a_large_object_is_a_transfer_for_each_part(wire, diary):
     assert all(progress.object_size == size for _, progress in diary.of("progressed", "GetObject"))
 
 
-def test_operations_on_the_control_plane_are_told(wire, diary):
+def test_operations_that_move_no_bytes_are_told(wire, diary):
     client = wire.client()
     wire.put("a")
     client.head_object(wire.bucket, "a")
@@ -124,7 +123,7 @@ def test_throttling_is_told_attempt_by_attempt(wire, diary):
     assert len(wire.proxy.requests("GET")) == 3
 
 
-def test_throttling_of_the_control_plane_is_told(wire, diary):
+def test_throttling_of_other_operations_is_told(wire, diary):
     client = wire.client()
     wire.put("k")
     wire.proxy.add(Fault.slow_down(), method="HEAD", times=1)
@@ -172,7 +171,7 @@ def test_a_retry_is_told_of_the_range_that_failed(wire, diary):
 def test_a_retry_of_an_unknown_transfer_is_told_of_its_object(diary, transfer):
     observations = Observations()
     about = {"operation": "GetObject", "bucket": "b", "key": "k"}
-    begun = observations.begin(**about)
+    begun = observations.begin(get_object("b", "k"), None)
     begun.transfer = Future()
     observations.retried(**about, attempt=1, error=ThrottledError(), seconds=0, transfer=transfer)
     begun.end()
@@ -197,7 +196,8 @@ def test_a_failure_that_is_known_at_once_holds_no_buffer():
     failed.set_exception(NotFoundError())
 
     def start(body):
-        return ObservedTransfer(failed, observations.begin("PutObject", "b", "k"), lambda _: {}), len(body)
+        request = put_object("b", "k", options=PutOptions())
+        return ObservedTransfer(failed, observations.begin(request, len(body))), len(body)
 
     body = bytearray(10)
     transfer, _ = start(memoryview(body))
@@ -207,10 +207,10 @@ def test_a_failure_that_is_known_at_once_holds_no_buffer():
 
 
 def test_what_cannot_start_ends(client, diary):
-    transport = client._connector.get().transport
+    transport = client._handle.get().transport
     transport.close()
     with pytest.raises(ValueError, match="closed"):
-        transport.put("bucket", "k", memoryview(b""), options=PutOptions())
+        transport.send(put_object("bucket", "k", options=PutOptions()), body=memoryview(b""))
     ((_, end),) = diary.of("ended")
     assert isinstance(end.error, ValueError)
 
@@ -218,16 +218,15 @@ def test_what_cannot_start_ends(client, diary):
 def test_clients_begin_and_end_to_be_observed(client):
     write(client, "bucket", "k", 1, bytes)
     first, second = TransferObserver(), TransferObserver()
-    connection = client._connector.get()
-    bare, control = connection.transport, connection.control
+    runtime = client._handle.get()
+    bare = runtime.transport
     with observe(first):
-        assert connection.transport is not bare
+        assert runtime.transport is not bare
         add_observer(second)
-    assert connection.transport is not bare
+    assert runtime.transport is not bare
     remove_observer(second)
     remove_observer(second)
-    assert connection.transport is bare
-    assert connection.control is control
+    assert runtime.transport is bare
 
 
 def test_who_is_told_of_the_start_is_told_of_the_end(client, diary):
@@ -274,13 +273,13 @@ def test_nobody_pays_when_nobody_listens(client):
             called.append(frame.f_code.co_qualname)
 
     def use():
-        connection = client._connector.get()
+        runtime = client._handle.get()
         called.clear()
         write(client, "bucket", "k", 6 * MIB, bytes)
         client.get_object("bucket", "k").read()
         client.head_object("bucket", "k")
         list(client.list_objects("bucket"))
-        connection.close()
+        runtime.close()
         return len(called)
 
     # Threads take the function that is set when they begin: those of the transport, too.

@@ -1,69 +1,72 @@
-"""Control planes that can more than they owe, while somebody listens."""
+"""What observers are told of the requests of an observed transport."""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from concurrent.futures import Future
 
 import pytest
-from botocore.session import get_session
-from s3torch.core.control import BotoControl
-from s3torch.core.observers._observations import Observations
 
-from s3torch.core import NotFoundError
-from s3torch.core.models import MultipartUpload
-from s3torch.core.observers._observed import ObservedControl, operation_of
+from s3torch.core import NotFoundError, requests
+from s3torch.core.models import MultipartUpload, PutOptions
+from s3torch.core.observers._observed import Observations, ObservedTransport
+from s3torch.core.ranges import ByteRange
+from s3torch.testing._calls import TransportCalls
 
-
-@runtime_checkable
-class SupportsCopies(Protocol):
-    def upload_part_copy(self, upload, number, src_bucket, src_key): ...
+UPLOAD = MultipartUpload("b", "k", "an/id +")
 
 
-@runtime_checkable
-class SupportsMagic(Protocol):
-    def conjure(self): ...
+class Answering:
+    """A transport whose transfers have ended when they are returned."""
 
-
-class Plane:
     closed = False
 
-    def upload_part_copy(self, upload, number, src_bucket, src_key):
-        return number, src_bucket, src_key
+    def __init__(self):
+        self.outcomes = {}
 
-    def copy_object(self, src_bucket, src_key, dst_bucket, dst_key):
-        raise NotFoundError(bucket=src_bucket, key=src_key)
-
-    def list_objects(self, bucket, *, prefix=""):
-        return [prefix]
+    def send(self, request, *, body=None, into=None):
+        transfer = Future()
+        outcome = self.outcomes.get(request.operation)
+        if isinstance(outcome, Exception):
+            transfer.set_exception(outcome)
+        else:
+            transfer.set_result(outcome)
+        return transfer
 
     def close(self):
         self.closed = True
 
 
-def test_operations_have_the_names_of_s3():
-    known = set(get_session().get_service_model("s3").operation_names)
-    names = [name for name in vars(BotoControl) if not name.startswith("_") and name != "close"]
-    assert len(names) >= 10
-    assert [name for name in names if operation_of(name) not in known] == []
-
-
-def test_abilities_stay_what_they_are(diary):
-    plane = Plane()
-    control = ObservedControl(plane, Observations())
-    assert isinstance(control, SupportsCopies)
-    assert not isinstance(control, SupportsMagic)
-    upload = MultipartUpload("b", "k", "id")
-    assert control.upload_part_copy(upload, 3, "from", "key") == (3, "from", "key")
-    assert control.list_objects("b", prefix="p") == ["p"]
+def test_what_requests_are_about(diary):
+    bare = Answering()
+    bare.outcomes = {"CopyObject": NotFoundError(bucket="from", key="key"), "ListObjectsV2": ["page"]}
+    transport = TransportCalls(ObservedTransport(bare, Observations()))
+    transport.upload_part_copy(UPLOAD, 3, "from", "key", byte_range=ByteRange(0, 9))
+    assert transport.list_objects("b", prefix="p") == ["page"]
     with pytest.raises(NotFoundError):
-        control.copy_object("from", "key", dst_bucket="b", dst_key="k")
-    control.close()
-    assert plane.closed
+        transport.copy_object("from", "key", "b", "k")
+    transport.upload_part(UPLOAD, 4, memoryview(b"bytes")).result(0)
+    transport.abort_multipart_upload(UPLOAD).result(0)
+    transport.close()
+    assert bare.closed
     about = [(each.operation, each.bucket, each.key, each.upload_id) for each, _ in diary.of("started")]
     assert about == [
-        ("UploadPartCopy", "b", "k", "id"),
+        ("UploadPartCopy", "b", "k", "an/id +"),
         ("ListObjectsV2", "b", None, None),
         ("CopyObject", "b", "k", None),
+        ("UploadPart", "b", "k", "an/id +"),
+        ("AbortMultipartUpload", "b", "k", "an/id +"),
     ]
-    assert [type(end.error) for _, end in diary.of("ended")] == [type(None), type(None), NotFoundError]
-    assert diary.of("started", "UploadPartCopy")[0][0].part_number == 3
+    errors = [type(end.error) for _, end in diary.of("ended")]
+    assert errors == [type(None), type(None), NotFoundError, type(None), type(None)]
+    assert [each.part_number for each, _ in diary.of("started")] == [3, None, None, 4, None]
+    assert [each.size for each, _ in diary.of("started")] == [None, None, None, 5, None]
+
+
+def test_a_list_of_keys_is_no_object_that_is_moved(diary):
+    bare = Answering()
+    bare.outcomes = {"CreateMultipartUpload": UPLOAD, "DeleteObjects": []}
+    transport = ObservedTransport(bare, Observations())
+    transport.send(requests.delete_objects("b", [("k", None)])).result(0)
+    transport.send(requests.create_multipart_upload("b", "k", options=PutOptions())).result(0)
+    assert diary.of("progressed") == []
+    assert [(end.nbytes, end.upload_id) for _, end in diary.of("ended")] == [(0, None), (0, "an/id +")]

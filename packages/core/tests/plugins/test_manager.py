@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from textwrap import dedent
 
 import pytest
@@ -85,14 +86,15 @@ def distributions(tmp_path, python):
             info.mkdir()
             (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: third-{name}\nVersion: 1.0\n")
             (info / "entry_points.txt").write_text(f"[s3torch.{group}]\n{name} = third_{name}\n")
-        variables = {"PYTHONPATH": str(tmp_path), **(environment or {})}
+        path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+        variables = {"PYTHONPATH": path, **(environment or {})}
         return python(dedent(CLIENT) + dedent(code), environment=variables)
 
     return run
 
 
 def test_the_builtin_transports_use_the_same_door():
-    assert {"boto", "crt", "memory"} <= set(transport_names())
+    assert {"crt", "http", "memory"} <= set(transport_names())
 
 
 def test_a_transport_of_a_third_party_is_found_by_name(distributions):
@@ -169,7 +171,7 @@ def test_an_unknown_name_lists_what_is_installed(distributions):
     from s3torch.core.errors import TransportError
     exc = error("tpae")
     assert type(exc) is TransportError and isinstance(exc, (ValueError, ImportError))
-    for word in ("'tpae'", "boto", "crt", "memory", "tape"):
+    for word in ("'tpae'", "crt", "http", "memory", "tape"):
         assert word in str(exc), exc
     """
     distributions(code, tape=("transports", TRANSPORT))

@@ -7,7 +7,8 @@ import socketserver
 import threading
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 
@@ -15,6 +16,9 @@ from s3torch.core.config import S3ClientConfig
 from s3torch.core.models import Credentials
 from s3torch.core.seam import TransportContext
 from s3torch.core.session import AwsSession
+from s3torch.core.transports.crt import CrtTransport
+from s3torch.core.transports.http import HttpTransport
+from s3torch.testing._calls import TransportCalls
 
 # Before the first test module imports them.
 pytest.register_assert_rewrite("s3torch.testing")
@@ -157,16 +161,28 @@ def refusal():
 
 @pytest.fixture
 def connect_with(make_context):
-    """Makes transports of a class, which are closed after the test."""
+    """Makes transports of a class, each in a ``TransportCalls``, which are closed after the test."""
     transports = []
 
-    def make(transport_class, endpoint, **settings):
-        transports.append(transport_class(make_context(endpoint, **settings)))
+    def make(transport_class, endpoint, *, on_retry=None, **settings):
+        context = replace(make_context(endpoint, **settings), on_retry=on_retry)
+        transports.append(TransportCalls(transport_class(context)))
         return transports[-1]
 
     yield make
     for transport in transports:
         transport.close()
+
+
+@pytest.fixture(params=[CrtTransport, HttpTransport], ids=["crt", "http"])
+def transport_class(request):
+    return request.param
+
+
+@pytest.fixture
+def connect(connect_with, transport_class):
+    """Makes transports to a server, of each class that speaks HTTP in turn."""
+    return partial(connect_with, transport_class)
 
 
 @pytest.fixture

@@ -7,13 +7,10 @@ import hashlib
 from datetime import UTC, datetime
 
 import pytest
-from s3torch.core.control import BotoControl
-from s3torch.core.transports.boto import BotoTransport
 
 from s3torch.core.errors import AccessDeniedError, ConfigurationError, S3Error
 from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions
-from s3torch.core.transports.crt import CrtTransport
-from s3torch.core.transports.http import HttpTransport
+from s3torch.core.ranges import ByteRange
 
 PATIENCE = 30
 UPLOAD = MultipartUpload("bucket", "key", "upload")
@@ -56,25 +53,22 @@ KEY_HEADERS = {
     "server-side-encryption-customer-key": base64.b64encode(KEY).decode(),
     "server-side-encryption-customer-key-md5": base64.b64encode(hashlib.md5(KEY).digest()).decode(),
 }
+COPIES = {"CopyObject", "UploadPartCopy"}
+COPIED = b"<CopyResult><ETag>e</ETag></CopyResult>"
+KEYLESS = {
+    "AbortMultipartUpload",
+    "DeleteObject",
+    "DeleteObjects",
+    "GetObjectTagging",
+    "ListMultipartUploads",
+    "ListObjectVersions",
+    "ListObjectsV2",
+}
 STARTED = b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
 
 
 def the_key():
     return KEY
-
-
-@pytest.fixture(params=[CrtTransport, HttpTransport, BotoTransport], ids=["crt", "http", "boto"])
-def connect(request, make_context):
-    """Makes a transport to a server."""
-    transports = []
-
-    def make(endpoint, **settings):
-        transports.append(request.param(make_context(endpoint, **settings)))
-        return transports[-1]
-
-    yield make
-    for transport in transports:
-        transport.close()
 
 
 @pytest.fixture
@@ -109,6 +103,33 @@ def data_requests(transport, options=OPTIONS):
     }
 
 
+def other_requests(transport):
+    """Those that move no bytes of objects."""
+    source = ("source", "key")
+    how = {"byte_range": ByteRange(0, 5)}
+    return {
+        "HeadObject": (lambda: transport.head_object("bucket", "key"), b""),
+        "DeleteObject": (lambda: transport.delete_object("bucket", "key"), b""),
+        "DeleteObjects": (lambda: transport.delete_objects("bucket", ["key"]), b"<DeleteResult/>"),
+        "CopyObject": (lambda: transport.copy_object(*source, "bucket", "key"), COPIED),
+        "UploadPartCopy": (lambda: transport.upload_part_copy(UPLOAD, 1, *source, **how), COPIED),
+        "GetObjectTagging": (lambda: transport.object_tags("bucket", "key"), b"<Tagging/>"),
+        "ListObjectsV2": (lambda: transport.list_objects("bucket"), b"<ListBucketResult/>"),
+        "ListObjectVersions": (
+            lambda: transport.list_object_versions("bucket"),
+            b"<ListVersionsResult/>",
+        ),
+        "ListMultipartUploads": (
+            lambda: transport.list_multipart_uploads("bucket"),
+            b"<ListMultipartUploadsResult/>",
+        ),
+    }
+
+
+def every_request(transport, options=OPTIONS):
+    return data_requests(transport, options) | other_requests(transport)
+
+
 def test_options_are_sent_where_the_object_begins(connect, stub, sent):
     for operation, (start, body) in data_requests(connect(stub.endpoint)).items():
         headers = sent(start, body)
@@ -129,19 +150,22 @@ def test_conditions_are_sent_where_the_object_appears(connect, stub, sent, optio
 
 def test_owner_and_payer_are_in_every_request(connect, stub, sent):
     settings = {"expected_bucket_owner": "012345678901", "requester_pays": True}
-    for operation, (start, body) in data_requests(connect(stub.endpoint, **settings)).items():
+    for operation, (start, body) in every_request(connect(stub.endpoint, **settings)).items():
         headers = sent(start, body)
         assert headers["x-amz-expected-bucket-owner"] == "012345678901", operation
         assert headers["x-amz-request-payer"] == "requester"
+        source_owner = "012345678901" if operation in COPIES else None
+        assert headers.get("x-amz-source-expected-bucket-owner") == source_owner, operation
 
 
 def test_the_customer_key_is_where_s3_asks_for_it(connect, stub, sent):
     transport = connect(stub.endpoint, sse_customer_key=the_key)
-    for operation, (start, body) in data_requests(transport, PutOptions()).items():
+    for operation, (start, body) in every_request(transport, PutOptions()).items():
         headers = sent(start, body)
         for name, value in KEY_HEADERS.items():
-            expected = None if operation == "AbortMultipartUpload" else value
-            assert headers.get(f"x-amz-{name}") == expected, operation
+            assert headers.get(f"x-amz-{name}") == (None if operation in KEYLESS else value), operation
+            of_source = value if operation in COPIES else None
+            assert headers.get(f"x-amz-copy-source-{name}") == of_source, operation
 
 
 def test_a_customer_key_that_cannot_be_had_fails_the_transfer(connect, stub):
@@ -159,7 +183,7 @@ def test_a_customer_key_is_not_sent_in_the_open(connect, make_context):
     with pytest.raises(ConfigurationError, match="https"):
         transport.get("bucket", "key").result(PATIENCE)
     with pytest.raises(ConfigurationError, match="https"):
-        BotoControl(make_context("http://store.invalid", **settings).session).head_object("bucket", "key")
+        transport.head_object("bucket", "key")
     # Resolving is enough here; nobody answers at that address.
     session = make_context("https://store.invalid", **settings).session
     assert session.endpoint("bucket").scheme == "https"

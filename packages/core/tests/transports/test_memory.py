@@ -19,7 +19,9 @@ from s3torch.core.errors import (
 )
 from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions
 from s3torch.core.ranges import MIN_PART_SIZE
+from s3torch.core.seam import TransportContext
 from s3torch.core.transports.memory import MemoryStore, MemoryTransport, s3torch_create_transport
+from s3torch.testing._calls import TransportCalls
 
 
 @pytest.fixture
@@ -37,9 +39,9 @@ def test_clients_of_one_endpoint_share_a_store():
     endpoint = "http://test-of-sharing"
     MemoryStore.at(endpoint).create_bucket("b")
     context = TransportContext(S3ClientConfig(endpoint=endpoint + "/"), None, "agent")
-    one, other = s3torch_create_transport(context), s3torch_create_transport(context)
+    one, other = (TransportCalls(s3torch_create_transport(context)) for _ in range(2))
     try:
-        one.put("b", "key", memoryview(b"data"), options=PutOptions()).result(5)
+        one.put("b", "key", memoryview(b"data")).result(5)
         one.close()
         assert other.get("b", "key").result(5).data == b"data"
         assert "b" not in MemoryStore.at("http://other").buckets()
@@ -54,16 +56,10 @@ def test_default_store_is_one():
     assert MemoryStore.at() is MemoryStore.at(None)
 
 
-def test_it_has_its_own_control_plane(store):
-    transport = MemoryTransport(store)
-    assert isinstance(transport, SupportsControl)
-    transport.close()
-
-
 def test_objects_do_not_change_with_the_buffer(store):
-    transport = MemoryTransport(store)
+    transport = TransportCalls(MemoryTransport(store))
     body = bytearray(b"before")
-    transport.put("b", "key", memoryview(body), options=PutOptions()).result(5)
+    transport.put("b", "key", memoryview(body)).result(5)
     body[:] = b"after!"
     assert store.get("b", "key").data == b"before"
     transport.close()
@@ -115,7 +111,7 @@ def test_keys_have_limits(store):
 
 
 def test_versions_are_unknown(store):
-    transport = MemoryTransport(store)
+    transport = TransportCalls(MemoryTransport(store))
     store.put("b", "key", b"data")
     assert transport.get("b", "key", version_id="null").result(5).data == b"data"
     with pytest.raises(NotFoundError) as caught:
@@ -174,7 +170,7 @@ def test_upload_of_another_key(store):
 
 def test_buffer_that_is_too_short(store):
     store.put("b", "key", b"12345")
-    transport = MemoryTransport(store)
+    transport = TransportCalls(MemoryTransport(store))
     with pytest.raises(TruncatedError):
         transport.get("b", "key", into=memoryview(bytearray(4))).result(5)
     transport.close()

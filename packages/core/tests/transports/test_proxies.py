@@ -11,7 +11,7 @@ from s3torch.core.errors import S3ConnectionError
 from s3torch.core.transports.http import HttpTransport
 
 
-@pytest.fixture(params=["crt", "boto", "http"])
+@pytest.fixture(params=["crt", "http"])
 def read(request, monkeypatch):
     """Reads an object of a store at an endpoint, as a new client does."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "access")
@@ -54,13 +54,12 @@ def test_hosts_that_need_none_are_asked_directly(read, stub, answer, monkeypatch
     assert stub.requests[0].path == "/bucket/key"
 
 
-def test_a_proxy_may_want_a_password(stub, answer, make_context, monkeypatch):
+def test_a_proxy_may_want_a_password(stub, answer, connect_with, monkeypatch):
     set_proxy(monkeypatch, stub.endpoint.replace("//", "//user:p%40ss@"))
     stub.will(answer(200, b"data"), answer(200, b"data"))
-    transport = HttpTransport(make_context("http://storage.invalid:9000"))
+    transport = connect_with(HttpTransport, "http://storage.invalid:9000")
     for _ in range(2):
         assert transport.get("bucket", "key").result(20).data == b"data"
-    transport.close()
     expected = "Basic " + base64.b64encode(b"user:p@ss").decode()
     assert [request.headers["proxy-authorization"] for request in stub.requests] == [expected] * 2
     assert stub.connections == 1

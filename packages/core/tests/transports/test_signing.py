@@ -8,13 +8,14 @@ import hmac
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from s3torch.core.protocols import TransportContext
 
 from s3torch.core import Credentials, S3ClientConfig
 from s3torch.core.models import BucketEndpoint
+from s3torch.core.seam import TransportContext
 from s3torch.core.session import AwsSession
 from s3torch.core.transports.crt import CrtTransport
 from s3torch.core.transports.http import HttpTransport
+from s3torch.testing._calls import TransportCalls
 
 KEYS = Credentials("AKIAEXAMPLE", "the-secret-key", "the-token")
 MULTI_REGION = "arn:aws:s3::123456789012:accesspoint:mfzwi23gnjvgw.mrap"
@@ -51,7 +52,7 @@ def transport(stub, request):
     known = {MULTI_REGION: BucketEndpoint("http", host, "/", "*")}
     config = S3ClientConfig(credentials=lambda: KEYS, max_attempts=1)
     session = AwsSession(region="us-west-2", endpoint=None, config=config, user_agent="test", endpoints=known)
-    transport = request.param(TransportContext(config, session, "test"))
+    transport = TransportCalls(request.param(TransportContext(config, session, "test")))
     yield transport
     transport.close()
 

@@ -25,7 +25,7 @@ def bucket(server):
     return server.create_bucket()
 
 
-@pytest.fixture(params=["crt", "boto", "http"])
+@pytest.fixture(params=["crt", "http"])
 def connect(request, server, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.secret_key)

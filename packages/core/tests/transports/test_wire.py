@@ -7,7 +7,6 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from s3torch.core.transports.boto import BotoTransport
 
 from s3torch.core import S3Client, S3ClientConfig
 from s3torch.core.errors import (
@@ -26,30 +25,9 @@ from s3torch.core.errors import (
 )
 from s3torch.core.models import Credentials, MultipartUpload, PutOptions
 from s3torch.core.ranges import ByteRange
-from s3torch.core.transports.crt import CrtTransport
-from s3torch.core.transports.http import HttpTransport
 
 PATIENCE = 30
 DATA = bytes(range(256)) * 4000
-
-
-@pytest.fixture(params=[CrtTransport, BotoTransport, HttpTransport], ids=["crt", "boto", "http"])
-def transport_class(request):
-    return request.param
-
-
-@pytest.fixture
-def connect(transport_class, make_context):
-    """Makes a transport to a server."""
-    transports = []
-
-    def make(endpoint, **settings):
-        transports.append(transport_class(make_context(endpoint, **settings)))
-        return transports[-1]
-
-    yield make
-    for transport in transports:
-        transport.close()
 
 
 @pytest.fixture
@@ -171,7 +149,6 @@ def test_body_is_sent_again_from_its_start(transport, stub, answer, refusal):
     assert [request.body for request in stub.requests] == [body, body]
 
 
-@pytest.mark.promise(7)
 def test_completion_that_fails_late_is_an_error(transport, stub, answer, refusal):
     stub.will(*[answer(200, refusal(0, "InternalError").body)] * 5)
     upload = MultipartUpload("bucket", "key", "upload")
@@ -212,8 +189,7 @@ def test_stalled_get_can_be_cancelled(transport, stub, answer, stall, how):
     assert time.monotonic() - begin < 3
 
 
-@pytest.mark.promise(4)
-@pytest.mark.parametrize("name", ["crt", "boto", "http"])
+@pytest.mark.parametrize("name", ["crt", "http"])
 def test_a_fork_leaves_the_connections_of_the_parent(name, stub, answer, in_child):
     stub.will(*[answer(206, b"data", {"Content-Range": "bytes 0-3/4"})] * 3)
     config = S3ClientConfig(transport=name, credentials=lambda: Credentials("AKID", "SECRET"))

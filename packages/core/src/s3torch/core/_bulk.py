@@ -142,7 +142,7 @@ def abort_stale_uploads(
 
 
 class _Sweep:
-    """The aborts under way; one that fails does not keep others from being made."""
+    """The aborts in flight; one that fails does not keep others from being made."""
 
     def __init__(self) -> None:
         self._running: deque[tuple[UploadInfo, Transfer[None]]] = deque()

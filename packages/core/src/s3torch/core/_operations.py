@@ -150,7 +150,7 @@ class BucketOperations:
         )
 
     def head_object(self, bucket: str, key: str, *, version_id: str | None = None) -> HeadObjectResult:
-        """Asks for the facts of an object.
+        """Asks for the metadata of an object.
 
         Raises:
             NotFoundError: There is none. A HEAD has no body, so a missing bucket looks the same.

@@ -59,7 +59,7 @@ class Runtime:
             self.in_flight_target = InFlightTarget(
                 throughput_share(config.throughput_target_gbps), config.part_size
             )
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.transport: Transport = self._transport
         self.sends_now: SupportsSendNow | None = None
         listening.get().follow(self)

@@ -120,7 +120,7 @@ class Branches(Protocol):
     """Which folders a listing goes into."""
 
     def below(self, folder: str) -> Sequence[str]:
-        """Gives the prefixes to list below a folder, in order, none of them below another."""
+        """Returns the prefixes to list below a folder, in order, none of them below another."""
         ...
 
     def prunes(self, prefix: str) -> bool:
@@ -132,7 +132,7 @@ class EveryBranch:
     """Goes into all folders."""
 
     def below(self, folder: str) -> Sequence[str]:
-        """Gives the folder itself."""
+        """Returns the folder itself."""
         return (folder,)
 
     def prunes(self, prefix: str) -> bool:  # noqa: ARG002
@@ -245,7 +245,7 @@ class TreeListing:
         return self._places < self._in_flight or self._branches.prunes(prefix)
 
     def _entries(self, place: _Place, page: ListObjectResult) -> list[_Place | list[ObjectInfo]]:
-        """Gives objects and folders of a page in order, and at last where the next page begins."""
+        """Returns objects and folders of a page in order, and at last where the next page begins."""
         # All that was too much for a page is in the only folder.
         whole = place.token is None and page.continuation_token is None and not page.object_info
         folded = whole and len(page.common_prefixes) == 1 and self._pays_off(place.prefix)

@@ -42,7 +42,7 @@ def default_transport(*, encrypted: bool) -> str:
 
 
 def checksum_type(algorithm: str) -> str:
-    """Tells what S3 makes of the checksums of parts: one of all bytes, or one of the checksums."""
+    """Returns what S3 makes of the checksums of parts: one of all bytes, or one of the checksums."""
     return "COMPOSITE" if algorithm == "SHA256" else "FULL_OBJECT"
 
 

@@ -46,7 +46,7 @@ class Glob:
         self._regex = re.compile("|".join(path.regex for path in self._paths), re.DOTALL)
 
     def matches(self, key: str) -> bool:
-        """Tells whether a key is one that the pattern means."""
+        """Whether a key is one that the pattern means."""
         return self._regex.fullmatch(key) is not None
 
     @property
@@ -68,7 +68,7 @@ class Glob:
         )
 
     def prunes(self, prefix: str) -> bool:
-        """Tells whether asking for the folders below a prefix is likely to save more than it costs."""
+        """Whether asking for the folders below a prefix is likely to save more than it costs."""
         folder = prefix[: prefix.rfind("/") + 1]
         places = [(path, position) for path in self._paths for position in path.after(folder)]
         return bool(places) and all(path.is_selective(position) for path, position in places)

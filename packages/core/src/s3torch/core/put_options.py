@@ -135,7 +135,7 @@ class PutOptions:
 
     @property
     def describes(self) -> bool:
-        """Tells whether these say anything of what a HEAD tells: media type, metadata, caching."""
+        """Whether these say anything of what a HEAD tells: media type, metadata, caching."""
         return self._says_any(_DESCRIPTION)
 
     @property

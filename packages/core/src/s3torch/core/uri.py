@@ -88,7 +88,7 @@ def check_endpoint(url: str) -> str:
 
 
 def is_confidential(url: str) -> bool:
-    """Tells whether nobody on the way can read what goes to this endpoint: HTTPS, or this machine."""
+    """Whether nobody on the way can read what goes to this endpoint: HTTPS, or this machine."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if parts.scheme == "https" or host == "localhost":

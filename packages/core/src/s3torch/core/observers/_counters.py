@@ -180,7 +180,7 @@ class _Tally:
     """The counts of one process."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._in_flight = 0
         self._most_in_flight = 0
         self._operations: dict[str, _OperationTally] = {}

@@ -18,7 +18,7 @@ _SHORTEST_SECONDS = 1e-6
 
 
 def bucket_of(seconds: float) -> int:
-    """Gives the number of the bucket for a duration; each is 9 % wider than the one before."""
+    """Returns the number of the bucket for a duration; each is 9 % wider than the one before."""
     return math.ceil(math.log2(max(seconds, _SHORTEST_SECONDS)) * _BUCKETS_PER_DOUBLING)
 
 
@@ -46,7 +46,7 @@ class LatencyHistogram:
         return self.total / self.count if self.count else 0.0
 
     def percentile(self, percent: float) -> float:
-        """Gives the seconds that so many percent of all took at most; 0 if there are none.
+        """Returns the seconds that so many percent of all took at most; 0 if there are none.
 
         Raises:
             ConfigurationError: ``percent`` is not between 0 and 100.

@@ -85,23 +85,42 @@ class OpenTelemetryObserver(TransferObserver):
         tracer = trace.get_tracer(_NAME, __version__, tracer_provider)
         self._spans = PerProcess(lambda: _Spans(tracer)) if spans else None
         self._turns = _Turns()
+        # What other threads tell of transfers whose start waits for its turn.
+        self._held: dict[int, list[Callable[[], None]]] = {}
+        self._lock = threading.RLock()
 
     def started(self, transfer: TransferInfo) -> None:
         """Opens a span."""
+        if self._turns.taken:
+            self._held[transfer.number] = []
         self._turns.take(lambda: self._started(transfer))
 
     def retried(self, transfer: TransferInfo, retry: TransferRetry) -> None:
         """Counts a retry and adds an event to the span."""
-        self._turns.take(lambda: self._retried(transfer, retry))
+        self._follow(transfer, lambda: self._retried(transfer, retry))
 
     def ended(self, transfer: TransferInfo, end: TransferEnd) -> None:
         """Records the transfer and ends its span."""
-        self._turns.take(lambda: self._ended(transfer, end))
+        self._follow(transfer, lambda: self._ended(transfer, end))
+
+    def _follow(self, transfer: TransferInfo, call: Callable[[], None]) -> None:
+        """Calls in the turn of this thread, but not before the start of the transfer was told."""
+        if transfer.number in self._held:
+            with self._lock:
+                held = self._held.get(transfer.number)
+                if held is not None:
+                    held.append(call)
+                    return
+        self._turns.take(call)
 
     def _started(self, transfer: TransferInfo) -> None:
         self._metrics.active.add(1, _attributes(transfer))
         if self._spans is not None:
             self._spans.get().start(transfer)
+        with self._lock:
+            held = self._held.pop(transfer.number, ())
+        for call in held:
+            self._turns.take(call)
 
     def _retried(self, transfer: TransferInfo, retry: TransferRetry) -> None:
         error_type = {"error.type": type(retry.error).__name__}
@@ -118,24 +137,24 @@ class OpenTelemetryObserver(TransferObserver):
 class _Turns(threading.local):
     """Lets a thread call OpenTelemetry once at a time, as the locks of its SDK ask for.
 
-    The collector may drop a writer in the midst of a call, and so begin a transfer there.
+    An exporter, or the handler of a signal, may begin a transfer in the midst of a call.
     """
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()
-        self._taken = False
+        self.taken = False
 
     def take(self, call: Callable[[], None]) -> None:
         """Calls now, or after the call that this thread is in."""
         self._waiting.append(call)
-        if self._taken:
+        if self.taken:
             return
-        self._taken = True
+        self.taken = True
         try:
             while self._waiting:
                 self._waiting.popleft()()
         finally:
-            self._taken = False
+            self.taken = False
 
 
 class _Metrics:
@@ -178,7 +197,7 @@ class _Spans:
 
     def __init__(self, tracer: Any) -> None:
         self._tracer = tracer
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._open: dict[int, Span] = {}
         self._uploads: dict[str, Span] = {}
         # Uploads whose id is not known yet, by the number of the transfer that creates them.

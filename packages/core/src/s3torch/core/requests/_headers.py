@@ -19,12 +19,12 @@ _META = "x-amz-meta-"
 
 
 def checksum_headers(checksum: tuple[str, str] | None) -> list[tuple[str, str]]:
-    """Gives the header that carries a checksum, of which the algorithm comes first."""
+    """Returns the header that carries a checksum, of which the algorithm comes first."""
     return [] if checksum is None else [(f"x-amz-checksum-{checksum[0].lower()}", checksum[1])]
 
 
 def put_headers(options: PutOptions) -> list[tuple[str, str]]:
-    """Gives the headers that store an object as the options say, without the conditions."""
+    """Returns the headers that store an object as the options say, without the conditions."""
     headers = [(_META + name, value) for name, value in options.metadata.items()]
     given = (
         ("Content-Type", options.content_type),
@@ -63,6 +63,6 @@ def encryption_context(context: Mapping[str, str]) -> str | None:
 
 
 def condition_headers(options: PutOptions) -> list[tuple[str, str]]:
-    """Gives the headers of the conditions under which an object may appear."""
+    """Returns the headers of the conditions under which an object may appear."""
     conditions = (("If-None-Match", options.if_none_match), ("If-Match", options.if_match))
     return [(name, value) for name, value in conditions if value is not None]

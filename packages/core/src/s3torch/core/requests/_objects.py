@@ -83,7 +83,7 @@ def _empty_object(error: S3Error, body: bytes | None) -> GetResult:
 
 
 def get_headers(byte_range: ByteRange | None, if_match: str | None) -> list[tuple[str, str]]:
-    """Gives the headers of a GetObject request."""
+    """Returns the headers of a GetObject request."""
     headers = []
     if byte_range is not None:
         headers.append(("Range", byte_range.header))
@@ -127,8 +127,19 @@ def put_object(
 
 def put_result(answer: Answer) -> PutResult:
     """Reads the answer of what makes an object appear."""
-    etag = answer.headers.get("etag") or xml_fields(answer.body).get("ETag", "")
+    etag = promised(answer.headers.get("etag") or xml_fields(answer.body).get("ETag"))
     return PutResult(etag, answer.headers.get("x-amz-version-id"))
+
+
+def promised(etag: str | None) -> str:
+    """Returns the ETag of what was stored, without which nobody knows that it was.
+
+    Raises:
+        S3Error: The answer has none.
+    """
+    if not etag:
+        raise S3Error("the answer has no ETag, so nothing tells that the bytes were stored")
+    return etag
 
 
 def delete_object(bucket: str, key: str, *, version_id: str | None = None) -> Request[None]:
@@ -221,8 +232,12 @@ def copy_object(
         if options.tags:
             headers.append(("x-amz-tagging-directive", "REPLACE"))
     return Request(
-        operation="CopyObject", method="PUT", bucket=dst_bucket, key=dst_key, read=_nothing, headers=headers
+        operation="CopyObject", method="PUT", bucket=dst_bucket, key=dst_key, read=_copied, headers=headers
     )
+
+
+def _copied(answer: Answer) -> None:
+    promised(xml_fields(answer.body).get("ETag"))
 
 
 def source_headers(
@@ -255,7 +270,7 @@ def _nothing(_: Answer) -> None:
 
 
 def _is_whole(content_range: str) -> bool:
-    """Tells whether a range, if there is one, has all bytes of its object."""
+    """Whether a range, if there is one, has all bytes of its object."""
     match = _CONTENT_RANGE.fullmatch(content_range)
     if match is None:
         return not content_range
@@ -316,7 +331,7 @@ def _seconds(date: str) -> int:
 
 
 def announced_length(headers: Mapping[str, str], byte_range: ByteRange | None) -> int | None:
-    """Tells how long the body of a GET has to be; names of headers are in lower case.
+    """Returns how long the body of a GET has to be; names of headers are in lower case.
 
     Returns:
         The length, ``None`` where the response does not announce one.

@@ -172,7 +172,7 @@ def body_of(request: Request[Any], body: memoryview | None) -> memoryview | None
 
 
 def common_headers(config: S3ClientConfig, operation: str) -> list[tuple[str, str]]:
-    """Gives the headers that the settings of a client add to a request of this S3 operation.
+    """Returns the headers that the settings of a client add to a request of this S3 operation.
 
     Raises:
         ConfigurationError: The function that gives the customer's key fails, or gives none.

@@ -9,7 +9,7 @@ from s3torch.core.config import checksum_type
 from s3torch.core.errors import NotFoundError, S3Error
 from s3torch.core.models import CompletedPart, MultipartUpload, PutResult
 from s3torch.core.requests._headers import checksum_headers, condition_headers, put_headers
-from s3torch.core.requests._objects import put_result, source_headers
+from s3torch.core.requests._objects import promised, put_result, source_headers
 from s3torch.core.requests._request import Answer, Request, query_of, xml_fields
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def upload_part(
     """Stores the part with this number, from 1; its bytes are the ``body`` of ``Transport.send``."""
 
     def read(answer: Answer) -> CompletedPart:
-        return CompletedPart(number, answer.headers.get("etag", ""), checksum and checksum[1])
+        return CompletedPart(number, promised(answer.headers.get("etag")), checksum and checksum[1])
 
     return Request(
         operation="UploadPart",
@@ -99,7 +99,7 @@ def upload_part_copy(
         method="PUT",
         bucket=upload.bucket,
         key=upload.key,
-        read=lambda answer: CompletedPart(number, xml_fields(answer.body).get("ETag", "")),
+        read=lambda answer: CompletedPart(number, promised(xml_fields(answer.body).get("ETag"))),
         query=query_of(partNumber=number, uploadId=upload.upload_id),
         headers=[*headers, ("x-amz-copy-source-range", byte_range.header)],
     )

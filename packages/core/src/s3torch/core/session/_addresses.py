@@ -41,12 +41,12 @@ def profile_endpoint(session: BotocoreSession) -> str | None:
 
 
 def is_outside_aws(endpoint: str) -> bool:
-    """Tells whether an endpoint is that of a store of one's own."""
+    """Whether an endpoint is that of a store of one's own."""
     return _AWS_HOST.search(urlsplit(endpoint).hostname or "") is None
 
 
 def in_path_style(bucket: str, *, endpoint: str, region: str) -> BucketEndpoint | None:
-    """Gives the address of a bucket in a store outside AWS; ``None`` where botocore has to be asked.
+    """Returns the address of a bucket in a store outside AWS; ``None`` where botocore has to be asked.
 
     Directory buckets and ARNs have rules of their own, in every store.
     """
@@ -57,7 +57,7 @@ def in_path_style(bucket: str, *, endpoint: str, region: str) -> BucketEndpoint 
 
 
 def ask_botocore(client: Any, bucket: str) -> BucketEndpoint:
-    """Gives the address of a bucket by the rules of botocore.
+    """Returns the address of a bucket by the rules of botocore.
 
     Args:
         client: A boto3 client that has been given to ``answer_before_signing``.

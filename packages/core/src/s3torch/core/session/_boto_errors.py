@@ -1,4 +1,4 @@
-"""What the exceptions of botocore mean; shared by the ``boto`` transport and the control plane on boto3."""
+"""What the exceptions of botocore mean; the session has a boto3 client for CreateSession."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _without_answer(exc: Exception) -> type[S3Error]:
 
 
 def _is_cut_short(exc: Exception) -> bool:
-    """Tells whether the connection was closed in order, but before the body was complete."""
+    """Whether the connection was closed in order, but before the body was complete."""
     from http.client import IncompleteRead
 
     told = getattr(exc, "kwargs", {}).get("error")

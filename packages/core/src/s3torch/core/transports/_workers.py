@@ -57,9 +57,10 @@ class WorkerTransfer(Future[T]):
         # A view of its own: once it is released, nothing that still refers to it holds the caller's buffer.
         self._buffer = None if buffer is None else memoryview(buffer)
         self.size = 0 if buffer is None else len(buffer)
-        self._pool: WorkerPool | None = None
-        self._lock = threading.Lock()
-        self._stopped = False
+        self.pool: WorkerPool | None = None
+        # A handler of a signal, or a reader that is dropped, may cancel within any of these calls.
+        self._lock = threading.RLock()
+        self.stopped = False
         # Made only by whoever waits for it: most transfers never pause.
         self._wakes: threading.Event | None = None
         self._decided = False
@@ -67,6 +68,7 @@ class WorkerTransfer(Future[T]):
         self._interrupt: Callable[[], object] | None = None
         # Held while the buffer is borrowed.
         self._borrowed = threading.Lock()
+        self._borrower: int | None = None
 
     def cancel(self) -> bool:
         """Takes the buffer away and fails the transfer with ``TransferCancelledError``."""
@@ -75,41 +77,32 @@ class WorkerTransfer(Future[T]):
                 return not self.done()
             self._decided = True
             self._work = None
-            self._stopped = True
+            self.stopped = True
             if self._wakes is not None:
                 self._wakes.set()
-            pool, interrupt, self._interrupt = self._pool, self._interrupt, None
+            pool, interrupt, self._interrupt = self.pool, self._interrupt, None
         if interrupt is not None:
             interrupt()
-        with self._borrowed:
-            self._release_buffer()
+        if self._borrower != threading.get_ident():
+            with self._borrowed:
+                self._release_buffer()
         if pool is not None:
-            pool.finish_cancelled(self)
+            pool.call_later(self._end_cancelled)
         return True
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the transfer was cancelled."""
-        return self._stopped
 
     def check(self) -> None:
         """Ends the work if the transfer was cancelled."""
-        if self._stopped:
+        if self.stopped:
             raise Stop
 
     def pause(self, seconds: float) -> None:
         """Waits, and ends the work if the transfer is cancelled meanwhile."""
+        wakes = threading.Event()
         with self._lock:
             self.check()
-            self._wakes = wakes = threading.Event()
+            self._wakes = wakes
         wakes.wait(seconds)
         self.check()
-
-    def on_cancel(self, interrupt: Callable[[], object] | None) -> None:
-        """Calls ``interrupt`` when the transfer is cancelled, to wake its thread up."""
-        with self._lock:
-            self.check()
-            self._interrupt = interrupt
 
     def fill(self, position: int, chunk: bytes | memoryview) -> None:
         """Copies a chunk into the caller's buffer."""
@@ -127,18 +120,16 @@ class WorkerTransfer(Future[T]):
     def borrow(self, interrupt: Callable[[], object]) -> memoryview | None:
         """Lends the caller's buffer to calls that touch it without the lock, until ``give_back``.
 
-        Cancelling then waits for ``give_back``, and makes it come soon.
-
-        Args:
-            interrupt: Makes the call end in which the buffer is used.
+        Cancelling then waits for ``give_back``, and calls ``interrupt`` to make it come soon.
         """
+        self._borrower = threading.get_ident()
         self._borrowed.acquire()
-        try:
-            self.on_cancel(interrupt)
-        except Stop:
-            self.give_back()
-            raise
-        return self._buffer
+        with self._lock:
+            if not self.stopped:
+                self._interrupt = interrupt
+                return self._buffer
+        self.give_back()
+        raise Stop
 
     def give_back(self) -> None:
         """Ends what ``borrow`` began; no view of the buffer may be left."""
@@ -146,14 +137,15 @@ class WorkerTransfer(Future[T]):
         if self.stopped:
             self._release_buffer()
         self._borrowed.release()
+        self._borrower = None
 
     def result(self, timeout: float | None = None) -> T:
         """Waits for the end and returns what the work was for.
 
         Work that no thread has begun is done here and now, which spares two changes of threads.
         """
-        if timeout is None and self._work is not None and not self._watched and self._pool is not None:
-            self._pool.run_here(self)
+        if timeout is None and self._work is not None and not self._watched and self.pool is not None:
+            self.pool.run_here(self)
         return super().result(timeout)
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
@@ -174,38 +166,28 @@ class WorkerTransfer(Future[T]):
         except BaseException as exc:  # noqa: BLE001 - It is raised where it is waited for.
             self.fail(exc)
         else:
-            if self._take_end():
-                self._end(self.set_result, result)
+            self._end(self.set_result, result)
         return True
 
     def fail(self, error: BaseException) -> None:
         """Ends the transfer with an error that names what it was about."""
         if isinstance(error, S3Error):
             self.request.locate(error)
-        if self._take_end():
-            self._end(self.set_exception, error)
+        self._end(self.set_exception, error)
 
-    def end_cancelled(self) -> None:
-        """Ends a cancelled transfer; called by the pool on one of its threads."""
+    def _end_cancelled(self) -> None:
         error = TransferCancelledError("the transfer was cancelled")
         self.request.locate(error)
         self.set_exception(error)
 
-    def join(self, pool: WorkerPool) -> None:
-        """Remembers the pool that ends this transfer when it is cancelled."""
-        self._pool = pool
-
-    def _take_end(self) -> bool:
+    def _end(self, end: Callable[[Any], None], outcome: object) -> None:
         with self._lock:
             if self._decided:
-                return False
+                return
             self._decided = True
             self._release_buffer()
-            return True
-
-    def _end(self, end: Callable[[Any], None], outcome: object) -> None:
-        if self._watched and self._pool is not None:
-            self._pool.call_inside(end, outcome)
+        if self._watched and self.pool is not None:
+            self.pool.call_inside(end, outcome)
         else:
             end(outcome)
 
@@ -234,19 +216,15 @@ class WorkerPool:
 
     def start(self, transfer: WorkerTransfer[T]) -> WorkerTransfer[T]:
         """Queues a transfer and returns it."""
-        transfer.join(self)
+        transfer.pool = self
         if not self._threads.submit(transfer):
             # No thread works any more, and an open upload still has to be aborted.
             transfer.run()
         return transfer
 
     def do(self, transfer: WorkerTransfer[T]) -> T:
-        """Does the work of a transfer on the calling thread, which need not wake up another for it.
-
-        Returns:
-            Its result.
-        """
-        transfer.join(self)
+        """Does the work of a transfer on the calling thread and returns its result."""
+        transfer.pool = self
         self._threads.register(transfer)
         try:
             transfer.run()
@@ -264,11 +242,7 @@ class WorkerPool:
         if self._threads.is_inside:
             function(*arguments)
         else:
-            self._call_later(function, *arguments)
-
-    def finish_cancelled(self, transfer: WorkerTransfer[Any]) -> None:
-        """Ends a cancelled transfer on a thread of the pool that is not waiting for the network."""
-        self._call_later(transfer.end_cancelled)
+            self.call_later(function, *arguments)
 
     def close(self) -> bool:
         """Cancels all transfers and ends the threads.
@@ -282,7 +256,8 @@ class WorkerPool:
         self._ender.shutdown(wait=outside)
         return self._threads.wait(_CLOSE_GRACE_SECONDS if outside else 0)
 
-    def _call_later(self, function: Callable[..., None], *arguments: object) -> None:
+    def call_later(self, function: Callable[..., None], *arguments: object) -> None:
+        """Calls a function on a thread of the pool that does not wait for the network."""
         try:
             self._ender.submit(function, *arguments)
         except RuntimeError:  # The pool or the interpreter is ending at this moment.
@@ -301,7 +276,7 @@ class _Threads:
         self._small = 0
         self._name = name
         self._queue: SimpleQueue[WorkerTransfer[Any] | None] = SimpleQueue()
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()
         self._live: set[WorkerTransfer[Any]] = set()
         # Those that a thread will take from the queue, if only to see that they have been done elsewhere.
         self._promised: set[WorkerTransfer[Any]] = set()
@@ -314,7 +289,6 @@ class _Threads:
         _all_threads.add(self)
 
     def submit(self, transfer: WorkerTransfer[Any]) -> bool:
-        """Gives a transfer to a thread; ``False`` if there is none and none can be started any more."""
         with self._changed:
             if self._closed:
                 raise ValueError("the transport is closed")
@@ -331,57 +305,44 @@ class _Threads:
         return True
 
     def register(self, transfer: WorkerTransfer[Any]) -> None:
-        """Takes note of a transfer that the calling thread works for."""
         with self._changed:
             if self._closed:
                 raise ValueError("the transport is closed")
             self._live.add(transfer)
 
     def shutdown(self) -> None:
-        """Lets the threads end when they have done what they have, and takes nothing more."""
         with self._changed:
             self._closed = True
         self.end()
 
     def end(self) -> None:
-        """Tells the threads to end, without a lock: a finalizer calls it."""
-        self._queue.put(None)
+        self._queue.put(None)  # Without a lock: a finalizer calls it.
 
     def cancel_all(self) -> None:
-        """Cancels all transfers of this process."""
         if self._owner_process == os.getpid():
-            with self._changed:
-                live = list(self._live)
-            for transfer in live:
+            for transfer in list(self._live):
                 transfer.cancel()
 
     def wait(self, seconds: float) -> bool:
-        """Waits until all transfers have ended; tells whether they have."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._live, seconds)
 
     def enter(self) -> None:
-        """Takes note that the calling thread is one of the pool's."""
         self._inside.add(threading.get_ident())
 
     @property
     def is_inside(self) -> bool:
-        """Whether the calling thread is one of the pool's."""
         return threading.get_ident() in self._inside
 
     def leave(self, transfer: WorkerTransfer[Any]) -> None:
-        """Takes note that nobody works for a transfer any more."""
         with self._changed:
-            self._forget(transfer)
-
-    def _forget(self, transfer: WorkerTransfer[Any]) -> None:
-        self._live.discard(transfer)
-        self._free(transfer)
-        if self._closed:
-            self._changed.notify_all()
+            self._live.discard(transfer)
+            self._free(transfer)
+            if self._closed:
+                self._changed.notify_all()
 
     def _free(self, transfer: WorkerTransfer[Any]) -> None:
-        """Has the thread that was promised to a transfer for others, also before it knows."""
+        # The thread that was promised to it is there for others, also before it knows.
         if transfer in self._promised:
             self._promised.remove(transfer)
             self._idle += 1
@@ -414,7 +375,7 @@ class _Threads:
                     self._small += 1
                     self._quickest = min(seconds, self._quickest * _FORGETTING or seconds)
                 if has_run or transfer.stopped:
-                    self._forget(transfer)
+                    self.leave(transfer)
                 if not self._closed and self._count > self._useful + _SPARE:
                     self._count -= 1
                     self._idle -= 1

@@ -59,7 +59,7 @@ class Receiver:
         # How many bytes may come; ``None`` for any number.
         self._room = self.part_size if into is None else len(into)
         # Once a transfer was cancelled its buffer is not touched any more.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.begin()
 
     def begin(self) -> None:
@@ -116,6 +116,12 @@ class BodyStream(io.RawIOBase):
 
     def __len__(self) -> int:
         return len(self.body)
+
+    def again(self) -> BodyStream:
+        """Returns a stream of the same bytes for the next attempt: the CRT reads on where it has stopped."""
+        stream = BodyStream(self.body)
+        self.release()
+        return stream
 
     def release(self) -> None:
         """Lets go of the buffer; the CRT keeps the stream for longer than its request."""

@@ -52,7 +52,7 @@ class CrtRuntime:
                 "install it with pip install awscrt, or use transport='http'"
             ) from exc
         self._context = context
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         config = context.config
         self._bundle = _named_bundle()
         # What a native client keeps of the settings.
@@ -155,7 +155,7 @@ _bootstrap = PerProcess(_make_bootstrap)
 
 
 def _named_bundle() -> tuple[str, str] | None:
-    """Finds the variable that names whom to trust, and its value, as botocore does for the control plane."""
+    """Finds the variable that names whom to trust, and its value, as botocore does."""
     for variable in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
         bundle = os.environ.get(variable)
         if bundle:

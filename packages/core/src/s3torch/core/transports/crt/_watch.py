@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 
 class Watch:
-    """Gives every attempt a deadline, and gives up those that miss it or that nothing comes for."""
+    """Sets a deadline for every attempt, and gives up those that miss it or that nothing comes for."""
 
     def __init__(self, config: S3ClientConfig, live: set[CrtTransfer[Any]], runtime: CrtRuntime) -> None:
         self._timeout = config.read_timeout
@@ -63,7 +63,7 @@ class Watch:
         self._moved_at = 0.0
         # Read without the lock by whoever starts a transfer, which is in ``live`` already then.
         self.is_looking = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def begin(self) -> None:
         """Looks from time to time, as long as there are transfers."""
@@ -101,7 +101,7 @@ class Watch:
 
 
 def _ports(servers: set[tuple[str, str]]) -> set[int]:
-    """Returns to which ports there are connections; none if there may be others."""
+    """Returns the ports to which there are connections; none if there may be others."""
     from urllib.request import getproxies
 
     if not getproxies().keys().isdisjoint(_PORTS):

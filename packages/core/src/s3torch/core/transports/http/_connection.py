@@ -60,11 +60,11 @@ class Connection:
 
     @property
     def is_reusable(self) -> bool:
-        """Tells whether another request may be sent."""
+        """Whether another request may be sent."""
         return self._sent and self._received and self._keeps_alive and not self._ahead
 
     def is_alive(self) -> bool:
-        """Tells whether the server has left an idle connection open, as far as this side knows."""
+        """Whether the server has left an idle connection open, as far as this side knows."""
         return self._socket.is_alive()
 
     def interrupt(self) -> None:

@@ -77,7 +77,7 @@ class Download(Generic[T]):
         return self._result()
 
     def restarts(self, error: S3Error) -> bool:
-        """Tells whether an attempt failed only because the object was replaced since the one before."""
+        """Whether an attempt failed only because the object was replaced since the one before."""
         if isinstance(error, PreconditionFailedError) and self._received and self._request.if_match is None:
             self._forget()
             return True

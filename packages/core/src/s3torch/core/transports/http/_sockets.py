@@ -50,11 +50,11 @@ class ByteSocket(Protocol):
         ...
 
     def has_answer(self) -> bool:
-        """Tells whether there are bytes to receive, or the end."""
+        """Whether there are bytes to receive, or the end."""
         ...
 
     def is_alive(self) -> bool:
-        """Tells whether the connection may serve another request, as far as this side knows."""
+        """Whether the connection may serve another request, as far as this side knows."""
         ...
 
     def interrupt(self) -> None:
@@ -124,7 +124,7 @@ class PlainSocket:
             raise _stalled(self._timeout) from None
 
     def has_answer(self) -> bool:
-        """Tells whether there are bytes to receive, or the end."""
+        """Whether there are bytes to receive, or the end."""
         return bool(self._poll.poll(0))
 
     def is_alive(self) -> bool:
@@ -248,7 +248,7 @@ class TlsSocket:
         return done
 
     def has_answer(self) -> bool:
-        """Tells whether there is content to receive, or the end; a session ticket is neither."""
+        """Whether there is content to receive, or the end; a session ticket is neither."""
         while not self._ahead:
             try:
                 self._ahead = self._tls.read(_RECORD)
@@ -301,7 +301,7 @@ def trusting_context() -> ssl.SSLContext:
     Raises:
         TransportError: The bundle cannot be used.
     """
-    # As botocore does for the control plane.
+    # As botocore does.
     variable = "AWS_CA_BUNDLE" if os.environ.get("AWS_CA_BUNDLE") else "REQUESTS_CA_BUNDLE"
     bundle = os.environ.get(variable) or None
     try:

@@ -6,7 +6,6 @@ import gc
 import socket
 import threading
 import time
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -22,9 +21,11 @@ from s3torch.core.errors import (
     TransferCancelledError,
     TruncatedError,
 )
-from s3torch.core.models import MultipartUpload, PutOptions
+from s3torch.core.models import MultipartUpload
 from s3torch.core.ranges import MIB, ByteRange
+from s3torch.core.requests import get_object
 from s3torch.core.transports.http import HttpTransport
+from s3torch.testing._calls import TransportCalls
 
 PATIENCE = 30
 DATA = bytes(range(251)) * 12_000
@@ -52,7 +53,7 @@ def head_from(connected):
 
 
 def put(transport, body=b"body"):
-    return transport.put("bucket", "key", memoryview(body), options=PutOptions())
+    return transport.put("bucket", "key", memoryview(body))
 
 
 def ranges(stub):
@@ -296,15 +297,11 @@ def test_a_value_that_would_become_another_header_is_refused(transport, stub):
     assert stub.requests == []
 
 
-def test_retries_are_told(make_context, stub, answer, refusal):
+def test_retries_are_told(connect, stub, answer, refusal):
     told = []
-    context = replace(
-        make_context(stub.endpoint, max_attempts=3), on_retry=lambda **facts: told.append(facts)
-    )
-    transport = HttpTransport(context)
+    transport = connect(stub.endpoint, max_attempts=3, on_retry=lambda **facts: told.append(facts))
     stub.will(refusal(503, "SlowDown"), answer(200, DATA, cut=5), answer(200, DATA))
     assert transport.get("bucket", "key").result(PATIENCE).data == DATA
-    transport.close()
     assert [type(facts["error"]) for facts in told] == [ThrottledError, TruncatedError]
     assert [facts["attempt"] for facts in told] == [1, 2]
     assert {(facts["operation"], facts["bucket"], facts["key"]) for facts in told} == {
@@ -331,7 +328,7 @@ def test_all_addresses_of_a_host_are_used_and_those_that_fail_come_last(connect,
 def test_a_transport_that_is_dropped_closes_its_connections(make_context, stub, answer, recwarn):
     stub.will(answer())
     transport = HttpTransport(make_context(stub.endpoint))
-    transport.put("bucket", "key", memoryview(b"data"), options=PutOptions()).result(PATIENCE)
+    TransportCalls(transport).put("bucket", "key", memoryview(b"data")).result(PATIENCE)
     # The collector finds it in a cycle, as it finds clients.
     cycle = [transport]
     cycle.append(cycle)
@@ -341,12 +338,12 @@ def test_a_transport_that_is_dropped_closes_its_connections(make_context, stub, 
 
 
 def test_an_object_can_be_got_on_the_calling_thread(connect, stub, answer, refusal):
-    transport = connect(stub.endpoint)
+    send_now = connect(stub.endpoint).transport.send_now
     stub.will(answer(200, b"whole"), refusal(404, "NoSuchKey"), answer(200, b"again"))
-    assert transport.get_now("bucket", "key").data == b"whole"
+    assert send_now(get_object("bucket", "key")).data == b"whole"
     with pytest.raises(NotFoundError, match="s3://bucket/key"):
-        transport.get_now("bucket", "key")
+        send_now(get_object("bucket", "key"))
     buffer = bytearray(8)
-    assert transport.get_now("bucket", "key", into=memoryview(buffer)).length == 5
+    assert send_now(get_object("bucket", "key"), into=memoryview(buffer)).length == 5
     assert buffer == b"again\0\0\0"
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("s3torch-http_")]

@@ -140,7 +140,7 @@ def signer(request):
     return access_key, request.headers.get("x-amz-security-token")
 
 
-every_transport = pytest.mark.parametrize("signed", ["crt", "boto", "http"], indirect=True)
+every_transport = pytest.mark.parametrize("signed", ["crt", "http"], indirect=True)
 
 
 @pytest.fixture

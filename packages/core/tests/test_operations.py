@@ -9,22 +9,21 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from s3torch.core.abilities import part_copy_of, tags_of, upload_listing_of, versions_of
-from s3torch.core.copying import CopyJob, copy_ranges
-from s3torch.core.finding import _WholeFolders
 
 from s3torch.core import S3Client, S3ClientConfig
+from s3torch.core._copying import CopyJob, copy_ranges
+from s3torch.core._search import _WholeFolders
 from s3torch.core.errors import (
     AccessDeniedError,
     ConfigurationError,
     NotFoundError,
     PreconditionFailedError,
     S3Error,
-    TransportError,
 )
 from s3torch.core.globs import Glob
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import GIB, MAX_PARTS, MIB, MIN_PART_SIZE
+from s3torch.testing._calls import TransportCalls
 from s3torch.testing.faults import Fault
 
 LARGE = 11 * MIB
@@ -46,7 +45,6 @@ def test_many_keys_are_deleted_1000_at_a_time(wire):
     assert wire.methods == ["POST"] * 3
 
 
-@pytest.mark.promise(9)
 def test_all_below_a_prefix_is_deleted(wire):
     # No folders: SeaweedFS keeps empty ones of objects that were deleted together.
     for key in ("p.1", "p.2.3", "p.ü +", "pq", "q"):
@@ -59,7 +57,6 @@ def test_all_below_a_prefix_is_deleted(wire):
     assert client.delete_prefix(wire.bucket, "p.").deleted == 0
 
 
-@pytest.mark.promise(9)
 @pytest.mark.parametrize("prefix", ["", None, b"p"])
 def test_a_whole_bucket_is_not_deleted_by_accident(client, store, prefix):
     store.put("bucket", "k", b"")
@@ -160,7 +157,7 @@ def large(wire):
 
 
 def test_a_large_object_is_copied_in_parts(wire, large):
-    job(wire, size=LARGE, options=PutOptions(storage_class="STANDARD_IA")).run(large._connector.get())
+    job(wire, size=LARGE, options=PutOptions(storage_class="STANDARD_IA")).run(large._handle.get())
     # Head and tags of the source, three parts, and an upload begun and completed.
     assert sorted(wire.methods) == ["GET", "HEAD", "POST", "POST", "PUT", "PUT", "PUT"]
     assert wire.get("to") == wire.content(LARGE)
@@ -175,12 +172,12 @@ def test_a_large_object_is_copied_in_parts(wire, large):
 
 def test_a_refusal_tells_that_an_object_is_too_large(wire, large):
     wire.proxy.add(Fault.error(400, "InvalidRequest"), method="PUT", times=1)
-    job(wire).run(large._connector.get())
+    job(wire).run(large._handle.get())
     assert wire.get("to") == wire.content(LARGE)
     wire.put("from ü+", b"small")
     wire.proxy.add(Fault.error(400, "InvalidRequest"), method="PUT", times=1)
     with pytest.raises(S3Error) as caught:
-        job(wire).run(large._connector.get())
+        job(wire).run(large._handle.get())
     assert caught.value.code == "InvalidRequest"
 
 
@@ -189,24 +186,23 @@ def test_a_copy_whose_source_is_replaced_leaves_nothing(wire, large):
     info = large.head_object(wire.bucket, "from ü+")
     wire.put("from ü+", wire.content(LARGE)[::-1])
     with pytest.raises(PreconditionFailedError):
-        job(wire, size=LARGE, etag=info.etag).run(large._connector.get())
+        job(wire, size=LARGE, etag=info.etag).run(large._handle.get())
     assert wire.get("to") == b"old"
     assert wire.uploads() == []
 
 
-@pytest.mark.promise(7)
 def test_a_part_that_cannot_be_copied_fails_the_copy(wire, large):
     wire.put("to", b"old")
     wire.proxy.add(Fault.error(403, "AccessDenied"), method="PUT", skip=1, times=1)
     with pytest.raises(AccessDeniedError):
-        job(wire, size=LARGE).run(large._connector.get())
+        job(wire, size=LARGE).run(large._handle.get())
     assert wire.get("to") == b"old"
     assert wire.uploads() == []
 
 
 def test_tags_that_may_not_be_read_are_left(wire, large, caplog):
     wire.proxy.add(Fault.error(403, "AccessDenied"), method="GET", times=1)
-    job(wire, size=LARGE).run(large._connector.get())
+    job(wire, size=LARGE).run(large._handle.get())
     assert "without tags" in caplog.text
     assert wire.get("to") == wire.content(LARGE)
 
@@ -248,7 +244,6 @@ def test_copies_with_a_key_of_the_customer(wire):
 # Uploads that nobody completes.
 
 
-@pytest.mark.promise(9)
 def test_old_uploads_are_aborted(wire):
     client = wire.client()
     for key in ("p/1", "p/2 ü", "q"):
@@ -323,20 +318,14 @@ def test_directory_buckets_are_asked_for_whole_folders(client, store):
     assert not folders.prunes("a/")
 
 
-def test_an_ability_that_a_control_plane_lacks():
-    for ability in (versions_of, upload_listing_of, part_copy_of, tags_of):
-        with pytest.raises(TransportError, match="object"):
-            ability(object())
-
-
 def test_many_pages_of_a_real_server(seaweedfs, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", seaweedfs.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", seaweedfs.secret_key)
     bucket = seaweedfs.create_bucket()
     names = {f"{folder}/{number % 7}/{number:04}" for folder in ("a", "b b", "ü") for number in range(400)}
     with S3Client("us-east-1", endpoint=seaweedfs.endpoint) as client:
-        transport = client._connector.get().transport
-        started = [transport.put(bucket, name, memoryview(b""), options=PutOptions()) for name in names]
+        transport = TransportCalls(client._handle.get().transport)
+        started = [transport.put(bucket, name, memoryview(b"")) for name in names]
         for transfer in started:
             transfer.result(30)
         for ordered in (True, False):

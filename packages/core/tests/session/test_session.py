@@ -302,7 +302,7 @@ def test_a_function_that_returns_ended_keys_is_an_error_of_ours():
 
 def test_closing_twice_is_no_error():
     held = session()
-    held.boto_client()
+    held._session_client = held._make_boto_client()
     held.close()
     held.close()
 

@@ -4,7 +4,8 @@ import os
 import socket
 
 import pytest
-from s3torch.core.transports._crt_traffic import moved_bytes
+
+from s3torch.core.transports.crt._watch import moved_bytes
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="only Linux tells")
 

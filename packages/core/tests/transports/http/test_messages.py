@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from s3torch.core.transports._http_chunks import ChunkedDecoder
-from s3torch.core.transports._http_head import request_head, response_head
 
 from s3torch.core.errors import ConfigurationError, S3ConnectionError
+from s3torch.core.transports.http._messages import ChunkedDecoder, request_head, response_head
 
 names = st.from_regex(r"[A-Za-z][A-Za-z0-9-]{0,20}", fullmatch=True).filter(
     lambda name: name.lower() not in {"content-length", "transfer-encoding", "connection"}

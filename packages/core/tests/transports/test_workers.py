@@ -8,9 +8,10 @@ import time
 import uuid
 
 import pytest
-from s3torch.core.transports._pool import PooledTransfer, TransferPool
 
 from s3torch.core.errors import TransferCancelledError
+from s3torch.core.requests import get_object
+from s3torch.core.transports import WorkerPool, WorkerTransfer
 
 PATIENCE = 20
 
@@ -18,12 +19,12 @@ PATIENCE = 20
 @pytest.fixture
 def name():
     """How the threads of this test are called; those of the one before may not have ended yet."""
-    return f"s3torch-pool-{uuid.uuid4().hex}"
+    return f"s3torch-workers-{uuid.uuid4().hex}"
 
 
 @pytest.fixture
 def pool(name):
-    pool = TransferPool(4, name=name)
+    pool = WorkerPool(4, name=name)
     yield pool
     pool.close()
 
@@ -36,7 +37,7 @@ def threads(name):
 
 def transfer_of(work, buffer=None):
     view = None if buffer is None else memoryview(buffer)
-    return PooledTransfer(work, operation="GetObject", bucket="bucket", key="key", buffer=view)
+    return WorkerTransfer(work, request=get_object("bucket", "key"), buffer=view)
 
 
 def ends(condition):
@@ -122,7 +123,7 @@ def test_threads_are_started_as_they_are_needed(pool, threads, patience):
 
 @pytest.mark.parametrize("how", ["closed", "dropped"])
 def test_threads_end_with_their_pool(how, name, threads):
-    pool = TransferPool(4, name=name)
+    pool = WorkerPool(4, name=name)
     assert pool.start(transfer_of(lambda _: 1)).result(PATIENCE) == 1
     if how == "closed":
         assert pool.close()
@@ -152,7 +153,7 @@ def test_the_interpreter_does_not_wait_for_a_server(python, stub, answer):
 @pytest.fixture
 def busy_pool(name):
     """A pool whose only thread is busy."""
-    pool = TransferPool(1, name=name)
+    pool = WorkerPool(1, name=name)
     go_on = threading.Event()
     pool.start(transfer_of(lambda _: go_on.wait(PATIENCE)))
     yield pool
@@ -240,7 +241,7 @@ def test_closing_the_pool_ends_work_on_a_calling_thread(pool):
 
 @pytest.mark.parametrize(("seconds", "least", "most"), [(0.0, 2, 2), (0.05, 16, 16)])
 def test_more_threads_are_started_only_where_transfers_wait(name, threads, seconds, least, most):
-    pool = TransferPool(16, name=name, at_once=2)
+    pool = WorkerPool(16, name=name, at_once=2)
 
     def work(_):
         threading.Event().wait(seconds)
@@ -255,7 +256,7 @@ def test_more_threads_are_started_only_where_transfers_wait(name, threads, secon
 
 
 def test_threads_that_small_transfers_do_not_need_are_let_go(name, threads):
-    pool = TransferPool(16, name=name, at_once=12)
+    pool = WorkerPool(16, name=name, at_once=12)
     go_on = threading.Event()
 
     def run_at_once(count, buffer=None):

@@ -48,7 +48,7 @@ def test_the_log_goes_to_stderr(ask):
 
 def test_every_process_has_a_file_of_its_own(ask, tmp_path):
     code = """
-client._connector.get()
+client._handle.get()
 pids = [in_worker(), in_worker()]
 ask()
 print(os.getpid(), *pids)

@@ -42,11 +42,11 @@ def test_a_process_that_only_moves_bytes_loads_no_boto(seaweedfs, python, monkey
 
 def test_addresses_of_aws_travel(python, monkeypatch):
     client = S3Client("us-west-2")
-    expected = client._connector.get()._session.endpoint("data")
+    expected = client._handle.get()._session.endpoint("data")
     code = """
         import base64, pickle, sys
         client = pickle.loads(base64.b64decode(sys.argv[1]))
-        print(client._connector.get()._session.endpoint("data"))
+        print(client._handle.get()._session.endpoint("data"))
         assert "botocore" not in sys.modules
     """
     done = python(code, base64.b64encode(pickle.dumps(client)).decode())

@@ -4,31 +4,23 @@ import io
 import sys
 import threading
 from concurrent.futures import wait
+from functools import partial
 from pathlib import Path
 
 import pytest
-from s3torch.core.transports._crt_exchange import BodyStream
-from s3torch.core.transports._http import announced_length
 
 from s3torch.core.errors import TransportError, TruncatedError
-from s3torch.core.models import PutOptions
 from s3torch.core.ranges import MIB, ByteRange
+from s3torch.core.requests import announced_length
 from s3torch.core.transports.crt import CrtTransport
+from s3torch.core.transports.crt._body import BodyStream
 
 PATIENCE = 30
 
 
 @pytest.fixture
-def connect(make_context):
-    transports = []
-
-    def make(endpoint, **settings):
-        transports.append(CrtTransport(make_context(endpoint, **settings)))
-        return transports[-1]
-
-    yield make
-    for transport in transports:
-        transport.close()
+def connect(connect_with):
+    return partial(connect_with, CrtTransport)
 
 
 def test_each_range_is_one_request(connect, stub, answer):
@@ -47,7 +39,7 @@ def test_two_ports_of_one_host(connect, seaweedfs, moto):
         bucket = server.create_bucket()
         transport = connect(server.endpoint, keys=(server.access_key, server.secret_key))
         body = memoryview(server.name.encode())
-        transport.put(bucket, "key", body, options=PutOptions()).result(PATIENCE)
+        transport.put(bucket, "key", body).result(PATIENCE)
         assert transport.get(bucket, "key").result(PATIENCE).data == body
 
 
@@ -107,10 +99,9 @@ def test_answer_with_other_bytes(headers):
         announced_length(headers, ByteRange(2, 5))
 
 
-@pytest.mark.promise(8)
 def test_without_awscrt_it_says_so_at_once(make_context, stub, monkeypatch):
     monkeypatch.setitem(sys.modules, "awscrt.s3", None)
-    with pytest.raises(TransportError, match="needs awscrt.*pip install awscrt.*transport='boto'"):
+    with pytest.raises(TransportError, match="needs awscrt.*pip install awscrt.*transport='http'"):
         CrtTransport(make_context(stub.endpoint))
 
 

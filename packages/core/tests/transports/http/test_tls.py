@@ -19,7 +19,6 @@ from s3torch.core.errors import (
     TransportError,
     TruncatedError,
 )
-from s3torch.core.models import PutOptions
 from s3torch.core.ranges import MIB, ByteRange
 from s3torch.core.transports.http import HttpTransport
 from s3torch.testing._certificate import AUTHORITY, CERTIFICATE, PRIVATE_KEY, certificate_files
@@ -75,7 +74,7 @@ def test_bytes_go_to_and_from_a_real_server(connect, monkeypatch):
         monkeypatch.setenv("AWS_CA_BUNDLE", str(server.ca_file))
         bucket = server.create_bucket()
         transport = connect(server.endpoint, keys=(server.access_key, server.secret_key))
-        transport.put(bucket, "key", memoryview(data), options=PutOptions()).result(PATIENCE)
+        transport.put(bucket, "key", memoryview(data)).result(PATIENCE)
         for _ in range(2):
             assert transport.get(bucket, "key").result(PATIENCE).data == data
         buffer = bytearray(5 * MIB)
@@ -175,5 +174,5 @@ def test_an_answer_before_the_end_of_an_upload_is_read(connect, serve):
 
     body = memoryview(bytes(32 * MIB))
     with pytest.raises(AccessDeniedError):
-        connect(serve(answer_early)).put("bucket", "key", body, options=PutOptions()).result(PATIENCE)
+        connect(serve(answer_early)).put("bucket", "key", body).result(PATIENCE)
     done.set()

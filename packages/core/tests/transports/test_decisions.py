@@ -1,0 +1,130 @@
+"""What follows an attempt that failed, as a pure function."""
+
+from __future__ import annotations
+
+import ssl
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s3torch.core import errors
+from s3torch.core.errors import (
+    S3ConnectionError,
+    S3Error,
+    S3TimeoutError,
+    ThrottledError,
+    TruncatedError,
+    error_from_response,
+)
+from s3torch.core.requests import get_object
+from s3torch.core.transports import RetryDecision, decide_retry
+from s3torch.core.transports._retries import may_succeed_now, tell_retry
+
+RETRIED = {S3ConnectionError, S3TimeoutError, ThrottledError, TruncatedError}
+EVERY_CLASS = [
+    cls
+    for name in errors.__all__
+    if isinstance(cls := getattr(errors, name), type) and issubclass(cls, S3Error)
+]
+FAIL = RetryDecision("fail")
+
+
+def answer(status, code=None):
+    return error_from_response(operation="GetObject", bucket="b", key="k", status=status, code=code)
+
+
+@pytest.mark.parametrize("cls", EVERY_CLASS, ids=lambda cls: cls.__name__)
+def test_each_class_is_tried_again_or_not(cls):
+    action = decide_retry(cls(), 1, attempts=3).action
+    assert action == ("retry" if issubclass(cls, tuple(RETRIED)) else "fail")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "action"),
+    [
+        (500, "InternalError", "retry"),
+        (500, None, "retry"),
+        (502, "BadGateway", "retry"),
+        (504, None, "retry"),
+        (200, "InternalError", "retry"),
+        (503, "SlowDown", "retry"),
+        (503, None, "retry"),
+        (429, None, "retry"),
+        (400, "RequestTimeout", "retry"),
+        (501, "NotImplemented", "fail"),
+        (505, None, "fail"),
+        (400, "InvalidRequest", "fail"),
+        (403, "AccessDenied", "fail"),
+        (404, "NoSuchKey", "fail"),
+        (404, "NoSuchUpload", "fail"),
+        (409, "ConditionalRequestConflict", "fail"),
+        (412, "PreconditionFailed", "fail"),
+        (416, "InvalidRange", "fail"),
+        (301, "PermanentRedirect", "fail"),
+        (400, "BadDigest", "fail"),
+    ],
+)
+def test_answers_of_s3(status, code, action):
+    assert decide_retry(answer(status, code), 1, attempts=3).action == action
+    assert decide_retry(answer(status, code), 3, attempts=3) == FAIL
+
+
+@pytest.mark.parametrize("error", [cls() for cls in sorted(RETRIED, key=str)], ids=lambda e: type(e).__name__)
+@given(attempts=st.integers(1, 50), attempt=st.integers(1, 60), jitter=st.floats(0.5, 1))
+def test_attempts_are_bounded_and_pauses_grow(error, attempts, attempt, jitter):
+    decision = decide_retry(error, attempt, attempts=attempts, jitter=jitter)
+    if attempt >= attempts:
+        assert decision == FAIL
+        return
+    quick = isinstance(error, S3ConnectionError | TruncatedError)
+    longest = min(0.1 * 2**attempt, 1.0 if quick else 20.0)
+    assert decision == RetryDecision("retry", jitter * longest)
+    for _ in range(5):
+        assert longest / 2 <= decide_retry(error, attempt, attempts=attempts).seconds <= longest
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"])
+def test_expired_credentials_are_renewed_once_and_at_once(code):
+    error = answer(400, code)
+    assert decide_retry(error, 1, attempts=3) == RetryDecision("renew", 0)
+    assert decide_retry(error, 2, attempts=3, renewed=True) == FAIL
+    assert decide_retry(error, 3, attempts=3) == FAIL
+    # What else fails after that is tried again as ever.
+    assert decide_retry(ThrottledError(), 2, attempts=3, renewed=True).action == "retry"
+
+
+def test_a_transport_that_can_begin_anew_may():
+    error = answer(412, "PreconditionFailed")
+    assert decide_retry(error, 1, attempts=2) == FAIL
+    assert decide_retry(error, 1, attempts=2, resumable=True).action == "retry"
+    assert decide_retry(error, 2, attempts=2, resumable=True) == FAIL
+
+
+def test_a_certificate_that_was_refused_is_not_asked_for_again():
+    error = S3ConnectionError("no trust")
+    assert may_succeed_now(error)
+    error.__cause__ = ssl.SSLCertVerificationError("self-signed")
+    assert not may_succeed_now(error)
+    error.__cause__ = ssl.SSLError("broken handshake")
+    assert may_succeed_now(error)
+
+
+def test_listeners_are_told_where_it_was():
+    told = []
+    request, error, transfer = get_object("bucket", "key"), ThrottledError(), object()
+    tell_retry(None, request, None, attempt=1, error=error, seconds=0)
+    assert error.bucket is None
+    tell_retry(lambda **facts: told.append(facts), request, transfer, attempt=2, error=error, seconds=0.5)
+    assert told == [
+        {
+            "operation": "GetObject",
+            "bucket": "bucket",
+            "key": "key",
+            "attempt": 2,
+            "error": error,
+            "seconds": 0.5,
+            "transfer": transfer,
+        }
+    ]
+    assert (error.operation, error.bucket, error.key) == ("GetObject", "bucket", "key")

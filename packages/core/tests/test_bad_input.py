@@ -133,6 +133,7 @@ def test_the_largest_part_size(wire):
         assert client.get_object(wire.bucket, "large-parts").read() == b"few bytes"
 
 
+@pytest.mark.promise(6)
 def test_a_missing_key(wire):
     client = wire.client()
     for call in (client.get_object(wire.bucket, "no").read, client.get_object(wire.bucket, "no").readline):
@@ -243,6 +244,7 @@ def test_anonymous_requests(wire, monkeypatch):
     assert all("authorization" not in request.headers for request in wire.proxy.requests())
 
 
+@pytest.mark.promise(6)
 @pytest.mark.parametrize("transport", ["crt", "http"])
 def test_an_endpoint_that_is_down(monkeypatch, transport):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
@@ -292,6 +294,7 @@ def test_an_unknown_profile(transport):
                 call()
 
 
+@pytest.mark.promise(8)
 def test_an_unknown_transport():
     client = S3Client("us-east-1", s3client_config=S3ClientConfig(transport="tpae"))
     for call in every_operation(client, "bucket").values():

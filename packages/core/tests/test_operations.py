@@ -45,6 +45,7 @@ def test_many_keys_are_deleted_1000_at_a_time(wire):
     assert wire.methods == ["POST"] * 3
 
 
+@pytest.mark.promise(9)
 def test_all_below_a_prefix_is_deleted(wire):
     # No folders: SeaweedFS keeps empty ones of objects that were deleted together.
     for key in ("p.1", "p.2.3", "p.ü +", "pq", "q"):
@@ -57,6 +58,7 @@ def test_all_below_a_prefix_is_deleted(wire):
     assert client.delete_prefix(wire.bucket, "p.").deleted == 0
 
 
+@pytest.mark.promise(9)
 @pytest.mark.parametrize("prefix", ["", None, b"p"])
 def test_a_whole_bucket_is_not_deleted_by_accident(client, store, prefix):
     store.put("bucket", "k", b"")
@@ -191,6 +193,7 @@ def test_a_copy_whose_source_is_replaced_leaves_nothing(wire, large):
     assert wire.uploads() == []
 
 
+@pytest.mark.promise(7)
 def test_a_part_that_cannot_be_copied_fails_the_copy(wire, large):
     wire.put("to", b"old")
     wire.proxy.add(Fault.error(403, "AccessDenied"), method="PUT", skip=1, times=1)
@@ -244,6 +247,7 @@ def test_copies_with_a_key_of_the_customer(wire):
 # Uploads that nobody completes.
 
 
+@pytest.mark.promise(9)
 def test_old_uploads_are_aborted(wire):
     client = wire.client()
     for key in ("p/1", "p/2 ü", "q"):

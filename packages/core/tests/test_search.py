@@ -7,7 +7,6 @@ import threading
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s3torch.core.tree_listing import EveryBranch, TreeListing
 
 from s3torch.core._search import EveryBranch, TreeListing
 from s3torch.core.errors import NotFoundError

@@ -24,6 +24,7 @@ def test_three_indices_in_a_row_are_read_ahead_and_a_jump_drops_it(readers_of):
     assert [reader.closed for reader in readers[4:10]] == [False, False, True, True, True, True]
 
 
+@pytest.mark.promise(7)
 def test_an_error_of_the_read_ahead_does_not_look_like_the_end():
     access = IndexAccess()
 

@@ -129,6 +129,7 @@ def test_a_slow_consumer_holds_no_more_than_what_is_ahead(make, server, cls):
                 break
 
 
+@pytest.mark.promise(3)
 def test_what_is_ahead_is_bounded_by_the_memory_of_the_process(make, server):
     config = S3ClientConfig(memory_limit=MEMORY)
     with (

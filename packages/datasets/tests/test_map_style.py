@@ -58,6 +58,7 @@ def test_objects_are_listed_once(dataset, listings):
     assert listings() == 1
 
 
+@pytest.mark.promise(5)
 def test_an_ordinary_pickle_asks_s3_nothing(dataset, listings):
     assert pickle.loads(pickle.dumps(dataset))[1] == b"train/1"
     assert listings() == 1

@@ -60,6 +60,7 @@ def test_texts_and_documents(source):
     assert Compose(decode_text, str.upper, len)(source(b"data")) == 4
 
 
+@pytest.mark.promise(10)
 def test_arrays_without_objects(source):
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     assert np.array_equal(decode_npy(source(npy(array))), array)

@@ -29,6 +29,7 @@ def loader_of(dataset, context, *, workers, **options):
 
 
 # A spawned worker takes seconds to import torch, so not every kind is tried with every number of them.
+@pytest.mark.promise(4)
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_the_iterable_dataset_shares_its_samples_out_to_two_workers(server, options, context):
     dataset = S3IterableDataset.from_prefix(server.uri("train/"), enable_sharding=True, **options)
@@ -65,6 +66,7 @@ def test_workers_stay_for_several_epochs(server, options):
         assert sorted(sample for batch in loader for sample in batch) == DATA
 
 
+@pytest.mark.promise(4)
 @pytest.mark.parametrize("cls", [S3MapDataset, S3IterableDataset])
 def test_workers_may_be_forked_while_threads_read(server, options, tmp_path, cls):
     # A lock that a thread holds in that moment is never given back in the worker.
@@ -137,6 +139,7 @@ def test_workers_share_one_listing(server, options, context, tmp_path, monkeypat
     assert log.read_text().split() == [str(os.getpid())]
 
 
+@pytest.mark.promise(6)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_errors_of_s3_keep_their_class(server, options, workers):
     context = "fork" if workers else None

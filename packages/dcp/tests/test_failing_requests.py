@@ -79,6 +79,7 @@ def loaded_number(layout, place, path):
     return numbers.pop()
 
 
+@pytest.mark.promise(1)
 @pytest.mark.parametrize(
     ("layout", "fault", "fresh"),
     [

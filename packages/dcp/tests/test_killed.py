@@ -161,6 +161,7 @@ def saves_of(program, seaweed_place, seaweedfs, fault_proxy, tmp_path):
     return make
 
 
+@pytest.mark.promise(1)
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("ranks", "killed", "side"),

@@ -51,6 +51,7 @@ def test_any_protocol_of_pickle_is_read(place, state, protocol):
     assert decode_metadata(pickle.dumps(metadata, protocol), uri=URI) == metadata
 
 
+@pytest.mark.promise(10)
 def test_nothing_is_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=r"\.metadata contains .*mkdir, which is not known"):
@@ -58,6 +59,7 @@ def test_nothing_is_run(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.promise(10)
 @pytest.mark.parametrize(
     ("module", "name"),
     [

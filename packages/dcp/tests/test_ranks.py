@@ -121,6 +121,7 @@ def test_ranks_that_consolidate_together(run, seaweed_place):
     assert len({key.removesuffix(".safetensors")[-16:] for key in files}) == 2
 
 
+@pytest.mark.promise(7)
 def test_a_failure_of_one_rank_fails_all(run, seaweed_place):
     run("failing")
     assert "failing/.metadata" not in seaweed_place.listed()

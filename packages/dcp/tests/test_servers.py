@@ -105,6 +105,7 @@ def failure_of(caught):
     return caught.value.failures[0][0]
 
 
+@pytest.mark.promise(6)
 @pytest.mark.parametrize("numbers", [10, 3 * MIB])
 def test_the_error_of_s3_is_not_hidden_by_torch(server_place, numbers):
     with pytest.raises(CheckpointException) as caught:

@@ -151,6 +151,7 @@ def test_writer_and_reader_serve_one_checkpoint_after_another(place):
     assert not place.listed("checkpoint")
 
 
+@pytest.mark.promise(5)
 def test_writer_and_reader_can_be_pickled(place):
     writer = pickle.loads(pickle.dumps(place.writer(prefix_strategy=HexPrefixStrategy())))
     dcp.save({"a": torch.ones(3)}, storage_writer=writer)

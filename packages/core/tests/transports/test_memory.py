@@ -7,7 +7,6 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from s3torch.core.protocols import SupportsControl, TransportContext
 
 from s3torch.core.config import S3ClientConfig
 from s3torch.core.errors import (

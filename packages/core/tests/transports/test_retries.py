@@ -6,7 +6,6 @@ import socket
 import time
 
 import pytest
-from s3torch.core.transports.boto import BotoTransport
 
 from s3torch.core.errors import (
     AccessDeniedError,

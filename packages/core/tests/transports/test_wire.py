@@ -149,6 +149,7 @@ def test_body_is_sent_again_from_its_start(transport, stub, answer, refusal):
     assert [request.body for request in stub.requests] == [body, body]
 
 
+@pytest.mark.promise(7)
 def test_completion_that_fails_late_is_an_error(transport, stub, answer, refusal):
     stub.will(*[answer(200, refusal(0, "InternalError").body)] * 5)
     upload = MultipartUpload("bucket", "key", "upload")
@@ -189,6 +190,7 @@ def test_stalled_get_can_be_cancelled(transport, stub, answer, stall, how):
     assert time.monotonic() - begin < 3
 
 
+@pytest.mark.promise(4)
 @pytest.mark.parametrize("name", ["crt", "http"])
 def test_a_fork_leaves_the_connections_of_the_parent(name, stub, answer, in_child):
     stub.will(*[answer(206, b"data", {"Content-Range": "bytes 0-3/4"})] * 3)

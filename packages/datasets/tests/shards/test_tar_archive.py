@@ -54,6 +54,7 @@ def test_members_are_those_that_were_packed(files, kind, seekable, chunk, data):
         assert [one for one, _ in again] == [one for one, _ in found[number:]]
 
 
+@pytest.mark.promise(2)
 @given(FILES.filter(len), st.data())
 def test_a_truncated_archive_is_never_taken_for_a_whole_one(files, data):
     archive = pack(files)

@@ -171,6 +171,7 @@ def test_the_last_rank_takes_the_folder_along(launch, monkeypatch, tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.promise(9)
 def test_a_folder_of_somebody_else_is_not_read(launch, memory, fill, caplog, tmp_path):
     fill(*KEYS)
     dataset = S3MapDataset.from_prefix("s3://data/train/", s3client_config=memory)

@@ -51,6 +51,7 @@ def test_the_parts_of_a_tensor_are_in_flight_together(proxied, proxy):
     assert seen[-1] == [None, None, None]
 
 
+@pytest.mark.promise(2)
 def test_a_file_that_is_replaced_while_it_is_read(proxied, proxy, seaweed_place):
     dcp.save(LARGE, storage_writer=proxied.writer())
     other = bytes(len(seaweed_place.get(FILE)))

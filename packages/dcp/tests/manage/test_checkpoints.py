@@ -65,6 +65,7 @@ def test_a_whole_checkpoint(server_place, depth):
     assert report.unchecked == () or depth == "checksums"
 
 
+@pytest.mark.promise(2)
 def test_what_is_wrong_is_told(place):
     save(place, "checkpoint", thread_count=4)
     client, uri = place.client(), place.uri("checkpoint")
@@ -147,6 +148,7 @@ def test_pruning(place):
     assert names(list_checkpoints(root, client=client)) == ["step-2", "step-3", "step-5", "step-6"]
 
 
+@pytest.mark.promise(9)
 def test_sweeping(place):
     client, uri = place.client(), place.uri("checkpoint")
     save(place, "checkpoint", thread_count=2)

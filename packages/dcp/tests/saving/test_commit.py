@@ -79,6 +79,7 @@ def test_no_file_of_a_checkpoint_is_written_over(place):
         seen |= names
 
 
+@pytest.mark.promise(9)
 def test_other_objects_stay(place):
     for key in ("checkpoint/notes.txt", "checkpoint/__1_0.distcp", "checkpoint-2/__0_0.distcp"):
         place.put(key, b"mine")

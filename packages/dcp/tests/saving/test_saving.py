@@ -42,6 +42,7 @@ def failure_of(caught):
     return caught.value.failures[0][0]
 
 
+@pytest.mark.promise(7)
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_a_file_that_cannot_be_written_fails_the_save(place, threads):
     writer = place.writer(prefix_strategy=refuse_two_files, thread_count=threads, single_file_per_rank=False)
@@ -74,6 +75,7 @@ def test_an_error_of_the_planner_fails_the_save_and_leaves_nothing_partial(place
     assert len(place.listed()) < threads
 
 
+@pytest.mark.promise(1)
 def test_the_old_checkpoint_stays_when_a_save_fails(place):
     dcp.save({"a": torch.ones(3)}, storage_writer=place.writer())
     before = {key: place.get(key) for key in place.listed()}

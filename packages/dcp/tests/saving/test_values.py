@@ -69,6 +69,7 @@ def sent(values):
         yield file.getvalue()
 
 
+@pytest.mark.promise(3)
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(1, 5 * MIB)), max_size=8),

@@ -13,7 +13,7 @@ from s3torch.core.errors import TransportError, TruncatedError
 from s3torch.core.ranges import MIB, ByteRange
 from s3torch.core.requests import announced_length
 from s3torch.core.transports.crt import CrtTransport
-from s3torch.core.transports.crt._body import BodyStream
+from s3torch.core.transports.crt._answers import BodyStream
 
 PATIENCE = 30
 
@@ -99,6 +99,7 @@ def test_answer_with_other_bytes(headers):
         announced_length(headers, ByteRange(2, 5))
 
 
+@pytest.mark.promise(8)
 def test_without_awscrt_it_says_so_at_once(make_context, stub, monkeypatch):
     monkeypatch.setitem(sys.modules, "awscrt.s3", None)
     with pytest.raises(TransportError, match="needs awscrt.*pip install awscrt.*transport='http'"):

@@ -44,6 +44,7 @@ _CANCELLED = {"AWS_ERROR_S3_CANCELED", "AWS_ERROR_S3_PAUSED"}
 _NO_RANGE = "AWS_ERROR_S3_MISSING_CONTENT_RANGE_HEADER"
 _TRUNCATED = {
     _NO_RANGE: "the store answered a request for a range without a range",
+    "AWS_ERROR_S3_INVALID_CONTENT_RANGE_HEADER": "the store answered with another range than was asked for",
     "AWS_ERROR_DEST_COPY_TOO_SMALL": "the body is longer than what was asked for",
 }
 _TIMEOUTS = {
@@ -167,6 +168,9 @@ class CrtTransfer(Future[T]):
             number = self._attempts
             self._native, self._late = None, False
             self.receiver.begin()
+            if self.body is not None:
+                # The CRT does not go back by itself: to it, each attempt is a request of its own.
+                self.body.seek(0)
         try:
             native = self._send()
         except Exception as exc:  # noqa: BLE001 - The transfer raises it.

@@ -129,6 +129,7 @@ class TestHttpOnMoto(OnMoto):
 
 
 class TestMemory(TransportTests):
+    speaks_http = False
     store = MemoryStore()
 
     @pytest.fixture

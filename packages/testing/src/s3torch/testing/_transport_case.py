@@ -1,25 +1,51 @@
-"""What the groups of the conformance suite of transports share: fixtures, flags and questions."""
+"""What the groups of the conformance suite of transports share: fixtures, flags, calls and questions."""
 
 # ruff: noqa: S101 - In tests, assert is how they tell.
 
 from __future__ import annotations
 
 import base64
+import gc
+import threading
+import time
 import uuid
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from s3torch.core.models import PutOptions
-from s3torch.testing._calls import PATIENCE, TransportCalls
+from s3torch.core import requests
+from s3torch.core.config import S3ClientConfig
+from s3torch.core.errors import S3Error
+from s3torch.core.models import BucketEndpoint, Credentials, PutOptions
+from s3torch.core.seam import TransportContext
+from s3torch.testing.scripted import ScriptedServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from s3torch.core.errors import S3Error
-    from s3torch.core.models import GetResult, MultipartUpload, PutResult
-    from s3torch.core.seam import Transport, TransportContext
+    from s3torch.core.models import (
+        CompletedPart,
+        DeleteFailure,
+        GetResult,
+        HeadObjectResult,
+        ListObjectResult,
+        ListUploadsResult,
+        ListVersionsResult,
+        MultipartUpload,
+        PutResult,
+    )
+    from s3torch.core.requests import Request
+    from s3torch.core.seam import ResolvedSession, Transfer, Transport
+
+T = TypeVar("T")
+
+# How long a test waits for an answer, in seconds: the suite is about right or wrong, not about speed.
+PATIENCE = 30
+# How long something may take that has nothing to wait for, in seconds.
+PROMPT = 5
+KEYS = Credentials("AKIDOFTHESUITE", "SECRET")
 
 
 class TransportCase:
@@ -43,6 +69,9 @@ class TransportCase:
     quotes_keys_of_uploads = True
     """Where the listing of multipart uploads says that it quotes keys, it does."""
 
+    speaks_http = True
+    """The transport speaks HTTP, so it can be pointed at a server that answers as a script says."""
+
     unsupported_keys: frozenset[str] = frozenset()
     """Keys of ``AWKWARD_KEYS`` that the store does not keep as they are."""
 
@@ -65,6 +94,18 @@ class TransportCase:
         """To be overridden: makes the transport."""
         raise NotImplementedError
 
+    def create_context(self, session: ResolvedSession, endpoint: str, **settings: Any) -> TransportContext:
+        """May be overridden: makes the context of a transport to the scripted server.
+
+        Args:
+            session: Addresses and credentials.
+            endpoint: The URL of the server.
+            settings: Those of ``S3ClientConfig``, and ``on_retry``.
+        """
+        on_retry = settings.pop("on_retry", None)
+        config = S3ClientConfig(endpoint=endpoint, **settings)
+        return TransportContext(config, session, "agent/1 (of the suite)", on_retry)
+
     @pytest.fixture
     def transport(self, transport_context: TransportContext) -> Iterator[TransportCalls]:
         """A transport for one test, by its operations."""
@@ -81,6 +122,192 @@ class TransportCase:
     def key(self, prefix: str) -> str:
         """A key that no other test uses."""
         return f"{prefix}key"
+
+    @pytest.fixture
+    def script(self) -> Iterator[Script]:
+        """A server that answers as a test scripts, and transports to it."""
+        if not self.speaks_http:
+            pytest.skip("the transport does not speak HTTP")
+        with ScriptedServer() as server:
+            script = Script(self, server)
+            yield script
+            server.release()
+            script.close()
+
+
+class Script:
+    """Transports to a scripted server, and what they told of their retries.
+
+    Args:
+        case: What makes them.
+        server: The server.
+    """
+
+    def __init__(self, case: TransportCase, server: ScriptedServer) -> None:
+        self.server = server
+        self.session: ResolvedSession = StaticSession(server.endpoint, KEYS)
+        self.retries: list[ToldRetry] = []
+        self._case = case
+        self._transports: list[TransportCalls] = []
+
+    def context(self, **settings: Any) -> TransportContext:
+        """Makes the context of a transport with these settings."""
+        settings = {"max_attempts": 3, "on_retry": self._told, **settings}
+        return self._case.create_context(self.session, self.server.endpoint, **settings)
+
+    def connect(self, **settings: Any) -> TransportCalls:
+        """Makes a transport with these settings."""
+        transport = TransportCalls(self._case.create_transport(self.context(**settings)))
+        self._transports.append(transport)
+        return transport
+
+    def close(self) -> None:
+        """Closes the transports."""
+        for transport in self._transports:
+            transport.close()
+
+    def _told(self, **facts: Any) -> None:
+        self.retries.append(ToldRetry(**facts))
+
+
+@dataclass(frozen=True)
+class ToldRetry:
+    """What ``on_retry`` was told, and on which thread."""
+
+    operation: str
+    bucket: str
+    key: str
+    attempt: int
+    error: S3Error
+    seconds: float
+    transfer: Transfer[Any] | None = None
+    thread: int = field(default_factory=threading.get_ident)
+
+
+class StaticSession:
+    """A ``ResolvedSession`` for one server with path-style addresses and known keys.
+
+    Args:
+        endpoint: The URL of the server.
+        keys: The keys that requests are signed with, first those of the beginning, then those that each
+            renewal brings; none for anonymous requests.
+
+    Attributes:
+        renewals: What ``renew_credentials`` was asked: the keys that were refused, and the bucket.
+    """
+
+    def __init__(self, endpoint: str, *keys: Credentials) -> None:
+        scheme, _, host = endpoint.partition("://")
+        self.renewals: list[tuple[Credentials | None, str | None]] = []
+        self._scheme, self._host = scheme, host.rstrip("/")
+        self._keys = [*keys]
+        self._lock = threading.Lock()
+
+    def endpoint(self, bucket: str) -> BucketEndpoint:
+        return BucketEndpoint(self._scheme, self._host, f"/{bucket}/", "us-east-1")
+
+    def credentials(self, bucket: str | None = None) -> Credentials | None:  # noqa: ARG002 - All have the same.
+        return self._keys[0] if self._keys else None
+
+    def renew_credentials(self, stale: Credentials | None, bucket: str | None = None) -> bool:
+        with self._lock:
+            self.renewals.append((stale, bucket))
+            if self._keys[1:] and self._keys[0] == stale:
+                del self._keys[0]
+            return self.credentials() != stale
+
+    @property
+    def is_encrypted(self) -> bool:
+        return self._scheme == "https"
+
+
+class TransportCalls:
+    """Sends the requests of ``s3torch.core.requests`` through a transport.
+
+    Operations that move the bytes of objects return their transfer, the others wait for their result.
+
+    Args:
+        transport: What moves them.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+
+    def send(
+        self, request: Request[T], *, body: memoryview | None = None, into: memoryview | None = None
+    ) -> Transfer[T]:
+        return self.transport.send(request, body=body, into=into)
+
+    def call(self, request: Request[T]) -> T:
+        return self.transport.send(request).result(PATIENCE)
+
+    def close(self) -> None:
+        self.transport.close()
+
+    def get(
+        self, bucket: str, key: str, *, into: memoryview | None = None, **how: Any
+    ) -> Transfer[GetResult]:
+        return self.send(requests.get_object(bucket, key, **how), into=into)
+
+    def put(
+        self,
+        bucket: str,
+        key: str,
+        body: memoryview,
+        *,
+        options: PutOptions | None = None,
+        checksum: tuple[str, str] | None = None,
+    ) -> Transfer[PutResult]:
+        options = options or PutOptions()
+        return self.send(requests.put_object(bucket, key, options=options, checksum=checksum), body=body)
+
+    def create_multipart_upload(self, bucket: str, key: str, **how: Any) -> Transfer[MultipartUpload]:
+        return self.send(requests.create_multipart_upload(bucket, key, **how))
+
+    def upload_part(
+        self, upload: MultipartUpload, number: int, body: memoryview, **how: Any
+    ) -> Transfer[CompletedPart]:
+        return self.send(requests.upload_part(upload, number, **how), body=body)
+
+    def complete_multipart_upload(
+        self, upload: MultipartUpload, parts: Sequence[CompletedPart], **how: Any
+    ) -> Transfer[PutResult]:
+        return self.send(requests.complete_multipart_upload(upload, parts, **how))
+
+    def abort_multipart_upload(self, upload: MultipartUpload) -> Transfer[None]:
+        return self.send(requests.abort_multipart_upload(upload))
+
+    def head_object(self, bucket: str, key: str, **how: Any) -> HeadObjectResult:
+        return self.call(requests.head_object(bucket, key, **how))
+
+    def list_objects(self, bucket: str, **how: Any) -> ListObjectResult:
+        return self.call(requests.list_objects(bucket, **how))
+
+    def delete_object(self, bucket: str, key: str, **how: Any) -> None:
+        self.call(requests.delete_object(bucket, key, **how))
+
+    def delete_objects(self, bucket: str, keys: Sequence[str]) -> list[DeleteFailure]:
+        return self.delete_versions(bucket, [(key, None) for key in keys])
+
+    def delete_versions(self, bucket: str, versions: Sequence[tuple[str, str | None]]) -> list[DeleteFailure]:
+        return self.call(requests.delete_objects(bucket, versions)) if versions else []
+
+    def copy_object(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str, **how: Any) -> None:
+        self.call(requests.copy_object(src_bucket, src_key, dst_bucket, dst_key, **how))
+
+    def upload_part_copy(
+        self, upload: MultipartUpload, number: int, src_bucket: str, src_key: str, **how: Any
+    ) -> CompletedPart:
+        return self.call(requests.upload_part_copy(upload, number, src_bucket, src_key, **how))
+
+    def object_tags(self, bucket: str, key: str, **how: Any) -> dict[str, str]:
+        return self.call(requests.get_object_tagging(bucket, key, **how))
+
+    def list_object_versions(self, bucket: str, **how: Any) -> ListVersionsResult:
+        return self.call(requests.list_object_versions(bucket, **how))
+
+    def list_multipart_uploads(self, bucket: str, **how: Any) -> ListUploadsResult:
+        return self.call(requests.list_multipart_uploads(bucket, **how))
 
 
 def put(
@@ -143,3 +370,39 @@ def refused(
     assert type(error) is cls
     assert (error.operation, error.bucket, error.key) == (operation, bucket, key)
     assert (error.code, error.status) == (code, status)
+
+
+def wait(transfer: Transfer[Any]) -> None:
+    """Waits for the end of a transfer, good or bad, without lending this thread to it."""
+    ended = threading.Event()
+    transfer.add_done_callback(lambda _: ended.set())
+    assert ended.wait(PATIENCE), "the transfer does not end"
+
+
+def failure(transfer: Transfer[Any], seconds: float = PATIENCE) -> S3Error:
+    """Returns the error of a transfer, which says what it was about."""
+    with pytest.raises(S3Error) as caught:
+        transfer.result(seconds)
+    assert caught.value.bucket is not None
+    return caught.value
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Measures how long a call takes."""
+    begin = time.monotonic()
+    call()
+    return time.monotonic() - begin
+
+
+def expect_released(buffer: bytearray) -> None:
+    """Resizes the buffer, which Python refuses as long as there is a view of it."""
+    for seconds in (0.01, 0.1, 0.5, 1):
+        try:
+            buffer.append(0)
+        except BufferError:
+            # Not before it is needed: the end of a native request may be a moment later than its result.
+            time.sleep(seconds)
+            gc.collect()
+        else:
+            return
+    pytest.fail("the transport still holds the buffer")

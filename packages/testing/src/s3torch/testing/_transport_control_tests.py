@@ -1,4 +1,4 @@
-"""Conformance of control planes, and of keys through everything."""
+"""Conformance of transports: facts, listings, deletions, copies and versions."""
 
 # ruff: noqa: S101 - In tests, assert is how they tell.
 
@@ -9,81 +9,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from s3torch.core.errors import ConfigurationError, NotFoundError
+from s3torch.core.errors import ConfigurationError, NotFoundError, PreconditionFailedError
 from s3torch.core.models import PutOptions
-from s3torch.testing._calls import PATIENCE
-from s3torch.testing._transport_case import (
-    TransportCase,
-    begin_upload,
-    checksum_of,
-    get,
-    put,
-    refused,
-)
+from s3torch.testing._transport_case import PATIENCE, TransportCase, get, put, refused
 
 if TYPE_CHECKING:
-    from s3torch.core.models import ListObjectResult
-    from s3torch.testing._calls import TransportCalls
+    from s3torch.core.models import ListObjectResult, ListVersionsResult
+    from s3torch.testing._transport_case import TransportCalls
 
 _NOWHERE = "s3torch-no-such-bucket"
-
-AWKWARD_KEYS = (
-    "a b",
-    " leading and trailing ",
-    "plus+plus",
-    "percent%percent%20%2F%25",
-    "question?mark=1&and#hash",
-    "double//slash",
-    "/leading/slash",
-    "trailing/slash/",
-    "dot/./dot",
-    "dots/../dots",
-    "quote'quote\"quote`",
-    "<xml>&amp;</xml>",
-    "semi;colon:comma,at@equal=dollar$",
-    "star*(bracket)[square]{curly}|pipe^caret~tilde!",
-    "back\\slash",
-    "tab\tkey",
-    "line\nbreak",
-    "umlaut-ü-combined-u\u0308",
-    "日本語/ключ/🔥",
-    "n" * 1024,
-    "/".join(["ü" * 63] * 8) + "/" + "x" * 8,
-)
-"""Keys that S3 takes and that are easily spoilt on the way; the last two have 1,024 bytes."""
-
-
-class KeyTests(TransportCase):
-    """Every key that S3 takes arrives as it is."""
-
-    @pytest.mark.parametrize("awkward", AWKWARD_KEYS, ids=lambda key: repr(key[:24]))
-    def test_key_through_everything(self, transport: TransportCalls, bucket: str, awkward: str) -> None:
-        """The key is the same in every operation."""
-        if awkward in self.unsupported_keys:
-            pytest.skip("the store does not keep this key as it is")
-        data = awkward.encode()
-        put(transport, bucket, awkward, data)
-        assert get(transport, bucket, awkward).data == data
-        assert transport.head_object(bucket, awkward).size == len(data)
-        listed = transport.list_objects(bucket, prefix=awkward).object_info
-        assert [info.key for info in listed] == [awkward]
-        transport.copy_object(bucket, awkward, bucket, "copied")
-        assert get(transport, bucket, "copied").data == data
-        transport.delete_object(bucket, awkward)
-        with pytest.raises(NotFoundError):
-            get(transport, bucket, awkward)
-        upload = begin_upload(transport, bucket, awkward)
-        part = transport.upload_part(upload, 1, memoryview(data), checksum=checksum_of(data))
-        transport.complete_multipart_upload(
-            upload, [part.result(PATIENCE)], options=PutOptions(), checksum=checksum_of(data)
-        ).result(PATIENCE)
-        assert get(transport, bucket, awkward).data == data
-        assert transport.delete_objects(bucket, [awkward, "copied"]) == []
-        assert transport.list_objects(bucket, prefix=awkward).object_info == []
+_DESCRIBED = PutOptions(content_type="text/x-test", metadata={"a": "b"}, cache_control="max-age=5")
 
 
 class HeadTests(TransportCase):
-    """What ``ControlPlane.head_object`` owes."""
+    """The facts of an object."""
 
     def test_head(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """The facts are those that a GET tells."""
@@ -105,7 +44,7 @@ class HeadTests(TransportCase):
 
 
 class ListTests(TransportCase):
-    """What ``ControlPlane.list_objects`` owes."""
+    """Listings of objects."""
 
     def test_list_entries(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
         """An entry tells what a reader needs to do without a HEAD."""
@@ -190,7 +129,7 @@ class ListTests(TransportCase):
 
 
 class DeleteTests(TransportCase):
-    """What deleting owes."""
+    """Deletions."""
 
     def test_delete(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """Deleting is idempotent."""
@@ -228,6 +167,180 @@ class DeleteTests(TransportCase):
         """One request has a limit, and whoever asks has to know it."""
         with pytest.raises(ConfigurationError):
             transport.delete_objects(bucket, [f"{number}" for number in range(1001)])
+
+
+class CopyTests(TransportCase):
+    """Copies within the store."""
+
+    def test_copy(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
+        """The copy has the bytes and what describes them, and what was there is replaced."""
+        put(transport, bucket, f"{prefix}from", b"new", options=_DESCRIBED)
+        put(transport, bucket, f"{prefix}to", b"old")
+        transport.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to")
+        result = get(transport, bucket, f"{prefix}to")
+        assert result.data == b"new"
+        assert (result.head.content_type, result.head.metadata) == ("text/x-test", {"a": "b"})
+        assert result.head.cache_control == "max-age=5"
+
+    def test_copy_of_missing_object(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
+        """A missing source is an error."""
+        with pytest.raises(NotFoundError) as caught:
+            transport.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to")
+        assert (caught.value.operation, caught.value.code) == ("CopyObject", "NoSuchKey")
+
+    def test_copy_with_a_place_of_its_own(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
+        """The storage class is that of the options; what describes the content still goes along."""
+        put(transport, bucket, f"{prefix}from", options=_DESCRIBED)
+        options = PutOptions(storage_class="STANDARD_IA")
+        transport.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to", options=options)
+        head = transport.head_object(bucket, f"{prefix}to")
+        assert head.storage_class == "STANDARD_IA"
+        assert (head.content_type, head.metadata) == ("text/x-test", {"a": "b"})
+
+    def test_copy_with_other_metadata(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
+        """Options that describe the content replace all that does."""
+        put(transport, bucket, f"{prefix}from", options=_DESCRIBED)
+        options = PutOptions(content_type="text/x-other", metadata={"c": "d"})
+        transport.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to", options=options)
+        head = transport.head_object(bucket, f"{prefix}to")
+        assert (head.content_type, head.metadata) == ("text/x-other", {"c": "d"})
+        assert head.cache_control is None
+
+    @pytest.mark.parametrize("tags", [{}, {"new": "2"}], ids=["the same tags", "other tags"])
+    def test_copy_with_tags(
+        self,
+        transport: TransportCalls,
+        bucket: str,
+        prefix: str,
+        tags: dict[str, str],
+    ) -> None:
+        """Tags go along, unless the options have some."""
+        put(transport, bucket, f"{prefix}from", options=PutOptions(tags={"old": "1"}))
+        transport.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to", options=PutOptions(tags=tags))
+        assert transport.object_tags(bucket, f"{prefix}to") == tags or {"old": "1"}
+
+    def test_copy_of_a_version(self, transport: TransportCalls, versioned_bucket: str, prefix: str) -> None:
+        """An older version can be copied."""
+        first = put(transport, versioned_bucket, f"{prefix}from", b"first")
+        put(transport, versioned_bucket, f"{prefix}from", b"second")
+        transport.copy_object(
+            versioned_bucket,
+            f"{prefix}from",
+            versioned_bucket,
+            f"{prefix}to",
+            version_id=first.version_id,
+        )
+        assert get(transport, versioned_bucket, f"{prefix}to").data == b"first"
+
+    def test_copy_if_match(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
+        """A source that was replaced is not copied."""
+        if not self.checks_copy_conditions:
+            pytest.skip("the store does not check the conditions of copies")
+        known = put(transport, bucket, f"{prefix}from", b"first").etag
+        transport.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to", if_match=known)
+        put(transport, bucket, f"{prefix}from", b"second")
+        with pytest.raises(PreconditionFailedError):
+            transport.copy_object(bucket, f"{prefix}from", bucket, f"{prefix}to", if_match=known)
+        assert get(transport, bucket, f"{prefix}to").data == b"first"
+
+
+class VersionTests(TransportCase):
+    """Versions are listed and deleted."""
+
+    def test_list_versions(self, transport: TransportCalls, versioned_bucket: str, prefix: str) -> None:
+        """All versions and markers are told, the latest of each key first."""
+        first = put(transport, versioned_bucket, f"{prefix}a", b"1")
+        second = put(transport, versioned_bucket, f"{prefix}a", b"22")
+        transport.delete_object(versioned_bucket, f"{prefix}a")
+        put(transport, versioned_bucket, f"{prefix}b", b"333")
+        told = transport.list_object_versions(versioned_bucket, prefix=prefix)
+        assert [(one.key, one.size, one.is_latest, one.is_delete_marker) for one in told.versions[:1]] == [
+            (f"{prefix}a", 0, True, True)
+        ]
+        assert {one.version_id for one in told.versions[1:3]} == {first.version_id, second.version_id}
+        last = told.versions[3]
+        assert (last.key, last.size, last.is_latest, last.is_delete_marker) == (f"{prefix}b", 3, True, False)
+        assert abs(last.last_modified - time.time()) < PATIENCE
+        assert (told.common_prefixes, told.next_marker) == ([], None)
+        with pytest.raises(NotFoundError):
+            get(transport, versioned_bucket, f"{prefix}a")
+        assert get(transport, versioned_bucket, f"{prefix}a", version_id=first.version_id).data == b"1"
+
+    def test_list_versions_in_pages(
+        self, transport: TransportCalls, versioned_bucket: str, prefix: str
+    ) -> None:
+        """All versions come, each once."""
+        stored = {
+            (f"{prefix}{name}", put(transport, versioned_bucket, f"{prefix}{name}").version_id)
+            for name in "abab"
+        }
+        pages: list[ListVersionsResult] = []
+        while not pages or pages[-1].next_marker is not None:
+            marker = pages[-1].next_marker if pages else None
+            pages.append(
+                transport.list_object_versions(versioned_bucket, prefix=prefix, max_keys=1, marker=marker)
+            )
+        told = [(one.key, one.version_id) for page in pages for one in page.versions]
+        assert len(told) == 4
+        assert set(told) == stored
+
+    def test_list_versions_of_unversioned_bucket(
+        self, transport: TransportCalls, bucket: str, prefix: str
+    ) -> None:
+        """Objects that are not versioned are of version ``null``."""
+        put(transport, bucket, f"{prefix}a/b")
+        put(transport, bucket, f"{prefix}c")
+        told = transport.list_object_versions(bucket, prefix=prefix, delimiter="/")
+        assert [(one.key, one.version_id, one.is_latest) for one in told.versions] == [
+            (f"{prefix}c", "null", True)
+        ]
+        assert told.common_prefixes == [f"{prefix}a/"]
+
+    def test_list_versions_in_missing_bucket(self, transport: TransportCalls) -> None:
+        """A missing bucket is an error."""
+        with refused(
+            NotFoundError, operation="ListObjectVersions", bucket=_NOWHERE, code="NoSuchBucket", status=404
+        ):
+            transport.list_object_versions(_NOWHERE)
+
+    def test_delete_one_version(self, transport: TransportCalls, versioned_bucket: str, key: str) -> None:
+        """A version that is deleted is gone for good, and the one before is the latest again."""
+        first = put(transport, versioned_bucket, key, b"first")
+        second = put(transport, versioned_bucket, key, b"second")
+        for _ in range(2):
+            transport.delete_object(versioned_bucket, key, version_id=second.version_id)
+        result = get(transport, versioned_bucket, key)
+        assert (result.data, result.head.version_id) == (b"first", first.version_id)
+        with pytest.raises(NotFoundError):
+            get(transport, versioned_bucket, key, version_id=second.version_id)
+
+    def test_delete_marker_can_be_deleted(
+        self, transport: TransportCalls, versioned_bucket: str, key: str
+    ) -> None:
+        """Without its delete marker an object is back."""
+        put(transport, versioned_bucket, key)
+        transport.delete_object(versioned_bucket, key)
+        (marker, _) = transport.list_object_versions(versioned_bucket, prefix=key).versions
+        assert marker.is_delete_marker
+        assert transport.delete_versions(versioned_bucket, [(key, marker.version_id)]) == []
+        assert get(transport, versioned_bucket, key).data == b"data"
+
+    def test_delete_many_versions(
+        self, transport: TransportCalls, versioned_bucket: str, prefix: str
+    ) -> None:
+        """Many versions go at once, and nothing stays of them."""
+        for name in "aab":
+            put(transport, versioned_bucket, f"{prefix}{name}")
+        told = transport.list_object_versions(versioned_bucket, prefix=prefix).versions
+        targets = [(one.key, one.version_id) for one in told]
+        assert transport.delete_versions(versioned_bucket, targets) == []
+        assert transport.list_object_versions(versioned_bucket, prefix=prefix).versions == []
+        assert transport.delete_versions(versioned_bucket, []) == []
+
+    def test_delete_too_many_versions(self, transport: TransportCalls, bucket: str) -> None:
+        """One request has a limit, and whoever asks has to know it."""
+        with pytest.raises(ConfigurationError):
+            transport.delete_versions(bucket, [("key", f"{number}") for number in range(1001)])
 
 
 def _put_all(transport: TransportCalls, bucket: str, keys: list[str]) -> None:

@@ -1,10 +1,9 @@
 """Conformance of transports: transfers, buffers, errors, threads, the end."""
 
-# ruff: noqa: S101 - In tests, assert is how they tell.
+# ruff: noqa: FBT001, S101 - In tests, assert is how they tell, and parametrize gives what it gives.
 
 from __future__ import annotations
 
-import gc
 import pickle
 import threading
 import time
@@ -13,19 +12,32 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from s3torch.core.errors import NotFoundError, S3Error, TransferCancelledError
+from s3torch.core.errors import NotFoundError, S3Error, S3TimeoutError, TransferCancelledError
 from s3torch.core.models import MultipartUpload, PutOptions
 from s3torch.core.ranges import MIB, ByteRange
-from s3torch.testing._calls import PATIENCE, TransportCalls
-from s3torch.testing._transport_case import TransportCase, checksum_of, get, put
+from s3torch.testing._transport_case import (
+    PATIENCE,
+    PROMPT,
+    TransportCalls,
+    TransportCase,
+    checksum_of,
+    expect_released,
+    failure,
+    get,
+    put,
+    seconds_of,
+)
+from s3torch.testing.scripted import ScriptedAnswer, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from s3torch.core.seam import Transfer, TransportContext
+    from s3torch.testing._transport_case import Script
 
-_PROMPT = 5
 _MANY = 24
+_DATA = bytes(range(256)) * 40
+_SILENT = ScriptedAnswer(stall=-1)
 
 
 class TransferTests(TransportCase):
@@ -156,7 +168,7 @@ class BufferTests(TransportCase):
             buffer = bytearray(4)
             transfer = transport.get(bucket, asked, into=memoryview(buffer))
             _wait(transfer)
-            _expect_released(buffer)
+            expect_released(buffer)
 
     @pytest.mark.parametrize("size", [10, 3 * MIB])
     def test_put_releases_body(self, transport: TransportCalls, bucket: str, key: str, size: int) -> None:
@@ -165,7 +177,7 @@ class BufferTests(TransportCase):
             body = bytearray(size)
             transfer = transport.put(where, key, memoryview(body), options=PutOptions())
             _wait(transfer)
-            _expect_released(body)
+            expect_released(body)
 
 
 class CancelTests(TransportCase):
@@ -179,11 +191,11 @@ class CancelTests(TransportCase):
         begin = time.monotonic()
         asked = [transfer.cancel() for transfer in transfers]
         cancelled = [_is_cancelled(transfer) for transfer in transfers]
-        assert time.monotonic() - begin < _PROMPT
+        assert time.monotonic() - begin < PROMPT
         assert any(asked)
         assert any(cancelled)
         for buffer in buffers:
-            _expect_released(buffer)
+            expect_released(buffer)
         assert get(transport, bucket, key).length == 4 * MIB
 
     def test_cancelled_put_stores_all_or_nothing(
@@ -239,9 +251,9 @@ class CloseTests(TransportCase):
         other.close()
         for transfer in transfers:
             _is_cancelled(transfer)
-        assert time.monotonic() - begin < _PROMPT
+        assert time.monotonic() - begin < PROMPT
         for buffer in buffers:
-            _expect_released(buffer)
+            expect_released(buffer)
 
     def test_use_after_close(self, transport_context: TransportContext) -> None:
         """A closed transport starts nothing."""
@@ -261,6 +273,123 @@ class CloseTests(TransportCase):
                 use()
 
 
+class SilenceTests(TransportCase):
+    """What holds while a server is silent."""
+
+    def test_send_returns_at_once(self, script: Script) -> None:
+        """Many requests are under way before the first is answered."""
+        script.server.will(*[_SILENT] * _MANY)
+        transport = script.connect(max_connections=_MANY)
+        transfers: list[Transfer[Any]] = []
+        for number in range(_MANY):
+            seconds = seconds_of(lambda: transfers.append(transport.get("bucket", "key")))
+            assert seconds < PROMPT, f"send {number} took {seconds} seconds"
+        assert not any(transfer.done() for transfer in transfers)
+
+    def test_callback_runs_on_a_thread_of_the_transport(self, script: Script) -> None:
+        """It is not called on the thread that has sent the request and waits."""
+        script.server.will(ScriptedAnswer(body=_DATA, stall=-1))
+        transfer = script.connect().get("bucket", "key")
+        threads: list[int] = []
+        transfer.add_done_callback(lambda _: threads.append(threading.get_ident()))
+        script.server.wait_for_requests(1)
+        assert threads == []
+        script.server.release()
+        assert transfer.result(PATIENCE).data == _DATA
+        _until(lambda: threads)
+        assert threading.get_ident() not in threads
+
+    def test_callback_of_cancelled_transfer(self, script: Script) -> None:
+        """It is not called on the thread that cancels, and sees the end."""
+        script.server.will(_SILENT)
+        transfer = script.connect().get("bucket", "key")
+        seen: list[tuple[int, bool]] = []
+        transfer.add_done_callback(lambda one: seen.append((threading.get_ident(), one.done())))
+        script.server.wait_for_requests(1)
+        assert transfer.cancel()
+        _until(lambda: seen)
+        ((thread, is_done),) = seen
+        assert thread != threading.get_ident()
+        assert is_done
+
+    @pytest.mark.parametrize("how", ["cancel", "close"])
+    @pytest.mark.parametrize("stall", [-1, 1000], ids=["before the answer", "in the body"])
+    def test_end_is_prompt(self, script: Script, how: str, stall: int) -> None:
+        """Cancelling and closing wait for no server, and free the buffer."""
+        script.server.will(ScriptedAnswer(body=_DATA, stall=stall))
+        transport = script.connect()
+        buffer = bytearray(len(_DATA))
+        transfer = transport.get("bucket", "key", into=memoryview(buffer))
+        script.server.wait_for_requests(1)
+        assert seconds_of(transfer.cancel if how == "cancel" else transport.close) < PROMPT
+        error = failure(transfer, PROMPT)
+        assert type(error) is TransferCancelledError
+        assert (error.operation, error.bucket, error.key) == ("GetObject", "bucket", "key")
+        expect_released(buffer)
+
+    def test_end_of_upload_is_prompt(self, script: Script) -> None:
+        """What was sent and is not answered ends as promptly, and lets go of the body."""
+        script.server.will(_SILENT)
+        body = bytearray(_DATA)
+        transfer = script.connect().put("bucket", "key", memoryview(body))
+        script.server.wait_for_requests(1)
+        assert seconds_of(transfer.cancel) < PROMPT
+        assert type(failure(transfer, PROMPT)) is TransferCancelledError
+        expect_released(body)
+
+    @pytest.mark.parametrize("ranged", [False, True])
+    def test_buffer_is_not_touched_after_cancelling(self, script: Script, ranged: bool) -> None:
+        """The caller may use it for something else at once, although more bytes come."""
+        headers = {"Content-Range": f"bytes 0-{len(_DATA) - 1}/{len(_DATA)}"} if ranged else {}
+        script.server.will(ScriptedAnswer(206 if ranged else 200, _DATA, headers, stall=1000))
+        buffer = bytearray(len(_DATA))
+        byte_range = ByteRange(0, len(_DATA)) if ranged else None
+        transfer = script.connect().get("bucket", "key", byte_range=byte_range, into=memoryview(buffer))
+        script.server.wait_for_requests(1)
+        time.sleep(0.1)
+        assert transfer.cancel()
+        other = bytes(len(buffer))
+        buffer[:] = other
+        script.server.release()
+        time.sleep(0.3)
+        assert buffer == other
+
+    def test_pause_can_be_cancelled(self, script: Script) -> None:
+        """A transfer that waits for its next attempt ends promptly, and makes none."""
+        script.server.will(*[refusal(503, "SlowDown")] * 20)
+        transfer = script.connect(max_attempts=20).get("bucket", "key")
+        script.server.wait_for_requests(3)
+        assert transfer.cancel()
+        assert type(failure(transfer, PROMPT)) is TransferCancelledError
+        asked = len(script.server.requests)
+        time.sleep(1)
+        assert len(script.server.requests) <= asked + 1
+
+    def test_silence_has_an_end(self, script: Script) -> None:
+        """``read_timeout`` ends an attempt, and the last one the transfer."""
+        script.server.will(*[_SILENT] * 5)
+        error = failure(script.connect(read_timeout=0.3, max_attempts=2).get("bucket", "key"))
+        assert type(error) is S3TimeoutError
+        assert (error.operation, error.bucket, error.key) == ("GetObject", "bucket", "key")
+        assert (error.attempts, len(script.server.requests)) == (2, 2)
+
+    def test_result_may_be_waited_for_too_shortly(self, script: Script) -> None:
+        """The transfer goes on."""
+        script.server.will(ScriptedAnswer(body=_DATA, stall=-1))
+        transfer = script.connect().get("bucket", "key")
+        with pytest.raises(TimeoutError):
+            transfer.result(0.1)
+        script.server.release()
+        assert transfer.result(PATIENCE).data == _DATA
+
+
+def _until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.005)
+
+
 def _wait(transfer: Transfer[Any]) -> None:
     try:
         transfer.result(PATIENCE)
@@ -275,17 +404,3 @@ def _is_cancelled(transfer: Transfer[Any]) -> bool:
     except TransferCancelledError:
         return True
     return False
-
-
-def _expect_released(buffer: bytearray) -> None:
-    """Resizes the buffer, which Python refuses as long as there is a view of it."""
-    for seconds in (0.01, 0.1, 0.5, 1):
-        try:
-            buffer.append(0)
-        except BufferError:
-            # Not before it is needed: the end of a native request may be a moment later than its result.
-            time.sleep(seconds)
-            gc.collect()
-        else:
-            return
-    pytest.fail("the transport still holds the buffer")

@@ -1,19 +1,20 @@
-"""Conformance of transports: writing."""
+"""Conformance of transports: objects and multipart uploads are written."""
 
 # ruff: noqa: S101 - In tests, assert is how they tell.
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
 from s3torch.core.errors import ChecksumMismatchError, NotFoundError, PreconditionFailedError
-from s3torch.core.models import PutOptions
-from s3torch.core.ranges import MIN_PART_SIZE
-from s3torch.testing._calls import PATIENCE
+from s3torch.core.models import MultipartUpload, PutOptions
+from s3torch.core.ranges import MIN_PART_SIZE, ByteRange
 from s3torch.testing._transport_case import (
+    PATIENCE,
     TransportCase,
     begin_upload,
     checksum_of,
@@ -25,14 +26,15 @@ from s3torch.testing._transport_case import (
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from s3torch.core.models import MultipartUpload
-    from s3torch.testing._calls import TransportCalls
+    from s3torch.core.models import UploadInfo
+    from s3torch.testing._transport_case import TransportCalls
 
+_NOWHERE = "s3torch-no-such-bucket"
 _NEW = PutOptions(if_none_match="*")
 
 
 class PutTests(TransportCase):
-    """What ``Transport.put`` owes."""
+    """Objects of one request."""
 
     @pytest.mark.parametrize("size", [0, 1, 100_000, 3_000_000])
     def test_put_stores_all_bytes(self, transport: TransportCalls, bucket: str, key: str, size: int) -> None:
@@ -157,16 +159,16 @@ class PutTests(TransportCase):
         with refused(
             NotFoundError,
             operation="PutObject",
-            bucket="s3torch-no-such-bucket",
+            bucket=_NOWHERE,
             key=key,
             code="NoSuchBucket",
             status=404,
         ):
-            put(transport, "s3torch-no-such-bucket", key)
+            put(transport, _NOWHERE, key)
 
 
 class MultipartTests(TransportCase):
-    """What the methods of multipart uploads owe."""
+    """Objects of many requests."""
 
     def test_multipart_parts_in_any_order_at_the_same_time(
         self, transport: TransportCalls, bucket: str, key: str
@@ -266,6 +268,85 @@ class MultipartTests(TransportCase):
             transport.complete_multipart_upload(
                 upload, [part], options=PutOptions(), checksum=checksum
             ).result(PATIENCE)
+
+
+class PartCopyTests(TransportCase):
+    """Parts that are bytes of another object."""
+
+    def test_parts_of_another_object(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
+        """An upload can be made of ranges of an object."""
+        data = bytes(range(256)) * (MIN_PART_SIZE // 256) + b"tail"
+        stored = put(transport, bucket, f"{prefix}from ü+", data)
+        upload = transport.create_multipart_upload(bucket, f"{prefix}to", options=PutOptions()).result(
+            PATIENCE
+        )
+        ranges = [ByteRange(0, MIN_PART_SIZE), ByteRange(MIN_PART_SIZE, len(data))]
+        parts = [
+            transport.upload_part_copy(
+                upload, number, bucket, f"{prefix}from ü+", byte_range=byte_range, if_match=stored.etag
+            )
+            for number, byte_range in enumerate(ranges, 1)
+        ]
+        assert [part.number for part in parts] == [1, 2]
+        transport.complete_multipart_upload(upload, parts, options=PutOptions()).result(PATIENCE)
+        assert get(transport, bucket, f"{prefix}to").data == data
+
+    def test_part_of_missing_object(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
+        """A missing source is an error about the source."""
+        upload = transport.create_multipart_upload(bucket, f"{prefix}to", options=PutOptions()).result(
+            PATIENCE
+        )
+        with pytest.raises(NotFoundError) as caught:
+            transport.upload_part_copy(upload, 1, bucket, f"{prefix}from", byte_range=ByteRange(0, 1))
+        assert caught.value.operation == "UploadPartCopy"
+        transport.abort_multipart_upload(upload).result(PATIENCE)
+
+    def test_part_if_match(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
+        """A source that was replaced gives no part."""
+        if not self.checks_copy_conditions:
+            pytest.skip("the store does not check the conditions of copies")
+        known = put(transport, bucket, f"{prefix}from", b"first").etag
+        put(transport, bucket, f"{prefix}from", b"second")
+        upload = transport.create_multipart_upload(bucket, f"{prefix}to", options=PutOptions()).result(
+            PATIENCE
+        )
+        with pytest.raises(PreconditionFailedError):
+            transport.upload_part_copy(
+                upload, 1, bucket, f"{prefix}from", byte_range=ByteRange(0, 5), if_match=known
+            )
+        transport.abort_multipart_upload(upload).result(PATIENCE)
+
+
+class UploadListingTests(TransportCase):
+    """Multipart uploads in progress."""
+
+    def test_uploads_in_progress(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
+        """Uploads are told until they are aborted."""
+        awkward = "ü +%20/b" if self.quotes_keys_of_uploads else "ü /b"
+        begun = [begin_upload(transport, bucket, f"{prefix}{name}") for name in ("a", "a", awkward)]
+        told: list[UploadInfo] = []
+        marker = None
+        for _ in begun:
+            page = transport.list_multipart_uploads(bucket, prefix=prefix, max_uploads=2, marker=marker)
+            told += page.uploads
+            marker = page.next_marker
+            if marker is None:
+                break
+        assert marker is None
+        assert {MultipartUpload(bucket, one.key, one.upload_id) for one in told} == set(begun)
+        assert len(told) == len(begun)
+        if self.tells_upload_times:
+            assert all(abs(one.initiated - time.time()) < PATIENCE for one in told)
+        for upload in begun:
+            transport.abort_multipart_upload(upload).result(PATIENCE)
+        assert transport.list_multipart_uploads(bucket, prefix=prefix).uploads == []
+
+    def test_uploads_in_missing_bucket(self, transport: TransportCalls) -> None:
+        """A missing bucket is an error."""
+        with refused(
+            NotFoundError, operation="ListMultipartUploads", bucket=_NOWHERE, code="NoSuchBucket", status=404
+        ):
+            transport.list_multipart_uploads(_NOWHERE)
 
 
 def _no_such_upload(operation: str, upload: MultipartUpload) -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""The conformance suite of transports: every rule of ``s3torch.core.protocols`` that can be tested.
+"""The conformance suite of transports: it demands every rule of ``s3torch.core.seam`` that can be tested.
 
 The author of a transport plugin subclasses ``TransportTests`` in a test module and overrides
 ``create_transport`` and the fixtures ``transport_context`` and ``bucket``; ``pytest`` does the rest::
@@ -22,51 +22,56 @@ The author of a transport plugin subclasses ``TransportTests`` in a test module 
         @pytest.fixture
         def bucket(self): ...
 
-A transport with a control plane of its own (``SupportsControl``) is tested with that, any other with the
-control plane on boto3. Abilities that a control plane does not have (``s3torch.core.abilities``) are skipped,
-and so is what needs versions, without a ``versioned_bucket``. The class attributes say what the store behind
-the transport can.
+Most tests ask a store: the class attributes say what that can, and what needs versions is skipped without a
+``versioned_bucket``. The others ask a server that answers as they script (``s3torch.testing.scripted``): what
+goes over the wire, which failures are tried again, what happens while the server is silent. A transport that
+does not speak HTTP says so with ``speaks_http = False``; one that needs more than addresses, keys and settings
+overrides ``create_context``.
 """
 
 from __future__ import annotations
 
+from s3torch.testing._transport_case import StaticSession
 from s3torch.testing._transport_control_tests import (
-    AWKWARD_KEYS,
+    CopyTests,
     DeleteTests,
     HeadTests,
-    KeyTests,
     ListTests,
+    VersionTests,
 )
-from s3torch.testing._transport_copy_tests import CopyTests, PartCopyTests
-from s3torch.testing._transport_read_tests import ReadTests
+from s3torch.testing._transport_read_tests import AWKWARD_KEYS, KeyTests, ReadTests
 from s3torch.testing._transport_rule_tests import (
     BufferTests,
     CancelTests,
     CloseTests,
+    SilenceTests,
     TransferTests,
 )
-from s3torch.testing._transport_upload_tests import UploadListingTests
-from s3torch.testing._transport_version_tests import VersionTests
-from s3torch.testing._transport_write_tests import MultipartTests, PutTests
+from s3torch.testing._transport_wire_tests import AnswerTests, RetryTests, WireTests
+from s3torch.testing._transport_write_tests import MultipartTests, PartCopyTests, PutTests, UploadListingTests
 
-__all__ = ["AWKWARD_KEYS", "TransportTests"]
+__all__ = ["AWKWARD_KEYS", "StaticSession", "TransportTests"]
 
 
 class TransportTests(
     ReadTests,
+    KeyTests,
     PutTests,
     MultipartTests,
-    TransferTests,
-    BufferTests,
-    CancelTests,
-    CloseTests,
-    KeyTests,
+    PartCopyTests,
+    UploadListingTests,
     HeadTests,
     ListTests,
     DeleteTests,
     CopyTests,
-    PartCopyTests,
     VersionTests,
-    UploadListingTests,
+    TransferTests,
+    BufferTests,
+    CancelTests,
+    CloseTests,
+    SilenceTests,
+    WireTests,
+    AnswerTests,
+    RetryTests,
 ):
     """All groups of the suite, to be subclassed."""

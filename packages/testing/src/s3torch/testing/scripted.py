@@ -1,0 +1,197 @@
+"""A server on loopback whose answers a test writes itself, down to where a connection breaks.
+
+It knows nothing of S3: it gives the answers that were scripted, in their order, and records what it was asked::
+
+    with ScriptedServer() as server:
+        server.will(refusal(503, "SlowDown"), ScriptedAnswer(body=b"data"))
+        ...
+        assert [request.method for request in server.requests] == ["GET", "GET"]
+"""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ScriptedAnswer", "ScriptedRequest", "ScriptedServer", "refusal"]
+
+_STALL_SECONDS = 60
+_NO_CONTENT = 204
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptedAnswer:
+    """What the server answers to one request.
+
+    Attributes:
+        status: The HTTP status.
+        body: The body; a HEAD gets only its length.
+        headers: Headers besides ``Content-Length`` and ``ETag``, or instead of them; ``None`` leaves one out.
+        cut: After how many bytes of the body the connection breaks; -1 sends no headers either.
+        stall: After how many bytes of the body nothing comes until ``release``, and the rest then; -1 sends
+            no headers either before that.
+    """
+
+    status: int = 200
+    body: bytes = b""
+    headers: Mapping[str, str | None] = field(default_factory=dict)
+    cut: int | None = None
+    stall: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptedRequest:
+    """What the server was asked.
+
+    Attributes:
+        method: The HTTP method.
+        path: Path and query as they came.
+        headers: The headers, with names in lower case.
+        body: The body.
+        at: When it had come, by the monotonic clock.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+    at: float
+
+
+def refusal(status: int, code: str, **headers: str) -> ScriptedAnswer:
+    """Makes the answer of S3 with this status and error code."""
+    body = f"<Error><Code>{code}</Code><Message>told by the script</Message></Error>"
+    return ScriptedAnswer(status, body.encode(), headers)
+
+
+class ScriptedServer:
+    """Serves HTTP/1.1 on loopback from its creation until ``close``, or the end of a ``with`` block.
+
+    A request for which no answer is scripted gets ``501 NotScripted``.
+
+    Attributes:
+        endpoint: The URL of the server.
+        answers: What is still to be answered.
+        requests: What was asked, in the order in which it came.
+        connections: How many connections were made.
+    """
+
+    def __init__(self) -> None:
+        self.answers: deque[ScriptedAnswer] = deque()
+        self.requests: list[ScriptedRequest] = []
+        self.connections = 0
+        self._released = threading.Event()
+        self._server = _Server(self)
+        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    def will(self, *answers: ScriptedAnswer) -> None:
+        """Adds answers behind those that are scripted already."""
+        self.answers.extend(answers)
+
+    def wait_for_requests(self, count: int, timeout: float = 10.0) -> None:
+        """Waits until the server was asked so often.
+
+        Raises:
+            TimeoutError: It was not, in so many seconds.
+        """
+        end = time.monotonic() + timeout
+        while len(self.requests) < count:
+            if time.monotonic() > end:
+                raise TimeoutError(f"{len(self.requests)} of {count} requests came in {timeout} seconds")
+            time.sleep(0.005)
+
+    def release(self) -> None:
+        """Lets answers that stall go on, now and later."""
+        self._released.set()
+
+    def close(self) -> None:
+        """Ends the server; may be called again."""
+        self._released.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _answer(self) -> ScriptedAnswer:
+        try:
+            return self.answers.popleft()
+        except IndexError:
+            return refusal(501, "NotScripted")
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 64
+
+    def __init__(self, script: ScriptedServer) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.script = script
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """The client may go away at any time."""
+
+
+class _Handler(socketserver.StreamRequestHandler):
+    server: _Server
+    disable_nagle_algorithm = True
+
+    def handle(self) -> None:
+        script = self.server.script
+        script.connections += 1
+        while line := self.rfile.readline():
+            request = self._receive(line)
+            # Both belong to the test that is running, also when the answer stalls for longer.
+            released, answer = script._released, script._answer()
+            script.requests.append(request)
+            if not self._send(answer, released, has_body=request.method != "HEAD"):
+                return
+
+    def _receive(self, line: bytes) -> ScriptedRequest:
+        method, path, _ = line.decode("latin-1").split(" ", 2)
+        headers: dict[str, str] = {}
+        while header := self.rfile.readline().decode("latin-1").strip():
+            name, _, value = header.partition(":")
+            headers[name.lower()] = value.strip()
+        if headers.get("expect") == "100-continue":
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = self.rfile.read(int(headers.get("content-length", "0")))
+        return ScriptedRequest(method, path, headers, body, time.monotonic())
+
+    def _send(self, answer: ScriptedAnswer, released: threading.Event, *, has_body: bool) -> bool:
+        """Sends an answer; returns whether the connection goes on."""
+        length = None if answer.status == _NO_CONTENT else str(len(answer.body))
+        lines = {"Content-Length": length, "ETag": '"e"', **answer.headers}
+        head = f"HTTP/1.1 {answer.status} Some Reason\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in lines.items() if value is not None)
+        data = head.encode() + b"\r\n"
+        start = len(data)
+        if has_body:
+            data += answer.body
+        ends = [end for end in (answer.cut, answer.stall) if end is not None]
+        stop = len(data) if not ends else 0 if ends[0] < 0 else start + ends[0]
+        self.wfile.write(data[:stop])
+        if answer.stall is not None:
+            released.wait(_STALL_SECONDS)
+            self.wfile.write(data[stop:])
+        if not ends:
+            return True
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+        return False

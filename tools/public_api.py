@@ -63,7 +63,7 @@ def read_sources() -> Iterator[Source]:
 
 
 def public_names() -> list[str]:
-    """Returns the sorted lines of the list, such as ``s3torch.core.uri parse_s3_uri``."""
+    """Returns the sorted lines of the list, such as ``s3torch.core._uri parse_s3_uri``."""
     public = (source for source in read_sources() if source.is_public)
     return sorted(f"{source} {name}" for source in public for name in source.exports or ())
 

@@ -102,7 +102,7 @@ class Shuffled(IterableDataset[Sample]):
 def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    images: S3IterableDataset,
+    images: S3IterableDataset[Sample],
     *,
     epoch: int,
     workers: int,
@@ -124,7 +124,7 @@ def train(
     report("trained", epoch=epoch, images=seen, seconds=time.perf_counter() - start)
 
 
-def validate(model: nn.Module, images: S3MapDataset, *, epoch: int, workers: int) -> None:
+def validate(model: nn.Module, images: S3MapDataset[Sample], *, epoch: int, workers: int) -> None:
     """Counts how many digits that it has never seen the network reads right."""
     model.eval()
     total, right = len(images), 0  # The length is asked for here, so that not each worker lists the images.

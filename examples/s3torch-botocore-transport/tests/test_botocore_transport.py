@@ -8,7 +8,7 @@ import pytest
 
 from s3torch.core import S3Client, S3ClientConfig
 from s3torch.core.models import Credentials
-from s3torch.core.plugins.manager import create_transport
+from s3torch.core.plugins import create_transport
 from s3torch.core.seam import TransportContext
 from s3torch.testing.transport_tests import StaticSession, TransportTests
 

@@ -9,9 +9,9 @@ from concurrent.futures import Future
 import pytest
 
 from s3torch.core import NotFoundError, requests
-from s3torch.core.config import S3ClientConfig as CoreConfig
+from s3torch.core import S3ClientConfig as CoreConfig
 from s3torch.core.models import Credentials
-from s3torch.core.plugins.manager import create_transport, transport_names
+from s3torch.core.plugins import create_transport, transport_names
 from s3torch.core.seam import BuffersParts, SupportsSendNow, TransportContext
 from s3torch.core.session import AwsSession
 from s3torch.core.transports.memory import MemoryStore

@@ -9,9 +9,11 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from s3torch.testing._calls import TransportCalls
 
 from s3torch.core import S3Client, S3ClientConfig
 from s3torch.core._copying import CopyJob, copy_ranges
+from s3torch.core._globs import Glob
 from s3torch.core._search import _WholeFolders
 from s3torch.core.errors import (
     AccessDeniedError,
@@ -20,10 +22,8 @@ from s3torch.core.errors import (
     PreconditionFailedError,
     S3Error,
 )
-from s3torch.core.globs import Glob
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import GIB, MAX_PARTS, MIB, MIN_PART_SIZE
-from s3torch.testing._calls import TransportCalls
 from s3torch.testing.faults import Fault
 
 LARGE = 11 * MIB

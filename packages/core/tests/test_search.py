@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from s3torch.core._globs import Glob
 from s3torch.core._search import EveryBranch, TreeListing
 from s3torch.core.errors import NotFoundError
-from s3torch.core.globs import Glob
 from s3torch.core.transports.memory import MemoryStore
 
 

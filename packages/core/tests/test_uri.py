@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3torch.core import S3Client, parse_s3_uri
+from s3torch.core._uri import S3Uri, check_endpoint
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.uri import S3Uri, check_endpoint
 
 ARN = "arn:aws:s3:us-west-2:123456789012"
 

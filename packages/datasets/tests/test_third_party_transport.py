@@ -18,7 +18,7 @@ from concurrent.futures import Future
 
 from s3torch.core.errors import error_from_response
 from s3torch.core.models import GetResult, HeadObjectResult, ListObjectResult, ObjectInfo
-from s3torch.core.plugins.hookspecs import hookimpl
+from s3torch.core.plugins import hookimpl
 
 TAPE = {"reel/a": b"first", "reel/b": b"second"}
 

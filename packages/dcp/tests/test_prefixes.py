@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from s3torch.core.plugins.manager import prefix_strategy
+from s3torch.core.plugins import prefix_strategy
 from s3torch.dcp import (
     BinaryPrefixStrategy,
     DefaultPrefixStrategy,

@@ -26,7 +26,7 @@ from urllib3.exceptions import HTTPError, ProtocolError
 from urllib3.exceptions import ReadTimeoutError as BodyTimeoutError
 
 from s3torch.core.errors import ConfigurationError, S3ConnectionError, S3Error, S3TimeoutError, TruncatedError
-from s3torch.core.plugins.hookspecs import hookimpl
+from s3torch.core.plugins import hookimpl
 from s3torch.core.requests import Answer, announced_length
 from s3torch.core.transports import (
     WorkerPool,

@@ -6,9 +6,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from s3torch.core import S3Error
-from s3torch.core.config import default_transport
-from s3torch.core.plugins.hookspecs import hookimpl
-from s3torch.core.plugins.manager import create_transport
+from s3torch.core.plugins import create_transport, default_transport, hookimpl
 from s3torch.core.ranges import MAX_PART_SIZE, MIN_PART_SIZE
 from s3torch.core.seam import BuffersParts, SupportsSendNow
 from s3torchconnector._error_texts import with_old_text

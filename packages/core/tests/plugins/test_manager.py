@@ -7,10 +7,10 @@ from textwrap import dedent
 
 import pytest
 
-from s3torch.core.plugins.manager import transport_names
+from s3torch.core.plugins._manager import transport_names
 
 TRANSPORT = """
-from s3torch.core.plugins.hookspecs import hookimpl
+from s3torch.core.plugins import hookimpl
 from s3torch.core.transports.memory import MemoryStore, MemoryTransport
 
 @hookimpl
@@ -31,7 +31,7 @@ def error(name):
 """
 READER_KIND = """
 from s3torch.core import SequentialS3Reader
-from s3torch.core.plugins.hookspecs import hookimpl
+from s3torch.core.plugins import hookimpl
 
 class Kind:
     kind = "third"
@@ -56,7 +56,7 @@ def s3torch_user_agent():
 
 OBSERVER = """
 from s3torch.core.observers import TransferObserver
-from s3torch.core.plugins.hookspecs import hookimpl
+from s3torch.core.plugins import hookimpl
 
 class Seen(TransferObserver):
     events = []
@@ -134,7 +134,7 @@ def test_a_broken_transport_hurts_only_who_asks_for_it(distributions):
     code = """
     import sys
     from s3torch.core.errors import NotFoundError, TransportError
-    from s3torch.core.plugins.manager import transport_names
+    from s3torch.core.plugins._manager import transport_names
     assert {"tape", "broken", "empty", "failing"} <= set(transport_names())
     assert isinstance(error("tape"), NotFoundError)
     assert not {"third_broken", "third_empty", "third_failing", "awscrt", "boto3"} & set(sys.modules)
@@ -145,9 +145,7 @@ def test_a_broken_transport_hurts_only_who_asks_for_it(distributions):
         assert word in str(exc) and (name in str(exc) or name == "hint"), exc
     assert isinstance(error("tape"), NotFoundError)
     """
-    hook = (
-        "from s3torch.core.plugins.hookspecs import hookimpl\nfrom s3torch.core.errors import *\n@hookimpl\n"
-    )
+    hook = "from s3torch.core.plugins import hookimpl\nfrom s3torch.core.errors import *\n@hookimpl\n"
     distributions(
         code,
         tape=("transports", TRANSPORT),
@@ -182,7 +180,7 @@ def test_a_plugin_adds_kinds_and_tokens(distributions):
     import pickle
     from s3torch.core import S3ReaderConstructor, UserAgent
     from s3torch.core.errors import ConfigurationError
-    from s3torch.core.plugins.manager import failures, prefix_strategy
+    from s3torch.core.plugins._manager import failures, prefix_strategy
     constructor = S3ReaderConstructor.named("third", size=5)
     assert constructor.size == 5
     assert S3ReaderConstructor.get_reader_type_string(constructor) == "third"
@@ -221,7 +219,7 @@ def test_a_plugin_is_told_of_transfers(distributions):
     ], Seen.events
     """
     failing = (
-        "from s3torch.core.plugins.hookspecs import hookimpl\n@hookimpl\n"
+        "from s3torch.core.plugins import hookimpl\n@hookimpl\n"
         "def s3torch_transfer_observers():\n    yield 1 / 0"
     )
     distributions(
@@ -237,7 +235,7 @@ def test_a_broken_plugin_is_left_out_with_a_warning(distributions):
     handler.emit = records.append
     logging.getLogger("s3torch.core").addHandler(handler)
     from s3torch.core import S3ReaderConstructor
-    from s3torch.core.plugins.manager import failures
+    from s3torch.core.plugins._manager import failures
     assert S3ReaderConstructor.named("third")
     assert set(failures()) == {"broken", "wrong"}
     assert isinstance(failures()["broken"], ImportError)
@@ -245,7 +243,7 @@ def test_a_broken_plugin_is_left_out_with_a_warning(distributions):
     assert len(told) == 2 and any("no_such_thing" in text and "'broken'" in text for text in told), told
     assert isinstance(error("memory"), FileNotFoundError)
     """
-    hook = "from s3torch.core.plugins.hookspecs import hookimpl\n@hookimpl\n"
+    hook = "from s3torch.core.plugins import hookimpl\n@hookimpl\n"
     distributions(
         code,
         broken=("plugins", "import no_such_thing"),
@@ -266,7 +264,7 @@ def test_a_plugin_whose_hook_fails_does_not_break_every_client(distributions):
     assert "md/third#1" in UserAgent().prefix
     assert S3ReaderConstructor.named("third")
     """
-    hook = "from s3torch.core.plugins.hookspecs import hookimpl\n@hookimpl\n"
+    hook = "from s3torch.core.plugins import hookimpl\n@hookimpl\n"
     failing = "def s3torch_user_agent(): 1 / 0\n@hookimpl\ndef s3torch_reader_kinds(): 1 / 0"
     distributions(code, failing=("plugins", hook + failing), third=("plugins", READER_KIND))
 

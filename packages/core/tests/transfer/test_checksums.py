@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from s3torch.core.config import CHECKSUM_ALGORITHMS
+from s3torch.core._config import CHECKSUM_ALGORITHMS
 from s3torch.core.errors import ChecksumMismatchError, ConfigurationError
 from s3torch.core.transfer import _checksums
 from s3torch.core.transfer._checksums import PartedChecksum, checksum, usable_algorithm, verify

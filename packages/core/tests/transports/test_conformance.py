@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from s3torch.core.config import S3ClientConfig
+from s3torch.core._config import S3ClientConfig
 from s3torch.core.models import Credentials
 from s3torch.core.seam import TransportContext
 from s3torch.core.session import AwsSession

@@ -10,7 +10,7 @@ from textwrap import dedent
 LINES = '''
 """Texts with a sample on each line."""
 
-from s3torch.core.plugins.hookspecs import hookimpl
+from s3torch.core.plugins import hookimpl
 
 
 class Lines:

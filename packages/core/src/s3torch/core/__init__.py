@@ -4,11 +4,15 @@ Importing it loads neither torch nor awscrt nor boto3.
 """
 
 from s3torch.core._bulk import Deletion
+from s3torch.core._checkpoint import S3Checkpoint
+from s3torch.core._client import S3Client
+from s3torch.core._config import S3ClientConfig
+from s3torch.core._globs import Glob
 from s3torch.core._listing import ListObjectStream, ListVersionStream
+from s3torch.core._uri import S3Uri, parse_s3_uri
+from s3torch.core._user_agent import UserAgent
 from s3torch.core._version import __version__
-from s3torch.core.checkpoint import S3Checkpoint
-from s3torch.core.client import S3Client
-from s3torch.core.config import S3ClientConfig
+from s3torch.core._writers import PutObjectStream, S3Writer
 from s3torch.core.errors import (
     AccessDeniedError,
     CheckpointFormatError,
@@ -54,9 +58,6 @@ from s3torch.core.readers import (
     SequentialS3Reader,
 )
 from s3torch.core.transfer import GetObjectStream
-from s3torch.core.uri import S3Uri, parse_s3_uri
-from s3torch.core.user_agent import UserAgent
-from s3torch.core.writers import PutObjectStream, S3Writer
 
 __all__ = [
     "AccessDeniedError",
@@ -70,6 +71,7 @@ __all__ = [
     "ForkedProcessError",
     "GetObjectStream",
     "GetStreamCallable",
+    "Glob",
     "HeadObjectResult",
     "ListObjectResult",
     "ListObjectStream",

@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, TypeVar
 from s3torch.core._memory import Memory
 from s3torch.core._process import PerProcess
 from s3torch.core._resources import throughput_share
-from s3torch.core.config import default_transport
 from s3torch.core.observers._listening import listening
 from s3torch.core.observers._observed import Observations, ObservedTransport
-from s3torch.core.plugins.manager import create_transport
+from s3torch.core.plugins import create_transport, default_transport
 from s3torch.core.seam import BuffersParts, SupportsSendNow, TransportContext
 from s3torch.core.session import AwsSession
 from s3torch.core.transfer import InFlightTarget
 
 if TYPE_CHECKING:
-    from s3torch.core.config import S3ClientConfig
+    from s3torch.core._config import S3ClientConfig
+    from s3torch.core._user_agent import UserAgent
     from s3torch.core.models import BucketEndpoint
     from s3torch.core.requests import Request
     from s3torch.core.seam import Transport
-    from s3torch.core.user_agent import UserAgent
 
 T = TypeVar("T")
 

@@ -18,9 +18,9 @@ from s3torch.core.transfer import Wanted, advise_huge_pages, receive
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from s3torch.core._writers import S3Writer
     from s3torch.core.readers import S3Reader
     from s3torch.core.transfer import RangeSource
-    from s3torch.core.writers import S3Writer
 
 _ZIP = b"PK\x03\x04"
 # An archive has at least the record at its end.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from s3torch.core._put_options import PutOptions
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.put_options import PutOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from s3torch.core.config import S3ClientConfig
+    from s3torch.core._config import S3ClientConfig
     from s3torch.core.errors import S3Error
     from s3torch.core.models import BucketEndpoint, Credentials
     from s3torch.core.requests import Request

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from s3torch.core import SequentialS3Reader
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.memory import default_memory_limit
+from s3torch.core.transfer import default_memory_limit
 from s3torch.datasets._ranges import CachedRanges, CachedReaders, HedgedRanges
 from s3torch.datasets.sources._sources import facts_of
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from s3torch.core import S3BucketKeyData, S3Client, S3Reader, S3ReaderConstructorProtocol
-    from s3torch.core.transfer.source import RangeSource
+    from s3torch.core.transfer import RangeSource
     from s3torch.datasets._ranges import Hedging
     from s3torch.datasets.cache._disk import DiskCache
 

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from s3torch.core import SequentialS3Reader
 from s3torch.core.errors import ConfigurationError, S3Error
 from s3torch.core.ranges import split_range
+from s3torch.core.transfer import RangeSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from s3torch.core import S3Reader, S3ReaderConstructorProtocol
-    from s3torch.core.memory import MemoryBudget
-    from s3torch.core.transfer.source import ObjectRange, ObjectSource, PendingRange, RangeSource
+    from s3torch.core.transfer import MemoryBudget, ObjectRange, ObjectSource, PendingRange
     from s3torch.datasets.cache._disk import DiskCache
 
 _SMALL = 1024 * 1024
@@ -67,7 +67,7 @@ class RangeInParts:
             pending.cancel()
 
 
-class _WrappedSource:
+class _WrappedSource(RangeSource):
     """What is the same for an object wherever its bytes come from."""
 
     def __init__(self, source: RangeSource) -> None:

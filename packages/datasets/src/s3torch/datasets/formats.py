@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from s3torch.core.errors import ConfigurationError, S3Error
-from s3torch.core.plugins.manager import shard_formats
+from s3torch.core.plugins import shard_formats
 from s3torch.datasets._opening import open_ranges, through
 from s3torch.datasets.sources._sources import facts_of, uri_of
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from s3torch.core import S3BucketKeyData, S3Client, S3Reader, S3ReaderConstructorProtocol
-    from s3torch.core.transfer.source import RangeSource
+    from s3torch.core.transfer import RangeSource
     from s3torch.datasets.cache._disk import DiskCache
 
 __all__ = ["DamagedShardError", "OpenedShard", "ShardFormat", "ShardObject", "ShardPiece", "named_format"]

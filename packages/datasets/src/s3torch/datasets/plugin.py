@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from s3torch.core.plugins.hookspecs import hookimpl
+from s3torch.core.plugins import hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 
-from s3torch.core import S3Client, S3ReaderConstructor, UserAgent
+from s3torch.core import S3Client, S3ReaderConstructor, UserAgent, parse_s3_uri
 from s3torch.core.errors import ConfigurationError, NotFoundError, S3Error
-from s3torch.core.uri import parse_s3_uri
 
 if TYPE_CHECKING:
     import io
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
         S3ClientConfig,
         S3ReaderConstructorProtocol,
     )
-    from s3torch.core.transfer.source import ObjectSource
+    from s3torch.core.transfer import ObjectSource
 
 _KEPT = 8
 # Where AWS's settings are, unless a variable tells another place.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
     from s3torch.core import S3Client, S3ClientConfig, S3ReaderConstructorProtocol
-    from s3torch.core.transfer.source import ObjectSource
+    from s3torch.core.transfer import ObjectSource
     from s3torch.dcp.loading._pieces import StoredChunk
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from torch.futures import Future
 
 from s3torch.core import PutOptions
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.plugins.manager import prefix_strategy as named_strategy
+from s3torch.core.plugins import prefix_strategy as named_strategy
 from s3torch.dcp._errors import CheckpointError
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path
 from s3torch.dcp._metadata import decode_metadata, file_names

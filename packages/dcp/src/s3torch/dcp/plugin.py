@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from s3torch.core import RangedS3Reader, SequentialS3Reader
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.plugins.hookspecs import hookimpl
+from s3torch.core.plugins import hookimpl
 from s3torch.core.ranges import MIB
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from s3torch.core.plugins.hookspecs import hookimpl
+from s3torch.core.plugins import hookimpl
 
 __all__ = ["s3torch_user_agent"]
 

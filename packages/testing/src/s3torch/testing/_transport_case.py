@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from s3torch.core import requests
-from s3torch.core.config import S3ClientConfig
+from s3torch.core import S3ClientConfig, requests
 from s3torch.core.errors import S3Error
 from s3torch.core.models import BucketEndpoint, Credentials, PutOptions
 from s3torch.core.seam import TransportContext

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from s3torch.core._process import PerProcess
-from s3torch.core.plugins.manager import transfer_observers
+from s3torch.core.plugins._manager import transfer_observers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

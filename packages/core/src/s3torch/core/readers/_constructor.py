@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.plugins.manager import reader_kind
+from s3torch.core.plugins._manager import reader_kind
 from s3torch.core.ranges import MIB
 from s3torch.core.readers._callables import from_callables
 from s3torch.core.readers._policies import PlannedPolicy, RangedPolicy, SequentialPolicy

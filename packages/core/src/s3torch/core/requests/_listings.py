@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote_plus
 from xml.parsers import expat
 
+from s3torch.core._uri import is_directory_bucket
 from s3torch.core.errors import ConfigurationError, S3Error
 from s3torch.core.models import (
     ListObjectResult,
@@ -23,7 +24,6 @@ from s3torch.core.models import (
     UploadInfo,
 )
 from s3torch.core.requests._request import Answer, Request, local_name, query_of, xml_root
-from s3torch.core.uri import is_directory_bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

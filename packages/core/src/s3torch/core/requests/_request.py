@@ -14,7 +14,7 @@ from s3torch.core.errors import ConfigurationError, S3Error, error_from_response
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from s3torch.core.config import S3ClientConfig
+    from s3torch.core._config import S3ClientConfig
     from s3torch.core.models import BucketEndpoint
     from s3torch.core.ranges import ByteRange
     from s3torch.core.seam import TransportContext

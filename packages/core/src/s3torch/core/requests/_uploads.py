@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
-from s3torch.core.config import checksum_type
+from s3torch.core._config import checksum_type
 from s3torch.core.errors import NotFoundError, S3Error
 from s3torch.core.models import CompletedPart, MultipartUpload, PutResult
 from s3torch.core.requests._headers import checksum_headers, condition_headers, put_headers

@@ -12,9 +12,9 @@ import re
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
+from s3torch.core._uri import is_directory_bucket
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.models import BucketEndpoint
-from s3torch.core.uri import is_directory_bucket
 
 if TYPE_CHECKING:
     from botocore.session import Session as BotocoreSession

@@ -12,6 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
+from s3torch.core._uri import check_endpoint, is_confidential
 from s3torch.core.errors import ConfigurationError, S3Error
 from s3torch.core.models import Credentials
 from s3torch.core.requests import common_headers
@@ -29,13 +30,12 @@ from s3torch.core.session._credentials import (
     make_botocore_session,
     session_credentials,
 )
-from s3torch.core.uri import check_endpoint, is_confidential
 
 if TYPE_CHECKING:
     from boto3.session import Session as Boto3Session
     from botocore.session import Session as BotocoreSession
 
-    from s3torch.core.config import S3ClientConfig
+    from s3torch.core._config import S3ClientConfig
     from s3torch.core.models import BucketEndpoint
 
 __all__ = ["AwsSession"]

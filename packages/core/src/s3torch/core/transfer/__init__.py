@@ -3,6 +3,7 @@
 It knows requests and memory; readers, the writer and checkpoints are built on it.
 """
 
+from s3torch.core._config import checksum_type
 from s3torch.core._memory import MemoryBudget, advise_huge_pages, default_memory_limit, new_bytes
 from s3torch.core.transfer._checksums import PartedChecksum, checksum
 from s3torch.core.transfer._fetch import Piece, fetch
@@ -32,6 +33,7 @@ __all__ = [
     "Wanted",
     "advise_huge_pages",
     "checksum",
+    "checksum_type",
     "default_memory_limit",
     "fetch",
     "new_bytes",

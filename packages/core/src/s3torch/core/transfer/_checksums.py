@@ -15,7 +15,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from s3torch.core.config import CHECKSUM_ALGORITHMS, checksum_type
+from s3torch.core._config import CHECKSUM_ALGORITHMS, checksum_type
 from s3torch.core.errors import ChecksumMismatchError, ConfigurationError
 
 if TYPE_CHECKING:

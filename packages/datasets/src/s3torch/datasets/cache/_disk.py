@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.memory import new_bytes
+from s3torch.core.transfer import new_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
-from s3torch.core.plugins.manager import shard_formats
+from s3torch.core.plugins import shard_formats
 from s3torch.datasets._base import StreamedDataset, apply
 from s3torch.datasets.formats import DamagedShardError, ShardFormat, ShardObject, named_format
 from s3torch.datasets.order._epoch import Permutation

@@ -14,7 +14,7 @@ from s3torch.datasets.formats import DamagedShardError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from s3torch.core.transfer.source import RangeSource
+    from s3torch.core.transfer import RangeSource
     from s3torch.datasets.formats import ShardObject
 
 # A footer has some hundred bytes for each column and row group; most are within this.

@@ -10,8 +10,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from s3torch.core import parse_s3_uri
 from s3torch.core.errors import ConfigurationError, NotFoundError
-from s3torch.core.uri import parse_s3_uri
 from s3torch.datasets._opening import Ahead, look_ahead
 from s3torch.datasets.formats import DamagedShardError
 from s3torch.datasets.shards._tar_archive import ArchiveError, ForwardStream, read_members

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from s3torch.core import ObjectInfo, S3BucketKeyData, S3Client, S3Reader, S3Uri, parse_s3_uri
+from s3torch.core import Glob, ObjectInfo, S3BucketKeyData, S3Client, S3Reader, S3Uri, parse_s3_uri
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.globs import Glob
 
 ObjectSource: TypeAlias = Callable[[S3Client], Iterable[S3BucketKeyData]]
 Uris: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -154,7 +153,7 @@ class PrefixSource:
 
 @dataclass(frozen=True, slots=True)
 class GlobSource:
-    """All objects whose key matches a pattern, in S3's listing order; see ``s3torch.core.globs``."""
+    """All objects whose key matches a pattern, in S3's listing order; see ``s3torch.core._globs``."""
 
     uri: S3Uri
 

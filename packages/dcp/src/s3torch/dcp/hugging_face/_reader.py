@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
 
     from s3torch.core import ObjectInfo
-    from s3torch.core.transfer.source import ObjectSource
+    from s3torch.core.transfer import ObjectSource
 
 _TORCH_METADATA = ".metadata"
 

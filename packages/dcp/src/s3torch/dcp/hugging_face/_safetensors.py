@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from s3torch.core import S3Client
+from s3torch.core import S3Client, parse_s3_uri
 from s3torch.core.errors import RangeNotSatisfiableError
 from s3torch.core.ranges import KIB, MIB
-from s3torch.core.uri import parse_s3_uri
 from s3torch.dcp._errors import CheckpointError
 from s3torch.dcp.saving._values import HostValues
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from s3torch.core import PutOptions
-    from s3torch.core.transfer.source import ObjectRange, ObjectSource
+    from s3torch.core.transfer import ObjectRange, ObjectSource
 
 LENGTH_SIZE = 8
 _LENGTH = struct.Struct("<Q")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch.distributed.checkpoint.planner import LoadItemType
 
 from s3torch.core.ranges import KIB, MIB, plan_parts
-from s3torch.core.transfer.fetching import fetch
+from s3torch.core.transfer import fetch
 from s3torch.dcp._archives import TensorLayout, noted_layout, parse_archive
 from s3torch.dcp._filesystem import join_path
 from s3torch.dcp._tensors import tensor_of
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 
     from torch.distributed.checkpoint.planner import LoadPlanner
 
-    from s3torch.core.transfer.fetching import Piece
-    from s3torch.core.transfer.source import ObjectSource
+    from s3torch.core.transfer import ObjectSource, Piece
     from s3torch.dcp._filesystem import S3FileSystem
     from s3torch.dcp.loading._pieces import StoredChunk
 

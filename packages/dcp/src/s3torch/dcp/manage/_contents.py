@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 from torch.distributed.checkpoint._hf_utils import SHARDED_DIR_NAME
 
-from s3torch.core.config import checksum_type
+from s3torch.core import parse_s3_uri
 from s3torch.core.errors import ConfigurationError, S3Error
 from s3torch.core.ranges import MIB
-from s3torch.core.transfer.checksums import PartedChecksum, checksum
-from s3torch.core.uri import parse_s3_uri
+from s3torch.core.transfer import PartedChecksum, checksum, checksum_type
 from s3torch.dcp._filesystem import join_path
 from s3torch.dcp._metadata import file_facts
 from s3torch.dcp.hugging_face._index import INDEX_NAME

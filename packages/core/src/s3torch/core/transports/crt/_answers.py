@@ -32,6 +32,7 @@ _CANCELLED = {"AWS_ERROR_S3_CANCELED", "AWS_ERROR_S3_PAUSED"}
 NO_RANGE = "AWS_ERROR_S3_MISSING_CONTENT_RANGE_HEADER"
 _TRUNCATED = {
     NO_RANGE: "the store answered a request for a range without a range",
+    "AWS_ERROR_S3_INVALID_CONTENT_RANGE_HEADER": "the store answered with another range than was asked for",
     "AWS_ERROR_DEST_COPY_TOO_SMALL": "the body is longer than what was asked for",
 }
 _TIMEOUTS = {

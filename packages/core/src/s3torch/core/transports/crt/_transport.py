@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core.errors import S3Error, TransferCancelledError
-from s3torch.core.plugins.hookspecs import hookimpl
+from s3torch.core.plugins import hookimpl
 from s3torch.core.requests import body_of, request_headers, request_target
 from s3torch.core.transports._retries import decide_retry, tell_retry
 from s3torch.core.transports.crt._answers import NO_RANGE, BodyStream, Receiver, error_of

@@ -29,7 +29,7 @@ from s3torch.core.ranges import MIB
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from s3torch.core.config import S3ClientConfig
+    from s3torch.core._config import S3ClientConfig
     from s3torch.core.transports.crt._runtime import CrtRuntime
     from s3torch.core.transports.crt._transport import CrtTransfer
 

@@ -23,7 +23,7 @@ from s3torch.core.transports.http._sockets import PlainSocket, TlsSocket, trusti
 if TYPE_CHECKING:
     import ssl
 
-    from s3torch.core.config import S3ClientConfig
+    from s3torch.core._config import S3ClientConfig
     from s3torch.core.models import BucketEndpoint
 
 # S3 closes idle connections itself after some seconds more.

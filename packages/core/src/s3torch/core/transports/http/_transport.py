@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core._resources import connections_for_throughput
 from s3torch.core.errors import S3ConnectionError, S3Error, S3TimeoutError
-from s3torch.core.plugins.hookspecs import hookimpl
+from s3torch.core.plugins import hookimpl
 from s3torch.core.ranges import KIB, MIB
 from s3torch.core.requests import Answer, body_of, request_headers, request_target
 from s3torch.core.transports._retries import decide_retry, tell_retry

@@ -19,7 +19,7 @@ from s3torch.core.transports.memory._rules import options_of_copy, refusal, same
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from s3torch.core.config import S3ClientConfig
+    from s3torch.core._config import S3ClientConfig
     from s3torch.core.models import ObjectInfo, ObjectVersion
     from s3torch.core.requests import Request
     from s3torch.core.transports.memory._bucket import StoredObject

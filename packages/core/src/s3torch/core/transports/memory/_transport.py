@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from s3torch.core.errors import S3Error, TruncatedError
-from s3torch.core.plugins.hookspecs import hookimpl
+from s3torch.core.plugins import hookimpl
 from s3torch.core.requests import Answer, body_of
 from s3torch.core.transports._workers import WorkerPool, WorkerTransfer
 from s3torch.core.transports.memory._service import Service
 from s3torch.core.transports.memory._store import MemoryStore
 
 if TYPE_CHECKING:
-    from s3torch.core.config import S3ClientConfig
+    from s3torch.core._config import S3ClientConfig
     from s3torch.core.requests import Request
     from s3torch.core.seam import TransportContext
 

@@ -17,7 +17,7 @@ import pluggy
 
 from s3torch.core._process import PerProcess
 from s3torch.core.errors import ConfigurationError, S3Error, TransportError
-from s3torch.core.plugins import hookspecs
+from s3torch.core.plugins import _hookspecs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,6 +48,11 @@ _log = logging.getLogger(__name__)
 def transport_names() -> list[str]:
     """Lists the names of all transports that are installed."""
     return sorted({entry.name for entry in entry_points(group=TRANSPORT_GROUP)})
+
+
+def default_transport(*, encrypted: bool) -> str:
+    """Names the transport that serves where none is asked for, for requests over TLS or not."""
+    return "crt" if encrypted else "http"
 
 
 def create_transport(name: str, context: TransportContext) -> Transport:
@@ -147,8 +152,8 @@ def _merged(found: list[Mapping[str, Callable[..., Any]]]) -> dict[str, Callable
 
 
 def _new_manager() -> pluggy.PluginManager:
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
+    manager = pluggy.PluginManager(_hookspecs.PROJECT)
+    manager.add_hookspecs(_hookspecs)
     return manager
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from s3torch.core import _torch_files
-from s3torch.core.client import S3Client
+from s3torch.core._client import S3Client
+from s3torch.core._uri import S3Uri, parse_s3_uri
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.uri import S3Uri, parse_s3_uri
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
     from types import TracebackType
 
-    from s3torch.core.config import S3ClientConfig
+    from s3torch.core._config import S3ClientConfig
+    from s3torch.core._writers import S3Writer
     from s3torch.core.models import ObjectInfo, PutOptions
     from s3torch.core.readers import S3Reader, S3ReaderConstructorProtocol
-    from s3torch.core.writers import S3Writer
 
 __all__ = ["S3Checkpoint"]
 

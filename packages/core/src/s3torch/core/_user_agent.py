@@ -46,6 +46,6 @@ class UserAgent:
             f"md/arch#{platform.machine()}",
         ]
         # Imported late: this is where plugins are loaded.
-        from s3torch.core.plugins.manager import user_agent_tokens
+        from s3torch.core.plugins._manager import user_agent_tokens
 
         return " ".join([*fields, *user_agent_tokens()])

@@ -7,11 +7,11 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from s3torch.core._put_options import PutOptions
 from s3torch.core._resources import connections_share
+from s3torch.core._uri import check_endpoint
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.put_options import PutOptions
 from s3torch.core.ranges import GIB, MAX_PART_SIZE, MIB, MIN_PART_SIZE
-from s3torch.core.uri import check_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,6 @@ __all__ = [
     "TRANSPORT_VARIABLE",
     "S3ClientConfig",
     "checksum_type",
-    "default_transport",
 ]
 
 TRANSPORT_VARIABLE = "S3TORCH_TRANSPORT"
@@ -34,11 +33,6 @@ _MAX_ATTEMPTS = 100
 _MAX_CONNECTIONS = 1024
 _CUSTOMER_KEY_BYTES = 32
 _ACCOUNT = re.compile(r"[0-9]{12}")
-
-
-def default_transport(*, encrypted: bool) -> str:
-    """Names the transport that serves where none is asked for, for requests over TLS or not."""
-    return "crt" if encrypted else "http"
 
 
 def checksum_type(algorithm: str) -> str:

@@ -25,8 +25,8 @@ The author of a transport plugin subclasses ``TransportTests`` in a test module 
 Most tests ask a store: the class attributes say what that can, and what needs versions is skipped without a
 ``versioned_bucket``. The others ask a server that answers as they script (``s3torch.testing.scripted``): what
 goes over the wire, which failures are tried again, what happens while the server is silent. A transport that
-does not speak HTTP says so with ``speaks_http = False``; one that needs more than addresses, keys and settings
-overrides ``create_context``.
+does not speak HTTP says so with ``speaks_http = False``; one that needs more than addresses, keys and
+settings overrides ``create_context``.
 """
 
 from __future__ import annotations

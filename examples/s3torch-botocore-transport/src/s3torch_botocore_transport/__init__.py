@@ -1,7 +1,7 @@
 """A transport for s3torch that signs and sends with botocore, as an example of how to write one.
 
 The rules are in ``s3torch.core.seam``. What is left to do here is little: s3torch knows what a request says
-(``request_target``, ``request_headers``), what an answer means (``request.result``) and what follows a failure
+(``request_target``, ``request_headers``), what an answer means (``request.result``), what follows a failure
 (``decide_retry``), and ``WorkerPool`` has the threads. This module puts one request on the wire.
 
 It does not go everywhere: multi-region access points need a signature of version 4A, which it does not make.

@@ -25,6 +25,7 @@ PART = 5 * MIB
 class TestObservedTransport(TransportTests):
     """The observed transport is as good a transport as the one behind it."""
 
+    speaks_http = False
     store = MemoryStore()
 
     def create_transport(self, context):

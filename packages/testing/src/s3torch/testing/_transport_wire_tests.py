@@ -405,7 +405,7 @@ class RetryTests(TransportCase):
     def test_failures_of_all_kinds_are_counted_together(self, script: Script) -> None:
         """A lost answer is an attempt: the request may have reached the store."""
         lost, broken = ScriptedAnswer(cut=-1), ScriptedAnswer(body=_DATA, cut=0)
-        # The first, because no transport can tell from a lost answer that a kept connection was closed before.
+        # The first: on a kept connection, a lost answer may only mean that the server had closed it before.
         script.server.will(lost, refusal(500, "InternalError"), broken, ScriptedAnswer(body=_DATA))
         transfer = script.connect(max_attempts=4).get("bucket", "key")
         wait(transfer)

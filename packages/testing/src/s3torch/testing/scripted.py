@@ -1,6 +1,6 @@
 """A server on loopback whose answers a test writes itself, down to where a connection breaks.
 
-It knows nothing of S3: it gives the answers that were scripted, in their order, and records what it was asked::
+It knows nothing of S3: it gives the scripted answers in their order, and records what it was asked::
 
     with ScriptedServer() as server:
         server.will(refusal(503, "SlowDown"), ScriptedAnswer(body=b"data"))

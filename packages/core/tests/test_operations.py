@@ -9,7 +9,6 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from s3torch.testing._calls import TransportCalls
 
 from s3torch.core import S3Client, S3ClientConfig
 from s3torch.core._copying import CopyJob, copy_ranges
@@ -25,6 +24,7 @@ from s3torch.core.errors import (
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import GIB, MAX_PARTS, MIB, MIN_PART_SIZE
 from s3torch.testing.faults import Fault
+from s3torch.testing.transport_tests import TransportCalls
 
 LARGE = 11 * MIB
 PARTS = PutOptions(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from concurrent.futures import Future
 
 import pytest
-from s3torch.testing._calls import TransportCalls
 
 from s3torch.core import NotFoundError, requests
 from s3torch.core.models import MultipartUpload, PutOptions
 from s3torch.core.observers._observed import Observations, ObservedTransport
 from s3torch.core.ranges import ByteRange
+from s3torch.testing.transport_tests import TransportCalls
 
 UPLOAD = MultipartUpload("b", "k", "an/id +")
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pytest
-from s3torch.testing._calls import TransportCalls
 
 from s3torch.core._config import S3ClientConfig
 from s3torch.core.models import Credentials
@@ -19,6 +18,7 @@ from s3torch.core.seam import TransportContext
 from s3torch.core.session import AwsSession
 from s3torch.core.transports.crt import CrtTransport
 from s3torch.core.transports.http import HttpTransport
+from s3torch.testing.transport_tests import TransportCalls
 
 # Before the first test module imports them.
 pytest.register_assert_rewrite("s3torch.testing")

@@ -7,7 +7,6 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from s3torch.testing._calls import TransportCalls
 
 from s3torch.core._config import S3ClientConfig
 from s3torch.core.errors import (
@@ -21,6 +20,7 @@ from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions
 from s3torch.core.ranges import MIN_PART_SIZE
 from s3torch.core.seam import TransportContext
 from s3torch.core.transports.memory import MemoryStore, MemoryTransport, s3torch_create_transport
+from s3torch.testing.transport_tests import TransportCalls
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import hmac
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from s3torch.testing._calls import TransportCalls
 
 from s3torch.core import Credentials, S3ClientConfig
 from s3torch.core.models import BucketEndpoint
@@ -16,6 +15,7 @@ from s3torch.core.seam import TransportContext
 from s3torch.core.session import AwsSession
 from s3torch.core.transports.crt import CrtTransport
 from s3torch.core.transports.http import HttpTransport
+from s3torch.testing.transport_tests import TransportCalls
 
 KEYS = Credentials("AKIAEXAMPLE", "the-secret-key", "the-token")
 MULTI_REGION = "arn:aws:s3::123456789012:accesspoint:mfzwi23gnjvgw.mrap"

@@ -9,7 +9,6 @@ import time
 from functools import partial
 
 import pytest
-from s3torch.testing._calls import TransportCalls
 
 from s3torch.core.errors import (
     AccessDeniedError,
@@ -26,6 +25,7 @@ from s3torch.core.models import MultipartUpload
 from s3torch.core.ranges import MIB, ByteRange
 from s3torch.core.requests import get_object
 from s3torch.core.transports.http import HttpTransport
+from s3torch.testing.transport_tests import TransportCalls
 
 PATIENCE = 30
 DATA = bytes(range(251)) * 12_000

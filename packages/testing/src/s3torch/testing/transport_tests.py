@@ -31,7 +31,7 @@ settings overrides ``create_context``.
 
 from __future__ import annotations
 
-from s3torch.testing._transport_case import StaticSession
+from s3torch.testing._transport_case import StaticSession, TransportCalls
 from s3torch.testing._transport_control_tests import (
     CopyTests,
     DeleteTests,
@@ -50,7 +50,7 @@ from s3torch.testing._transport_rule_tests import (
 from s3torch.testing._transport_wire_tests import AnswerTests, RetryTests, WireTests
 from s3torch.testing._transport_write_tests import MultipartTests, PartCopyTests, PutTests, UploadListingTests
 
-__all__ = ["AWKWARD_KEYS", "StaticSession", "TransportTests"]
+__all__ = ["AWKWARD_KEYS", "StaticSession", "TransportCalls", "TransportTests"]
 
 
 class TransportTests(

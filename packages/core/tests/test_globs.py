@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from s3torch.core._globs import Glob, expand_braces, without_covered
 from s3torch.core.errors import ConfigurationError
+from s3torch.core.operations._globs import Glob, expand_braces, without_covered
 
 CASES = [
     ("a/b.tar", ["a/b.tar"], ["a/b-tar", "a/b.tar/", "x/a/b.tar", "A/b.tar"]),

@@ -11,9 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3torch.core import S3Client, S3ClientConfig
-from s3torch.core._copying import CopyJob, copy_ranges
-from s3torch.core._globs import Glob
-from s3torch.core._search import _WholeFolders
 from s3torch.core.errors import (
     AccessDeniedError,
     ConfigurationError,
@@ -22,6 +19,9 @@ from s3torch.core.errors import (
     S3Error,
 )
 from s3torch.core.models import PutOptions
+from s3torch.core.operations._copying import CopyJob, copy_ranges
+from s3torch.core.operations._globs import Glob
+from s3torch.core.operations._search import _WholeFolders
 from s3torch.core.ranges import GIB, MAX_PARTS, MIB, MIN_PART_SIZE
 from s3torch.testing.faults import Fault
 from s3torch.testing.transport_tests import TransportCalls

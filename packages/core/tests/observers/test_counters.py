@@ -11,7 +11,7 @@ from hypothesis import given
 
 from s3torch.core import ConfigurationError, NotFoundError
 from s3torch.core.observers import CounterSnapshot, LatencyHistogram, TransferCounters, observe
-from s3torch.core.observers._latency import bucket_of
+from s3torch.core.observers._counters import bucket_of
 from s3torch.core.ranges import MIB
 from s3torch.testing.faults import Fault
 

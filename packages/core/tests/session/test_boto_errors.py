@@ -7,16 +7,14 @@ from botocore import exceptions as boto
 from urllib3.exceptions import ProtocolError
 
 from s3torch.core.errors import (
-    ChecksumMismatchError,
     ConfigurationError,
     NoCredentialsError,
     S3ConnectionError,
     S3Error,
     S3TimeoutError,
-    TruncatedError,
     error_from_response,
 )
-from s3torch.core.session._boto_errors import error_from_boto
+from s3torch.core.session._bucket_sessions import error_from_boto
 
 
 def client_error(status, code, headers=None):
@@ -49,8 +47,6 @@ def client_error(status, code, headers=None):
         (boto.ResponseStreamingError(error=ProtocolError("reset")), S3ConnectionError),
         (boto.ReadTimeoutError(endpoint_url="u"), S3TimeoutError),
         (boto.ConnectTimeoutError(endpoint_url="u"), S3TimeoutError),
-        (boto.IncompleteReadError(actual_bytes=1, expected_bytes=2), TruncatedError),
-        (boto.FlexibleChecksumError(error_msg="e"), ChecksumMismatchError),
         (boto.ParamValidationError(report="r"), ConfigurationError),
         (boto.NoRegionError(), ConfigurationError),
         (boto.UnsupportedS3ArnError(arn="a"), ConfigurationError),

@@ -3,14 +3,10 @@
 Importing it loads neither torch nor awscrt nor boto3.
 """
 
-from s3torch.core._bulk import Deletion
 from s3torch.core._checkpoint import S3Checkpoint
 from s3torch.core._client import S3Client
-from s3torch.core._config import S3ClientConfig
-from s3torch.core._globs import Glob
-from s3torch.core._listing import ListObjectStream, ListVersionStream
+from s3torch.core._config import S3ClientConfig, UserAgent
 from s3torch.core._uri import S3Uri, parse_s3_uri
-from s3torch.core._user_agent import UserAgent
 from s3torch.core._version import __version__
 from s3torch.core._writers import PutObjectStream, S3Writer
 from s3torch.core.errors import (
@@ -49,6 +45,9 @@ from s3torch.core.models import (
     S3BucketKeyData,
     UploadInfo,
 )
+from s3torch.core.operations._bulk import Deletion
+from s3torch.core.operations._globs import Glob
+from s3torch.core.operations._listing import ListObjectStream, ListVersionStream
 from s3torch.core.readers import (
     GetStreamCallable,
     RangedS3Reader,

@@ -6,14 +6,13 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from s3torch.core._config import S3ClientConfig
-from s3torch.core._operations import BucketOperations
+from s3torch.core._config import S3ClientConfig, UserAgent
 from s3torch.core._runtime import RuntimeHandle
 from s3torch.core._uri import check_endpoint
-from s3torch.core._user_agent import UserAgent
 from s3torch.core._writers import PutObjectStream, S3Writer
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.models import PutOptions
+from s3torch.core.operations._bucket import BucketOperations
 from s3torch.core.readers import SequentialS3Reader
 from s3torch.core.requests._request import check_kind, check_place, check_version
 from s3torch.core.transfer import ObjectSource

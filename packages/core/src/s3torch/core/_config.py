@@ -1,15 +1,18 @@
-"""The settings of a client."""
+"""The settings of a client, and what its requests say they come from."""
 
 from __future__ import annotations
 
 import os
+import platform
 import re
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from s3torch.core._put_options import PutOptions
 from s3torch.core._resources import connections_share
 from s3torch.core._uri import check_endpoint
+from s3torch.core._version import __version__
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.ranges import GIB, MAX_PART_SIZE, MIB, MIN_PART_SIZE
 
@@ -22,6 +25,7 @@ __all__ = [
     "CHECKSUM_ALGORITHMS",
     "TRANSPORT_VARIABLE",
     "S3ClientConfig",
+    "UserAgent",
     "checksum_type",
 ]
 
@@ -32,6 +36,7 @@ _MAX_GBPS = 10_000
 _MAX_ATTEMPTS = 100
 _MAX_CONNECTIONS = 1024
 _CUSTOMER_KEY_BYTES = 32
+_SYSTEMS = {"linux": "linux", "darwin": "macos", "win32": "windows"}
 _ACCOUNT = re.compile(r"[0-9]{12}")
 
 
@@ -242,3 +247,41 @@ class S3ClientConfig:
             raise ConfigurationError(f"{name} must be a number, got {value!r}")
         if not low <= value <= high:
             raise ConfigurationError(f"{name} must be from {low} to {high}, got {value!r}")
+
+
+class UserAgent:
+    """Builds the value of the ``User-Agent`` header.
+
+    Args:
+        comments: What the code that uses the client wants to be known by; goes into parentheses at the end.
+    """
+
+    def __init__(self, comments: list[str] | None = None) -> None:
+        if comments is not None and not (
+            isinstance(comments, list) and all(isinstance(comment, str) for comment in comments)
+        ):
+            raise ConfigurationError("Argument comments must be a List[str]")
+        self._comments = tuple(comments or ())
+
+    @property
+    def prefix(self) -> str:
+        """The whole value, with the comments."""
+        comments = "; ".join(filter(None, self._comments))
+        return f"{self.get_default_prefix()} ({comments})" if comments else self.get_default_prefix()
+
+    @staticmethod
+    def get_default_prefix() -> str:
+        """The value without comments: package, operating system, Python, machine, and torch if installed."""
+        system = _SYSTEMS.get(sys.platform, sys.platform)
+        python = ".".join(str(number) for number in sys.version_info[:3])
+        fields = [
+            f"s3torch/{__version__}",
+            "ua/2.1",
+            f"os/{system}#{platform.release()}",
+            f"lang/python#{python}",
+            f"md/arch#{platform.machine()}",
+        ]
+        # Imported late: this is where plugins are loaded.
+        from s3torch.core.plugins._manager import user_agent_tokens
+
+        return " ".join([*fields, *user_agent_tokens()])

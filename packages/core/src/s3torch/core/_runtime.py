@@ -17,8 +17,7 @@ from s3torch.core.session import AwsSession
 from s3torch.core.transfer import InFlightTarget
 
 if TYPE_CHECKING:
-    from s3torch.core._config import S3ClientConfig
-    from s3torch.core._user_agent import UserAgent
+    from s3torch.core._config import S3ClientConfig, UserAgent
     from s3torch.core.models import BucketEndpoint
     from s3torch.core.requests import Request
     from s3torch.core.seam import Transport

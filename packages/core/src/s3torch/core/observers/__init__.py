@@ -6,7 +6,12 @@ are ``TransferCounters``, ``SharedCounters``, ``progress.TransferProgressBar`` (
 ``otel.OpenTelemetryObserver`` (extra ``otel``).
 """
 
-from s3torch.core.observers._counters import CounterSnapshot, OperationCounts, TransferCounters
+from s3torch.core.observers._counters import (
+    CounterSnapshot,
+    LatencyHistogram,
+    OperationCounts,
+    TransferCounters,
+)
 from s3torch.core.observers._events import (
     TransferEnd,
     TransferInfo,
@@ -14,7 +19,6 @@ from s3torch.core.observers._events import (
     TransferProgress,
     TransferRetry,
 )
-from s3torch.core.observers._latency import LatencyHistogram
 from s3torch.core.observers._listening import add_observer, observe, remove_observer
 from s3torch.core.observers._shared import SharedCounters
 

@@ -24,8 +24,7 @@ from s3torch.core.session._addresses import (
     is_outside_aws,
     profile_endpoint,
 )
-from s3torch.core.session._boto_errors import error_from_boto
-from s3torch.core.session._bucket_sessions import BucketSessions
+from s3torch.core.session._bucket_sessions import BucketSessions, create_session
 from s3torch.core.session._credentials import (
     make_botocore_session,
     session_credentials,
@@ -185,13 +184,7 @@ class AwsSession:
                 if self._session_client is None:
                     self._session_client = self._make_boto_client()
                 client = self._session_client
-            try:
-                keys = client.create_session(Bucket=bucket)["Credentials"]
-            except Exception as exc:
-                raise error_from_boto(exc, operation="CreateSession", bucket=bucket) from exc
-            return Credentials(
-                keys["AccessKeyId"], keys["SecretAccessKey"], keys["SessionToken"], keys["Expiration"]
-            )
+            return create_session(client, bucket)
 
         before = self.credentials()
         try:

@@ -153,7 +153,7 @@ class PrefixSource:
 
 @dataclass(frozen=True, slots=True)
 class GlobSource:
-    """All objects whose key matches a pattern, in S3's listing order; see ``s3torch.core._globs``."""
+    """All objects whose key matches a pattern, in S3's listing order; see ``s3torch.core.operations._globs``."""
 
     uri: S3Uri
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from s3torch.core._process import PerProcess, abandon
 from s3torch.core._resources import GBPS_PER_CONNECTION, throughput_share
 from s3torch.core.errors import TransportError
-from s3torch.core.transports._awscrt_signing import make_signing_config
+from s3torch.core.transports._signing import make_signing_config
 from s3torch.core.transports.crt._log import native_log
 
 if TYPE_CHECKING:

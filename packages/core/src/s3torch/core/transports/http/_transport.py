@@ -25,12 +25,12 @@ from s3torch.core.plugins import hookimpl
 from s3torch.core.ranges import KIB, MIB
 from s3torch.core.requests import Answer, body_of, request_headers, request_target
 from s3torch.core.transports._retries import decide_retry, tell_retry
+from s3torch.core.transports._signing import Signer
 from s3torch.core.transports._workers import WorkerPool, WorkerTransfer
 from s3torch.core.transports.http._connection import StaleConnectionError
 from s3torch.core.transports.http._connections import Connections
 from s3torch.core.transports.http._download import Download
 from s3torch.core.transports.http._messages import request_head
-from s3torch.core.transports.http._signing import Signer
 
 if TYPE_CHECKING:
     from s3torch.core.models import BucketEndpoint, Credentials

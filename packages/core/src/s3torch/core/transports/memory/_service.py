@@ -14,7 +14,7 @@ from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions, PutR
 from s3torch.core.ranges import ByteRange
 from s3torch.core.requests import Answer
 from s3torch.core.requests._request import local_name, xml_root
-from s3torch.core.transports.memory._rules import options_of_copy, refusal, same_etag
+from s3torch.core.transports.memory._bucket import options_of_copy, refusal, same_etag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -21,8 +21,10 @@ from s3torch.core.models import (
     PutResult,
     UploadInfo,
 )
-from s3torch.core.transports.memory._bucket import Bucket, StoredObject, Upload
-from s3torch.core.transports.memory._rules import (
+from s3torch.core.transports.memory._bucket import (
+    Bucket,
+    StoredObject,
+    Upload,
     check_checksum,
     check_conditions,
     check_customer_key,

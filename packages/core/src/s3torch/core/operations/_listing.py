@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar
 from s3torch.core import requests
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.models import ListObjectResult, ListVersionsResult
-from s3torch.core.requests._request import check_bucket, check_kind, check_text
+from s3torch.core.requests._request import check_bucket, check_text
 
 if TYPE_CHECKING:
     from s3torch.core._runtime import RuntimeHandle
@@ -17,10 +17,17 @@ Page = TypeVar("Page")
 
 
 class PageStream(ABC, Generic[Page]):
-    """Iterates over pages, one request each, at the time each is asked for.
+    """Iterates over the pages of a listing, one request each, when each is asked for.
 
     It can be pickled at any time and goes on from the same place in another process. After an error the next
     step asks for the same page again.
+
+    Args:
+        handle: The runtime of the client.
+        bucket: The bucket.
+        prefix: What keys have to start with.
+        delimiter: Keys that have it behind the prefix are folded into ``common_prefixes``.
+        max_keys: Entries of a page; S3 gives no more than 1,000.
     """
 
     def __init__(
@@ -55,38 +62,14 @@ class PageStream(ABC, Generic[Page]):
 
     @abstractmethod
     def _next_page(self) -> tuple[Page, bool]:
-        """Asks for the next page, takes note of where it ends, and tells whether it is the last."""
+        """Asks for the next page, records where it ends, and returns whether it is the last."""
 
 
 class ListObjectStream(PageStream[ListObjectResult]):
-    """Iterates over the pages of a listing, one request each, at the time each is asked for.
+    """The pages of a listing of objects; ``start_after`` lists only keys that come after that one."""
 
-    It can be pickled at any time and goes on from the same place in another process. After an error the next
-    step asks for the same page again.
-
-    Args:
-        handle: The runtime of the client.
-        bucket: The bucket.
-        prefix: What keys have to start with.
-        delimiter: Keys that have it behind the prefix are folded into ``common_prefixes``.
-        max_keys: Keys of a page; S3 gives no more than 1,000.
-        start_after: Lists only keys that come after this one.
-    """
-
-    def __init__(
-        self,
-        handle: RuntimeHandle,
-        bucket: str,
-        *,
-        prefix: str = "",
-        delimiter: str = "",
-        max_keys: int = 1000,
-        start_after: str | None = None,
-    ) -> None:
-        super().__init__(handle, bucket, prefix=prefix, delimiter=delimiter, max_keys=max_keys)
-        check_kind("start_after", start_after, str)
-        self.start_after = start_after
-        self.continuation_token: str | None = None
+    continuation_token: str | None = None
+    start_after: str | None = None
 
     def _next_page(self) -> tuple[ListObjectResult, bool]:
         request = requests.list_objects(
@@ -103,18 +86,7 @@ class ListObjectStream(PageStream[ListObjectResult]):
 
 
 class ListVersionStream(PageStream[ListVersionsResult]):
-    """Iterates over the pages of versions and delete markers, one request each, when each is asked for.
-
-    It can be pickled at any time and goes on from the same place in another process. After an error the next
-    step asks for the same page again.
-
-    Args:
-        handle: The runtime of the client.
-        bucket: The bucket.
-        prefix: What keys have to start with.
-        delimiter: Keys that have it behind the prefix are folded into ``common_prefixes``.
-        max_keys: Versions of a page; S3 gives no more than 1,000.
-    """
+    """The pages of a listing of versions and delete markers."""
 
     next_marker: tuple[str, str] | None = None
 

@@ -1,5 +1,7 @@
-"""AWS Signature Version 4 for requests of the ``http`` transport: in their headers, without their bodies.
+"""Signatures of AWS, Version 4, in the headers of a request and without its body.
 
+``Signer`` computes them here, for transports without native code; Version 4A, which is valid in all regions,
+and those of ``crt`` are computed by awscrt.
 https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html. botocore signs the same, but
 takes longer for it than all the rest of a small request does.
 """
@@ -12,10 +14,12 @@ import time
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from s3torch.core.transports._awscrt_signing import sign_for_all_regions
+from s3torch.core.errors import TransportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from awscrt.auth import AwsSigningConfig
 
     from s3torch.core.models import BucketEndpoint, Credentials
 
@@ -121,3 +125,58 @@ def _signed_name(name: str) -> str | None:
     """Returns the name of a header as it is signed; ``None`` if it is not."""
     lower = name.lower()
     return lower if lower.startswith("x-amz-") or lower in _ALSO_SIGNED else None
+
+
+def make_signing_config(credentials: Credentials, endpoint: BucketEndpoint) -> AwsSigningConfig:
+    """Tells awscrt how requests to an endpoint are signed with these keys."""
+    from awscrt.auth import (
+        AwsCredentialsProvider,
+        AwsSignatureType,
+        AwsSignedBodyHeaderType,
+        AwsSignedBodyValue,
+        AwsSigningAlgorithm,
+        AwsSigningConfig,
+    )
+
+    everywhere = endpoint.signing_region == "*"
+    return AwsSigningConfig(
+        algorithm=AwsSigningAlgorithm.V4_ASYMMETRIC if everywhere else AwsSigningAlgorithm.V4,
+        signature_type=AwsSignatureType.HTTP_REQUEST_HEADERS,
+        service=endpoint.signing_name,
+        signed_body_header_type=AwsSignedBodyHeaderType.X_AMZ_CONTENT_SHA_256,
+        signed_body_value=AwsSignedBodyValue.UNSIGNED_PAYLOAD,
+        region=endpoint.signing_region,
+        credentials_provider=AwsCredentialsProvider.new_static(
+            credentials.access_key,
+            credentials.secret_key,
+            # The token of a session with a bucket goes into a header of its own, see session_headers.
+            None if endpoint.session_auth else credentials.session_token,
+        ),
+        use_double_uri_encode=False,
+        should_normalize_uri_path=False,
+    )
+
+
+def sign_for_all_regions(
+    method: str,
+    target: str,
+    headers: Sequence[tuple[str, str]],
+    *,
+    endpoint: BucketEndpoint,
+    credentials: Credentials,
+) -> list[tuple[str, str]]:
+    """Returns the headers that a request to a multi-region access point has to have besides these.
+
+    Raises:
+        TransportError: awscrt cannot be used here.
+    """
+    try:
+        from awscrt.auth import aws_sign_request
+        from awscrt.http import HttpHeaders, HttpRequest
+    except ImportError as exc:
+        raise TransportError(
+            f"multi-region access points need awscrt, which cannot be imported ({exc})"
+        ) from exc
+    request = HttpRequest(method, target, HttpHeaders(list(headers)))
+    signed = aws_sign_request(request, make_signing_config(credentials, endpoint)).result()
+    return list(signed.headers)[len(headers) :]

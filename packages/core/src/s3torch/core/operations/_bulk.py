@@ -12,9 +12,9 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from s3torch.core import requests
-from s3torch.core._listing import ListObjectStream, ListVersionStream
 from s3torch.core.errors import AccessDeniedError, ConfigurationError, S3Error
 from s3torch.core.models import DeleteFailure, MultipartUpload, ObjectVersion
+from s3torch.core.operations._listing import ListObjectStream, ListVersionStream
 from s3torch.core.transfer import run_ahead
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core import requests as operations
-from s3torch.core._bulk import abort_stale_uploads, delete_many, delete_prefix, list_uploads
-from s3torch.core._copying import CopyJob
-from s3torch.core._listing import ListObjectStream, ListVersionStream
-from s3torch.core._search import ObjectFilter, find_by_pattern, find_by_prefix
 from s3torch.core.errors import NotFoundError
 from s3torch.core.models import PutOptions
+from s3torch.core.operations._bulk import abort_stale_uploads, delete_many, delete_prefix, list_uploads
+from s3torch.core.operations._copying import CopyJob
+from s3torch.core.operations._listing import ListObjectStream, ListVersionStream
+from s3torch.core.operations._search import ObjectFilter, find_by_pattern, find_by_prefix
 from s3torch.core.requests._request import (
     check_bucket,
     check_kind,
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from datetime import timedelta
 
-    from s3torch.core._bulk import Deletion
     from s3torch.core._runtime import RuntimeHandle
     from s3torch.core.models import (
         DeleteFailure,
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
         ObjectVersion,
         UploadInfo,
     )
+    from s3torch.core.operations._bulk import Deletion
 
 _log = logging.getLogger(__name__)
 
@@ -70,14 +70,10 @@ class BucketOperations:
             An iterator over pages, each asked for when its turn comes.
         """
         _log.debug("ListObjects s3://%s/%s", bucket, prefix)
-        return ListObjectStream(
-            self._handle,
-            bucket,
-            prefix=prefix,
-            delimiter=delimiter,
-            max_keys=max_keys,
-            start_after=start_after,
-        )
+        check_kind("start_after", start_after, str)
+        stream = ListObjectStream(self._handle, bucket, prefix=prefix, delimiter=delimiter, max_keys=max_keys)
+        stream.start_after = start_after
+        return stream
 
     def list_object_versions(
         self, bucket: str, prefix: str = "", delimiter: str = "", max_keys: int = 1000
@@ -139,7 +135,7 @@ class BucketOperations:
         """Lists the objects whose keys match a pattern, as ``"train/**/shard-[0-9]*.{tar,zst}"``.
 
         Only what can match is listed, as far as the pattern tells. The arguments are those of ``walk``, and
-        ``s3torch.core._globs`` tells what patterns mean.
+        ``s3torch.core.operations._globs`` tells what patterns mean.
         """
         _log.debug("glob s3://%s/%s", bucket, pattern)
         check_bucket(bucket)

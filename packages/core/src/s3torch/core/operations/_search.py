@@ -8,9 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from s3torch.core import requests
-from s3torch.core._globs import Glob, without_covered
 from s3torch.core._uri import is_directory_bucket
 from s3torch.core.errors import ConfigurationError
+from s3torch.core.operations._globs import Glob, without_covered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

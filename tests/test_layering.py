@@ -105,7 +105,7 @@ def is_shared(module, name):
     owner = sources().get(module)
     if owner is None or not owner.is_public:
         return False
-    if is_inside(module, TRANSPORTS) and module != SHARED_TRANSPORT:
+    if is_inside(module, TRANSPORTS) and module not in {TRANSPORTS, SHARED_TRANSPORT}:
         return False
     if name is None or name in (owner.exports or ()):
         return True

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from s3torch.core import S3Client, S3ClientConfig, S3ReaderConstructor
+from s3torch.core._memory import Memory
 from s3torch.core.errors import ConfigurationError, ForkedProcessError, NotFoundError, S3Error
 from s3torch.core.ranges import MIB
-from s3torch.core.transfer import Memory
 from s3torch.testing.faults import Fault
 
 PART = 5 * MIB

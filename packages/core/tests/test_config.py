@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 
 from s3torch.core import Credentials, PutOptions, S3ClientConfig
-from s3torch.core._config import default_transport
 from s3torch.core.errors import ConfigurationError
+from s3torch.core.plugins import default_transport
 from s3torch.core.ranges import GIB, MIB
 
 ORDER = [

@@ -64,7 +64,8 @@ class Runtime:
 
     def call(self, request: Request[T]) -> T:
         """Sends a request that moves no bytes of an object, and waits for its result."""
-        return self.transport.send(request).result()
+        sends_now = self.sends_now
+        return self.transport.send(request).result() if sends_now is None else sends_now.send_now(request)
 
     def set_observed(self, *, observed: bool) -> None:
         """Tells observers from now on of what is done, or does so no more."""

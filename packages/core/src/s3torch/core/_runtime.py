@@ -57,7 +57,7 @@ class Runtime:
             self.in_flight_target = InFlightTarget(
                 throughput_share(config.throughput_target_gbps), config.part_size
             )
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         self.transport: Transport = self._transport
         self.sends_now: SupportsSendNow | None = None
         listening.get().follow(self)

@@ -246,7 +246,7 @@ class _Tally:
     """The counts of one process."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         self._in_flight = 0
         self._most_in_flight = 0
         self._operations: dict[str, _OperationTally] = {}

@@ -90,7 +90,7 @@ class Listening:
     """The observers of one process, those of plugins first."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         self._observables: weakref.WeakSet[Observable] = weakref.WeakSet()
         self.listeners: tuple[Listener, ...] = tuple(Listener(observer) for observer in transfer_observers())
 

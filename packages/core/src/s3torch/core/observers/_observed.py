@@ -86,7 +86,7 @@ class Observations:
     """Begins observations, and finds the one that a transport tells a retry of."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         self._by_name: dict[_Name, list[Observation]] = {}
 
     def begin(self, request: Request[Any], size: int | None) -> Observation:

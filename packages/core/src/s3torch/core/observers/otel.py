@@ -87,7 +87,7 @@ class OpenTelemetryObserver(TransferObserver):
         self._turns = _Turns()
         # What other threads tell of transfers whose start waits for its turn.
         self._held: dict[int, list[Callable[[], None]]] = {}
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # A signal handler may cancel or send in here.
 
     def started(self, transfer: TransferInfo) -> None:
         """Opens a span."""
@@ -197,7 +197,7 @@ class _Spans:
 
     def __init__(self, tracer: Any) -> None:
         self._tracer = tracer
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         self._open: dict[int, Span] = {}
         self._uploads: dict[str, Span] = {}
         # Uploads whose id is not known yet, by the number of the transfer that creates them.

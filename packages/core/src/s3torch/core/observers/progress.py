@@ -63,7 +63,7 @@ class TransferProgressBar(TransferObserver):
         self._bar = tqdm(total=total, **options)
         self._direction = direction
         self._owner = OwnerProcess()
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         self._closed = False
 
     @property

@@ -60,7 +60,7 @@ class Receiver:
         # How many bytes may come; ``None`` for any number.
         self._room = self.part_size if into is None else len(into)
         # Once a transfer was cancelled its buffer is not touched any more.
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         self.begin()
 
     def begin(self) -> None:

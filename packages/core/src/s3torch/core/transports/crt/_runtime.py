@@ -52,7 +52,7 @@ class CrtRuntime:
                 "install it with pip install awscrt, or use transport='http'"
             ) from exc
         self._context = context
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         config = context.config
         self._bundle = _named_bundle()
         # What a native client keeps of the settings.

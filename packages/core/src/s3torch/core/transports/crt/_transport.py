@@ -139,7 +139,7 @@ class CrtTransfer(Future[T]):
         self._cancelled = False
         self._late = False
         self._waiting = False
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         # A native request must be kept until it is done.
         transport.live.add(self)
 

@@ -63,7 +63,7 @@ class Watch:
         self._moved_at = 0.0
         # Read without the lock by whoever starts a transfer, which is in ``live`` already then.
         self.is_looking = False
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # A signal handler may cancel or send in here.
 
     def begin(self) -> None:
         """Looks from time to time, as long as there are transfers."""

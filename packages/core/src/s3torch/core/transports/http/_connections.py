@@ -54,7 +54,7 @@ class Connections:
         # Where a client is dropped without being closed, its sockets must not be left to complain.
         weakref.finalize(self, _close_all, self._idle).atexit = False
         self._closed = False
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # A signal handler may cancel or send in here.
 
     def take(self, endpoint: BucketEndpoint, *, fresh: bool = False) -> Connection:
         """Returns a connection to the host of a bucket.
@@ -127,7 +127,7 @@ class _ConnectionMaker:
     def __init__(self, config: S3ClientConfig) -> None:
         self._connect_timeout = config.connect_timeout
         self._read_timeout = config.read_timeout
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         self._addresses: dict[str, _Addresses] = {}
         self._tls: ssl.SSLContext | None = None
 

@@ -58,7 +58,6 @@ class WorkerTransfer(Future[T]):
         self._buffer = None if buffer is None else memoryview(buffer)
         self.size = 0 if buffer is None else len(buffer)
         self.pool: WorkerPool | None = None
-        # A handler of a signal, or a reader that is dropped, may cancel within any of these calls.
         self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         self.stopped = False
         # Made only by whoever waits for it: most transfers never pause.

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from botocore.auth import S3SigV4Auth
@@ -25,22 +27,13 @@ from botocore.utils import get_environ_proxies
 from urllib3.exceptions import HTTPError, ProtocolError
 from urllib3.exceptions import ReadTimeoutError as BodyTimeoutError
 
+from s3torch.core import transports
 from s3torch.core.errors import ConfigurationError, S3ConnectionError, S3Error, S3TimeoutError, TruncatedError
 from s3torch.core.plugins import hookimpl
 from s3torch.core.requests import Answer, announced_length
-from s3torch.core.transports import (
-    WorkerPool,
-    WorkerTransfer,
-    body_of,
-    decide_retry,
-    request_headers,
-    request_target,
-    tell_retry,
-)
+from s3torch.core.transports import WorkerPool, WorkerTransfer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from s3torch.core.models import BucketEndpoint, Credentials
     from s3torch.core.requests import Request
     from s3torch.core.seam import TransportContext
@@ -78,97 +71,70 @@ class BotocoreTransport:
         """Starts a request."""
         # A transfer has one buffer: what is received fills it, or what is sent comes out of it. It belongs to
         # the transfer, which gives it back at its end and takes it away when it is cancelled.
-        buffer = into if request.streams else body_of(request, body)
-        room = None if into is None else len(into)
-        work = lambda transfer: self._run(transfer, request, room)  # noqa: E731 - It runs on a worker thread.
+        buffer = into if request.streams else transports.body_of(request, body)
+        work = partial(self._run, request, None if into is None else len(into))
         return self._pool.start(WorkerTransfer(work, request=request, buffer=buffer))
 
     def close(self) -> None:
         """Cancels what is in flight and ends threads and connections."""
         self._pool.close()
         with self._lock:
-            for session in self._sessions.values():
-                session.close()
-            self._sessions.clear()
+            while self._sessions:
+                self._sessions.popitem()[1].close()
 
-    def _run(self, transfer: WorkerTransfer[T], request: Request[T], room: int | None) -> T:
+    def _run(self, request: Request[T], room: int | None, transfer: WorkerTransfer[T]) -> T:
         """Sends a request until it succeeds or fails for good; runs on a worker thread."""
-        session = self._context.session
+        session, attempts = self._context.session, self._context.config.attempts
         attempt, renewed = 0, False
         while True:
             transfer.check()  # Unwinds this thread if the transfer was cancelled.
             attempt += 1
             # Asked again for each attempt: keys may have been renewed since the last.
-            endpoint = session.endpoint(request.bucket)
-            credentials = session.credentials(request.bucket)
+            keys = session.credentials(request.bucket)
             try:
-                return request.result(self._attempt(transfer, request, room, endpoint, credentials))
+                return request.result(self._attempt(request, room, transfer, keys))
             except S3Error as exc:
                 error = exc
             request.locate(error)
             error.attempts = attempt
-            decision = decide_retry(error, attempt, attempts=self._context.config.attempts, renewed=renewed)
+            decision = transports.decide_retry(error, attempt, attempts=attempts, renewed=renewed)
             if decision.action == "renew":
-                renewed = session.renew_credentials(credentials, request.bucket)
+                renewed = session.renew_credentials(keys, request.bucket)
             if decision.action == "fail" or (decision.action == "renew" and not renewed):
                 # Some errors mean success, such as a range of an empty object.
                 return request.failed(error, into=room)
-            tell_retry(
-                self._context.on_retry,
-                request,
-                transfer,
-                attempt=attempt,
-                error=error,
-                seconds=decision.seconds,
-            )
-            transfer.pause(decision.seconds)
+            listener, pause = self._context.on_retry, decision.seconds
+            transports.tell_retry(listener, request, transfer, attempt=attempt, error=error, seconds=pause)
+            transfer.pause(pause)
 
     def _attempt(
-        self,
-        transfer: WorkerTransfer[T],
-        request: Request[T],
-        room: int | None,
-        endpoint: BucketEndpoint,
-        credentials: Credentials | None,
+        self, request: Request[T], room: int | None, transfer: WorkerTransfer[T], keys: Credentials | None
     ) -> Answer:
         """Makes one attempt; whatever its library raises becomes an error of s3torch."""
+        endpoint = self._context.session.endpoint(request.bucket)
+        message = self._make(request, transfer, endpoint)
+        if keys is not None:
+            _sign(message, endpoint, keys)
         try:
-            response = self._send(transfer, request, endpoint, credentials)
-            try:
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                return _receive(transfer, request, room, response.status_code, headers, response.raw)
-            finally:
-                # Ends a connection whose answer was not read to its end; any other is in the pool again.
-                response.raw.close()
+            response = self._session(endpoint).send(message.prepare())
+            # That was the head. A connection whose body is not read to its end is closed, others are kept.
+            with closing(response.raw):
+                return _receive(request, room, transfer, response)
+        except S3Error:
+            raise
         except (BotoCoreError, HTTPError, OSError) as exc:
-            if isinstance(exc, S3Error):
-                raise
             raise _translated(exc, endpoint.host) from exc
 
-    def _send(
-        self,
-        transfer: WorkerTransfer[T],
-        request: Request[T],
-        endpoint: BucketEndpoint,
-        credentials: Credentials | None,
-    ) -> Any:
-        """Puts a request on the wire and returns the head of the answer, with its body still to be read."""
-        headers = dict(request_headers(request, self._context, endpoint, body=None))
-        has_body = transfer.size > 0 and not request.streams
-        if has_body:
+    def _make(self, request: Request[T], transfer: WorkerTransfer[T], endpoint: BucketEndpoint) -> AWSRequest:
+        """Makes what botocore signs and sends."""
+        url = f"{endpoint.scheme}://{endpoint.host}{transports.request_target(request, endpoint)}"
+        headers = dict(transports.request_headers(request, self._context, endpoint, body=None))
+        data = None
+        if transfer.size > 0 and not request.streams:
             # The body is taken piece by piece: a thread whose transfer was cancelled must not hold it.
             headers["Content-Length"] = str(transfer.size)
-        message = AWSRequest(
-            method=request.method,
-            url=f"{endpoint.scheme}://{endpoint.host}{request_target(request, endpoint)}",
-            data=_pieces(transfer) if has_body else None,
-            stream_output=True,
-        )
-        for name, value in headers.items():
-            message.headers[name] = value
-        if credentials is not None:
-            _sign(message, endpoint, credentials)
-        return self._session(endpoint).send(message.prepare())
+            data = (transfer.copy(start, start + _PIECE) for start in range(0, transfer.size, _PIECE))
+        return AWSRequest(request.method, url, headers, data, stream_output=True)
 
     def _session(self, endpoint: BucketEndpoint) -> URLLib3Session:
         """Returns the connections to a host, with the proxy and the certificates of the environment."""
@@ -199,49 +165,36 @@ def _sign(message: AWSRequest, endpoint: BucketEndpoint, credentials: Credential
     S3SigV4Auth(keys, endpoint.signing_name, endpoint.signing_region).add_auth(message)
 
 
-def _pieces(transfer: WorkerTransfer[Any]) -> Iterator[bytes]:
-    """Gives the body to be sent, as copies of its pieces: a cancelled transfer then holds nothing of it."""
-    for start in range(0, transfer.size, _PIECE):
-        yield transfer.copy(start, start + _PIECE)
-
-
-def _receive(
-    transfer: WorkerTransfer[Any],
-    request: Request[Any],
-    room: int | None,
-    status: int,
-    headers: dict[str, str],
-    raw: Any,
-) -> Answer:
+def _receive(request: Request[Any], room: int | None, transfer: WorkerTransfer[Any], response: Any) -> Answer:
     """Receives the body: that of an object into the caller's buffer, if there is one."""
-    streams = request.streams and status < _FIRST_ERROR_STATUS
-    length = headers.get("content-length")
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    streams = request.streams and response.status_code < _FIRST_ERROR_STATUS
     # Raises if the answer announces other bytes than those that were asked for.
     limit = announced_length(headers, request.byte_range) if streams else None
-    if room is not None and streams:
+    room = room if streams else None
+    if room is not None:
         limit = room if limit is None else min(limit, room)
     pieces: list[bytes] = []
     received = 0
-    while piece := raw.read(_PIECE):
+    while piece := response.raw.read(_PIECE):
         transfer.check()
         if limit is not None and received + len(piece) > limit:
             raise TruncatedError(f"the body has more than the {limit} bytes asked for")
-        if streams and room is not None:
+        if room is not None:
             transfer.fill(received, piece)
         else:
             pieces.append(piece)
         received += len(piece)
     # botocore leaves it to its caller to see that a body is whole. A HEAD has a length and no body.
+    length = headers.get("content-length")
     if request.method != "HEAD" and length is not None and received != int(length):
         raise TruncatedError(f"got {received} of {length} bytes")
-    return Answer(status, headers, None if streams and room is not None else b"".join(pieces), received)
+    return Answer(response.status_code, headers, b"".join(pieces) if room is None else None, received)
 
 
 def _translated(error: Exception, host: str) -> S3Error:
-    """Says in an error of s3torch what its library means."""
+    """Says in an error of s3torch what its library means; a ``ProtocolError`` has ended the body."""
     text = f"{host}: {error}"
     if isinstance(error, ConnectTimeoutError | ReadTimeoutError | BodyTimeoutError | TimeoutError):
         return S3TimeoutError(text)
-    if isinstance(error, ProtocolError):  # The connection ended within the body.
-        return TruncatedError(text)
-    return S3ConnectionError(text)
+    return TruncatedError(text) if isinstance(error, ProtocolError) else S3ConnectionError(text)

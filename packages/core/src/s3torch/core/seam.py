@@ -20,14 +20,16 @@ the target and the headers of a request.
   order, and what it holds after a failure means nothing. ``body`` must not change until the transfer is done;
   the transport copies it no more often than its backend needs, and lets go of it when done.
 * **Whole or failed.** A transfer succeeds only with exactly the bytes that the response announced
-  (``Content-Range`` or ``Content-Length``). Shorter and longer bodies are ``TruncatedError``.
+  (``Content-Range`` or ``Content-Length``). Shorter and longer bodies are ``TruncatedError``; a connection
+  that breaks within a body may also be ``S3ConnectionError``, as not every backend tells the two apart.
 * **Retries.** ``s3torch.core.transports.decide_retry`` says after each failed attempt whether and when the
   next follows, ``config.attempts`` in all, or whether the credentials are renewed first. Each retry is told
   to ``context.on_retry``. An error tells in ``attempts`` how often the request may have reached the store:
   what is refused then may be what an earlier attempt, whose answer was lost, has done.
 * **Errors** are those of ``s3torch.core.errors`` and carry the operation, the bucket and the key. The
-  original error is the ``__cause__``. Nothing is raised by starting; the transfer raises. The one exception
-  is use after ``close()``, a ``ValueError``.
+  original error is the ``__cause__``. The class is what counts: a native backend may tell 502 and 504 as 500,
+  and ``ServiceUnavailable`` as ``SlowDown``. Nothing is raised by starting; the transfer raises. The one
+  exception is use after ``close()``, a ``ValueError``.
 * **Cancelling** is prompt: once ``cancel()`` has returned, ``into`` is not touched any more, and ``result()``
   of a transfer that was cancelled in time raises ``TransferCancelledError``.
 * **Keys** arrive as they are; ``s3torch.core.transports.request_target`` quotes them for the wire.

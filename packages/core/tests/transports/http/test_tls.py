@@ -21,7 +21,7 @@ from s3torch.core.errors import (
 )
 from s3torch.core.ranges import MIB, ByteRange
 from s3torch.core.transports.http import HttpTransport
-from s3torch.testing._certificate import AUTHORITY, CERTIFICATE, PRIVATE_KEY, certificate_files
+from s3torch.testing._seaweedfs import AUTHORITY, CERTIFICATE, PRIVATE_KEY, certificate_files
 from s3torch.testing.servers import start_seaweedfs
 
 PATIENCE = 30

@@ -7,13 +7,7 @@ Importing it loads neither boto3 nor moto nor pytest. The conformance suites are
 
 from s3torch.testing.faults import Fault, FaultProxy, FaultRule, Request
 from s3torch.testing.memory import MemoryStore
-from s3torch.testing.servers import (
-    Identity,
-    S3Server,
-    ServerStartError,
-    start_moto,
-    start_seaweedfs,
-)
+from s3torch.testing.servers import Identity, S3Server, ServerStartError, start_moto, start_seaweedfs
 
 __all__ = [
     "Fault",

@@ -1,8 +1,7 @@
-"""SeaweedFS as a test server: one process, no telemetry, real signature checks."""
+"""SeaweedFS as a process: its ports, files and options; no telemetry, real signature checks."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -15,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.testing._certificate import AUTHORITY, CERTIFICATE, PRIVATE_KEY, certificate_files
 from s3torch.testing._process import SupervisedProcess
-from s3torch.testing._server import HOST, Identity, S3Server
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from s3torch.testing.servers import Identity
+
+HOST = "127.0.0.1"
+AUTHORITY, CERTIFICATE, PRIVATE_KEY = "ca.pem", "server.pem", "server.key"
 _ROLES = ("s3", "master", "volume", "filer", "admin")
 # It also listens on every port plus this, for gRPC.
 _SECOND = 10_000
@@ -32,7 +33,6 @@ _LOWEST, _HIGHEST = 10_000, 19_999
 _SOCKETS = Path("/tmp")  # noqa: S108
 # How long a server of a user's directory may take to end in good order; any other is simply killed.
 _GRACE = 5.0
-_PROBE = "s3torch-probe"
 
 _random = random.SystemRandom()
 
@@ -88,43 +88,30 @@ def check_port(port: int) -> None:
             )
 
 
-def start(data: Path | None, ports: SeaweedPorts, volume_mib: int, timeout: float) -> S3Server:
-    """Starts the server and waits until it stores objects.
+def start_process(
+    data: Path | None, ports: SeaweedPorts, volume_mib: int, *, admin: Identity, reader: Identity
+) -> SupervisedProcess:
+    """Starts the program with these two identities.
 
     Args:
-        data: Where the objects are kept; by default in a directory of its own.
+        data: Where the objects are kept; by default in the directory of the process.
         ports: The ports to listen on.
         volume_mib: The limit of the size of a volume.
-        timeout: Seconds until it must be ready.
+        admin: Who may do everything.
+        reader: Who may read and list.
     """
     if data is not None:
         data.mkdir(parents=True, exist_ok=True)
-    admin, reader = Identity.random(), Identity.random()
-    is_secure = "https" in ports.numbers
-    files = {"s3.json": _configuration(admin, reader)} | (certificate_files() if is_secure else {})
-    process = SupervisedProcess(
+    certificates = certificate_files() if "https" in ports.numbers else {}
+    return SupervisedProcess(
         "seaweedfs",
         _command(data, ports, volume_mib),
         # Nothing of the user's: it would find settings and AWS keys there.
         environment={"PATH": os.defpath},
-        files=files,
+        files={"s3.json": _configuration(admin, reader), **certificates},
         leftovers=ports.sockets(),
         grace=_GRACE if data else 0.0,
     )
-    with contextlib.ExitStack() as undo:
-        undo.callback(process.stop)
-        server = S3Server(
-            "seaweedfs",
-            ports.endpoint(),
-            admin.access_key,
-            admin.secret_key,
-            reader=reader,
-            ca_file=process.directory / AUTHORITY if is_secure else None,
-            _process=process,
-        )
-        process.wait_until(lambda: _stores_objects(server), timeout=timeout)
-        undo.pop_all()
-    return server
 
 
 def _is_free(port: int) -> bool:
@@ -138,6 +125,19 @@ def _is_free(port: int) -> bool:
 
 def _is_free_pair(port: int) -> bool:
     return _is_free(port) and _is_free(port + _SECOND)
+
+
+def certificate_files() -> dict[str, bytes]:
+    """Makes the certificates of the authority and of the server, and the server's key, by file name."""
+    import trustme
+
+    authority = trustme.CA()
+    server = authority.issue_cert(HOST, "localhost")
+    return {
+        AUTHORITY: authority.cert_pem.bytes(),
+        CERTIFICATE: server.cert_chain_pems[0].bytes(),
+        PRIVATE_KEY: server.private_key_pem.bytes(),
+    }
 
 
 def _program() -> str:
@@ -201,21 +201,3 @@ def _command(data: Path | None, ports: SeaweedPorts, volume_mib: int) -> list[st
             f"-s3.key.file={PRIVATE_KEY}",
         ]
     return [_program(), "-logtostderr=true", "mini", *options]
-
-
-def _stores_objects(server: S3Server) -> bool:
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    # It answers a little earlier than it can store anything.
-    with contextlib.closing(server.client()) as client:
-        try:
-            # An attempt before this one may have come that far.
-            errors = client.exceptions
-            with contextlib.suppress(errors.BucketAlreadyExists, errors.BucketAlreadyOwnedByYou):
-                client.create_bucket(Bucket=_PROBE)
-            client.put_object(Bucket=_PROBE, Key="key", Body=b"probe")
-            client.delete_object(Bucket=_PROBE, Key="key")
-            client.delete_bucket(Bucket=_PROBE)
-        except (BotoCoreError, ClientError):
-            return False
-    return True

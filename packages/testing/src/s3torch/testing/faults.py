@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 from s3torch.core.errors import ConfigurationError
 from s3torch.testing._faults import Break, Exchange, Fault, FaultRule, Flip, Reply, Request, fits
 from s3torch.testing._relay import Relay
-from s3torch.testing._server import HOST
+from s3torch.testing._seaweedfs import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -115,6 +115,14 @@ class ScriptedServer:
         """Lets answers that stall go on, now and later."""
         self._released.set()
 
+    def reset(self) -> None:
+        """Forgets answers, requests and the count of connections; answers stall again until ``release``."""
+        self.release()
+        self._released = threading.Event()
+        self.answers.clear()
+        self.requests.clear()
+        self.connections = 0
+
     def close(self) -> None:
         """Ends the server; may be called again."""
         self._released.set()

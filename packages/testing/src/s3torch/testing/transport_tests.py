@@ -29,33 +29,334 @@ does not speak HTTP says so with ``speaks_http = False``; one that needs more th
 settings overrides ``create_context``.
 """
 
+# ruff: noqa: FBT001, S101 - In tests, assert is how they tell, and parametrize gives what it gives.
+
 from __future__ import annotations
 
-from s3torch.testing._transport_case import StaticSession, TransportCalls
-from s3torch.testing._transport_control_tests import (
-    CopyTests,
-    DeleteTests,
-    HeadTests,
-    ListTests,
-    VersionTests,
+import hashlib
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from s3torch.core.errors import NotFoundError, RangeNotSatisfiableError, TruncatedError
+from s3torch.core.models import PutOptions
+from s3torch.core.ranges import MIB, ByteRange
+from s3torch.testing._transport.case import (
+    CUT_OFF,
+    NOWHERE,
+    PATIENCE,
+    StaticSession,
+    TransportCalls,
+    TransportCase,
+    begin_upload,
+    checksum_of,
+    complete,
+    failure,
+    get,
+    put,
+    refused,
+    send_part,
 )
-from s3torch.testing._transport_read_tests import AWKWARD_KEYS, KeyTests, ReadTests
-from s3torch.testing._transport_rule_tests import (
+from s3torch.testing._transport.control import CopyTests, DeleteTests, HeadTests, ListTests, VersionTests
+from s3torch.testing._transport.transfers import (
     BufferTests,
     CancelTests,
     CloseTests,
     SilenceTests,
     TransferTests,
 )
-from s3torch.testing._transport_wire_tests import AnswerTests, RetryTests, WireTests
-from s3torch.testing._transport_write_tests import MultipartTests, PartCopyTests, PutTests, UploadListingTests
+from s3torch.testing._transport.wire import AnswerTests, RetryTests, WireTests
+from s3torch.testing._transport.writes import MultipartTests, PartCopyTests, PutTests, UploadListingTests
+from s3torch.testing.scripted import ScriptedAnswer
+
+if TYPE_CHECKING:
+    from s3torch.testing._transport.case import Script
 
 __all__ = ["AWKWARD_KEYS", "StaticSession", "TransportCalls", "TransportTests"]
+
+_DATA = bytes(range(256)) * 5
+_LONG = bytes(range(256)) * 40
+
+
+class ReadTests(TransportCase):
+    """Objects and ranges of them."""
+
+    def test_get_returns_whole_object(self, transport: TransportCalls, bucket: str, key: str) -> None:
+        """Without a range and a buffer, all bytes come in the result."""
+        put(transport, bucket, key, _DATA)
+        result = get(transport, bucket, key)
+        assert result.data == _DATA
+        assert result.length == result.head.size == len(_DATA)
+
+    def test_get_tells_what_a_head_would(self, transport: TransportCalls, bucket: str, key: str) -> None:
+        """The response of a GET spares the HEAD."""
+        options = PutOptions(content_type="text/x-test", metadata={"Colour": "blue"})
+        before = int(time.time())
+        stored = put(transport, bucket, key, _DATA, options=options)
+        for how in ({}, {"byte_range": ByteRange(10, 20)}):
+            head = get(transport, bucket, key, **how).head
+            assert head.etag == stored.etag == f'"{hashlib.md5(_DATA).hexdigest()}"'  # noqa: S324
+            assert head.size == len(_DATA)
+            assert before - 5 <= head.last_modified <= time.time() + 5
+            assert head.content_type == "text/x-test"
+            assert head.metadata == {"colour": "blue"}
+            assert head.storage_class is None
+
+    def test_get_tells_checksum(self, transport: TransportCalls, bucket: str, key: str) -> None:
+        """A checksum that was stored comes with the whole object, and never with a range of it."""
+        if not self.verifies_checksums:
+            pytest.skip("the store keeps no checksums")
+        algorithm, checksum = checksum_of(_DATA)
+        put(transport, bucket, key, _DATA, checksum=(algorithm, checksum))
+        assert get(transport, bucket, key).head.checksums[algorithm] == checksum
+        ranged = get(transport, bucket, key, byte_range=ByteRange(0, 10))
+        assert ranged.head.checksums.get(algorithm) in {None, checksum}
+
+    @pytest.mark.parametrize(
+        ("start", "stop"), [(0, 1), (0, 1280), (3, 300), (1279, 1280), (1000, 5000), (0, 9999)]
+    )
+    def test_get_returns_range(
+        self, transport: TransportCalls, bucket: str, key: str, start: int, stop: int
+    ) -> None:
+        """A range is half open and ends at the end of the object at the latest."""
+        put(transport, bucket, key, _DATA)
+        result = get(transport, bucket, key, byte_range=ByteRange(start, stop))
+        assert result.data == _DATA[start:stop]
+        assert result.length == len(_DATA[start:stop])
+        assert result.head.size == len(_DATA)
+
+    @pytest.mark.parametrize(("start", "stop"), [(1280, 1281), (5000, 6000)])
+    def test_get_range_behind_the_end(
+        self, transport: TransportCalls, bucket: str, key: str, start: int, stop: int
+    ) -> None:
+        """A range that begins at or behind the end cannot be satisfied."""
+        put(transport, bucket, key, _DATA)
+        with refused("InvalidRange", "GetObject", bucket, key):
+            get(transport, bucket, key, byte_range=ByteRange(start, stop))
+
+    def test_get_fills_buffer(self, transport: TransportCalls, bucket: str, key: str) -> None:
+        """With a buffer, the bytes go there and only there."""
+        put(transport, bucket, key, _DATA)
+        buffer = bytearray(len(_DATA) + 20)
+        into = memoryview(buffer)[10:-10]
+        result = get(transport, bucket, key, into=into)
+        assert result.data is None
+        assert result.length == len(_DATA)
+        assert buffer == bytes(10) + _DATA + bytes(10)
+
+    def test_get_fills_buffer_with_range(self, transport: TransportCalls, bucket: str, key: str) -> None:
+        """The first byte of the range is the first byte of the buffer."""
+        put(transport, bucket, key, _DATA)
+        buffer = bytearray(300)
+        result = get(transport, bucket, key, byte_range=ByteRange(1000, 1300), into=memoryview(buffer))
+        assert (result.data, result.length) == (None, 280)
+        assert buffer[:280] == _DATA[1000:]
+
+    def test_get_fills_buffer_in_pieces(self, transport: TransportCalls, bucket: str, key: str) -> None:
+        """An object of several megabytes arrives whole and in order."""
+        data = _DATA * (6 * MIB // len(_DATA))
+        put(transport, bucket, key, data)
+        buffer = bytearray(len(data))
+        assert get(transport, bucket, key, into=memoryview(buffer)).length == len(data)
+        assert buffer == data
+        half = len(data) // 2
+        ranged = ByteRange(half, len(data))
+        get(transport, bucket, key, byte_range=ranged, into=memoryview(buffer)[: len(data) - half])
+        assert buffer[: len(data) - half] == data[half:]
+
+    def test_get_object_longer_than_buffer(self, transport: TransportCalls, bucket: str, key: str) -> None:
+        """A body that does not fit is an error, never a part of the object."""
+        put(transport, bucket, key, _DATA)
+        with pytest.raises(TruncatedError):
+            get(transport, bucket, key, into=memoryview(bytearray(100)))
+
+    def test_get_empty_object(self, transport: TransportCalls, bucket: str, key: str) -> None:
+        """No bytes are no error, with a range that begins at 0 neither."""
+        put(transport, bucket, key, b"")
+        for byte_range in (None, ByteRange(0, 1), ByteRange(0, 8 * MIB)):
+            result = get(transport, bucket, key, byte_range=byte_range)
+            assert (result.data, result.length, result.head.size) == (b"", 0, 0)
+            into = memoryview(bytearray(8))
+            result = get(transport, bucket, key, byte_range=byte_range, into=into)
+            assert (result.data, result.length, result.head.size) == (None, 0, 0)
+
+    def test_get_range_of_empty_object(self, transport: TransportCalls, bucket: str, key: str) -> None:
+        """An object without bytes ends at 0."""
+        put(transport, bucket, key, b"")
+        with pytest.raises(RangeNotSatisfiableError):
+            get(transport, bucket, key, byte_range=ByteRange(1, 2))
+
+    def test_get_if_match(self, transport: TransportCalls, bucket: str, key: str) -> None:
+        """The object is read only while it has the ETag that was asked for."""
+        etag = put(transport, bucket, key, _DATA).etag
+        assert get(transport, bucket, key, if_match=etag).data == _DATA
+        put(transport, bucket, key, b"other")
+        for byte_range in (None, ByteRange(0, 3)):
+            with refused("PreconditionFailed", "GetObject", bucket, key):
+                get(transport, bucket, key, if_match=etag, byte_range=byte_range)
+
+    def test_get_version(self, transport: TransportCalls, versioned_bucket: str, key: str) -> None:
+        """An older version can still be read."""
+        first = put(transport, versioned_bucket, key, b"first")
+        second = put(transport, versioned_bucket, key, b"second")
+        assert first.version_id is not None
+        assert first.version_id != second.version_id
+        result = get(transport, versioned_bucket, key, version_id=first.version_id)
+        assert (result.data, result.head.version_id) == (b"first", first.version_id)
+        assert get(transport, versioned_bucket, key).head.version_id == second.version_id
+
+    def test_get_missing_key(self, transport: TransportCalls, bucket: str, key: str) -> None:
+        """A missing object is told from a missing bucket."""
+        for byte_range in (None, ByteRange(0, 10)):
+            with refused("NoSuchKey", "GetObject", bucket, key):
+                get(transport, bucket, key, byte_range=byte_range)
+
+    def test_get_from_missing_bucket(self, transport: TransportCalls, key: str) -> None:
+        """A missing bucket is told from a missing object."""
+        with refused("NoSuchBucket", "GetObject", NOWHERE, key):
+            get(transport, NOWHERE, key)
+
+
+AWKWARD_KEYS = (
+    "a b",
+    " leading and trailing ",
+    "plus+plus",
+    "percent%percent%20%2F%25",
+    "question?mark=1&and#hash",
+    "double//slash",
+    "/leading/slash",
+    "trailing/slash/",
+    "dot/./dot",
+    "dots/../dots",
+    "quote'quote\"quote`",
+    "<xml>&amp;</xml>",
+    "semi;colon:comma,at@equal=dollar$",
+    "star*(bracket)[square]{curly}|pipe^caret~tilde!",
+    "back\\slash",
+    "tab\tkey",
+    "line\nbreak",
+    "umlaut-ü-combined-u\u0308",
+    "日本語/ключ/🔥",
+    "n" * 1024,
+    "/".join(["ü" * 63] * 8) + "/" + "x" * 8,
+)
+"""Keys that S3 takes and that are easily spoilt on the way; the last two have 1,024 bytes."""
+
+
+class KeyTests(TransportCase):
+    """Every key that S3 takes arrives as it is."""
+
+    @pytest.mark.parametrize("awkward", AWKWARD_KEYS, ids=lambda key: repr(key[:24]))
+    def test_key_through_everything(self, transport: TransportCalls, bucket: str, awkward: str) -> None:
+        """The key is the same in every operation."""
+        if awkward in self.unsupported_keys:
+            pytest.skip("the store does not keep this key as it is")
+        data = awkward.encode()
+        put(transport, bucket, awkward, data)
+        assert get(transport, bucket, awkward).data == data
+        assert transport.head_object(bucket, awkward).size == len(data)
+        listed = transport.list_objects(bucket, prefix=awkward).object_info
+        assert [info.key for info in listed] == [awkward]
+        transport.copy_object(bucket, awkward, bucket, "copied")
+        assert get(transport, bucket, "copied").data == data
+        transport.delete_object(bucket, awkward)
+        with pytest.raises(NotFoundError):
+            get(transport, bucket, awkward)
+        upload = begin_upload(transport, bucket, awkward)
+        complete(transport, upload, [send_part(transport, upload, data)], data)
+        assert get(transport, bucket, awkward).data == data
+        assert transport.delete_objects(bucket, [awkward, "copied"]) == []
+        assert transport.list_objects(bucket, prefix=awkward).object_info == []
+
+
+class BodyTests(TransportCase):
+    """Bodies are whole, or errors."""
+
+    @pytest.mark.parametrize("buffered", [False, True])
+    @pytest.mark.parametrize("ranged", [False, True])
+    @pytest.mark.parametrize("cut", [0, 1, 5000])
+    def test_body_that_breaks_off(self, script: Script, cut: int, ranged: bool, buffered: bool) -> None:
+        """It is never a shorter object: the request is sent again, and fails in the end."""
+        start, stop = (100, 9000) if ranged else (0, len(_LONG))
+        how: dict[str, Any] = {"byte_range": ByteRange(start, stop)} if ranged else {}
+        script.server.will(
+            *[_part(start, stop, cut=cut) if ranged else ScriptedAnswer(body=_LONG, cut=cut)] * 9
+        )
+        buffer = memoryview(bytearray(stop - start)) if buffered else None
+        error = failure(script.connect(max_attempts=2).get("bucket", "key", into=buffer, **how), CUT_OFF)
+        assert (error.attempts, len(script.server.requests)) == (2, 2)
+
+    def test_short_answer_of_other_operations(self, script: Script) -> None:
+        """A listing that breaks off is no listing."""
+        page = b"<ListBucketResult><KeyCount>0</KeyCount></ListBucketResult>"
+        script.server.will(*[ScriptedAnswer(body=page + b"\n" * 100, cut=len(page))] * 9)
+        with pytest.raises(CUT_OFF):
+            script.connect(max_attempts=2).list_objects("bucket")
+
+    @pytest.mark.parametrize("buffered", [False, True])
+    @pytest.mark.parametrize(
+        "told",
+        [None, f"bytes 0-99/{len(_LONG)}", f"bytes 50-148/{len(_LONG)}", f"bytes 50-150/{len(_LONG)}"],
+        ids=["no range", "other start", "too short", "too long"],
+    )
+    def test_other_bytes_than_asked_for(self, script: Script, told: str | None, buffered: bool) -> None:
+        """An answer that announces other bytes is an error, whatever comes."""
+        answer = ScriptedAnswer(206, _LONG[50:150], {"Content-Range": told})
+        script.server.will(*[answer] * 9)
+        buffer = memoryview(bytearray(100)) if buffered else None
+        transfer = script.connect(max_attempts=2).get(
+            "bucket", "key", byte_range=ByteRange(50, 150), into=buffer
+        )
+        failure(transfer, TruncatedError)
+
+    @pytest.mark.parametrize("buffered", [False, True])
+    @pytest.mark.parametrize("size", [90, 110])
+    def test_body_of_other_length_than_its_range(self, script: Script, size: int, buffered: bool) -> None:
+        """Not even a byte more or less is taken than the range has."""
+        headers = {"Content-Range": f"bytes 50-149/{len(_LONG)}"}
+        script.server.will(*[ScriptedAnswer(206, _LONG[50 : 50 + size], headers)] * 9)
+        buffer = bytearray(b"?" * 200)
+        into = memoryview(buffer)[:100] if buffered else None
+        transfer = script.connect(max_attempts=2).get(
+            "bucket", "key", byte_range=ByteRange(50, 150), into=into
+        )
+        failure(transfer, CUT_OFF)
+        assert buffer[100:] == b"?" * 100
+
+    @pytest.mark.parametrize("buffered", [False, True])
+    @pytest.mark.parametrize("size", [0, 5, 100])
+    def test_whole_object_may_answer_a_range(self, script: Script, size: int, buffered: bool) -> None:
+        """Where it begins at 0 and the object ends within it."""
+        script.server.will(*[ScriptedAnswer(body=_LONG[:size])] * 2)
+        buffer = bytearray(100)
+        into = memoryview(buffer) if buffered else None
+        transfer = script.connect().get("bucket", "key", byte_range=ByteRange(0, 100), into=into)
+        result = transfer.result(PATIENCE)
+        assert (result.length, result.head.size) == (size, size)
+        assert (bytes(buffer[:size]) if buffered else result.data) == _LONG[:size]
+
+    @pytest.mark.parametrize("buffered", [False, True])
+    @pytest.mark.parametrize("start", [0, 1])
+    def test_longer_object_does_not_answer_a_range(self, script: Script, start: int, buffered: bool) -> None:
+        """What was not asked for is no answer."""
+        script.server.will(*[ScriptedAnswer(body=_LONG)] * 9)
+        into = memoryview(bytearray(100)) if buffered else None
+        transfer = script.connect(max_attempts=2).get(
+            "bucket", "key", byte_range=ByteRange(start, start + 100), into=into
+        )
+        failure(transfer, TruncatedError)
+
+
+def _part(start: int, stop: int, **how: Any) -> ScriptedAnswer:
+    told = {"Content-Range": f"bytes {start}-{stop - 1}/{len(_LONG)}"}
+    return ScriptedAnswer(206, _LONG[start:stop], told, **how)
 
 
 class TransportTests(
     ReadTests,
     KeyTests,
+    BodyTests,
     PutTests,
     MultipartTests,
     PartCopyTests,

@@ -15,35 +15,33 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from s3torch.core import S3ClientConfig, requests
-from s3torch.core.errors import S3Error
-from s3torch.core.models import BucketEndpoint, Credentials, PutOptions
+from s3torch.core import S3ClientConfig, errors, models, requests
+from s3torch.core.models import BucketEndpoint, Credentials, MultipartUpload, PutOptions
 from s3torch.core.seam import TransportContext
 from s3torch.testing.scripted import ScriptedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from s3torch.core.models import (
-        CompletedPart,
-        DeleteFailure,
-        GetResult,
-        HeadObjectResult,
-        ListObjectResult,
-        ListUploadsResult,
-        ListVersionsResult,
-        MultipartUpload,
-        PutResult,
-    )
+    from s3torch.core.errors import S3Error
     from s3torch.core.requests import Request
     from s3torch.core.seam import ResolvedSession, Transfer, Transport
 
 T = TypeVar("T")
+_PLAIN = PutOptions()
 
-# How long a test waits for an answer, in seconds: the suite is about right or wrong, not about speed.
-PATIENCE = 30
-# How long something may take that has nothing to wait for, in seconds.
-PROMPT = 5
+# Seconds that a test waits for an answer (it is about right or wrong, not speed), or where none is due.
+PATIENCE, PROMPT = 30, 5
+_REFUSALS: dict[str, tuple[type[S3Error], int]] = {
+    "InvalidRange": (errors.RangeNotSatisfiableError, 416),
+    "NoSuchBucket": (errors.NotFoundError, 404),
+    "NoSuchKey": (errors.NotFoundError, 404),
+    "NoSuchUpload": (errors.NotFoundError, 404),
+    "PreconditionFailed": (errors.PreconditionFailedError, 412),
+}
+# What it is depends on where the connection breaks, and on what a library tells of that.
+CUT_OFF = (errors.TruncatedError, errors.S3ConnectionError)
+NOWHERE = "s3torch-no-such-bucket"
 KEYS = Credentials("AKIDOFTHESUITE", "SECRET")
 
 
@@ -94,12 +92,9 @@ class TransportCase:
         raise NotImplementedError
 
     def create_context(self, session: ResolvedSession, endpoint: str, **settings: Any) -> TransportContext:
-        """May be overridden: makes the context of a transport to the scripted server.
+        """May be overridden: makes the context of a transport to the scripted server at this endpoint.
 
-        Args:
-            session: Addresses and credentials.
-            endpoint: The URL of the server.
-            settings: Those of ``S3ClientConfig``, and ``on_retry``.
+        The settings are those of ``S3ClientConfig``, and ``on_retry``.
         """
         on_retry = settings.pop("on_retry", None)
         config = S3ClientConfig(endpoint=endpoint, **settings)
@@ -135,23 +130,19 @@ class TransportCase:
 
 
 class Script:
-    """Transports to a scripted server, and what they told of their retries.
-
-    Args:
-        case: What makes them.
-        server: The server.
-    """
+    """Transports to a scripted server, made by ``case``, and what they told of their retries."""
 
     def __init__(self, case: TransportCase, server: ScriptedServer) -> None:
         self.server = server
         self.session: ResolvedSession = StaticSession(server.endpoint, KEYS)
         self.retries: list[ToldRetry] = []
         self._case = case
+        self._tell = lambda **facts: self.retries.append(ToldRetry(**facts))
         self._transports: list[TransportCalls] = []
 
     def context(self, **settings: Any) -> TransportContext:
         """Makes the context of a transport with these settings."""
-        settings = {"max_attempts": 3, "on_retry": self._told, **settings}
+        settings = {"max_attempts": 3, "on_retry": self._tell, **settings}
         return self._case.create_context(self.session, self.server.endpoint, **settings)
 
     def connect(self, **settings: Any) -> TransportCalls:
@@ -161,12 +152,8 @@ class Script:
         return transport
 
     def close(self) -> None:
-        """Closes the transports."""
         for transport in self._transports:
             transport.close()
-
-    def _told(self, **facts: Any) -> None:
-        self.retries.append(ToldRetry(**facts))
 
 
 @dataclass(frozen=True)
@@ -224,9 +211,6 @@ class TransportCalls:
     """Sends the requests of ``s3torch.core.requests`` through a transport.
 
     Operations that move the bytes of objects return their transfer, the others wait for their result.
-
-    Args:
-        transport: What moves them.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -245,50 +229,52 @@ class TransportCalls:
 
     def get(
         self, bucket: str, key: str, *, into: memoryview | None = None, **how: Any
-    ) -> Transfer[GetResult]:
+    ) -> Transfer[models.GetResult]:
         return self.send(requests.get_object(bucket, key, **how), into=into)
 
     def put(
-        self,
-        bucket: str,
-        key: str,
-        body: memoryview,
-        *,
-        options: PutOptions | None = None,
-        checksum: tuple[str, str] | None = None,
-    ) -> Transfer[PutResult]:
-        options = options or PutOptions()
-        return self.send(requests.put_object(bucket, key, options=options, checksum=checksum), body=body)
+        self, bucket: str, key: str, body: memoryview, *, options: PutOptions = _PLAIN, **how: Any
+    ) -> Transfer[models.PutResult]:
+        return self.send(requests.put_object(bucket, key, options=options, **how), body=body)
 
-    def create_multipart_upload(self, bucket: str, key: str, **how: Any) -> Transfer[MultipartUpload]:
-        return self.send(requests.create_multipart_upload(bucket, key, **how))
+    def create_multipart_upload(
+        self, bucket: str, key: str, *, options: PutOptions = _PLAIN, **how: Any
+    ) -> Transfer[MultipartUpload]:
+        return self.send(requests.create_multipart_upload(bucket, key, options=options, **how))
 
     def upload_part(
         self, upload: MultipartUpload, number: int, body: memoryview, **how: Any
-    ) -> Transfer[CompletedPart]:
+    ) -> Transfer[models.CompletedPart]:
         return self.send(requests.upload_part(upload, number, **how), body=body)
 
     def complete_multipart_upload(
-        self, upload: MultipartUpload, parts: Sequence[CompletedPart], **how: Any
-    ) -> Transfer[PutResult]:
-        return self.send(requests.complete_multipart_upload(upload, parts, **how))
+        self,
+        upload: MultipartUpload,
+        parts: Sequence[models.CompletedPart],
+        *,
+        options: PutOptions = _PLAIN,
+        **how: Any,
+    ) -> Transfer[models.PutResult]:
+        return self.send(requests.complete_multipart_upload(upload, parts, options=options, **how))
 
     def abort_multipart_upload(self, upload: MultipartUpload) -> Transfer[None]:
         return self.send(requests.abort_multipart_upload(upload))
 
-    def head_object(self, bucket: str, key: str, **how: Any) -> HeadObjectResult:
+    def head_object(self, bucket: str, key: str, **how: Any) -> models.HeadObjectResult:
         return self.call(requests.head_object(bucket, key, **how))
 
-    def list_objects(self, bucket: str, **how: Any) -> ListObjectResult:
+    def list_objects(self, bucket: str, **how: Any) -> models.ListObjectResult:
         return self.call(requests.list_objects(bucket, **how))
 
     def delete_object(self, bucket: str, key: str, **how: Any) -> None:
         self.call(requests.delete_object(bucket, key, **how))
 
-    def delete_objects(self, bucket: str, keys: Sequence[str]) -> list[DeleteFailure]:
+    def delete_objects(self, bucket: str, keys: Sequence[str]) -> list[models.DeleteFailure]:
         return self.delete_versions(bucket, [(key, None) for key in keys])
 
-    def delete_versions(self, bucket: str, versions: Sequence[tuple[str, str | None]]) -> list[DeleteFailure]:
+    def delete_versions(
+        self, bucket: str, versions: Sequence[tuple[str, str | None]]
+    ) -> list[models.DeleteFailure]:
         return self.call(requests.delete_objects(bucket, versions)) if versions else []
 
     def copy_object(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str, **how: Any) -> None:
@@ -296,48 +282,54 @@ class TransportCalls:
 
     def upload_part_copy(
         self, upload: MultipartUpload, number: int, src_bucket: str, src_key: str, **how: Any
-    ) -> CompletedPart:
+    ) -> models.CompletedPart:
         return self.call(requests.upload_part_copy(upload, number, src_bucket, src_key, **how))
 
     def object_tags(self, bucket: str, key: str, **how: Any) -> dict[str, str]:
         return self.call(requests.get_object_tagging(bucket, key, **how))
 
-    def list_object_versions(self, bucket: str, **how: Any) -> ListVersionsResult:
+    def list_object_versions(self, bucket: str, **how: Any) -> models.ListVersionsResult:
         return self.call(requests.list_object_versions(bucket, **how))
 
-    def list_multipart_uploads(self, bucket: str, **how: Any) -> ListUploadsResult:
+    def list_multipart_uploads(self, bucket: str, **how: Any) -> models.ListUploadsResult:
         return self.call(requests.list_multipart_uploads(bucket, **how))
 
 
 def put(
-    transport: TransportCalls,
-    bucket: str,
-    key: str,
-    data: bytes = b"data",
-    *,
-    options: PutOptions | None = None,
-    checksum: tuple[str, str] | None = None,
-) -> PutResult:
+    transport: TransportCalls, bucket: str, key: str, data: bytes = b"data", **how: Any
+) -> models.PutResult:
     """Stores an object and waits for it."""
-    transfer = transport.put(
-        bucket, key, memoryview(data), options=options or PutOptions(), checksum=checksum
-    )
-    return transfer.result(PATIENCE)
+    return transport.put(bucket, key, memoryview(data), **how).result(PATIENCE)
 
 
-def get(transport: TransportCalls, bucket: str, key: str, **how: Any) -> GetResult:
+def get(transport: TransportCalls, bucket: str, key: str, **how: Any) -> models.GetResult:
     """Reads an object and waits for it."""
     return transport.get(bucket, key, **how).result(PATIENCE)
 
 
 def begin_upload(
-    transport: TransportCalls, bucket: str, key: str, *, options: PutOptions | None = None
+    transport: TransportCalls, bucket: str, key: str, algorithm: str | None = "CRC64NVME", **how: Any
 ) -> MultipartUpload:
-    """Begins a multipart upload with checksums and waits for it."""
-    transfer = transport.create_multipart_upload(
-        bucket, key, options=options or PutOptions(), checksum_algorithm="CRC64NVME"
-    )
-    return transfer.result(PATIENCE)
+    """Begins a multipart upload, usually with checksums, and waits for it."""
+    begun = transport.create_multipart_upload(bucket, key, checksum_algorithm=algorithm, **how)
+    return begun.result(PATIENCE)
+
+
+def send_part(transport: TransportCalls, upload: MultipartUpload, data: bytes) -> models.CompletedPart:
+    """Sends the first part with its checksum and waits for it."""
+    return transport.upload_part(upload, 1, memoryview(data), checksum=checksum_of(data)).result(PATIENCE)
+
+
+def complete(
+    transport: TransportCalls,
+    upload: MultipartUpload,
+    parts: Sequence[models.CompletedPart],
+    data: bytes | None = None,
+    **how: Any,
+) -> models.PutResult:
+    """Completes a multipart upload, with the checksum of these bytes if they are given, and waits for it."""
+    checksum = None if data is None else checksum_of(data)
+    return transport.complete_multipart_upload(upload, parts, checksum=checksum, **how).result(PATIENCE)
 
 
 def checksum_of(data: bytes, algorithm: str = "CRC64NVME") -> tuple[str, str]:
@@ -353,16 +345,9 @@ def checksum_of(data: bytes, algorithm: str = "CRC64NVME") -> tuple[str, str]:
 
 
 @contextmanager
-def refused(
-    cls: type[S3Error],
-    *,
-    operation: str,
-    bucket: str,
-    key: str | None = None,
-    code: str | None = None,
-    status: int | None = None,
-) -> Iterator[None]:
-    """Expects an error of exactly this class that tells these facts."""
+def refused(code: str, operation: str, bucket: str, key: str | None = None) -> Iterator[None]:
+    """Expects an error of exactly the class and the status of this code, which tells these facts."""
+    cls, status = _REFUSALS[code]
     with pytest.raises(cls) as caught:
         yield
     error = caught.value
@@ -378,12 +363,20 @@ def wait(transfer: Transfer[Any]) -> None:
     assert ended.wait(PATIENCE), "the transfer does not end"
 
 
-def failure(transfer: Transfer[Any], seconds: float = PATIENCE) -> S3Error:
-    """Returns the error of a transfer, which says what it was about."""
-    with pytest.raises(S3Error) as caught:
+def failure(
+    transfer: Transfer[Any],
+    kind: type[S3Error] | tuple[type[S3Error], ...],
+    operation: str = "GetObject",
+    *,
+    seconds: float = PATIENCE,
+) -> S3Error:
+    """Returns the error of a transfer about ``bucket`` and ``key``: of exactly this class, or of these."""
+    with pytest.raises(kind) as caught:
         transfer.result(seconds)
-    assert caught.value.bucket is not None
-    return caught.value
+    error = caught.value
+    assert isinstance(kind, tuple) or type(error) is kind
+    assert (error.operation, error.bucket, error.key) == (operation, "bucket", "key")
+    return error
 
 
 def seconds_of(call: Callable[[], object]) -> float:

@@ -13,23 +13,23 @@ import pytest
 from s3torch.core.errors import ChecksumMismatchError, NotFoundError, PreconditionFailedError
 from s3torch.core.models import MultipartUpload, PutOptions
 from s3torch.core.ranges import MIN_PART_SIZE, ByteRange
-from s3torch.testing._transport_case import (
+from s3torch.testing._transport.case import (
+    NOWHERE,
     PATIENCE,
     TransportCase,
     begin_upload,
     checksum_of,
+    complete,
     get,
     put,
     refused,
+    send_part,
 )
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from s3torch.core.models import UploadInfo
-    from s3torch.testing._transport_case import TransportCalls
+    from s3torch.testing._transport.case import TransportCalls
 
-_NOWHERE = "s3torch-no-such-bucket"
 _NEW = PutOptions(if_none_match="*")
 
 
@@ -38,7 +38,6 @@ class PutTests(TransportCase):
 
     @pytest.mark.parametrize("size", [0, 1, 100_000, 3_000_000])
     def test_put_stores_all_bytes(self, transport: TransportCalls, bucket: str, key: str, size: int) -> None:
-        """What was put is what is got."""
         data = bytes(range(251)) * (size // 251 + 1)
         put(transport, bucket, key, data[:size])
         assert get(transport, bucket, key).data == data[:size]
@@ -47,11 +46,10 @@ class PutTests(TransportCase):
         """The body may be a writable buffer, or a piece of one."""
         data = bytearray(b"0123456789" * 200_000)
         body = memoryview(data)[5:-5]
-        transport.put(bucket, key, body, options=PutOptions()).result(PATIENCE)
+        transport.put(bucket, key, body).result(PATIENCE)
         assert get(transport, bucket, key).data == bytes(body)
 
     def test_put_replaces(self, transport: TransportCalls, bucket: str, key: str) -> None:
-        """The last one wins."""
         first = put(transport, bucket, key, b"first")
         second = put(transport, bucket, key, b"second")
         result = get(transport, bucket, key)
@@ -59,7 +57,6 @@ class PutTests(TransportCase):
         assert first.etag != second.etag
 
     def test_put_stores_as_options_say(self, transport: TransportCalls, bucket: str, key: str) -> None:
-        """Storage class, media type and metadata are kept."""
         options = PutOptions("STANDARD_IA", "image/x-test", {"one": "1", "two": "2 = 2"})
         put(transport, bucket, key, options=options)
         head = transport.head_object(bucket, key)
@@ -67,9 +64,7 @@ class PutTests(TransportCase):
         assert head.content_type == "image/x-test"
         assert head.metadata == {"one": "1", "two": "2 = 2"}
 
-    def test_put_keeps_what_describes_the_content(
-        self, transport: TransportCalls, bucket: str, key: str
-    ) -> None:
+    def test_put_keeps_description(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """What browsers and caches ask for comes back as it was; a multipart upload keeps it, too."""
         options = PutOptions(
             cache_control="max-age=5",
@@ -80,10 +75,7 @@ class PutTests(TransportCase):
         )
         put(transport, bucket, key, options=options)
         upload = begin_upload(transport, bucket, f"{key}-parts", options=options)
-        part = transport.upload_part(upload, 1, memoryview(b"x"), checksum=checksum_of(b"x"))
-        transport.complete_multipart_upload(
-            upload, [part.result(PATIENCE)], options=options, checksum=checksum_of(b"x")
-        ).result(PATIENCE)
+        complete(transport, upload, [send_part(transport, upload, b"x")], b"x", options=options)
         for stored in (key, f"{key}-parts"):
             head = transport.head_object(bucket, stored)
             assert head.cache_control == "max-age=5"
@@ -99,7 +91,6 @@ class PutTests(TransportCase):
         assert transport.object_tags(bucket, key) == tags
 
     def test_put_with_encryption(self, transport: TransportCalls, bucket: str, key: str) -> None:
-        """The store encrypts as it is asked to, and says so."""
         put(transport, bucket, key, options=PutOptions(server_side_encryption="AES256"))
         head = transport.head_object(bucket, key)
         assert head.server_side_encryption == "AES256"
@@ -110,7 +101,6 @@ class PutTests(TransportCase):
     def test_put_with_checksum(
         self, transport: TransportCalls, bucket: str, key: str, algorithm: str, size: int
     ) -> None:
-        """The right checksum is accepted and a wrong one is not."""
         data = bytes(size)
         put(transport, bucket, key, data, checksum=checksum_of(data, algorithm))
         assert get(transport, bucket, key).data == data
@@ -121,10 +111,7 @@ class PutTests(TransportCase):
             put(transport, bucket, key, data, checksum=wrong)
         assert (caught.value.status, caught.value.key) == (400, key)
 
-    def test_put_with_wrong_checksum_leaves_old_object(
-        self, transport: TransportCalls, bucket: str, key: str
-    ) -> None:
-        """What is refused does not replace what is there."""
+    def test_wrong_checksum_replaces_nothing(self, transport: TransportCalls, bucket: str, key: str) -> None:
         if not self.verifies_checksums:
             pytest.skip("the store does not verify checksums")
         put(transport, bucket, key, b"old")
@@ -133,21 +120,12 @@ class PutTests(TransportCase):
         assert get(transport, bucket, key).data == b"old"
 
     def test_put_if_none_match(self, transport: TransportCalls, bucket: str, key: str) -> None:
-        """An object can be stored only if there is none."""
         put(transport, bucket, key, b"first", options=_NEW)
-        with refused(
-            PreconditionFailedError,
-            operation="PutObject",
-            bucket=bucket,
-            key=key,
-            code="PreconditionFailed",
-            status=412,
-        ):
+        with refused("PreconditionFailed", "PutObject", bucket, key):
             put(transport, bucket, key, b"second", options=_NEW)
         assert get(transport, bucket, key).data == b"first"
 
     def test_put_if_match(self, transport: TransportCalls, bucket: str, key: str) -> None:
-        """An object can be replaced only if it is still the one that is known."""
         known = put(transport, bucket, key, b"first").etag
         put(transport, bucket, key, b"second", options=PutOptions(if_match=known))
         with pytest.raises(PreconditionFailedError):
@@ -156,23 +134,14 @@ class PutTests(TransportCase):
 
     def test_put_into_missing_bucket(self, transport: TransportCalls, key: str) -> None:
         """A bucket is never made by the way."""
-        with refused(
-            NotFoundError,
-            operation="PutObject",
-            bucket=_NOWHERE,
-            key=key,
-            code="NoSuchBucket",
-            status=404,
-        ):
-            put(transport, _NOWHERE, key)
+        with refused("NoSuchBucket", "PutObject", NOWHERE, key):
+            put(transport, NOWHERE, key)
 
 
 class MultipartTests(TransportCase):
     """Objects of many requests."""
 
-    def test_multipart_parts_in_any_order_at_the_same_time(
-        self, transport: TransportCalls, bucket: str, key: str
-    ) -> None:
+    def test_multipart_in_any_order(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """The object is its parts in the order of their numbers, with the options of the start."""
         bodies = [bytes([number]) * MIN_PART_SIZE for number in (1, 2)] + [b"end"]
         options = PutOptions(content_type="text/x-test", metadata={"a": "b"})
@@ -185,9 +154,7 @@ class MultipartTests(TransportCase):
         assert [part.number for part in parts] == [1, 2, 3]
         assert [part.checksum for part in parts] == [checksum_of(body)[1] for body in bodies]
         whole = b"".join(bodies)
-        done = transport.complete_multipart_upload(
-            upload, parts, options=options, checksum=checksum_of(whole)
-        ).result(PATIENCE)
+        done = complete(transport, upload, parts, whole, options=options)
         result = get(transport, bucket, key)
         assert result.data == whole
         assert result.head.etag == done.etag
@@ -196,29 +163,21 @@ class MultipartTests(TransportCase):
 
     def test_multipart_without_checksums(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """Checksums may be left out, for stores that know none."""
-        upload = transport.create_multipart_upload(bucket, key, options=PutOptions()).result(PATIENCE)
+        upload = begin_upload(transport, bucket, key, None)
         part = transport.upload_part(upload, 1, memoryview(b"only")).result(PATIENCE)
         assert part.checksum is None
-        transport.complete_multipart_upload(upload, [part], options=PutOptions()).result(PATIENCE)
+        complete(transport, upload, [part])
         assert get(transport, bucket, key).data == b"only"
 
-    def test_multipart_nothing_is_visible_before_completion(
-        self, transport: TransportCalls, bucket: str, key: str
-    ) -> None:
-        """The old object stays until the new one is whole."""
+    def test_multipart_shows_nothing_before(self, transport: TransportCalls, bucket: str, key: str) -> None:
         put(transport, bucket, key, b"old")
         upload = begin_upload(transport, bucket, key)
-        part = transport.upload_part(upload, 1, memoryview(b"new"), checksum=checksum_of(b"new")).result(
-            PATIENCE
-        )
+        part = send_part(transport, upload, b"new")
         assert get(transport, bucket, key).data == b"old"
-        transport.complete_multipart_upload(
-            upload, [part], options=PutOptions(), checksum=checksum_of(b"new")
-        ).result(PATIENCE)
+        complete(transport, upload, [part], b"new")
         assert get(transport, bucket, key).data == b"new"
 
     def test_multipart_wrong_checksum_of_part(self, transport: TransportCalls, bucket: str, key: str) -> None:
-        """A part whose checksum is wrong is refused."""
         if not self.verifies_checksums:
             pytest.skip("the store does not verify checksums")
         upload = begin_upload(transport, bucket, key)
@@ -227,59 +186,38 @@ class MultipartTests(TransportCase):
             transfer.result(PATIENCE)
         transport.abort_multipart_upload(upload).result(PATIENCE)
 
-    def test_multipart_condition_goes_with_completion(
-        self, transport: TransportCalls, bucket: str, key: str
-    ) -> None:
-        """An object that appeared meanwhile is not replaced."""
+    def test_multipart_condition(self, transport: TransportCalls, bucket: str, key: str) -> None:
         upload = begin_upload(transport, bucket, key, options=_NEW)
-        body = b"mine"
-        part = transport.upload_part(upload, 1, memoryview(body), checksum=checksum_of(body)).result(PATIENCE)
+        part = send_part(transport, upload, b"mine")
         put(transport, bucket, key, b"theirs")
-        completion = transport.complete_multipart_upload(
-            upload, [part], options=_NEW, checksum=checksum_of(body)
-        )
-        with refused(
-            PreconditionFailedError,
-            operation="CompleteMultipartUpload",
-            bucket=bucket,
-            key=key,
-            code="PreconditionFailed",
-            status=412,
-        ):
-            completion.result(PATIENCE)
+        with refused("PreconditionFailed", "CompleteMultipartUpload", bucket, key):
+            complete(transport, upload, [part], b"mine", options=_NEW)
         assert get(transport, bucket, key).data == b"theirs"
         transport.abort_multipart_upload(upload).result(PATIENCE)
 
     def test_multipart_abort_leaves_nothing(self, transport: TransportCalls, bucket: str, key: str) -> None:
         """After an abort there is neither an object nor an upload; a second abort is no error."""
         upload = begin_upload(transport, bucket, key)
-        body = memoryview(b"part")
-        checksum = checksum_of(b"part")
-        part = transport.upload_part(upload, 1, body, checksum=checksum).result(PATIENCE)
+        part = send_part(transport, upload, b"part")
         for _ in range(2):
             assert transport.abort_multipart_upload(upload).result(PATIENCE) is None
         with pytest.raises(NotFoundError):
             get(transport, bucket, key)
         if not self.forgets_aborted_uploads:
             return
-        with _no_such_upload("UploadPart", upload):
-            transport.upload_part(upload, 2, body, checksum=checksum).result(PATIENCE)
-        with _no_such_upload("CompleteMultipartUpload", upload):
-            transport.complete_multipart_upload(
-                upload, [part], options=PutOptions(), checksum=checksum
-            ).result(PATIENCE)
+        with refused("NoSuchUpload", "UploadPart", bucket, key):
+            send_part(transport, upload, b"part")
+        with refused("NoSuchUpload", "CompleteMultipartUpload", bucket, key):
+            complete(transport, upload, [part], b"part")
 
 
 class PartCopyTests(TransportCase):
     """Parts that are bytes of another object."""
 
     def test_parts_of_another_object(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
-        """An upload can be made of ranges of an object."""
         data = bytes(range(256)) * (MIN_PART_SIZE // 256) + b"tail"
         stored = put(transport, bucket, f"{prefix}from ü+", data)
-        upload = transport.create_multipart_upload(bucket, f"{prefix}to", options=PutOptions()).result(
-            PATIENCE
-        )
+        upload = begin_upload(transport, bucket, f"{prefix}to", None)
         ranges = [ByteRange(0, MIN_PART_SIZE), ByteRange(MIN_PART_SIZE, len(data))]
         parts = [
             transport.upload_part_copy(
@@ -288,28 +226,22 @@ class PartCopyTests(TransportCase):
             for number, byte_range in enumerate(ranges, 1)
         ]
         assert [part.number for part in parts] == [1, 2]
-        transport.complete_multipart_upload(upload, parts, options=PutOptions()).result(PATIENCE)
+        complete(transport, upload, parts)
         assert get(transport, bucket, f"{prefix}to").data == data
 
     def test_part_of_missing_object(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
-        """A missing source is an error about the source."""
-        upload = transport.create_multipart_upload(bucket, f"{prefix}to", options=PutOptions()).result(
-            PATIENCE
-        )
+        upload = begin_upload(transport, bucket, f"{prefix}to", None)
         with pytest.raises(NotFoundError) as caught:
             transport.upload_part_copy(upload, 1, bucket, f"{prefix}from", byte_range=ByteRange(0, 1))
         assert caught.value.operation == "UploadPartCopy"
         transport.abort_multipart_upload(upload).result(PATIENCE)
 
     def test_part_if_match(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
-        """A source that was replaced gives no part."""
         if not self.checks_copy_conditions:
             pytest.skip("the store does not check the conditions of copies")
         known = put(transport, bucket, f"{prefix}from", b"first").etag
         put(transport, bucket, f"{prefix}from", b"second")
-        upload = transport.create_multipart_upload(bucket, f"{prefix}to", options=PutOptions()).result(
-            PATIENCE
-        )
+        upload = begin_upload(transport, bucket, f"{prefix}to", None)
         with pytest.raises(PreconditionFailedError):
             transport.upload_part_copy(
                 upload, 1, bucket, f"{prefix}from", byte_range=ByteRange(0, 5), if_match=known
@@ -321,7 +253,6 @@ class UploadListingTests(TransportCase):
     """Multipart uploads in progress."""
 
     def test_uploads_in_progress(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
-        """Uploads are told until they are aborted."""
         awkward = "ü +%20/b" if self.quotes_keys_of_uploads else "ü /b"
         begun = [begin_upload(transport, bucket, f"{prefix}{name}") for name in ("a", "a", awkward)]
         told: list[UploadInfo] = []
@@ -342,19 +273,5 @@ class UploadListingTests(TransportCase):
         assert transport.list_multipart_uploads(bucket, prefix=prefix).uploads == []
 
     def test_uploads_in_missing_bucket(self, transport: TransportCalls) -> None:
-        """A missing bucket is an error."""
-        with refused(
-            NotFoundError, operation="ListMultipartUploads", bucket=_NOWHERE, code="NoSuchBucket", status=404
-        ):
-            transport.list_multipart_uploads(_NOWHERE)
-
-
-def _no_such_upload(operation: str, upload: MultipartUpload) -> AbstractContextManager[None]:
-    return refused(
-        NotFoundError,
-        operation=operation,
-        bucket=upload.bucket,
-        key=upload.key,
-        code="NoSuchUpload",
-        status=404,
-    )
+        with refused("NoSuchBucket", "ListMultipartUploads", NOWHERE):
+            transport.list_multipart_uploads(NOWHERE)

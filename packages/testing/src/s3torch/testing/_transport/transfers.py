@@ -15,7 +15,8 @@ import pytest
 from s3torch.core.errors import NotFoundError, S3Error, S3TimeoutError, TransferCancelledError
 from s3torch.core.models import MultipartUpload, PutOptions
 from s3torch.core.ranges import MIB, ByteRange
-from s3torch.testing._transport_case import (
+from s3torch.testing._transport.case import (
+    NOWHERE,
     PATIENCE,
     PROMPT,
     TransportCalls,
@@ -26,6 +27,7 @@ from s3torch.testing._transport_case import (
     get,
     put,
     seconds_of,
+    wait,
 )
 from s3torch.testing.scripted import ScriptedAnswer, refusal
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from s3torch.core.seam import Transfer, TransportContext
-    from s3torch.testing._transport_case import Script
+    from s3torch.testing._transport.case import Script
 
 _MANY = 24
 _DATA = bytes(range(256)) * 40
@@ -44,8 +46,7 @@ class TransferTests(TransportCase):
     """What every transfer owes."""
 
     def test_starting_never_raises(self, transport: TransportCalls, key: str) -> None:
-        """What is wrong is told by the transfer."""
-        nowhere = "s3torch-no-such-bucket"
+        nowhere = NOWHERE
         upload = MultipartUpload(nowhere, key, "no-such-upload")
         body, options = memoryview(b"x"), PutOptions()
         transfers: list[Transfer[Any]] = [
@@ -78,7 +79,6 @@ class TransferTests(TransportCase):
         assert called == [transfer, transfer]
 
     def test_callback_of_failure(self, transport: TransportCalls, bucket: str, key: str) -> None:
-        """A transfer that fails calls back as well, and fails whenever it is asked."""
         transfer = transport.get(bucket, key)
         ended = threading.Event()
         transfer.add_done_callback(lambda _: ended.set())
@@ -105,11 +105,8 @@ class TransferTests(TransportCase):
         assert results == [b"data"] * _MANY
 
     def test_many_at_a_time(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
-        """Transfers do not get mixed up."""
         bodies = {f"{prefix}{n}": bytes([n]) * (1000 * n + 1) for n in range(_MANY)}
-        puts = [
-            transport.put(bucket, key, memoryview(body), options=PutOptions()) for key, body in bodies.items()
-        ]
+        puts = [transport.put(bucket, key, memoryview(body)) for key, body in bodies.items()]
         for stored in puts:
             stored.result(PATIENCE)
         gets = {key: transport.get(bucket, key) for key in bodies}
@@ -130,7 +127,6 @@ class TransferTests(TransportCase):
             assert all(threads.map(read, range(64)))
 
     def test_result_may_be_asked_too_early(self, transport: TransportCalls, bucket: str, key: str) -> None:
-        """Waiting for too short a time ends nothing."""
         put(transport, bucket, key, bytes(2 * MIB))
         transfer = transport.get(bucket, key)
         try:
@@ -140,13 +136,12 @@ class TransferTests(TransportCase):
         assert result.length == 2 * MIB
 
     def test_errors_can_be_pickled(self, transport: TransportCalls, bucket: str, key: str) -> None:
-        """An error crosses processes with all of its facts."""
         put(transport, bucket, key)
         failing: list[Transfer[Any]] = [
             transport.get(bucket, f"{key}-missing"),
             transport.get(bucket, key, if_match='"00000000000000000000000000000000"'),
             transport.get(bucket, key, byte_range=ByteRange(100, 200)),
-            transport.put("s3torch-no-such-bucket", key, memoryview(b"x"), options=PutOptions()),
+            transport.put(NOWHERE, key, memoryview(b"x")),
         ]
         for transfer in failing:
             with pytest.raises(S3Error) as caught:
@@ -162,21 +157,19 @@ class BufferTests(TransportCase):
     """When a transport lets go of its caller's buffers."""
 
     def test_get_releases_buffer(self, transport: TransportCalls, bucket: str, key: str) -> None:
-        """After the end of a GET, good or bad, nothing of it holds the buffer."""
         put(transport, bucket, key)
         for asked in (key, f"{key}-missing"):
             buffer = bytearray(4)
             transfer = transport.get(bucket, asked, into=memoryview(buffer))
-            _wait(transfer)
+            wait(transfer)
             expect_released(buffer)
 
     @pytest.mark.parametrize("size", [10, 3 * MIB])
     def test_put_releases_body(self, transport: TransportCalls, bucket: str, key: str, size: int) -> None:
-        """After the end of a PUT, good or bad, nothing of it holds the body."""
-        for where in (bucket, "s3torch-no-such-bucket"):
+        for where in (bucket, NOWHERE):
             body = bytearray(size)
-            transfer = transport.put(where, key, memoryview(body), options=PutOptions())
-            _wait(transfer)
+            transfer = transport.put(where, key, memoryview(body))
+            wait(transfer)
             expect_released(body)
 
 
@@ -198,16 +191,12 @@ class CancelTests(TransportCase):
             expect_released(buffer)
         assert get(transport, bucket, key).length == 4 * MIB
 
-    def test_cancelled_put_stores_all_or_nothing(
-        self, transport: TransportCalls, bucket: str, prefix: str
-    ) -> None:
+    def test_cancelled_put_is_whole_or_not(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
         """Nothing that was changed after the end of a cancelled PUT is ever stored."""
         size = 2 * MIB
         bodies = {f"{prefix}{number}": bytearray(b"a" * size) for number in range(6)}
         transfers = [
-            transport.put(
-                bucket, key, memoryview(body), options=PutOptions(), checksum=checksum_of(bytes(body))
-            )
+            transport.put(bucket, key, memoryview(body), checksum=checksum_of(bytes(body)))
             for key, body in bodies.items()
         ]
         for transfer in transfers:
@@ -222,7 +211,6 @@ class CancelTests(TransportCase):
                 continue
 
     def test_cancel_after_the_end(self, transport: TransportCalls, bucket: str, key: str) -> None:
-        """What has ended stays as it ended."""
         put(transport, bucket, key)
         transfer = transport.get(bucket, key)
         transfer.result(PATIENCE)
@@ -234,7 +222,6 @@ class CloseTests(TransportCase):
     """What closing owes."""
 
     def test_close_may_be_called_again(self, transport_context: TransportContext) -> None:
-        """Closing is idempotent, also when nothing was ever sent."""
         transport = self.create_transport(transport_context)
         transport.close()
         transport.close()
@@ -242,7 +229,6 @@ class CloseTests(TransportCase):
     def test_close_cancels(
         self, transport: TransportCalls, transport_context: TransportContext, bucket: str, key: str
     ) -> None:
-        """What is in flight ends at once, and its buffers are free."""
         put(transport, bucket, key, bytes(4 * MIB))
         other = TransportCalls(self.create_transport(transport_context))
         buffers = [bytearray(4 * MIB) for _ in range(_MANY)]
@@ -256,7 +242,6 @@ class CloseTests(TransportCase):
             expect_released(buffer)
 
     def test_use_after_close(self, transport_context: TransportContext) -> None:
-        """A closed transport starts nothing."""
         transport = TransportCalls(self.create_transport(transport_context))
         transport.close()
         upload, body, options = MultipartUpload("b", "k", "u"), memoryview(b""), PutOptions()
@@ -322,9 +307,7 @@ class SilenceTests(TransportCase):
         transfer = transport.get("bucket", "key", into=memoryview(buffer))
         script.server.wait_for_requests(1)
         assert seconds_of(transfer.cancel if how == "cancel" else transport.close) < PROMPT
-        error = failure(transfer, PROMPT)
-        assert type(error) is TransferCancelledError
-        assert (error.operation, error.bucket, error.key) == ("GetObject", "bucket", "key")
+        failure(transfer, TransferCancelledError, seconds=PROMPT)
         expect_released(buffer)
 
     def test_end_of_upload_is_prompt(self, script: Script) -> None:
@@ -334,7 +317,7 @@ class SilenceTests(TransportCase):
         transfer = script.connect().put("bucket", "key", memoryview(body))
         script.server.wait_for_requests(1)
         assert seconds_of(transfer.cancel) < PROMPT
-        assert type(failure(transfer, PROMPT)) is TransferCancelledError
+        failure(transfer, TransferCancelledError, "PutObject", seconds=PROMPT)
         expect_released(body)
 
     @pytest.mark.parametrize("ranged", [False, True])
@@ -360,7 +343,7 @@ class SilenceTests(TransportCase):
         transfer = script.connect(max_attempts=20).get("bucket", "key")
         script.server.wait_for_requests(3)
         assert transfer.cancel()
-        assert type(failure(transfer, PROMPT)) is TransferCancelledError
+        failure(transfer, TransferCancelledError, seconds=PROMPT)
         asked = len(script.server.requests)
         time.sleep(1)
         assert len(script.server.requests) <= asked + 1
@@ -368,13 +351,11 @@ class SilenceTests(TransportCase):
     def test_silence_has_an_end(self, script: Script) -> None:
         """``read_timeout`` ends an attempt, and the last one the transfer."""
         script.server.will(*[_SILENT] * 5)
-        error = failure(script.connect(read_timeout=0.3, max_attempts=2).get("bucket", "key"))
-        assert type(error) is S3TimeoutError
-        assert (error.operation, error.bucket, error.key) == ("GetObject", "bucket", "key")
+        transfer = script.connect(read_timeout=0.3, max_attempts=2).get("bucket", "key")
+        error = failure(transfer, S3TimeoutError)
         assert (error.attempts, len(script.server.requests)) == (2, 2)
 
     def test_result_may_be_waited_for_too_shortly(self, script: Script) -> None:
-        """The transfer goes on."""
         script.server.will(ScriptedAnswer(body=_DATA, stall=-1))
         transfer = script.connect().get("bucket", "key")
         with pytest.raises(TimeoutError):
@@ -388,13 +369,6 @@ def _until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < end, "it does not happen"
         time.sleep(0.005)
-
-
-def _wait(transfer: Transfer[Any]) -> None:
-    try:
-        transfer.result(PATIENCE)
-    except S3Error:
-        return
 
 
 def _is_cancelled(transfer: Transfer[Any]) -> bool:

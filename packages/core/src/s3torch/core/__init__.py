@@ -50,14 +50,12 @@ from s3torch.core.models import (
     UploadInfo,
 )
 from s3torch.core.readers import (
-    GetStreamCallable,
     RangedS3Reader,
     S3Reader,
     S3ReaderConstructor,
     S3ReaderConstructorProtocol,
     SequentialS3Reader,
 )
-from s3torch.core.transfer import GetObjectStream
 
 __all__ = [
     "AccessDeniedError",
@@ -69,8 +67,6 @@ __all__ = [
     "DeleteFailure",
     "Deletion",
     "ForkedProcessError",
-    "GetObjectStream",
-    "GetStreamCallable",
     "Glob",
     "HeadObjectResult",
     "ListObjectResult",

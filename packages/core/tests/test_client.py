@@ -85,12 +85,12 @@ def test_reader_constructors(client, store):
     store.put("bucket", "k", b"data")
     made = []
 
-    def constructor(**arguments):
-        made.append(sorted(arguments))
-        return S3ReaderConstructor.default()(**arguments)
+    def constructor(source):
+        made.append((source.bucket, source.key))
+        return S3ReaderConstructor.default()(source)
 
     assert client.get_object("bucket", "k", reader_constructor=constructor).read() == b"data"
-    assert made == [["bucket", "get_object_info", "get_stream", "key"]]
+    assert made == [("bucket", "k")]
     name = S3ReaderConstructor.get_reader_type_string
     assert name(None) == name(S3ReaderConstructor.sequential()) == name(S3ReaderConstructor.default())
     assert name(None) == "sequential"
@@ -98,25 +98,6 @@ def test_reader_constructors(client, store):
     assert name(constructor) == "unknown"
     stream = pickle.loads(pickle.dumps(S3ReaderConstructor.range_based(5)))
     assert client.get_object("bucket", "k", reader_constructor=stream).read(2) == b"da"
-
-
-def test_a_stream_gives_a_chunk_for_each_part(client, store):
-    data = bytes(range(256)) * 4096 * 11
-    store.put("bucket", "k", data)
-    streams = []
-
-    def constructor(bucket, key, get_object_info, get_stream):
-        streams.append(get_stream)
-        return S3ReaderConstructor.default()(bucket, key, get_object_info, get_stream)
-
-    client.get_object("bucket", "k", reader_constructor=constructor)
-    stream = streams[0]()
-    chunks = list(stream)
-    assert b"".join(chunks) == data
-    assert [len(chunk) for chunk in chunks] == [PART, PART, MIB]
-    assert (stream.bucket, stream.key, stream.tell()) == ("bucket", "k", len(data))
-    assert b"".join(streams[0](5, PART + 7)) == data[5 : PART + 7]
-    assert list(streams[0](7, 7)) == []
 
 
 def test_a_closed_client_connects_again(client, store):

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from s3torch.core import _process
-from s3torch.core._process import OwnerProcess, PerProcess, abandon
+from s3torch.core._process import PerProcess, abandon, forked
 from s3torch.core.errors import ForkedProcessError
 
 
@@ -35,8 +35,8 @@ def make():
 def test_a_value_is_made_once_at_the_first_use():
     made = []
     holder = PerProcess(lambda: made.append(1) or object())
-    assert (holder.peek(), made) == (None, [])
-    assert holder.get() is holder.get() is holder.peek()
+    assert (holder.value, made) == (None, [])
+    assert holder.get() is holder.get() is holder.value
     assert made == [1]
 
 
@@ -62,7 +62,7 @@ def test_a_value_that_was_taken_is_made_again():
     holder = PerProcess(make)
     first = holder.get()
     assert holder.take() is first
-    assert (holder.take(), holder.peek()) == (None, None)
+    assert (holder.take(), holder.value) == (None, None)
     assert holder.get() is not first
 
 
@@ -85,7 +85,7 @@ def test_a_factory_that_fails_is_asked_again():
 def test_a_child_makes_its_own(in_child):
     holder = PerProcess(make)
     assert holder.get() == [os.getpid()]
-    pid, before, after = in_child(lambda: (os.getpid(), holder.peek(), holder.get()))
+    pid, before, after = in_child(lambda: (os.getpid(), holder.value, holder.get()))
     assert before is None
     assert after == [pid]
     assert holder.get() == [os.getpid()]
@@ -119,7 +119,7 @@ def test_a_fork_waits_for_what_a_thread_imports(in_child, tmp_path, monkeypatch)
     thread = threading.Thread(target=holder.get)
     thread.start()
     assert begun.wait(20)
-    assert in_child(lambda: (holder.peek(), holder.get())) == (None, 7)
+    assert in_child(lambda: (holder.value, holder.get())) == (None, 7)
     thread.join()
     sys.modules.pop("slow_to_import")
 
@@ -178,14 +178,14 @@ def test_a_value_is_left_out_of_pickles():
     holder = PerProcess(make)
     holder.get()
     again = pickle.loads(pickle.dumps(holder))
-    assert again.peek() is None
+    assert again.value is None
     assert again.get() == [os.getpid()]
 
 
-def test_an_owner_process_knows_a_child(in_child):
-    here = OwnerProcess()
-    here.check("the thing")
-    assert here.is_here
-    assert in_child(lambda: here.is_here) is False
-    with pytest.raises(ForkedProcessError, match=f"the thing was opened in process {os.getpid()}"):
-        in_child(lambda: here.check("the thing"))
+def test_a_child_is_known_as_one(in_child):
+    assert _process.here == os.getpid()
+    opened = os.getpid()
+    assert in_child(lambda: _process.here == os.getpid() != opened) is True
+    text = in_child(lambda: str(forked("the thing", opened)))
+    assert text.startswith(f"the thing was opened in process {opened}")
+    assert issubclass(ForkedProcessError, RuntimeError)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from s3torch.core import S3Checkpoint as CoreCheckpoint
 from s3torchconnector._s3client.s3client_config import drop_in_config
+from s3torchconnector.s3reader.constructor import drop_in_constructor
+from s3torchconnector.s3reader.sequential import SequentialS3Reader
 
 if TYPE_CHECKING:
     from s3torch.core import S3ClientConfig
@@ -28,4 +30,5 @@ class S3Checkpoint(CoreCheckpoint):
         endpoint: str | None = None,
         s3client_config: S3ClientConfig | None = None,
     ) -> None:
-        super().__init__(region, endpoint, drop_in_config(s3client_config))
+        make = drop_in_constructor(SequentialS3Reader)
+        super().__init__(region, endpoint, drop_in_config(s3client_config), reader_constructor=make)

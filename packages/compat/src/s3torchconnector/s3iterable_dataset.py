@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 from s3torch.datasets import S3IterableDataset as CoreIterableDataset
 from s3torchconnector._s3client._s3client import S3Client
 from s3torchconnector._s3dataset_common import identity
+from s3torchconnector.s3reader.constructor import drop_in_constructor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Self
 
-    from s3torch.core import S3BucketKeyData, S3ClientConfig, S3Reader, S3ReaderConstructorProtocol
+    from s3torch.core import S3BucketKeyData, S3ClientConfig, S3Reader
+    from s3torchconnector.s3reader.protocol import S3ReaderConstructorProtocol
 
 __all__ = ["S3IterableDataset"]
 
@@ -51,7 +53,7 @@ class S3IterableDataset(CoreIterableDataset):
             transform,
             s3client_config,
             enable_sharding,
-            reader_constructor,
+            None if reader_constructor is None else drop_in_constructor(reader_constructor),
             **options,
         )
 

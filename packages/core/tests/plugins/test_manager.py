@@ -37,8 +37,8 @@ class Kind:
     kind = "third"
     def __init__(self, size=1):
         self.size = size
-    def __call__(self, **of_the_client):
-        return SequentialS3Reader(**of_the_client)
+    def __call__(self, source):
+        return SequentialS3Reader(source)
 
 @hookimpl
 def s3torch_reader_kinds():

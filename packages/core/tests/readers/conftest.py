@@ -91,6 +91,6 @@ def opened():
     """Opens a reader of a class over a source."""
 
     def make(cls, source, **options):
-        return cls("bucket", "key", get_object_info=source.head, get_stream=source, **options)
+        return cls(source, **options)
 
     return make

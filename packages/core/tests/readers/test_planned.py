@@ -10,8 +10,7 @@ from s3torch.core import S3ClientConfig, S3ReaderConstructor, UserAgent
 from s3torch.core._runtime import RuntimeHandle
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.ranges import ByteRange
-from s3torch.core.readers._constructor import planned_reader
-from s3torch.core.readers._policies import PlannedPolicy
+from s3torch.core.readers._constructor import PlannedPolicy, planned_reader
 from s3torch.core.transfer import ObjectSource
 from s3torch.core.transports.memory import MemoryStore
 from s3torch.testing.reader_tests import ReaderTests
@@ -42,7 +41,7 @@ class _Base(ReaderTests):
         info = store.get("bucket", "key").info("key") if self.knows_size else None
         source = ObjectSource(self.connector, "bucket", "key", object_info=info)
         source.part_size = 20
-        return planned_reader("bucket", "key", source.head, source, self.ranges, self.max_gap)
+        return planned_reader(source, self.ranges, self.max_gap)
 
 
 class TestWithoutAPlan(_Base):
@@ -57,26 +56,6 @@ class TestAPlanWithGaps(_Base):
 class TestAPlanOfAll(_Base):
     ranges = ((0, 700),)
     knows_size = True
-
-
-class Streams:
-    """Functions of a user in place of a client."""
-
-    def __init__(self, data):
-        self.data = data
-        self.size = len(data)
-
-    def info(self):
-        return self
-
-    def stream(self, start=None, end=None):
-        yield self.data[start:end]
-
-
-class TestFunctionsOfAUser(ReaderTests):
-    def open_reader(self, data):
-        streams = Streams(data)
-        return planned_reader("bucket", "key", streams.info, streams.stream, [(5, 50)])
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

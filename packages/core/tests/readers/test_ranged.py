@@ -37,7 +37,7 @@ class _Base(ReaderTests):
         info = MemoryStore.at(STORE).get("bucket", "key").info("key") if self.knows_size else None
         source = ObjectSource(self.connector, "bucket", "key", object_info=info)
         source.part_size = self.part_size
-        return RangedS3Reader("bucket", "key", source.head, source, self.buffer_size)
+        return RangedS3Reader(source, self.buffer_size)
 
 
 class TestWithoutBuffer(_Base):
@@ -62,23 +62,3 @@ class TestThroughTheClient(ReaderTests):
     def open_reader(self, data):
         put(data)
         return self.client.get_object("bucket", "key", reader_constructor=S3ReaderConstructor.range_based(30))
-
-
-class Streams:
-    """Functions of a user in place of a client."""
-
-    def __init__(self, data):
-        self.data = data
-        self.size = len(data)
-
-    def info(self):
-        return self
-
-    def stream(self, start=None, end=None):
-        yield from (bytes([byte]) for byte in self.data[start:end])
-
-
-class TestFunctionsOfAUser(ReaderTests):
-    def open_reader(self, data):
-        streams = Streams(data)
-        return RangedS3Reader("bucket", "key", streams.info, streams.stream, 20)

@@ -258,12 +258,6 @@ def test_a_failed_refill_leaves_no_bytes_of_another_place(ledger, opened):
     assert reader.read(3) == DATA[2:5]
 
 
-@both
-def test_a_bucket_is_needed(cls, ledger):
-    with pytest.raises(ValueError, match="Bucket should be specified"):
-        cls("", "key", get_object_info=ledger(DATA).head, get_stream=ledger(DATA))
-
-
 def test_prefetch_asks_and_returns_at_once(ledger, opened):
     source = ledger(DATA)
     reader = opened(SequentialS3Reader, source)

@@ -37,7 +37,7 @@ class _Base(ReaderTests):
         info = MemoryStore.at(STORE).get("bucket", "key").info("key") if self.knows_size else None
         source = ObjectSource(self.connector, "bucket", "key", object_info=info)
         source.part_size = self.part_size
-        return SequentialS3Reader("bucket", "key", source.head, source)
+        return SequentialS3Reader(source)
 
 
 class TestPartsOfThreeBytes(_Base):
@@ -59,27 +59,3 @@ class TestThroughTheClient(ReaderTests):
     def open_reader(self, data):
         put(data)
         return self.client.get_object("bucket", "key")
-
-
-class Streams:
-    """Functions of a user in place of a client."""
-
-    def __init__(self, data, piece):
-        self.data = data
-        self.piece = piece
-        self.size = len(data)
-
-    def info(self):
-        return self
-
-    def stream(self, start=None, end=None):
-        wanted = self.data[start:end]
-        yield b""
-        for begin in range(0, len(wanted), self.piece):
-            yield wanted[begin : begin + self.piece]
-
-
-class TestFunctionsOfAUser(ReaderTests):
-    def open_reader(self, data):
-        streams = Streams(data, 5)
-        return SequentialS3Reader("bucket", "key", streams.info, streams.stream)

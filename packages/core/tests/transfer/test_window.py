@@ -10,7 +10,6 @@ from s3torch.core._memory import MemoryBudget
 from s3torch.core.ranges import split_range
 from s3torch.core.transfer._source import InOrder, RangeSource, Wanted, receive
 from s3torch.core.transfer._window import Window
-from s3torch.testing.faults import Fault
 
 DATA = bytes(range(200))
 PART = 5 * 2**20
@@ -107,24 +106,3 @@ def test_what_is_not_wanted_any_more_is_cancelled(how):
     assert source.flying == []
     assert source.cancelled
     assert source.shared.used == 0
-
-
-def test_a_stream_goes_on_after_an_error_where_it_ended(wire):
-    data = wire.content(3 * PART)
-    bucket, key = wire.stock(len(data))
-    client = wire.client(max_attempts=1)
-    client.head_object(bucket, key)
-    wire.proxy.add(Fault.error(403, "AccessDenied"), skip=1, times=1, method="GET")
-    stream = client.open_ranges(bucket, key)(0, 3 * PART - 7)
-    found = b""
-    errors = 0
-    while True:
-        try:
-            found += next(stream)
-        except PermissionError:
-            errors += 1
-        except StopIteration:
-            break
-        assert stream.tell() == len(found)
-    assert (errors, found) == (1, data[:-7])
-    assert list(stream) == []

@@ -116,8 +116,8 @@ def test_the_constructor_is_told_the_plan(place):
     told = []
 
     class Constructor:
-        def __call__(self, **options):
-            return RangedS3Reader(**options)
+        def __call__(self, source):
+            return RangedS3Reader(source)
 
         def set_item_ranges_by_file(self, plan_items, storage_data, base_path):
             told.append(([item.storage_index.fqn for item in plan_items], len(storage_data), base_path))

@@ -7,11 +7,15 @@ from urllib.parse import unquote
 
 from s3torch.core import S3Client as CoreClient
 from s3torchconnector._s3client.s3client_config import drop_in_config
+from s3torchconnector.s3reader.constructor import drop_in_constructor
+from s3torchconnector.s3reader.sequential import SequentialS3Reader
 
 if TYPE_CHECKING:
-    from s3torch.core import S3ClientConfig, UserAgent
+    from s3torch.core import S3ClientConfig, S3Reader, UserAgent
 
 __all__ = ["S3Client"]
+
+_SEQUENTIAL = drop_in_constructor(SequentialS3Reader)
 
 
 class S3Client(CoreClient):
@@ -39,6 +43,29 @@ class S3Client(CoreClient):
             endpoint=endpoint,
             user_agent=user_agent,
             s3client_config=drop_in_config(s3client_config),
+        )
+
+    def get_object(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        object_info: Any = None,
+        reader_constructor: Any = None,
+        version_id: str | None = None,
+    ) -> S3Reader:
+        """Returns a reader of an object; nothing is sent before it is read.
+
+        Args:
+            bucket: The bucket.
+            key: The key.
+            object_info: What a listing or a HEAD told of the object.
+            reader_constructor: The kind of reader; ``None`` for sequential.
+            version_id: The version to read; ``None`` for the latest.
+        """
+        make = _SEQUENTIAL if reader_constructor is None else drop_in_constructor(reader_constructor)
+        return super().get_object(
+            bucket, key, object_info=object_info, reader_constructor=make, version_id=version_id
         )
 
     def copy_object(

@@ -12,12 +12,14 @@ from s3torch.dcp import S3StorageWriter as CoreStorageWriter
 from s3torch.dcp import StorageMetadata
 from s3torchconnector._s3client._s3client import S3Client as EncodedSourceClient
 from s3torchconnector._s3client.s3client_config import drop_in_config
+from s3torchconnector.s3reader.constructor import S3ReaderConstructor, drop_in_constructor
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from s3torch.core import S3Client, S3ClientConfig, S3ReaderConstructorProtocol
+    from s3torch.core import S3Client, S3ClientConfig
+    from s3torchconnector.s3reader.protocol import S3ReaderConstructorProtocol
 
 __all__ = ["S3FileSystem", "S3StorageReader", "S3StorageWriter", "StorageMetadata"]
 
@@ -39,7 +41,8 @@ class S3FileSystem(CoreFileSystem):
         s3client_config: S3ClientConfig | None = None,
         reader_constructor: S3ReaderConstructorProtocol | None = None,
     ) -> None:
-        super().__init__(region, s3_client, drop_in_config(s3client_config), reader_constructor)
+        make = drop_in_constructor(reader_constructor or S3ReaderConstructor.default())
+        super().__init__(region, s3_client, drop_in_config(s3client_config), make)
 
     def rename(self, old_path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
         """Copies an object within its bucket and then deletes the old one."""
@@ -99,4 +102,5 @@ class S3StorageReader(CoreStorageReader):
         reader_constructor: S3ReaderConstructorProtocol | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(region, path, drop_in_config(s3client_config), reader_constructor, **kwargs)
+        make = None if reader_constructor is None else drop_in_constructor(reader_constructor)
+        super().__init__(region, path, drop_in_config(s3client_config), make, **kwargs)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from s3torch.core import ConfigurationError, S3Reader, SequentialS3Reader, parse_s3_uri
+from s3torch.core import ConfigurationError, S3Reader, parse_s3_uri
 from s3torch.core import S3ReaderConstructor as CoreReaderConstructor
 from s3torch.dcp import CheckpointError
+from s3torchconnector.s3reader._source import FromSource, takes_stream
 from s3torchconnector.s3reader.dcp_optimized import (
     DEFAULT_MAX_GAP_SIZE,
     DCPOptimizedS3Reader,
     ItemRange,
     check_gap,
 )
+from s3torchconnector.s3reader.ranged import RangedS3Reader
+from s3torchconnector.s3reader.sequential import SequentialS3Reader
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping, Sequence
 
-    from s3torch.core import GetStreamCallable
+    from s3torch.core import S3ReaderConstructorProtocol as CoreConstructor
+    from s3torchconnector.s3reader.protocol import GetStreamCallable, S3ReaderConstructorProtocol
 
 __all__ = ["DCPOptimizedConstructor", "S3ReaderConstructor"]
 
@@ -112,6 +117,27 @@ class S3ReaderConstructor(CoreReaderConstructor):
     """Makes reader constructors; what they return is a value that can be shared and pickled."""
 
     @staticmethod
+    def sequential(keep_behind: int | None = None) -> S3ReaderConstructorProtocol:  # type: ignore[override]
+        """For whole objects, read from front to back."""
+        if keep_behind is None:
+            return partial(SequentialS3Reader)
+        return partial(SequentialS3Reader, keep_behind=keep_behind)
+
+    @staticmethod
+    def default() -> S3ReaderConstructorProtocol:  # type: ignore[override]
+        """The same as ``sequential()``."""
+        return S3ReaderConstructor.sequential()
+
+    @staticmethod
+    def range_based(buffer_size: int | None = None) -> S3ReaderConstructorProtocol:  # type: ignore[override]
+        """For sparse reads of large objects.
+
+        Args:
+            buffer_size: Bytes that are fetched at once for smaller reads; ``None`` for 8 MiB, 0 for none.
+        """
+        return partial(RangedS3Reader, buffer_size=buffer_size)
+
+    @staticmethod
     def dcp_optimized(max_gap_size: float = DEFAULT_MAX_GAP_SIZE) -> DCPOptimizedConstructor:
         """For distributed checkpoints, where the ranges are known.
 
@@ -122,6 +148,23 @@ class S3ReaderConstructor(CoreReaderConstructor):
             ConfigurationError: ``max_gap_size`` is negative. It is a ``ValueError``, too.
         """
         return DCPOptimizedConstructor(max_gap_size)
+
+    @staticmethod
+    def get_reader_type_string(constructor: Any) -> str:
+        """Returns the kind of a constructor, ``"unknown"`` for one that is the user's own."""
+        made = constructor.func if isinstance(constructor, partial) else constructor
+        known = {SequentialS3Reader: "sequential", RangedS3Reader: "range_based"}
+        if isinstance(made, type) and made in known:
+            return known[made]
+        return CoreReaderConstructor.get_reader_type_string(constructor)
+
+
+def drop_in_constructor(constructor: Any) -> CoreConstructor:
+    """Returns a reader constructor of s3torch, which one with the arguments of s3torchconnector is not."""
+    if isinstance(constructor, FromSource) or not takes_stream(constructor):
+        made: CoreConstructor = constructor
+        return made
+    return FromSource(constructor, S3ReaderConstructor.get_reader_type_string(constructor))
 
 
 def _merged(places: set[tuple[int, int]]) -> list[ItemRange]:

@@ -16,7 +16,7 @@ from s3torch.core import ConfigurationError, S3Reader, TruncatedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from s3torch.core import GetStreamCallable
+    from s3torchconnector.s3reader.protocol import GetStreamCallable
 
 __all__ = ["DCPOptimizedS3Reader", "ItemRange", "RangeGroup"]
 

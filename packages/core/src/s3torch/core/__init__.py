@@ -49,14 +49,12 @@ from s3torch.core.operations._bulk import Deletion
 from s3torch.core.operations._globs import Glob
 from s3torch.core.operations._listing import ListObjectStream, ListVersionStream
 from s3torch.core.readers import (
-    GetStreamCallable,
     RangedS3Reader,
     S3Reader,
     S3ReaderConstructor,
     S3ReaderConstructorProtocol,
     SequentialS3Reader,
 )
-from s3torch.core.transfer import GetObjectStream
 
 __all__ = [
     "AccessDeniedError",
@@ -68,8 +66,6 @@ __all__ = [
     "DeleteFailure",
     "Deletion",
     "ForkedProcessError",
-    "GetObjectStream",
-    "GetStreamCallable",
     "Glob",
     "HeadObjectResult",
     "ListObjectResult",

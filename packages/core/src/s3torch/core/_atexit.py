@@ -59,7 +59,7 @@ reaper: PerProcess[Reaper] = PerProcess(Reaper)
 
 def reap(end: Callable[[], object]) -> None:
     """Hands over what a finalizer must not do itself; the reaper of this process was made before."""
-    found = reaper.peek()
+    found = reaper.value
     if found is not None:
         found.take(end)
 
@@ -85,7 +85,7 @@ def at_exit(phase: ExitPhase, function: Callable[[], object]) -> None:
 
 
 def _drain_reaper() -> None:
-    found = reaper.peek()
+    found = reaper.value
     if found is not None and not found.drain(_EXIT_SECONDS):
         _log.warning("the program ends before all dropped uploads were aborted; their parts may stay")
 

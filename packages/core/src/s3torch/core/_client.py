@@ -111,8 +111,7 @@ class S3Client(BucketOperations):
                 f"reader_constructor must be one of S3ReaderConstructor, got {reader_constructor!r}"
             )
         source = self.open_ranges(bucket, key, object_info=object_info, version_id=version_id)
-        make = SequentialS3Reader if reader_constructor is None else reader_constructor
-        return make(bucket=bucket, key=key, get_object_info=source.head, get_stream=source)
+        return SequentialS3Reader(source) if reader_constructor is None else reader_constructor(source)
 
     def open_ranges(
         self, bucket: str, key: str, *, object_info: Any = None, version_id: str | None = None

@@ -35,6 +35,9 @@ class PerProcess(Generic[T]):
     """A value that every process makes for itself at its first use.
 
     Threads of one process share the value. It is left out of pickles.
+
+    Attributes:
+        value: That of this process, ``None`` before it was made.
     """
 
     def __init__(self, factory: Callable[[], T]) -> None:
@@ -46,32 +49,29 @@ class PerProcess(Generic[T]):
         # Reentrant, because making imports modules and allocates much: a file that wraps a reader or writer
         # may be closed in there by the collector, and a signal handler may come.
         self._lock = threading.RLock()
-        self._value: T | None = None
+        self.value: T | None = None
 
     def get(self) -> T:
         """Returns the value of this process and makes it first if there is none."""
-        value = self._value
+        value = self.value
         if value is None:
             with self._lock:
-                value = self._value
+                value = self.value
                 if value is None:
                     with _making:
-                        value = self._value = self._factory()
+                        value = self.value = self._factory()
         return value
-
-    def peek(self) -> T | None:
-        return self._value
 
     def take(self) -> T | None:
         """Returns the value of this process if there is one, and forgets it."""
         with self._lock:
-            value, self._value = self._value, None
+            value, self.value = self.value, None
         return value
 
     def after_fork_in_child(self) -> None:
         """Forgets the parent's value without touching it, and a lock that a thread of the parent may hold."""
-        if self._value is not None:
-            abandon(self._value)
+        if self.value is not None:
+            abandon(self.value)
         self._reset()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -95,8 +95,8 @@ class _Making:
 
     def before_fork(self) -> None:
         self._changed.acquire()
-        here = threading.get_ident()
-        self._changed.wait_for(lambda: not self._threads.keys() - {here}, _LONGEST_MAKING)
+        own = threading.get_ident()
+        self._changed.wait_for(lambda: not self._threads.keys() - {own}, _LONGEST_MAKING)
 
     def after_fork_in_parent(self) -> None:
         self._changed.release()
@@ -107,51 +107,34 @@ class _Making:
 
     def __exit__(self, *_: object) -> None:
         with self._changed:
-            here = threading.get_ident()
-            self._threads[here] -= 1
-            if not self._threads[here]:
-                del self._threads[here]
+            own = threading.get_ident()
+            self._threads[own] -= 1
+            if not self._threads[own]:
+                del self._threads[own]
             self._changed.notify_all()
 
 
-class OwnerProcess:
-    """The process in which a reader or writer was opened."""
-
-    __slots__ = ("_pid",)
-
-    def __init__(self) -> None:
-        self._pid = _here
-
-    @property
-    def is_here(self) -> bool:
-        """Whether this is still the process in which it was opened."""
-        return self._pid == _here
-
-    def check(self, what: str) -> None:
-        """Refuses use in another process.
-
-        Raises:
-            ForkedProcessError: This is a forked child.
-        """
-        if not self.is_here:
-            raise ForkedProcessError(
-                f"{what} was opened in process {self._pid} and cannot be used in its forked child "
-                f"{_here}; open another one here"
-            )
+def forked(what: str, pid: int) -> ForkedProcessError:
+    """Returns the error for what was opened in another process, before the fork that made this one."""
+    return ForkedProcessError(
+        f"{what} was opened in process {pid} and cannot be used in its forked child {here}; "
+        "open another one here"
+    )
 
 
 _holders: weakref.WeakSet[PerProcess[Any]] = weakref.WeakSet()
 _making = _Making()
-# Readers ask several times for each object, and the system takes longer to tell.
-_here = os.getpid()
+# The id of this process, which readers and writers compare with that in which they were opened. They ask
+# several times for each object, and the system takes longer to tell.
+here = os.getpid()
 
 
 def _after_fork_in_child() -> None:
-    global _here  # noqa: PLW0603 - It is about the process.
-    _here = os.getpid()
+    global here  # noqa: PLW0603 - It is about the process.
+    here = os.getpid()
     _making.after_fork_in_child()
     holders = list(_holders)
-    if any(holder.peek() is not None for holder in holders):
+    if any(holder.value is not None for holder in holders):
         # What the parent has dropped, but its collector has not found yet, may be native as well, and its
         # destructors may wait for locks that threads of the parent held at this moment.
         gc.freeze()

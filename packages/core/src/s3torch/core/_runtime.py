@@ -104,7 +104,8 @@ class RuntimeHandle:
         Raises:
             TransportError: The transport is unknown or cannot be used here.
         """
-        return self._runtime.get()
+        runtime = self._runtime.value
+        return self._runtime.get() if runtime is None else runtime
 
     def call(self, request: Request[T]) -> T:
         """Sends a request that moves no bytes of an object, and waits for its result."""

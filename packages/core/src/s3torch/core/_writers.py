@@ -8,8 +8,8 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
+from s3torch.core import _process
 from s3torch.core._atexit import ExitPhase, at_exit, reap, reaper
-from s3torch.core._process import OwnerProcess
 from s3torch.core.errors import TransferCancelledError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class S3Writer(_BinaryFile):
         self._position = 0
         self._state = "open"
         self._failure: BaseException | None = None
-        self._owner = OwnerProcess()
+        self._pid = _process.here
         # Reentrant, because a signal handler may abort in the midst of a write.
         self._lock = threading.RLock()
         reaper.get()
@@ -222,11 +222,11 @@ class S3Writer(_BinaryFile):
     ) -> None:
         if kind is None:
             self.close()
-        elif self._owner.is_here:
+        elif self._pid == _process.here:
             self.abort()
 
     def __del__(self) -> None:
-        if getattr(self, "_state", "closed") != "open" or not self._owner.is_here:
+        if getattr(self, "_state", "closed") != "open" or self._pid != _process.here:
             return
         try:
             warnings.warn(
@@ -246,8 +246,8 @@ class S3Writer(_BinaryFile):
 
     def _check_process(self) -> None:
         # Before the lock is taken, which a thread of the parent may have held when it forked.
-        if self._state == "open":
-            self._owner.check(f"the writer of s3://{self.bucket}/{self.key}")
+        if self._state == "open" and self._pid != _process.here:
+            raise _process.forked(f"the writer of s3://{self.bucket}/{self.key}", self._pid)
 
     def _check_open(self) -> None:
         if self._failure is not None:
@@ -288,7 +288,7 @@ def _readable(data: Any) -> memoryview:
 
 def _abort_open_writers() -> None:
     for writer in list(_open_writers):
-        if writer._owner.is_here:
+        if writer._pid == _process.here:
             reap(writer.abort)
 
 

@@ -168,12 +168,7 @@ class Opener:
             return self.client.get_object(*place, reader_constructor=constructor, **facts)
         source = self.client.open_ranges(*place, **facts)
         make = SequentialS3Reader if constructor is None else constructor
-        return make(
-            bucket=item.bucket,
-            key=item.key,
-            get_object_info=source.head,
-            get_stream=HedgedRanges(source, self.hedging),
-        )
+        return make(HedgedRanges(source, self.hedging))
 
     def ahead(self, items: Iterable[S3BucketKeyData], *, gently: bool = False) -> Generator[S3Reader]:
         """Yields the readers of objects in their order, with more of them started."""

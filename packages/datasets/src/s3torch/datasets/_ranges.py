@@ -21,7 +21,7 @@ from s3torch.core.ranges import split_range
 from s3torch.core.transfer import RangeSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from s3torch.core import S3Reader, S3ReaderConstructorProtocol
     from s3torch.core.transfer import MemoryBudget, ObjectRange, ObjectSource, PendingRange
@@ -107,12 +107,6 @@ class CachedRanges(_WrappedSource):
             return _Cached(found)
         return _Stored(self._cache, name, self._wrapped.start(start, stop, into))
 
-    def __call__(self, start: int | None = None, end: int | None = None) -> Iterator[bytes]:
-        """Streams the bytes from ``start`` to ``end`` (exclusive), a chunk per part."""
-        stop = self.head().size if end is None else min(end, self.head().size)
-        for begin in range(start or 0, stop, self.part_size):
-            yield bytes(self.start(begin, min(begin + self.part_size, stop)).wait())
-
 
 @dataclass(slots=True)
 class _Cached:
@@ -158,12 +152,9 @@ class CachedReaders:
     cache: DiskCache
     reader_constructor: S3ReaderConstructorProtocol | None = None
 
-    def __call__(
-        self, bucket: str, key: str, get_object_info: Callable[[], Any], get_stream: Any
-    ) -> S3Reader:
+    def __call__(self, source: RangeSource, /) -> S3Reader:
         make = SequentialS3Reader if self.reader_constructor is None else self.reader_constructor
-        source = CachedRanges(self.cache, get_stream)
-        return make(bucket=bucket, key=key, get_object_info=get_object_info, get_stream=source)
+        return make(CachedRanges(self.cache, source))
 
 
 def check_hedge_after(value: Any) -> float | None:
@@ -218,10 +209,6 @@ class HedgedRanges(_WrappedSource):
         if into is None and size is not None and size <= _SMALL and size <= self.part_size:
             return _HedgedRange(lambda: self._source.start(start, stop), self._hedging)
         return self._source.start(start, stop, into)
-
-    def __call__(self, start: int | None = None, end: int | None = None) -> Iterator[bytes]:
-        """Streams the bytes, unhedged."""
-        return self._source(start, end)
 
 
 class _HedgedRange:

@@ -25,7 +25,7 @@ from s3torch.dcp.plugin import PlannedReads
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from torch.distributed import ProcessGroup
     from torch.distributed.checkpoint._extension import ExtensionRegistry
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
     from s3torch.core import S3Client, S3ClientConfig, S3ReaderConstructorProtocol
-    from s3torch.core.transfer import ObjectSource
+    from s3torch.core.transfer import FetchSource, ObjectSource
     from s3torch.dcp.loading._pieces import StoredChunk
 
 _log = logging.getLogger(__name__)
@@ -179,7 +179,8 @@ class S3StorageReader(FileSystemReader):
         files = chunks_by_file(plan.items, self.storage_data)
         kind = S3ReaderConstructor.get_reader_type_string(self._reader_constructor)
         with ExitStack() as stack:
-            open_file, in_order = self._open_file, kind not in _PLAIN_KINDS
+            open_file: Callable[[str], FetchSource] = self._open_file
+            in_order = kind not in _PLAIN_KINDS
             if in_order:
                 # Who brings readers of his own may want other bytes than those of the objects.
                 open_file = ReaderSources(self.fs, self.path, self.thread_count, stack).open

@@ -17,7 +17,8 @@ from s3torch.core.ranges import MIB
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from s3torch.core import GetStreamCallable, S3Reader
+    from s3torch.core import S3Reader
+    from s3torch.core.transfer import RangeSource
 
 __all__ = ["s3torch_prefix_strategies", "s3torch_reader_kinds", "s3torch_user_agent"]
 
@@ -46,11 +47,8 @@ class PlannedReads:
         if not self.max_gap_size >= 0:
             raise ConfigurationError("max_gap_size must be non-negative")
 
-    def __call__(
-        self, bucket: str, key: str, get_object_info: Callable[[], Any], get_stream: GetStreamCallable
-    ) -> S3Reader:
-        make = SequentialS3Reader if key.endswith(".metadata") else RangedS3Reader
-        return make(bucket, key, get_object_info, get_stream)
+    def __call__(self, source: RangeSource, /) -> S3Reader:
+        return SequentialS3Reader(source) if source.key.endswith(".metadata") else RangedS3Reader(source)
 
 
 @hookimpl

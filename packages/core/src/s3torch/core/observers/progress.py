@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from s3torch.core._process import OwnerProcess
+from s3torch.core import _process
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.observers._events import TransferObserver
 from s3torch.core.observers._listening import add_observer, remove_observer
@@ -62,7 +62,7 @@ class TransferProgressBar(TransferObserver):
         options = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, **tqdm_options}
         self._bar = tqdm(total=total, **options)
         self._direction = direction
-        self._owner = OwnerProcess()
+        self._pid = _process.here
         self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         self._closed = False
 
@@ -81,7 +81,7 @@ class TransferProgressBar(TransferObserver):
     def close(self) -> None:
         """Leaves the bar as it is; may be called again. The bar of a parent is not touched by its child."""
         remove_observer(self)
-        if self._owner.is_here:
+        if self._pid == _process.here:
             with self._lock:
                 self._closed = True
                 self._bar.close()

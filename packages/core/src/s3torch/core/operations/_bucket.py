@@ -19,7 +19,7 @@ from s3torch.core.requests._request import (
     check_text,
     check_version,
 )
-from s3torch.core.transfer._object_source import check_info
+from s3torch.core.transfer._source import check_info
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -1,121 +1,119 @@
-"""The kinds of readers, and the constructors that a client takes."""
+"""Reader constructors: what a client takes to make its readers, and the reader of a plan."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.plugins._manager import reader_kind
-from s3torch.core.ranges import MIB
-from s3torch.core.readers._callables import from_callables
-from s3torch.core.readers._policies import PlannedPolicy, RangedPolicy, SequentialPolicy
+from s3torch.core.ranges import MIB, ByteRange, plan_parts, split_range
+from s3torch.core.readers._kinds import KEPT, Policy, RangedS3Reader, SequentialS3Reader
 from s3torch.core.readers._reader import ObjectReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
-    from s3torch.core.ranges import ByteRange
     from s3torch.core.readers._reader import S3Reader
+    from s3torch.core.transfer import RangeSource
 
-
-@runtime_checkable
-class GetStreamCallable(Protocol):
-    """Gives the bytes of an object."""
-
-    def __call__(self, start: int | None = None, end: int | None = None) -> Iterator[bytes]:
-        """Returns an iterator over the bytes from ``start`` to ``end`` (exclusive)."""
-        ...
+# Bytes of a plan in flight.
+_PLANNED_AHEAD = 64 * MIB
 
 
 @runtime_checkable
 class S3ReaderConstructorProtocol(Protocol):
-    """Makes a reader; the client calls it with these keywords."""
+    """Makes a reader; the client calls it with the object as a source of ranges."""
 
-    def __call__(
-        self,
-        bucket: str,
-        key: str,
-        get_object_info: Callable[[], Any],
-        get_stream: GetStreamCallable,
-    ) -> S3Reader:
+    def __call__(self, source: RangeSource, /) -> S3Reader:
         """Returns an unread reader of one object.
 
         Args:
-            bucket: The bucket.
-            key: The key.
-            get_object_info: Returns something with ``size`` and ``etag``; it may send a HEAD request.
-            get_stream: Gives the bytes.
+            source: The object: its ``bucket`` and ``key``, ``head()`` for size and ETag, ``start()`` for
+                its bytes.
         """
         ...
 
 
-class SequentialS3Reader(ObjectReader):
-    """Reads an object from front to back.
+class PlannedPolicy(Policy):
+    """The ranges of a plan, with those that come next in flight; what is in no range as it is wanted.
 
-    The object is cut into parts of the configured size, each fetched by one request, at most once while it is
-    kept. How many parts are in flight ahead of the position starts at one, doubles while the reading is
-    sequential, and falls back on a seek; reading the tail, as torch does before it reads a file, does not
-    disturb it.
-
-    What lies behind the position is kept up to ``keep_behind`` bytes, so going back is free there, and
-    objects of that size that were read with ``read`` are kept whole. Otherwise the parts that a ``read`` or
-    ``readinto`` takes in whole go straight into the result and are the caller's alone: who goes back to
-    them fetches them again.
-
-    Args:
-        bucket: The bucket.
-        key: The key.
-        get_object_info: Returns something with the ``size`` of the object.
-        get_stream: Returns an iterator over the bytes from ``start`` to ``end``; or a ``RangeSource``.
-        keep_behind: Bytes; ``None`` for 32 MiB, 0 for reading once through.
+    Raises:
+        ConfigurationError: A range or ``max_gap`` is negative.
     """
 
-    def __init__(
-        self,
-        bucket: str,
-        key: str,
-        get_object_info: Callable[[], Any],
-        get_stream: Callable[..., Iterator[bytes]],
-        keep_behind: int | None = None,
-    ) -> None:
-        source = from_callables(bucket, key, get_object_info, get_stream)
-        super().__init__(source, SequentialPolicy(keep_behind))
-
-
-class RangedS3Reader(ObjectReader):
-    """Reads just the ranges that are asked for.
-
-    Reads of at least ``buffer_size`` bytes go straight into the caller's memory, in parallel parts. Smaller
-    ones are served from a buffer that is filled from the position on.
-
-    Args:
-        bucket: The bucket.
-        key: The key.
-        get_object_info: Returns something with the ``size`` of the object.
-        get_stream: Returns an iterator over the bytes from ``start`` to ``end``; or a ``RangeSource``.
-        buffer_size: Bytes of the buffer; ``None`` for 8 MiB, 0 for none.
-    """
+    follows_each_read = True
 
     def __init__(
-        self,
-        bucket: str,
-        key: str,
-        get_object_info: Callable[[], Any],
-        get_stream: Callable[..., Iterator[bytes]],
-        buffer_size: int | None = None,
+        self, ranges: Iterable[tuple[int, int] | ByteRange], max_gap: float | None, *, part_size: int
     ) -> None:
-        source = from_callables(bucket, key, get_object_info, get_stream)
-        super().__init__(source, RangedPolicy(buffer_size))
+        if max_gap is not None and not max_gap >= 0:
+            raise ConfigurationError(f"max_gap must be 0 or more, got {max_gap}")
+        pieces = [piece for piece in map(_byte_range, ranges) if piece is not None]
+        parts = plan_parts(pieces, part_size=part_size, max_gap=max_gap)
+        self._plan = [(part.start, part.stop) for part in parts]
+        # Which part of the plan comes next if it is read in order, and how far it is in flight.
+        self._next = 0
+        self._ahead = _PLANNED_AHEAD
+        self._ahead_stop = 0
+
+    def cells(self, start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
+        part_size, known = self.parts.source.part_size, self.parts.source.known_size
+        index = self._index(start)
+        while start < stop:
+            begin, end = self._plan[index] if index < len(self._plan) else (stop, stop)
+            index += 1
+            # What is in no part of the plan goes where it is wanted.
+            gap = min(begin, stop)
+            for part in split_range(start, gap, part_size):
+                yield part.start, part.stop, False
+            start = max(start, gap)
+            if start < stop:
+                yield begin, end if known is None else min(end, known), known is None
+                start = end
+
+    def follow(self, start: int, stop: int) -> Iterable[tuple[int, int]]:
+        is_forward = self._index(start) in {self._next - 1, self._next}
+        self._next = self._index(stop - 1) + 1
+        # Whoever jumps about in the plan gets what he asks for and nothing that may come to be in vain.
+        self._ahead = _PLANNED_AHEAD if is_forward else 0
+        return self.upcoming(stop)
+
+    def upcoming(self, position: int) -> Iterable[tuple[int, int]]:
+        known, ahead = self.parts.source.known_size, 0
+        self._ahead_stop = position
+        for begin, end in islice(self._plan, self._index(position), None):
+            ahead += end - begin
+            if ahead > self._ahead or (known is not None and begin >= known):
+                return
+            yield begin, end
+            self._ahead_stop = end
+
+    def evict(self, position: int) -> None:
+        """Lets go of the parts, but for those ahead, that were not used for longest."""
+        kept, gone = 0, []
+        for begin, size in reversed(list(self.parts)):
+            if begin + size <= position or begin >= self._ahead_stop:
+                kept += size
+                if kept > KEPT:
+                    gone.append(begin)
+        self.parts.forget(gone)
+
+    def _index(self, position: int) -> int:
+        """Returns which part of the plan is the first that ends behind a position."""
+        return bisect_right(self._plan, position, key=lambda part: part[1])
+
+
+def _byte_range(item: tuple[int, int] | ByteRange) -> ByteRange | None:
+    """Checks a range; ``None`` for one without bytes."""
+    start, stop = (item.start, item.stop) if isinstance(item, ByteRange) else item
+    return None if start == stop else ByteRange(start, stop)
 
 
 def planned_reader(
-    bucket: str,
-    key: str,
-    get_object_info: Callable[[], Any],
-    get_stream: Callable[..., Iterator[bytes]],
-    ranges: Iterable[tuple[int, int] | ByteRange] = (),
-    max_gap: float | None = None,
+    source: RangeSource, ranges: Iterable[tuple[int, int] | ByteRange] = (), max_gap: float | None = None
 ) -> ObjectReader:
     """Returns a reader of the ranges of a plan, with those that come next in flight.
 
@@ -124,7 +122,6 @@ def planned_reader(
     in it is fetched when it is read. Up to 32 MiB of parts are kept behind the position; those that a read
     takes in whole go straight into the result and are not kept.
     """
-    source = from_callables(bucket, key, get_object_info, get_stream)
     return ObjectReader(source, PlannedPolicy(ranges, max_gap, part_size=source.part_size))
 
 

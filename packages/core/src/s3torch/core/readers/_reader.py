@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from s3torch.core import _process
 from s3torch.core._atexit import reap, reaper
 from s3torch.core._memory import new_bytes
-from s3torch.core._process import OwnerProcess
 from s3torch.core.errors import RangeNotSatisfiableError
-from s3torch.core.readers._parts import PartCache, cancel_all
 from s3torch.core.transfer._source import Wanted, receive
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from s3torch.core.readers._parts import Part
-    from s3torch.core.readers._policies import Policy
+    from s3torch.core.readers._kinds import Part, Policy
     from s3torch.core.transfer import RangeSource
 
 if TYPE_CHECKING:
@@ -100,9 +97,10 @@ class ObjectReader(S3Reader):
         super().__init__()
         self._source = source
         self._policy = policy
-        self._parts = policy.parts = PartCache(source, counts_kept=policy.counts_kept)
+        self._parts = policy.open(source)
         self._position = 0
-        self._owner: OwnerProcess | None = None
+        # The process that began to read.
+        self._pid: int | None = None
 
     @property
     def bucket(self) -> str:
@@ -224,21 +222,21 @@ class ObjectReader(S3Reader):
     def close(self) -> None:
         """Cancels what is in flight and frees all buffers, at once."""
         if not self.closed:
-            cancel_all(self._drop())
+            for part in self._drop():
+                part.cancel()
         super().close()
 
     def __del__(self) -> None:
         # A reader whose constructor raised has nothing to close.
-        if hasattr(self, "_owner") and not self.closed:
-            pending = self._drop()
-            if pending:
-                reap(partial(cancel_all, pending))
+        if hasattr(self, "_pid") and not self.closed:
+            for part in self._drop():
+                reap(part.cancel)
             super().close()
 
     def _drop(self) -> list[Part]:
         """Forgets all parts, and returns those in flight."""
         self._cell = memoryview(b"")
-        is_here = self._owner is None or self._owner.is_here
+        is_here = self._pid is None or self._pid == _process.here
         return self._parts.drop() if is_here else self._parts.abandon()
 
     @property
@@ -329,18 +327,19 @@ class ObjectReader(S3Reader):
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError("I/O operation on closed file.")
-        if self._owner is not None and not self._owner.is_here:
-            self._owner.check(f"the reader of s3://{self.bucket}/{self.key}")
+        if self._pid is not None and self._pid != _process.here:
+            raise _process.forked(f"the reader of s3://{self.bucket}/{self.key}", self._pid)
 
     def _start_reading(self) -> None:
         self._check_open()
-        if self._owner is None:
-            reaper.get()
-            self._owner = OwnerProcess()
+        if self._pid is None:
+            if reaper.value is None:
+                reaper.get()
+            self._pid = _process.here
 
     def __getstate__(self) -> dict[str, Any]:
         self._check_open()
-        if self._owner is not None:
+        if self._pid is not None:
             raise TypeError(
                 f"the reader of s3://{self.bucket}/{self.key} has begun to read and cannot be pickled; "
                 "send bucket and key, or an unread reader"

@@ -6,12 +6,11 @@ It knows requests and memory; readers, the writer and checkpoints are built on i
 from s3torch.core._config import checksum_type
 from s3torch.core._memory import MemoryBudget, advise_huge_pages, default_memory_limit, new_bytes
 from s3torch.core.transfer._checksums import PartedChecksum, checksum
-from s3torch.core.transfer._fetch import Piece, fetch
-from s3torch.core.transfer._object_source import ObjectSource
+from s3torch.core.transfer._fetch import FetchSource, Piece, fetch
 from s3torch.core.transfer._source import (
-    GetObjectStream,
     InOrder,
     ObjectRange,
+    ObjectSource,
     PendingRange,
     RangeSource,
     Wanted,
@@ -20,7 +19,7 @@ from s3torch.core.transfer._source import (
 from s3torch.core.transfer._window import InFlightTarget, run_ahead
 
 __all__ = [
-    "GetObjectStream",
+    "FetchSource",
     "InFlightTarget",
     "InOrder",
     "MemoryBudget",

@@ -10,9 +10,9 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from s3torch.core import _process
 from s3torch.core._atexit import reap, reaper
 from s3torch.core._memory import BufferPool
-from s3torch.core._process import OwnerProcess
 from s3torch.core.errors import RangeNotSatisfiableError, TruncatedError
 from s3torch.core.ranges import Part, Span
 from s3torch.core.transfer._window import FETCH_IN_FLIGHT, Window
@@ -20,7 +20,7 @@ from s3torch.core.transfer._window import FETCH_IN_FLIGHT, Window
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from s3torch.core.transfer._object_source import ObjectSource
+    from s3torch.core._memory import MemoryBudget
     from s3torch.core.transfer._source import ObjectRange
     from s3torch.core.transfer._window import Admission
 
@@ -38,10 +38,26 @@ class Piece(Span, Protocol):
         ...
 
 
+class FetchSource(Protocol):
+    """An object as a source of ranges that call back when they have arrived."""
+
+    bucket: str
+    key: str
+    part_size: int
+
+    def start(self, start: int, stop: int, into: memoryview | None = None) -> ObjectRange:
+        """Starts one request for the bytes from ``start`` to ``stop``, as that of ``RangeSource`` does."""
+        ...
+
+    def budget(self) -> MemoryBudget | None:
+        """The budget for read-ahead."""
+        ...
+
+
 P = TypeVar("P", bound=Piece)
 
 
-def fetch(files: Sequence[tuple[ObjectSource, Sequence[Part[P]]]]) -> Fetch[P]:
+def fetch(files: Sequence[tuple[FetchSource, Sequence[Part[P]]]]) -> Fetch[P]:
     """Fetches parts of objects, many at a time, and yields each piece when all of its bytes are there.
 
     The bytes in flight are bounded, and so is the memory that pieces take until the caller asks for the next
@@ -54,7 +70,7 @@ def fetch(files: Sequence[tuple[ObjectSource, Sequence[Part[P]]]]) -> Fetch[P]:
 class Fetch(Generic[P]):
     """The iterator of ``fetch``."""
 
-    def __init__(self, files: Sequence[tuple[ObjectSource, Sequence[Part[P]]]]) -> None:
+    def __init__(self, files: Sequence[tuple[FetchSource, Sequence[Part[P]]]]) -> None:
         self._waiting = deque((source, part) for source, parts in files for part in parts)
         self._missing: dict[int, int] = {}
         self._complete: deque[P] = deque()
@@ -63,7 +79,7 @@ class Fetch(Generic[P]):
         # The bytes of pieces that have begun, until the caller asks for the next one.
         self._held = self._handed_out = 0
         self._pool = BufferPool(FETCH_IN_FLIGHT)
-        self._owner = OwnerProcess()
+        self._pid = _process.here
         self._requests: set[_Request[P]] = set()
         reaper.get()
 
@@ -93,7 +109,7 @@ class Fetch(Generic[P]):
         _cancel_all(requests)
 
     def __del__(self) -> None:
-        if getattr(self, "_requests", None) and self._owner.is_here:
+        if getattr(self, "_requests", None) and self._pid == _process.here:
             reap(partial(_cancel_all, self._requests))
 
     def _advance(self) -> None:
@@ -109,7 +125,7 @@ class Fetch(Generic[P]):
             if not self._missing[id(piece)]:
                 self._complete.append(piece)
 
-    def _start(self, source: ObjectSource, part: Part[P]) -> bool:
+    def _start(self, source: FetchSource, part: Part[P]) -> bool:
         """Starts a part unless there is too much in flight or in memory."""
         begun = {id(piece): piece for piece in part.pieces if id(piece) not in self._missing}
         new = sum(piece.held for piece in begun.values())
@@ -136,7 +152,7 @@ def _cancel_all(requests: Iterable[_Request[P]]) -> None:
 class _Request(Generic[P]):
     """One part in flight."""
 
-    def __init__(self, source: ObjectSource, part: Part[P], pool: BufferPool, admission: Admission) -> None:
+    def __init__(self, source: FetchSource, part: Part[P], pool: BufferPool, admission: Admission) -> None:
         self.part = part
         self._source = source
         self._admission = admission

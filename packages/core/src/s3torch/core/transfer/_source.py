@@ -1,20 +1,42 @@
-"""Sources of ranges: what readers, streams and checkpoints read from, and reads in order with look-ahead."""
+"""Sources of ranges: what readers, streams and checkpoints read from, in order with look-ahead.
+
+An object in S3 as a source is pinned to one version, with every length checked. The first answer is also the
+stat: size and ETag come from its head, and every later request carries that ETag as ``If-Match``. A range
+that did not arrive whole raises; it never turns into a short one.
+"""
 
 from __future__ import annotations
 
+import operator
+import time
 from collections import deque
+from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from s3torch.core import _process, requests
 from s3torch.core._atexit import reap, reaper
-from s3torch.core._process import OwnerProcess
-from s3torch.core.transfer._window import IN_FLIGHT, STREAM_IN_FLIGHT, Admission, Window
+from s3torch.core.errors import (
+    ChecksumMismatchError,
+    ConfigurationError,
+    ObjectChangedError,
+    PreconditionFailedError,
+    RangeNotSatisfiableError,
+    TruncatedError,
+)
+from s3torch.core.ranges import ByteRange
+from s3torch.core.transfer._checksums import verify
+from s3torch.core.transfer._window import IN_FLIGHT, Admission, Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from s3torch.core._memory import MemoryBudget
+    from s3torch.core._runtime import Runtime, RuntimeHandle
+    from s3torch.core.models import GetResult, HeadObjectResult
+    from s3torch.core.requests import Request
+    from s3torch.core.seam import Transfer
     from s3torch.core.transfer._window import InFlightTarget
 
 
@@ -112,7 +134,7 @@ class InOrder:
         self._wanted = iter(wanted)
         self._following: Wanted | None = None
         self._window = Window(limit)
-        self._owner = OwnerProcess()
+        self._pid = _process.here
         reaper.get()
         self._waiting: deque[tuple[PendingRange, Admission]] = deque()
 
@@ -137,11 +159,11 @@ class InOrder:
         self._following = None
         waiting, self._waiting = self._waiting, deque()
         # An iterator that was inherited through a fork leaves the parent's transfers alone.
-        if self._owner.is_here:
+        if self._pid == _process.here:
             _cancel_all(waiting)
 
     def __del__(self) -> None:
-        if getattr(self, "_waiting", None) and self._owner.is_here:
+        if getattr(self, "_waiting", None) and self._pid == _process.here:
             reap(partial(_cancel_all, self._waiting))
 
     def _start_ahead(self) -> None:
@@ -171,60 +193,207 @@ def receive(source: RangeSource, wanted: Iterable[Wanted]) -> None:
             """The bytes are where they are wanted."""
 
 
-class GetObjectStream:
-    """The bytes of an object, one ``bytes`` per part, with the next parts in flight.
+class ObjectSource(RangeSource):
+    """One version of one object in S3."""
 
-    After an error the next one is asked for from where the bytes ended.
-    """
+    def __init__(
+        self,
+        handle: RuntimeHandle,
+        bucket: str,
+        key: str,
+        *,
+        object_info: Any = None,
+        version_id: str | None = None,
+    ) -> None:
+        check_info(object_info)
+        self.bucket = bucket
+        self.key = key
+        self.part_size = handle.config.part_size
+        self._handle = handle
+        self._version_id = version_id
+        self._info = object_info
+        self._size: int | None = None if object_info is None else object_info.size
+        self._etag: str | None = getattr(object_info, "etag", None) or None
 
-    def __init__(self, source: RangeSource, start: int, stop: int | None) -> None:
-        self.bucket = source.bucket
-        self.key = source.key
+    @property
+    def known_size(self) -> int | None:
+        return self._size
+
+    def head(self) -> Any:
+        """Returns what is known of the object; one HEAD request if that is nothing."""
+        if self._info is None:
+            head = self._handle.call(requests.head_object(self.bucket, self.key, version_id=self._version_id))
+            self._learn(head)
+            self._info = head
+        return self._info
+
+    def budget(self) -> MemoryBudget:
+        return self._handle.get().memory.budget
+
+    @property
+    def in_flight_target(self) -> InFlightTarget | None:
+        return self._handle.get().in_flight_target
+
+    def start(self, start: int, stop: int, into: memoryview | None = None) -> ObjectRange:
+        pending = self.prepare(start, stop, into)
+        if isinstance(pending, _Pending):
+            pending.send()
+        return pending
+
+    def prepare(self, start: int, stop: int, into: memoryview | None = None) -> ObjectRange:
+        if self._size is not None and start >= min(stop, self._size):
+            return _NoBytes()
+        whole = start == 0 and self._size is not None and stop >= self._size
+        if into is not None and self._size is not None:
+            into = into[: self._size - start]
+        request = requests.get_object(
+            self.bucket,
+            self.key,
+            # The answer to a request without a range has the checksum of the object.
+            byte_range=None if whole else ByteRange(start, stop),
+            if_match=self._etag,
+            version_id=self._version_id,
+        )
+        return _Pending(self, self._handle.get(), request, into, start, stop)
+
+    def check(self, result: GetResult, start: int, stop: int, data: memoryview) -> None:
+        """Checks an answer against all that is known of the object, and learns from it."""
+        self._learn(result.head)
+        size = self._size or 0
+        expected = max(0, min(stop, size) - start)
+        if result.length != expected:
+            raise TruncatedError(
+                f"got {result.length} of {expected} bytes from {start}",
+                operation="GetObject",
+                bucket=self.bucket,
+                key=self.key,
+            )
+        if result.length == size:
+            verify(data, result.head.checksums, bucket=self.bucket, key=self.key)
+
+    def changed(self, why: str) -> ObjectChangedError:
+        """Returns the error for an object that is not the one that was begun."""
+        return ObjectChangedError(
+            f"the object was replaced while it was being read ({why}); open it again",
+            operation="GetObject",
+            bucket=self.bucket,
+            key=self.key,
+            code="PreconditionFailed",
+            status=412,
+        )
+
+    def _learn(self, head: HeadObjectResult) -> None:
+        if self._etag is not None and head.etag and head.etag != self._etag:
+            raise self.changed(f"ETag {head.etag} instead of {self._etag}")
+        if self._size is not None and head.size != self._size:
+            raise self.changed(f"{head.size} bytes instead of {self._size}")
+        self._size = head.size
+        self._etag = self._etag or head.etag or None
+        # The refusal of a range of an empty object tells nothing but the size.
+        if self._info is None and head.etag:
+            self._info = head
+
+
+class _Pending:
+    """A range that is asked for by ``send``, or else when somebody waits for it."""
+
+    def __init__(
+        self,
+        source: ObjectSource,
+        runtime: Runtime,
+        request: Request[GetResult],
+        into: memoryview | None,
+        start: int,
+        stop: int,
+    ) -> None:
         self._source = source
-        self._position = start
+        self._runtime = runtime
+        self._request = request
+        self._into = into
+        self._start = start
         self._stop = stop
-        self._closed = False
-        self._parts: InOrder | None = None
+        self._transfer: Transfer[GetResult] | None = None
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self
+    def send(self) -> Transfer[GetResult]:
+        self._transfer = transfer = self._runtime.transport.send(self._request, into=self._into)
+        target = self._runtime.in_flight_target
+        if target is not None:
+            _record_duration(transfer, target)
+        return transfer
 
-    def __next__(self) -> bytes:
-        if self._closed:
-            raise StopIteration
-        if self._parts is None:
-            self._parts = InOrder(self._source, self._wanted(), limit=STREAM_IN_FLIGHT)
+    def wait(self) -> memoryview:
         try:
-            data = next(self._parts)
-        except StopIteration:
-            self.close()
-            raise
-        except BaseException:
-            self._parts = None
-            raise
-        if not data:
-            self.close()
-            raise StopIteration
-        self._position += len(data)
-        return data.obj if isinstance(data.obj, bytes) else bytes(data)
+            return self._receive()
+        except ChecksumMismatchError:
+            # A bit that flipped on the way is right the next time; one that flipped in the store is not.
+            self.send()
+            return self._receive()
 
-    def tell(self) -> int:
-        """Returns the offset in the object of the next byte."""
-        return self._position
+    def _receive(self) -> memoryview:
+        try:
+            result = self._result()
+        except PreconditionFailedError as exc:
+            raise self._source.changed("If-Match failed") from exc
+        except RangeNotSatisfiableError as exc:
+            if self._source.known_size is None:
+                raise
+            raise self._source.changed("it became shorter") from exc
+        into = self._into
+        data = memoryview(result.data or b"") if into is None else into[: result.length]
+        self._source.check(result, self._start, self._stop, data)
+        return data
 
-    def close(self) -> None:
-        """Cancels what is in flight and ends the stream."""
-        self._closed = True
-        parts, self._parts = self._parts, None
-        if parts is not None:
-            parts.close()
+    def _result(self) -> GetResult:
+        sends_now = self._runtime.sends_now
+        if self._transfer is None and sends_now is not None:
+            return sends_now.send_now(self._request, into=self._into)
+        return (self._transfer or self.send()).result()
 
-    def _wanted(self) -> Iterator[Wanted]:
-        start, size = self._position, self._source.part_size
-        while True:
-            ends = [end for end in (self._stop, self._source.known_size) if end is not None]
-            stop = min([start + size, *ends])
-            if stop <= start:
-                return
-            yield Wanted(start, stop)
-            start = stop
+    def cancel(self) -> None:
+        if self._transfer is not None:
+            self._transfer.cancel()
+
+    def add_done_callback(self, fn: Callable[[], object], /) -> None:
+        (self._transfer or self.send()).add_done_callback(lambda _: fn())
+
+
+def _record_duration(transfer: Transfer[GetResult], target: InFlightTarget) -> None:
+    began = time.monotonic()
+
+    def record(ended: Transfer[GetResult]) -> None:
+        # Asked so, an error is not raised here: its traceback would hold the buffers of these frames.
+        if isinstance(ended, Future) and ended.exception(0) is None:
+            size = ended.result(0).length
+            if size >= target.part_size:
+                target.took(size, time.monotonic() - began)
+
+    transfer.add_done_callback(record)
+
+
+class _NoBytes:
+    """A range that is known to have no bytes."""
+
+    def wait(self) -> memoryview:
+        return memoryview(b"")
+
+    def cancel(self) -> None:
+        """Does nothing."""
+
+    def add_done_callback(self, fn: Callable[[], object], /) -> None:
+        fn()
+
+
+def check_info(object_info: Any) -> None:
+    """Refuses what tells no size of an object; a wrong one would be taken for its end."""
+    if object_info is None:
+        return
+    try:
+        size = object_info.size
+        is_size = size is None or operator.index(size) >= 0
+    except (AttributeError, TypeError):
+        is_size = False
+    if not is_size:
+        raise ConfigurationError(
+            f"object_info must have the size of the object, as listings and head_object tell it, "
+            f"got {object_info!r}"
+        )

@@ -12,9 +12,8 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from s3torch.core import requests
+from s3torch.core import _process, requests
 from s3torch.core._atexit import reap, reaper
-from s3torch.core._process import OwnerProcess
 from s3torch.core.errors import ConfigurationError, S3Error, TransferCancelledError
 from s3torch.core.ranges import MAX_PARTS, upload_part_size
 from s3torch.core.transfer._checksums import PartedChecksum, checksum, usable_algorithm
@@ -55,7 +54,7 @@ class Upload:
             raise ConfigurationError("Bucket should be specified")
         self.bucket = bucket
         self.key = key
-        self.owner = OwnerProcess()
+        self._pid = _process.here
         reaper.get()
         self._handle = handle
         self._options = options
@@ -145,8 +144,8 @@ class Upload:
 
     def _check_process(self) -> None:
         # Before the lock is taken, which a thread of the parent may have held when it forked.
-        if self.is_open:
-            self.owner.check(f"the writer of s3://{self.bucket}/{self.key}")
+        if self.is_open and self._pid != _process.here:
+            raise _process.forked(f"the writer of s3://{self.bucket}/{self.key}", self._pid)
 
     def _check(self) -> None:
         if self._error is not None:

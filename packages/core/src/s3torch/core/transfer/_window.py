@@ -25,7 +25,6 @@ T = TypeVar("T")
 
 # The most bytes in flight of one caller: a read, a stream, a planned load, an upload.
 IN_FLIGHT = 128 * MIB
-STREAM_IN_FLIGHT = 32 * MIB
 FETCH_IN_FLIGHT = 96 * MIB
 UPLOAD_IN_FLIGHT = 64 * MIB
 _REQUESTS = 128
@@ -105,12 +104,12 @@ class InFlightTarget:
 
     def __init__(self, gbps: float, part_size: int) -> None:
         self._bytes_per_second = gbps * 1e9 / 8
-        self._part_size = part_size
+        self.part_size = part_size
         self._seconds: deque[float] = deque(maxlen=_MEASURED_PARTS)
 
     def took(self, size: int, seconds: float) -> None:
         """Records how long a request took; one that was smaller than a part tells nothing of parts."""
-        if size >= self._part_size:
+        if size >= self.part_size:
             self._seconds.append(seconds)
 
     @property
@@ -118,7 +117,7 @@ class InFlightTarget:
         """The bytes, at least those of four parts."""
         # The fastest has waited least for others: a longer queue must not ask for a longer queue.
         fastest = min(tuple(self._seconds), default=0.0)
-        return max(math.ceil(self._bytes_per_second * fastest), _FEWEST_PARTS * self._part_size)
+        return max(math.ceil(self._bytes_per_second * fastest), _FEWEST_PARTS * self.part_size)
 
 
 def run_ahead(function: Callable[[A], T], items: Iterable[A], *, workers: int, name: str) -> Iterator[T]:

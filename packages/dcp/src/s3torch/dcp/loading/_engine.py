@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from functools import partial
 from itertools import chain, zip_longest
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint.planner import LoadItemType
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from torch.distributed.checkpoint.planner import LoadPlanner
 
-    from s3torch.core.transfer import ObjectSource, Piece
+    from s3torch.core.transfer import FetchSource, ObjectSource, Piece
     from s3torch.dcp._filesystem import S3FileSystem
     from s3torch.dcp.loading._pieces import StoredChunk
 
@@ -64,7 +64,7 @@ class PlannedLoad:
 
     def __init__(
         self,
-        open_source: Callable[[str], ObjectSource],
+        open_source: Callable[[str], FetchSource],
         planner: LoadPlanner,
         decode: Callable[[StoredChunk, io.BytesIO], Any],
         *,
@@ -80,7 +80,7 @@ class PlannedLoad:
         self._threads = threads
         self._in_order = in_order
         self._device = device or ToDevice()
-        self._sources: dict[str, ObjectSource] = {}
+        self._sources: dict[str, FetchSource] = {}
 
     def run(self, files: Mapping[str, Iterable[StoredChunk]]) -> None:
         """Loads chunks of files, by the paths of the files.
@@ -215,13 +215,13 @@ class ReaderSources:
         for thread in self._threads:
             stack.callback(thread.shutdown)
 
-    def open(self, path: str) -> ObjectSource:
+    def open(self, path: str) -> FetchSource:
         """Opens a file by its path, relative to the checkpoint."""
         uri = join_path(self._path, path)
         reader = self._stack.enter_context(self._fs.create_stream(uri, "rb"))
         # The next file is for the next thread.
         self._threads.append(thread := self._threads.pop(0))
-        return cast("ObjectSource", _ReaderSource(reader, thread, self._fs.open_ranges(uri)))
+        return _ReaderSource(reader, thread, self._fs.open_ranges(uri))
 
 
 class _ReaderSource:

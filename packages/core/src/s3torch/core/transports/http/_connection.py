@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from s3torch.core._process import OwnerProcess
+from s3torch.core import _process
 from s3torch.core.errors import S3ConnectionError, TruncatedError
 from s3torch.core.ranges import KIB, MIB
 from s3torch.core.transports.http._messages import MAX_HEAD, ChunkedDecoder, ResponseHead, response_head
@@ -47,7 +47,7 @@ class Connection:
         self.idle_since = 0.0
         self.target_prefix = ""
         self.headers: tuple[tuple[str, str], ...] = ()
-        self._owner = OwnerProcess()
+        self._pid = _process.here
         self._socket = connected
         self._timeout = timeout
         # What was received beyond what was asked for.
@@ -77,7 +77,7 @@ class Connection:
 
     def __del__(self) -> None:
         # In a forked child it is the parent that goes on to use it.
-        if self._owner.is_here:
+        if self._pid == _process.here:
             self.close()
 
     def rest(self) -> None:

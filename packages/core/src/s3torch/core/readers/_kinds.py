@@ -1,34 +1,155 @@
-"""What the kinds of readers differ in: how an object is cut, what is fetched ahead, what is let go of."""
+"""How readers cut an object: the cells that they keep, the policies, and the two kinds that users name."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from bisect import bisect_right
-from itertools import islice
 from typing import TYPE_CHECKING
 
+from s3torch.core._process import abandon
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.ranges import KIB, MIB, ByteRange, plan_parts, split_range
+from s3torch.core.ranges import KIB, MIB, split_range
+from s3torch.core.readers._reader import ObjectReader
 from s3torch.core.transfer._window import IN_FLIGHT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from s3torch.core.readers._parts import PartCache
+    from s3torch.core._memory import Reservation
+    from s3torch.core.transfer import PendingRange, RangeSource
 
-# Bytes that are kept behind the position, or in a buffer from it on, and that a plan has in flight.
-_KEPT = 32 * MIB
+# Bytes that are kept behind the position, or in a buffer from it on.
+KEPT = 32 * MIB
 _BUFFER = 8 * MIB
-_PLANNED_AHEAD = 64 * MIB
 # What is copied in no time.
 _SMALL_END = 64 * KIB
+
+
+class Part:
+    """A part in flight or here."""
+
+    __slots__ = ("_data", "_reservation", "pending", "size")
+
+    def __init__(
+        self,
+        size: int,
+        reservation: Reservation | None,
+        pending: PendingRange | None = None,
+        data: memoryview = memoryview(b""),  # noqa: B008 - It is immutable.
+    ) -> None:
+        self.size = size
+        self.pending = pending
+        self._reservation = reservation
+        self._data = data
+
+    def wait(self) -> memoryview:
+        if self.pending is not None:
+            self._data = self.pending.wait()
+            self.pending = None
+        return self._data
+
+    def cancel(self) -> None:
+        if self.pending is not None:
+            self.pending.cancel()
+            self.pending = None
+        if self._reservation is not None:
+            self._reservation.release()
+
+
+class PartCache:
+    """Parts of one object by where they begin; the order is that of their last use.
+
+    Args:
+        source: The object.
+        counts_kept: Whether parts count against the budget as long as they are kept; else while in flight.
+    """
+
+    def __init__(self, source: RangeSource, *, counts_kept: bool) -> None:
+        self.source = source
+        self._counts_kept = counts_kept
+        self._parts: dict[int, Part] = {}
+
+    def __contains__(self, begin: int) -> bool:
+        return begin in self._parts
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yields begin and size of all parts, the one that was not used for longest first."""
+        return iter([(begin, part.size) for begin, part in self._parts.items()])
+
+    def want(self, begin: int, end: int) -> None:
+        """Starts a part that is needed now if it is not in flight."""
+        self._use(begin, end, self.source.start)
+
+    def try_ahead(self, begin: int, end: int) -> bool:
+        """Starts a part before it is needed, if the budget allows it."""
+        if begin in self._parts:
+            return True
+        reservation = self._try_reserve(self._length(begin, end))
+        if reservation is None:
+            return False
+        self._parts[begin] = Part(reservation.count, reservation, self.source.start(begin, end))
+        return True
+
+    def wait(self, begin: int, end: int) -> memoryview:
+        """Returns the bytes of a part, which are asked for first if they are not in flight."""
+        part = self._use(begin, end, self.source.prepare)
+        try:
+            data = part.wait()
+        except BaseException:
+            # The next read of these bytes asks for them again.
+            self._parts.pop(begin).cancel()
+            raise
+        if not self._counts_kept:
+            part.cancel()
+        return data
+
+    def keep(self, begin: int, data: memoryview) -> None:
+        """Takes in the bytes of a part that came another way, if the budget allows it."""
+        reservation = self._try_reserve(len(data))
+        if reservation is not None and begin not in self._parts:
+            self._parts[begin] = Part(len(data), reservation, data=data)
+
+    def forget(self, begins: Iterable[int]) -> None:
+        for begin in begins:
+            self._parts.pop(begin).cancel()
+
+    def drop(self) -> list[Part]:
+        """Forgets all parts; returns those in flight, which still have to be cancelled."""
+        parts, self._parts = list(self._parts.values()), {}
+        pending = [part for part in parts if part.pending is not None]
+        for part in parts:
+            if part.pending is None:
+                part.cancel()
+        return pending
+
+    def abandon(self) -> list[Part]:
+        """Forgets all parts of the parent of this process without touching them; returns none."""
+        parts, self._parts = self._parts, {}
+        abandon(parts)
+        return []
+
+    def _use(self, begin: int, end: int, start: Callable[[int, int], PendingRange]) -> Part:
+        part = self._parts.pop(begin, None)
+        if part is None:
+            budget, size = self.source.budget(), self._length(begin, end)
+            part = Part(size, None if budget is None else budget.reserve(size), start(begin, end))
+        self._parts[begin] = part
+        return part
+
+    def _try_reserve(self, count: int) -> Reservation | None:
+        budget = self.source.budget()
+        return None if budget is None else budget.try_reserve(count)
+
+    def _length(self, begin: int, end: int) -> int:
+        """How many bytes a part has, or may have while the size of the object is unknown."""
+        size = self.source.known_size
+        return end - begin if size is None else max(0, min(end, size) - begin)
 
 
 class Policy(ABC):
     """Decides for one reader; a cell is what one request fetches.
 
     Attributes:
-        parts: The cells that the reader keeps or has in flight; set by the reader.
+        parts: The cells that the reader keeps or has in flight.
         counts_kept: Whether cells that are kept count against the memory budget.
         follows_each_read: Whether ``follow`` is called also for a read within the same cell as the last one.
         keep_whole: Objects up to this size are kept when a read returns all of their bytes.
@@ -38,6 +159,11 @@ class Policy(ABC):
     counts_kept = True
     follows_each_read = False
     keep_whole = -1
+
+    def open(self, source: RangeSource) -> PartCache:
+        """Takes the object; returns its cells, none yet."""
+        self.parts = PartCache(source, counts_kept=self.counts_kept)
+        return self.parts
 
     @abstractmethod
     def cells(self, start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
@@ -68,7 +194,7 @@ class SequentialPolicy(Policy):
     def __init__(self, keep_behind: int | None) -> None:
         if keep_behind is not None and keep_behind < 0:
             raise ConfigurationError(f"keep_behind must be 0 or more, got {keep_behind}")
-        self.keep_whole = _KEPT if keep_behind is None else keep_behind
+        self.keep_whole = KEPT if keep_behind is None else keep_behind
         self._window = 1
         # Negative until something was read.
         self._last_part = self._ahead_of = self._evicted_for = -1
@@ -108,7 +234,7 @@ class SequentialPolicy(Policy):
         behind = [begin for begin, _ in self.parts if begin < current]
         beyond = [begin for begin, _ in self.parts if begin > current + self._window * size]
         self.parts.forget(behind[: max(0, len(behind) + -self.keep_whole // size)])
-        self.parts.forget(beyond[: -max(1, _KEPT // size)])
+        self.parts.forget(beyond[: -max(1, KEPT // size)])
 
     def _adapt(self, first: int, last: int, parts: int) -> None:
         """Widens the window while parts are read one after the other, and narrows it on a jump."""
@@ -196,76 +322,38 @@ class RangedPolicy(Policy):
         return None
 
 
-class PlannedPolicy(Policy):
-    """The ranges of a plan, with those that come next in flight; what is in no range as it is wanted.
+class SequentialS3Reader(ObjectReader):
+    """Reads an object from front to back.
 
-    Raises:
-        ConfigurationError: A range or ``max_gap`` is negative.
+    The object is cut into parts of the configured size, each fetched by one request, at most once while it is
+    kept. How many parts are in flight ahead of the position starts at one, doubles while the reading is
+    sequential, and falls back on a seek; reading the tail, as torch does before it reads a file, does not
+    disturb it.
+
+    What lies behind the position is kept up to ``keep_behind`` bytes, so going back is free there, and
+    objects of that size that were read with ``read`` are kept whole. Otherwise the parts that a ``read`` or
+    ``readinto`` takes in whole go straight into the result and are the caller's alone: who goes back to
+    them fetches them again.
+
+    Args:
+        source: The object, as ``S3Client.open_ranges`` gives it.
+        keep_behind: Bytes; ``None`` for 32 MiB, 0 for reading once through.
     """
 
-    follows_each_read = True
-
-    def __init__(
-        self, ranges: Iterable[tuple[int, int] | ByteRange], max_gap: float | None, *, part_size: int
-    ) -> None:
-        if max_gap is not None and not max_gap >= 0:
-            raise ConfigurationError(f"max_gap must be 0 or more, got {max_gap}")
-        pieces = [piece for piece in map(_byte_range, ranges) if piece is not None]
-        parts = plan_parts(pieces, part_size=part_size, max_gap=max_gap)
-        self._plan = [(part.start, part.stop) for part in parts]
-        # Which part of the plan comes next if it is read in order, and how far it is in flight.
-        self._next = 0
-        self._ahead = _PLANNED_AHEAD
-        self._ahead_stop = 0
-
-    def cells(self, start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
-        part_size, known = self.parts.source.part_size, self.parts.source.known_size
-        index = self._index(start)
-        while start < stop:
-            begin, end = self._plan[index] if index < len(self._plan) else (stop, stop)
-            index += 1
-            # What is in no part of the plan goes where it is wanted.
-            gap = min(begin, stop)
-            for part in split_range(start, gap, part_size):
-                yield part.start, part.stop, False
-            start = max(start, gap)
-            if start < stop:
-                yield begin, end if known is None else min(end, known), known is None
-                start = end
-
-    def follow(self, start: int, stop: int) -> Iterable[tuple[int, int]]:
-        is_forward = self._index(start) in {self._next - 1, self._next}
-        self._next = self._index(stop - 1) + 1
-        # Whoever jumps about in the plan gets what he asks for and nothing that may come to be in vain.
-        self._ahead = _PLANNED_AHEAD if is_forward else 0
-        return self.upcoming(stop)
-
-    def upcoming(self, position: int) -> Iterable[tuple[int, int]]:
-        known, ahead = self.parts.source.known_size, 0
-        self._ahead_stop = position
-        for begin, end in islice(self._plan, self._index(position), None):
-            ahead += end - begin
-            if ahead > self._ahead or (known is not None and begin >= known):
-                return
-            yield begin, end
-            self._ahead_stop = end
-
-    def evict(self, position: int) -> None:
-        """Lets go of the parts, but for those ahead, that were not used for longest."""
-        kept, gone = 0, []
-        for begin, size in reversed(list(self.parts)):
-            if begin + size <= position or begin >= self._ahead_stop:
-                kept += size
-                if kept > _KEPT:
-                    gone.append(begin)
-        self.parts.forget(gone)
-
-    def _index(self, position: int) -> int:
-        """Returns which part of the plan is the first that ends behind a position."""
-        return bisect_right(self._plan, position, key=lambda part: part[1])
+    def __init__(self, source: RangeSource, keep_behind: int | None = None) -> None:
+        super().__init__(source, SequentialPolicy(keep_behind))
 
 
-def _byte_range(item: tuple[int, int] | ByteRange) -> ByteRange | None:
-    """Checks a range; ``None`` for one without bytes."""
-    start, stop = (item.start, item.stop) if isinstance(item, ByteRange) else item
-    return None if start == stop else ByteRange(start, stop)
+class RangedS3Reader(ObjectReader):
+    """Reads just the ranges that are asked for.
+
+    Reads of at least ``buffer_size`` bytes go straight into the caller's memory, in parallel parts. Smaller
+    ones are served from a buffer that is filled from the position on.
+
+    Args:
+        source: The object, as ``S3Client.open_ranges`` gives it.
+        buffer_size: Bytes of the buffer; ``None`` for 8 MiB, 0 for none.
+    """
+
+    def __init__(self, source: RangeSource, buffer_size: int | None = None) -> None:
+        super().__init__(source, RangedPolicy(buffer_size))

@@ -11,16 +11,17 @@ from hypothesis import strategies as st
 
 from s3torch.core.errors import ConfigurationError
 from s3torch.datasets import merge_states
-from s3torch.datasets.order._places import Place, StridedShard, WorkerShard, covers_all
-from s3torch.datasets.order._progress import (
+from s3torch.datasets.order._epoch import Place, StridedShard, WorkerShard, covers_all
+from s3torch.datasets.order._state import (
     BlockProgress,
     ConsumedPieces,
     Cursor,
+    Mark,
     Remainder,
+    ShardState,
     ShareProgress,
     piece_number,
 )
-from s3torch.datasets.order._state import Mark, ShardState
 from s3torch.datasets.shards._pipeline import ShardPipeline, ShardRun
 
 

@@ -6,12 +6,24 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch.utils.data import IterableDataset
+
 from s3torch.core import S3Reader
 from s3torch.core.errors import ConfigurationError
-from s3torch.datasets._base import ObjectDataset, StreamedDataset
-from s3torch.datasets._settings import ReadOptions, SampleT
-from s3torch.datasets.order._epoch import ConsumedPrefix, EpochPosition, Permutation, pick
-from s3torch.datasets.order._places import Place, WorkerShard, current_team, current_worker
+from s3torch.datasets._base import InputT, ObjectDataset, ReadOptions, S3Dataset, SampleT
+from s3torch.datasets.order._epoch import (
+    ConsumedPrefix,
+    EpochPosition,
+    Permutation,
+    Place,
+    WorkerShard,
+    current_rank,
+    current_team,
+    current_worker,
+    given_place,
+    pick,
+)
 from s3torch.datasets.order._state import Mark, ObjectState
 from s3torch.datasets.sources._shared import shared_pages
 from s3torch.datasets.sources._sources import PagedSource
@@ -22,7 +34,37 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from s3torch.core import S3BucketKeyData, S3ClientConfig, S3ReaderConstructorProtocol
+    from s3torch.datasets.order._state import ShardState
     from s3torch.datasets.sources._sources import ObjectSource
+
+
+class StreamedDataset(S3Dataset[InputT, SampleT], IterableDataset[SampleT]):
+    """Base of the datasets that ranks and workers share, and that resume; not for direct use."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._given_rank = given_place(self._settings.rank, self._settings.world_size)
+        self._seen_rank = current_rank()
+        # Shared memory, so that persistent workers see the epoch that is set in their parent.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._saved: EpochPosition | ShardState | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of the next iteration, also in workers that run already.
+
+        A state that was loaded for another epoch is forgotten.
+        """
+        if self._saved is not None and self._saved.epoch != epoch:
+            self._saved = None
+        self._epoch[0] = epoch
+
+    def _rank(self) -> Place:
+        self._seen_rank = current_rank() or self._seen_rank
+        return self._given_rank or self._seen_rank or Place()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._rank()
+        return self.__dict__.copy()
 
 
 class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, SampleT]):
@@ -155,7 +197,7 @@ class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, Sample
     @property
     def needs_marks(self) -> bool:
         """Whether objects may be left out, so that batches do not say how many were taken."""
-        return self._settings.skips
+        return self._settings.on_error == "skip"
 
     def mark(self) -> Mark[int]:
         """Returns in a worker how far the iteration is that was started last."""
@@ -223,7 +265,7 @@ class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, Sample
         source = self._get_dataset_objects
         is_alone = current_worker().size == 1 and not self._folder.spans_ranks
         if is_alone or not isinstance(source, PagedSource):
-            return self._list()
+            return self._selected(source(self._client))
         # The same in all workers of an epoch, and another in the next one, also where workers stay.
         epoch = f"{current_team()}-{self._iterations}"
         return self._selected(shared_pages(self._folder, epoch, source, self._client))

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
-from s3torch.datasets._base import ObjectDataset
+from s3torch.datasets._base import ObjectDataset, ReadOptions, SampleT
 from s3torch.datasets._opening import IndexAccess
-from s3torch.datasets._settings import ReadOptions, SampleT
 from s3torch.datasets.transforms import identity
 
 if TYPE_CHECKING:

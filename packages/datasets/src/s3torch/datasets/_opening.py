@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from s3torch.core import S3BucketKeyData, S3Client, S3Reader, S3ReaderConstructorProtocol
     from s3torch.core.transfer import RangeSource
+    from s3torch.datasets._cache import DiskCache
     from s3torch.datasets._ranges import Hedging
-    from s3torch.datasets.cache._disk import DiskCache
 
 DEFAULT_PREFETCH = 128
 _MIB = 1024 * 1024

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from s3torch.core import S3Reader, S3ReaderConstructorProtocol
     from s3torch.core.transfer import MemoryBudget, ObjectRange, ObjectSource, PendingRange
-    from s3torch.datasets.cache._disk import DiskCache
+    from s3torch.datasets._cache import DiskCache
 
 _SMALL = 1024 * 1024
 _OBSERVED = 512

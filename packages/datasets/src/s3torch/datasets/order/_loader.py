@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, r
 from torch.utils.data import Sampler, get_worker_info
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.datasets.order._epoch import Permutation, Uneven, check_uneven, even_length
-from s3torch.datasets.order._places import Place, current_rank, given_place
+from s3torch.datasets.order._epoch import (
+    Permutation,
+    Place,
+    Uneven,
+    check_uneven,
+    current_rank,
+    even_length,
+    given_place,
+)
 from s3torch.datasets.order._state import merged
 
 if TYPE_CHECKING:
@@ -23,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch.utils.data import DataLoader
 
-    from s3torch.datasets.order._places import StridedShard
+    from s3torch.datasets.order._epoch import StridedShard
     from s3torch.datasets.order._state import Mark
 
 

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
 from s3torch.core.plugins import shard_formats
-from s3torch.datasets._base import StreamedDataset, apply
+from s3torch.datasets._base import apply
+from s3torch.datasets._iterable import StreamedDataset
 from s3torch.datasets.formats import DamagedShardError, ShardFormat, ShardObject, named_format
-from s3torch.datasets.order._epoch import Permutation
-from s3torch.datasets.order._places import Place, WorkerShard, current_worker
-from s3torch.datasets.order._progress import ShareProgress
-from s3torch.datasets.order._state import Mark, ShardState
+from s3torch.datasets.order._epoch import Permutation, Place, WorkerShard, current_worker
+from s3torch.datasets.order._state import Mark, ShardState, ShareProgress
 from s3torch.datasets.shards._pipeline import ShardPipeline, ShardRun
 from s3torch.datasets.sources._sources import size_of, subject_of
-from s3torch.datasets.sources._summary import describe_objects
+from s3torch.datasets.sources._table import describe_objects
 from s3torch.datasets.transforms import identity
 
 if TYPE_CHECKING:
@@ -28,10 +27,9 @@ if TYPE_CHECKING:
 
     from s3torch.core import S3BucketKeyData, S3Client
     from s3torch.datasets.formats import OpenedShard
-    from s3torch.datasets.order._places import StridedShard
+    from s3torch.datasets.order._epoch import StridedShard
     from s3torch.datasets.sources._sources import ObjectSource, PrefixSource
-    from s3torch.datasets.sources._summary import DatasetSummary
-    from s3torch.datasets.sources._table import ObjectTable
+    from s3torch.datasets.sources._table import DatasetSummary, ObjectTable
 
     # Samples are dicts or rows, as their format says.
     ResultT = DefaultTypeVar("ResultT", default=Any)
@@ -300,7 +298,7 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
 
     def _tolerate(self, exc: Exception) -> bool:
         tolerated = NotFoundError | ObjectChangedError | DamagedShardError
-        return self._settings.skips and isinstance(exc, tolerated)
+        return self._settings.on_error == "skip" and isinstance(exc, tolerated)
 
     def _skip(self, exc: Exception) -> None:
         _log.warning("leaving out a shard, or the rest of it: %s", exc)

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 from s3torch.core.errors import ConfigurationError
 from s3torch.datasets._opening import Ahead, look_ahead
 from s3torch.datasets.order._epoch import Permutation
-from s3torch.datasets.order._progress import BlockProgress, Cursor, Remainder, piece_number
+from s3torch.datasets.order._state import BlockProgress, Cursor, Remainder, piece_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
     from s3torch.datasets.formats import OpenedShard, ShardPiece
-    from s3torch.datasets.order._places import StridedShard
-    from s3torch.datasets.order._progress import ConsumedPieces, OpenBlock, ShareProgress
+    from s3torch.datasets.order._epoch import StridedShard
+    from s3torch.datasets.order._state import ConsumedPieces, OpenBlock, ShareProgress
 
 _SHARDS_OPENED = Ahead(15)
 _BYTES_AHEAD = 128 * 1024 * 1024

@@ -6,14 +6,14 @@ import gzip
 import io
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core import ObjectInfo, S3BucketKeyData, parse_s3_uri
 from s3torch.core.errors import ConfigurationError
-from s3torch.datasets.sources._sources import PrefixSource, VersionedInfo, uri_of, version_of
+from s3torch.core.transfer import run_ahead
+from s3torch.datasets.sources._sources import VersionedInfo, list_whole, uri_of, version_of
 from s3torch.datasets.sources._table import ObjectTable
 
 if TYPE_CHECKING:
@@ -63,17 +63,20 @@ class Manifest:
         versions. Prefixes are then listed with their versions; for other objects, a HEAD is sent for each.
         """
 
-        def complete(item: S3BucketKeyData) -> S3BucketKeyData:
-            if getattr(item.object_info, "etag", None) and not (versions and version_of(item) is None):
-                return item
+        def is_known(item: S3BucketKeyData) -> bool:
+            return bool(getattr(item.object_info, "etag", None)) and not (
+                versions and version_of(item) is None
+            )
+
+        def asked(item: S3BucketKeyData) -> S3BucketKeyData:
             head = client.head_object(item.bucket, item.key)
             info = _info(item.key, head, head.version_id if versions else None)
             return item._replace(object_info=info)
 
-        list_all = source.latest_versions if versions and isinstance(source, PrefixSource) else source
-        objects = ObjectTable.of(list_all(client))
-        with ThreadPoolExecutor(_HEADS_AT_A_TIME, "s3torch-manifest") as pool:
-            return cls(pool.map(complete, objects))
+        objects = ObjectTable.of(list_whole(source, client, versions=versions))
+        unknown = (item for item in objects if not is_known(item))
+        answers = run_ahead(asked, unknown, workers=_HEADS_AT_A_TIME, name="s3torch-manifest")
+        return cls(item if is_known(item) else next(answers) for item in objects)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], client: S3Client | None = None) -> Manifest:

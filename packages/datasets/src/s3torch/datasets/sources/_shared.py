@@ -27,7 +27,7 @@ from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from s3torch.datasets.cache._disk import exclusive, unlock
+from s3torch.datasets._cache import exclusive, unlock
 from s3torch.datasets.sources._table import ObjectTable
 
 if TYPE_CHECKING:

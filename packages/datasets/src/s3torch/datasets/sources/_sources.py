@@ -64,6 +64,19 @@ class PagedSource(Protocol):
 
 
 @runtime_checkable
+class WholeSource(Protocol):
+    """A source that can list everything at once in another way than page by page."""
+
+    def whole(self, client: S3Client) -> Iterable[S3BucketKeyData]:
+        """Lists everything, in the order of the source."""
+        ...
+
+    def latest_versions(self, client: S3Client) -> Iterable[S3BucketKeyData]:
+        """Lists everything with the version that each object has now, where the bucket keeps versions."""
+        ...
+
+
+@runtime_checkable
 class CommonSource(Protocol):
     """A source that lists the same on all ranks, so that one of them can list for others."""
 
@@ -77,6 +90,13 @@ def _objects(bucket: str, infos: Iterable[ObjectInfo]) -> Iterator[S3BucketKeyDa
     if _is_directory(bucket):
         infos = sorted(infos, key=lambda info: info.key.encode())
     return (S3BucketKeyData(bucket, info.key, info) for info in infos)
+
+
+def list_whole(source: ObjectSource, client: S3Client, *, versions: bool) -> Iterable[S3BucketKeyData]:
+    """Lists everything, if the source can with the version that each object has now."""
+    if isinstance(source, WholeSource):
+        return source.latest_versions(client) if versions else source.whole(client)
+    return source(client)
 
 
 def subject_of(source: ObjectSource, *settings: object) -> str | None:
@@ -123,12 +143,11 @@ class PrefixSource:
         return repr(self)
 
     def whole(self, client: S3Client) -> Iterator[S3BucketKeyData]:
-        """Lists everything, large folders side by side."""
+        # Large folders side by side.
         for bucket, prefix in self.uris:
             yield from _objects(bucket, client.walk(bucket, prefix))
 
     def latest_versions(self, client: S3Client) -> Iterator[S3BucketKeyData]:
-        """Lists everything with the version that each object has now, where the bucket keeps versions."""
         for bucket, prefix in self.uris:
             for page in client.list_object_versions(bucket, prefix):
                 for one in page.versions:

@@ -50,6 +50,9 @@ else:
     SampleT = TypeVar("SampleT")
 
 _log = logging.getLogger(__name__)
+# The names of keyword arguments: of all datasets, and of those whose samples are objects.
+COMMON_OPTIONS = frozenset({"endpoint", "transform", "s3client_config", "cache_dir", "cache_limit"})
+OBJECT_OPTIONS = COMMON_OPTIONS | {"reader_constructor", "prefetch", "on_error", "hedge_after", "select"}
 InputT = TypeVar("InputT")
 OnError = Literal["raise", "skip"]
 

@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset
 
 from s3torch.core import S3Reader
 from s3torch.core.errors import ConfigurationError
-from s3torch.datasets._base import InputT, ObjectDataset, ReadOptions, S3Dataset, SampleT
+from s3torch.datasets._base import OBJECT_OPTIONS, InputT, ObjectDataset, ReadOptions, S3Dataset, SampleT
 from s3torch.datasets.order._epoch import (
     ConsumedPrefix,
     EpochPosition,
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from s3torch.core import S3BucketKeyData, S3ClientConfig, S3ReaderConstructorProtocol
     from s3torch.datasets.order._state import ShardState
     from s3torch.datasets.sources._sources import ObjectSource
+
+_REPEATED = "several workers without enable_sharding repeat every sample"
 
 
 class StreamedDataset(S3Dataset[InputT, SampleT], IterableDataset[SampleT]):
@@ -88,14 +90,12 @@ class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, Sample
 
     The dataset can be pickled, survives ``fork`` and may be iterated by several threads.
 
+    Arguments that are not described here, also ``prefetch``, ``on_error``, ``hedge_after``, ``select``,
+    ``cache_dir`` and ``cache_limit``, are those of ``S3MapDataset``, for each worker.
+
     Args:
-        region: The region; ``None`` takes it from the usual AWS places.
         get_dataset_objects: Takes the client and returns the objects; called once for each epoch.
-        endpoint: The URL of a store other than AWS.
-        transform: Makes a sample of an unread reader; the default returns the reader itself.
-        s3client_config: The settings of the client.
         enable_sharding: Shares the objects out between ranks and workers.
-        reader_constructor: How objects are read; the default is sequential.
         rank: This rank, for jobs without a process group; needs ``enable_sharding`` and ``world_size``.
         world_size: The number of ranks.
         shuffle: Lists everything once, and yields it in an order that ``seed`` and ``set_epoch`` decide.
@@ -103,19 +103,13 @@ class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, Sample
         uneven: What becomes of a tail that cannot be shared out evenly, so that collectives do not hang:
             ``"pad"`` repeats samples, ``"drop"`` leaves some out, ``"keep"`` lets ranks differ by one. All
             but ``"keep"`` list everything once.
-        options: ``prefetch``, ``on_error``, ``hedge_after``, ``select``, ``cache_dir`` and ``cache_limit`` of
-            ``S3MapDataset``, for each worker.
 
     Raises:
         ConfigurationError: An argument is wrong.
     """
 
     _kind = "iterable"
-    _options = frozenset(
-        {"endpoint", "transform", "s3client_config", "enable_sharding", "reader_constructor", "prefetch"}
-        | {"on_error", "hedge_after", "select", "cache_dir", "cache_limit"}
-        | {"rank", "world_size", "shuffle", "seed", "uneven"}
-    )
+    _options = OBJECT_OPTIONS | {"enable_sharding", "rank", "world_size", "shuffle", "seed", "uneven"}
     _saved: EpochPosition | None
 
     def __init__(
@@ -180,10 +174,6 @@ class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, Sample
         self._epoch[0] = self._saved.epoch
 
     def begun(self, *, workers: int) -> dict[str, Any]:
-        """Returns the state that a loader's iteration starts from, which has just been started.
-
-        Workers have their copies of a loaded state by then, so it is forgotten here.
-        """
         saved, self._saved = self._saved, None
         if workers == 0:
             saved = self._now
@@ -196,35 +186,24 @@ class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, Sample
 
     @property
     def needs_marks(self) -> bool:
-        """Whether objects may be left out, so that batches do not say how many were taken."""
+        # Objects may be left out.
         return self._settings.on_error == "skip"
 
     def mark(self) -> Mark[int]:
-        """Returns in a worker how far the iteration is that was started last."""
         begin, taken = self._reached
         return Mark(begin.shard.strided, taken)
 
     def marked(self, begun: Mapping[str, Any], marks: Iterable[Mark[int]]) -> dict[str, Any]:
-        """Returns the state that ``begun`` has become when workers were where their marks say.
-
-        Raises:
-            ConfigurationError: Workers do not share the samples out, so that there is no such state.
-        """
         state = ObjectState.from_dict(begun)
         if not state.counts:
-            raise ConfigurationError("several workers without enable_sharding repeat every sample")
+            raise ConfigurationError(_REPEATED)
         return state.noted(marks).to_dict()
 
     def counted(
         self, begun: Mapping[str, Any], *, workers: int, batch_size: int, batches: int
     ) -> dict[str, Any]:
-        """Returns the state of all ranks after each took so many batches, in turn from its workers.
-
-        Raises:
-            ConfigurationError: Workers do not share the samples out, so that there is no such state.
-        """
         if workers > 1 and not self.enable_sharding:
-            raise ConfigurationError("several workers without enable_sharding repeat every sample")
+            raise ConfigurationError(_REPEATED)
         begin = ObjectState.from_dict(begun, self._order()).resumed()
         ranks = self._rank().size if self.enable_sharding else 1
         consumed = begin.extended(ConsumedPrefix(ranks, workers, batch_size, batches))

@@ -77,12 +77,6 @@ class OpenBlock:
     consumed: int
     progress: BlockProgress
 
-    def after(self, given: int) -> tuple[OpenBlock, ...]:
-        """Returns what is left of the block once so many of its samples were yielded: one or nothing."""
-        if given == self.progress.count:
-            return ()
-        return (replace(self, progress=replace(self.progress, given=given)),)
-
 
 @dataclass(frozen=True, slots=True)
 class ShareProgress:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
 from s3torch.core.plugins import shard_formats
-from s3torch.datasets._base import apply
+from s3torch.datasets._base import COMMON_OPTIONS, apply
 from s3torch.datasets._iterable import StreamedDataset
 from s3torch.datasets.formats import DamagedShardError, ShardFormat, ShardObject, named_format
 from s3torch.datasets.order._epoch import Permutation, Place, WorkerShard, current_worker
@@ -102,15 +102,13 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
     Rank and world size are read as ``S3IterableDataset`` does. All workers of a rank and all epochs share one
     listing.
 
+    Arguments that are not described here are those of ``S3MapDataset``.
+
     Args:
-        region: The region; ``None`` takes it from the usual AWS places.
         get_dataset_objects: Takes the client and returns the shards.
         format: ``"tar"``, ``"parquet"``, another name that a plugin has registered, or a format with its
             options; ``None`` finds it by the suffix of each key.
-        endpoint: The URL of a store other than AWS.
-        transform: Makes what the dataset yields of a sample.
-        s3client_config: The settings of the client.
-        reader_constructor: How shards are read; the default is sequential.
+        transform: Makes what the dataset yields of a sample; ``None`` yields the sample itself.
         shuffle: Shuffles shards and samples.
         shuffle_buffer: How many samples a worker keeps to shuffle them; 1 shuffles only the shards.
         seed: The same on all ranks.
@@ -123,9 +121,6 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
         world_size: The number of ranks.
         on_error: ``"skip"`` leaves out shards that are missing, and the rest of those that changed or are
             damaged, with a warning in the log and a count in ``skipped``.
-        cache_dir: A folder on a local disk where what was read is kept, for all processes of this machine, so
-            that the second epoch reads from there; see ``DiskCache``.
-        cache_limit: How many bytes the folder may have; ``None`` for half of what its disk has for it.
 
     Raises:
         ConfigurationError: An argument is wrong.
@@ -133,11 +128,10 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
 
     _kind = "shards"
     _of_samples = True
-    _options = frozenset(
-        {"endpoint", "transform", "s3client_config", "reader_constructor", "on_error", "cache_dir"}
-        | {"cache_limit", "rank", "world_size", "shuffle", "seed", "format", "shuffle_buffer"}
-        | {"samples_per_worker", "shards_ahead"}
-    )
+    _options = COMMON_OPTIONS | {
+        *("reader_constructor", "on_error", "rank", "world_size", "shuffle", "seed", "format"),
+        *("shuffle_buffer", "samples_per_worker", "shards_ahead"),
+    }
     _saved: ShardState | None
 
     def _prepare(self) -> None:
@@ -202,10 +196,6 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
         self._epoch[0] = self._saved.epoch
 
     def begun(self, *, workers: int) -> dict[str, Any]:
-        """Returns the state that a loader's iteration starts from, which has just been started.
-
-        Workers have their copies of a loaded state by then, so it is forgotten here.
-        """
         if workers == 0 and self._state is not None:
             return self._state.to_dict()
         places = [Place(number, workers) for number in range(workers)] or [Place()]
@@ -215,18 +205,16 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
 
     @property
     def needs_marks(self) -> bool:
-        """True: batches do not say how far a worker is among its shards."""
+        # Batches do not say how far a worker is among its shards.
         return True
 
     def mark(self) -> Mark[ShareProgress]:
-        """Returns in a worker how far the iteration is that was started last."""
         if self._state is None:
             raise ConfigurationError("the dataset was not iterated in this process")
         ((share, progress),) = self._state.shares.items()
         return Mark(share, progress, self._state.listing)
 
     def marked(self, begun: Mapping[str, Any], marks: Iterable[Mark[ShareProgress]]) -> dict[str, Any]:
-        """Returns the state that ``begun`` has become when workers were where their marks say."""
         return ShardState.from_dict(begun).noted(marks).to_dict()
 
     def _taken_up(self, team: Sequence[StridedShard]) -> ShardState:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from s3torch.core import parse_s3_uri
 from s3torch.core.errors import ConfigurationError, NotFoundError
-from s3torch.datasets._base import S3Dataset, apply
+from s3torch.datasets._base import COMMON_OPTIONS, S3Dataset, apply
 from s3torch.datasets._opening import Ahead, check_prefetch, look_ahead, open_ranges
 from s3torch.datasets._ranges import RangeInParts
 from s3torch.datasets.formats import DamagedShardError
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar as DefaultTypeVar
 
     from s3torch.core import S3BucketKeyData, S3Client
-    from s3torch.datasets._cache import DiskCache
+    from s3torch.core.transfer import RangeSource
     from s3torch.datasets.sources._sources import ObjectSource, PrefixSource
     from s3torch.datasets.sources._table import DatasetSummary
 
@@ -272,18 +272,14 @@ class S3IndexedTarDataset(S3Dataset[dict[str, Any], ResultT], Dataset[ResultT]):
 
     ``DataLoader`` asks for whole batches (``__getitems__``), whose requests run side by side.
 
+    Arguments that are not described here are those of ``S3MapDataset``.
+
     Args:
-        region: The region; ``None`` takes it from the usual AWS places.
         get_dataset_objects: Takes the client and returns the archives.
-        endpoint: The URL of a store other than AWS.
-        transform: Makes what the dataset returns of a sample.
-        s3client_config: The settings of the client.
+        transform: Makes what the dataset returns of a sample; ``None`` returns the sample itself.
         index_location: An S3 URI or a folder for the indexes; ``None`` keeps each beside its archive.
         save_indexes: Saves the indexes that had to be made.
         prefetch: How many samples of a batch are fetched at once, while they fit in 64 MiB.
-        cache_dir: A folder on a local disk where what was read is kept, for all processes of this machine;
-            the second epoch reads from there. See ``DiskCache``.
-        cache_limit: How many bytes the folder may have; ``None`` for half of what its disk has for it.
 
     Raises:
         ConfigurationError: An argument is wrong.
@@ -291,10 +287,7 @@ class S3IndexedTarDataset(S3Dataset[dict[str, Any], ResultT], Dataset[ResultT]):
 
     _kind = "indexed_tar"
     _of_samples = True
-    _options = frozenset(
-        {"endpoint", "transform", "s3client_config", "index_location", "save_indexes", "prefetch"}
-        | {"cache_dir", "cache_limit"}
-    )
+    _options = COMMON_OPTIONS | {"index_location", "save_indexes", "prefetch"}
 
     def _prepare(self) -> None:
         self._store = IndexStore(self._settings.index_location)
@@ -359,10 +352,12 @@ class S3IndexedTarDataset(S3Dataset[dict[str, Any], ResultT], Dataset[ResultT]):
         return index
 
     def _fetched(self, wanted: Iterable[tuple[S3BucketKeyData, TarIndex, SampleRange]]) -> Iterator[ResultT]:
-        started = (_Fetch(self._client, *one, self._cache) for one in wanted)
-        with closing(
-            look_ahead(started, self._ahead, weigh=lambda fetch: fetch.stop - fetch.start)
-        ) as fetches:
+        # The index has size and ETag, also of an archive that was not listed.
+        started = (
+            _Fetch(open_ranges(self._client, item, self._cache, object_info=index), place)
+            for item, index, place in wanted
+        )
+        with closing(look_ahead(started, self._ahead, weigh=lambda one: one.stop - one.start)) as fetches:
             for fetch in fetches:
                 yield apply(self._settings.transform, fetch.sample(), name_of)
 
@@ -389,21 +384,11 @@ class _Archives:
 class _Fetch(RangeInParts):
     """The bytes of one sample in flight, in one request, or one for each part of a large sample."""
 
-    def __init__(
-        self,
-        client: S3Client,
-        item: S3BucketKeyData,
-        index: TarIndex,
-        sample: SampleRange,
-        cache: DiskCache | None,
-    ) -> None:
-        # The index has size and ETag, also of an archive that was not listed.
-        source = open_ranges(client, item, cache, object_info=index)
-        super().__init__(source, sample.start, sample.stop)
-        self._url = uri_of(item)
-        self._sample = sample
+    def __init__(self, source: RangeSource, place: SampleRange) -> None:
+        super().__init__(source, place.start, place.stop)
+        self._place = place
+        self._url = f"s3://{source.bucket}/{source.key}"
 
     def sample(self) -> dict[str, Any]:
         """Waits for the bytes."""
-        parts = self._sample.cut(self.wait())
-        return {"__key__": self._sample.key, "__url__": self._url, **parts}
+        return {"__key__": self._place.key, "__url__": self._url} | self._place.cut(self.wait())

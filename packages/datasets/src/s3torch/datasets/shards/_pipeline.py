@@ -8,6 +8,7 @@ so the state of a worker is a few numbers.
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, replace
 from hashlib import blake2b
@@ -149,7 +150,11 @@ class BlockShuffler:
         begun is refused if it has other samples than before.
         """
         current = list(islice(samples, self._size))
-        _check(current, progress)
+        if progress.given and (len(current) != progress.count or current[-1][0] != progress.end):
+            # Nobody can say which of them were yielded.
+            raise ConfigurationError(
+                "the shards do not have the samples any more that they had when the state was saved"
+            )
         while current:
             end, count = current[-1][0], len(current)
             following: list[tuple[Cursor, Any]] = []
@@ -168,27 +173,6 @@ class BlockShuffler:
                     yield here, sample
             progress = after
             current = following
-
-    def rest(self, samples: list[tuple[Cursor, Any]], progress: BlockProgress) -> Iterator[tuple[int, Any]]:
-        """Yields what is left of one block that was begun, each with how many were yielded with it.
-
-        ``samples`` are all that the block has, each with the place after it; the list is emptied.
-        """
-        _check(samples, progress)
-        slots: list[Any] = [sample for _, sample in samples]
-        samples.clear()
-        for given, place in enumerate(self.order(progress.block, len(slots)), 1):
-            sample, slots[place] = slots[place], None
-            if given > progress.given:
-                yield given, sample
-
-
-def _check(samples: Sequence[tuple[Cursor, Any]], progress: BlockProgress) -> None:
-    """Refuses to guess which samples of a block were yielded, where it is another block now."""
-    if progress.given and (len(samples) != progress.count or samples[-1][0] != progress.end):
-        raise ConfigurationError(
-            "the shards do not have the samples any more that they had when the state was saved"
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,9 +195,11 @@ class ShardRun:
         taken = progress.taken
         while progress.replays:
             block, *later = progress.replays
-            for given, sample in self._replayed(block):
+            for here, sample in self._replayed(block):
                 taken += 1
-                yield replace(progress, taken=taken, replays=(*block.after(given), *later)), sample
+                # Once it was yielded whole, another block comes.
+                rest = (replace(block, progress=here),) if here.block == block.progress.block else ()
+                yield replace(progress, taken=taken, replays=(*rest, *later)), sample
             progress = replace(progress, taken=taken, replays=tuple(later))
         consumed = self.consumed if progress.turn == 0 else ()
         with closing(self.pipeline.samples(self.share, consumed, progress.block.begin)) as samples:
@@ -222,11 +208,13 @@ class ShardRun:
                 taken += 1
                 yield replace(progress, taken=taken, block=block_after), sample
 
-    def _replayed(self, block: OpenBlock) -> Iterator[tuple[int, Any]]:
+    def _replayed(self, block: OpenBlock) -> Iterator[tuple[BlockProgress, Any]]:
         consumed, begin = self.consumed[: block.consumed], block.progress.begin
         with closing(self.pipeline.samples(block.share, consumed, begin)) as samples:
-            whole = list(islice(samples, block.progress.count))
-        yield from self._shuffler(block.share, 0).rest(whole, block.progress)
+            whole = deque(islice(samples, block.progress.count))
+        # A sample that was yielded is kept by its user alone.
+        emptied = (whole.popleft() for _ in range(len(whole)))
+        yield from self._shuffler(block.share, 0).shuffle(emptied, block.progress)
 
     def _shuffler(self, share: StridedShard, turn: int) -> BlockShuffler:
         return BlockShuffler(self.buffer, seed=self.seed, epoch=self.epoch, turn=turn, share=share)

@@ -11,7 +11,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from s3torch.core import S3ClientConfig
-from s3torch.core.transfer import Memory
+from s3torch.core._memory import Memory
 from s3torch.datasets import S3IndexedTarDataset, S3IterableDataset, S3MapDataset, S3ShardDataset
 from s3torch.testing.faults import FaultProxy
 

@@ -22,7 +22,7 @@ from s3torch.datasets.order._state import (
     ShareProgress,
     piece_number,
 )
-from s3torch.datasets.shards._pipeline import ShardPipeline, ShardRun
+from s3torch.datasets.shards._pipeline import ShardRun
 
 
 class Piece:
@@ -80,9 +80,12 @@ class _Opened:
 
 def read(shards, state, share, buffer, stop):
     """What one worker yields until it stops, and how far it is then."""
-    pipeline = ShardPipeline(len(shards.counts), shards.open, ahead=1, tolerate=lambda _: False, report=str)
     run = ShardRun(
-        pipeline=pipeline,
+        count=len(shards.counts),
+        open_shard=shards.open,
+        ahead=1,
+        tolerate=lambda _: False,
+        report=str,
         share=share,
         consumed=state.consumed,
         seed=1,

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from s3torch.core import S3BucketKeyData, S3ClientConfig, S3ReaderConstructorProtocol
     from s3torch.datasets.formats import ShardFormat
     from s3torch.datasets.order._epoch import Uneven
-    from s3torch.datasets.sources._sources import ObjectSource, Uris
+    from s3torch.datasets.sources._sources import ObjectSource, Uri, Uris
     from s3torch.datasets.sources._table import DatasetSummary, ObjectTable
 
     # The default transform returns the reader itself.
@@ -79,7 +79,7 @@ class ReadOptions(TypedDict, total=False):
     save_indexes: bool
 
 
-class DatasetOptions(ReadOptions, Generic[InputT, SampleT], total=False):
+class Options(ReadOptions, Generic[InputT, SampleT], total=False):
     """The same with those that are also positional, where only keywords are taken."""
 
     endpoint: str | None
@@ -128,12 +128,10 @@ class Settings(Generic[InputT, SampleT]):
             raise ConfigurationError(f"select must be a Selection, got {self.select!r}")
         if self.cache_limit is not None and self.cache_dir is None:
             raise ConfigurationError("cache_limit needs cache_dir")
-        numbers = (
-            ("shuffle_buffer", self.shuffle_buffer, 1),
-            ("shards_ahead", self.shards_ahead, 0),
-            ("samples_per_worker", 1 if self.samples_per_worker is None else self.samples_per_worker, 1),
-        )
-        for name, value, lowest in numbers:
+        for name, lowest in (("shuffle_buffer", 1), ("shards_ahead", 0), ("samples_per_worker", 1)):
+            value = getattr(self, name)
+            if name == "samples_per_worker" and value is None:
+                continue
             if type(value) is not int or value < lowest:
                 raise ConfigurationError(f"{name} must be an integer from {lowest} on, got {value!r}")
 
@@ -151,7 +149,7 @@ class S3Dataset(Generic[InputT, SampleT]):
         self,
         region: str | None,
         get_dataset_objects: ObjectSource,
-        **options: Unpack[DatasetOptions[InputT, SampleT]],
+        **options: Unpack[Options[InputT, SampleT]],
     ) -> None:
         for name in options:
             if name not in self._options:
@@ -186,7 +184,7 @@ class S3Dataset(Generic[InputT, SampleT]):
 
     @classmethod
     def from_prefix(
-        cls, s3_uri: Uris, *, region: str | None = None, **options: Unpack[DatasetOptions[InputT, SampleT]]
+        cls, s3_uri: Uris, *, region: str | None = None, **options: Unpack[Options[InputT, SampleT]]
     ) -> Self:
         """Makes a dataset of all objects whose key begins with the key of the URI, in listing order.
 
@@ -201,11 +199,7 @@ class S3Dataset(Generic[InputT, SampleT]):
 
     @classmethod
     def from_objects(
-        cls,
-        object_uris: Uris,
-        *,
-        region: str | None = None,
-        **options: Unpack[DatasetOptions[InputT, SampleT]],
+        cls, object_uris: Uris, *, region: str | None = None, **options: Unpack[Options[InputT, SampleT]]
     ) -> Self:
         """Makes a dataset of one URI or of several in their order; an iterator is consumed once, now.
 
@@ -219,11 +213,7 @@ class S3Dataset(Generic[InputT, SampleT]):
 
     @classmethod
     def from_glob(
-        cls,
-        s3_uri: str | os.PathLike[str],
-        *,
-        region: str | None = None,
-        **options: Unpack[DatasetOptions[InputT, SampleT]],
+        cls, s3_uri: Uri, *, region: str | None = None, **options: Unpack[Options[InputT, SampleT]]
     ) -> Self:
         """Makes a dataset of all objects that match a pattern, in listing order.
 
@@ -240,10 +230,10 @@ class S3Dataset(Generic[InputT, SampleT]):
     @classmethod
     def from_manifest(
         cls,
-        manifest: str | os.PathLike[str] | Manifest,
+        manifest: Uri | Manifest,
         *,
         region: str | None = None,
-        **options: Unpack[DatasetOptions[InputT, SampleT]],
+        **options: Unpack[Options[InputT, SampleT]],
     ) -> Self:
         """Makes a dataset of the objects of a manifest, in its order, without a listing.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,28 @@ class StreamedDataset(S3Dataset[InputT, SampleT], IterableDataset[SampleT]):
         if self._saved is not None and self._saved.epoch != epoch:
             self._saved = None
         self._epoch[0] = epoch
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Returns how far the iteration is that this process started last.
+
+        In a worker, it is the state of this worker: torchdata's ``StatefulDataLoader`` asks each, and needs
+        the same numbers of workers and ranks to resume. For other numbers, see ``ResumableLoader``.
+        """
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Lets the next iteration go on where a state was saved.
+
+        That of shards, for other numbers of ranks or workers than there were, is that of ``merge_states``.
+
+        Raises:
+            ConfigurationError: It is no such state, or the dataset has another order.
+        """
+        self._saved = saved = self._loaded(state)
+        self._epoch[0] = saved.epoch
+
+    @abstractmethod
+    def _loaded(self, state: Mapping[str, Any]) -> EpochPosition | ShardState: ...
 
     def _rank(self) -> Place:
         self._seen_rank = current_rank() or self._seen_rank
@@ -157,21 +180,10 @@ class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, Sample
         return self._run(begin)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns how far the iteration is that this process started last.
-
-        In a worker, it is the state of this worker: torchdata's ``StatefulDataLoader`` asks each, and needs
-        the same number of workers and ranks to resume. For another number, see ``ResumableLoader``.
-        """
         return ObjectState(self._order(), position=self._saved or self._now).to_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Lets the next iteration go on where a state was saved.
-
-        Raises:
-            ConfigurationError: It is no such state, or the dataset has another order.
-        """
-        self._saved = ObjectState.from_dict(state, self._order()).resumed()
-        self._epoch[0] = self._saved.epoch
+    def _loaded(self, state: Mapping[str, Any]) -> EpochPosition:
+        return ObjectState.from_dict(state, self._order()).resumed()
 
     def begun(self, *, workers: int) -> dict[str, Any]:
         saved, self._saved = self._saved, None

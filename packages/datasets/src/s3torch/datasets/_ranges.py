@@ -62,7 +62,6 @@ class RangeInParts:
         return self._into or memoryview(b"")
 
     def close(self) -> None:
-        """Cancels what is in flight."""
         for pending in self._pending:
             pending.cancel()
 
@@ -95,7 +94,6 @@ class CachedRanges(_WrappedSource):
         self._cache = cache
 
     def start(self, start: int, stop: int, into: memoryview | None = None) -> PendingRange:
-        """Returns the range from the cache, or starts one request, whose bytes are stored when they come."""
         info = self.head()
         etag = getattr(info, "etag", None)
         stop = min(stop, info.size)
@@ -108,7 +106,6 @@ class CachedRanges(_WrappedSource):
         return _Stored(self._cache, name, self._wrapped.start(start, stop, into))
 
     def __call__(self, start: int | None = None, end: int | None = None) -> Iterator[bytes]:
-        """Streams the bytes from ``start`` to ``end`` (exclusive), a chunk per part."""
         stop = self.head().size if end is None else min(end, self.head().size)
         for begin in range(start or 0, stop, self.part_size):
             yield bytes(self.start(begin, min(begin + self.part_size, stop)).wait())
@@ -190,7 +187,6 @@ class Hedging:
         self.count = count
 
     def observe(self, seconds: float) -> None:
-        """Records the latency of an answer."""
         if self._after < 0:
             self._latencies.append(seconds)
 
@@ -220,7 +216,6 @@ class HedgedRanges(_WrappedSource):
         return self._source.start(start, stop, into)
 
     def __call__(self, start: int | None = None, end: int | None = None) -> Iterator[bytes]:
-        """Streams the bytes, unhedged."""
         return self._source(start, end)
 
 

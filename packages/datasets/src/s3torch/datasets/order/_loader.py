@@ -8,7 +8,6 @@ was: ``_Marked``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import count as count_up
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from torch.utils.data import Sampler, get_worker_info
@@ -157,7 +156,7 @@ class S3Sampler(Sampler[int]):
         order = Permutation(count, seed=self._seed, epoch=self._epoch) if self._shuffle else range(count)
         left = max(0, count - start)
         length = even_length(left, place.size, self._uneven)
-        for number, taken in zip(range(place.index, length, place.size), count_up(1), strict=False):
+        for taken, number in enumerate(range(place.index, length, place.size), 1):
             self._taken = taken
             yield order[start + number % left]
 

@@ -8,8 +8,9 @@ of either kind. The names in the values are those of release 0.1.0, whose states
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from s3torch.core.errors import ConfigurationError
 from s3torch.datasets.order._epoch import (
@@ -193,6 +194,7 @@ class IterationState(Generic[P]):
         listing: The digest of what is shared out; empty before it was listed, or where nobody compares it.
     """
 
+    _of: ClassVar[str]
     order: Mapping[str, Any]
     shares: dict[StridedShard, P] = field(default_factory=dict)
     listing: str = ""
@@ -204,16 +206,25 @@ class IterationState(Generic[P]):
             self.shares[mark.share] = mark.progress
         return self
 
-    def check(self, version: object, order: Mapping[str, Any] | None) -> Self:
-        """Returns the state itself if this release reads it and its order is this one."""
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any], order: Mapping[str, Any] | None = None) -> Self:
+        """Reads what ``to_dict`` returned; refuses all else and, if given, another order of samples."""
+        try:
+            loaded, version = cls._read(state), state["version"]
+        except (KeyError, TypeError, ValueError) as exc:
+            raise ConfigurationError(f"this is no state of an {cls._of}: {exc!r}") from exc
         if version != _VERSION:
             raise ConfigurationError(f"the state has version {version!r}, this release reads {_VERSION}")
-        if order is not None and dict(self.order) != dict(order):
+        if order is not None and dict(loaded.order) != dict(order):
             raise ConfigurationError(
-                f"the state was saved with {self.order} and the dataset has {dict(order)}: "
+                f"the state was saved with {loaded.order} and the dataset has {dict(order)}: "
                 "the order would differ"
             )
-        return self
+        return loaded
+
+    @classmethod
+    @abstractmethod
+    def _read(cls, state: Mapping[str, Any]) -> Self: ...
 
 
 def merged(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -247,6 +258,7 @@ class ObjectState(IterationState[int]):
     With ``counts``, the ``shares`` say how many objects each worker has taken since.
     """
 
+    _of = "S3IterableDataset"
     position: EpochPosition = field(default_factory=EpochPosition)
     counts: bool = False
 
@@ -269,27 +281,21 @@ class ObjectState(IterationState[int]):
         return state
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any], order: Mapping[str, Any] | None = None) -> Self:
-        """Reads what ``to_dict`` returned; refuses all else and, if given, another order of samples."""
-        try:
-            loaded = cls(
-                order=dict(state["order"]),
-                shares={StridedShard(*share[:2]): share[2] for share in state.get("shares", ())},
-                position=EpochPosition(
-                    epoch=state["epoch"],
-                    consumed=tuple(
-                        ConsumedShares(one["taken"]) if "taken" in one else ConsumedPrefix(**one)
-                        for one in state["legs"]
-                    ),
-                    shard=WorkerShard(Place(*state["rank"]), Place(*state["worker"])),
-                    taken=state["taken"],
+    def _read(cls, state: Mapping[str, Any]) -> Self:
+        return cls(
+            order=dict(state["order"]),
+            shares={StridedShard(*share[:2]): share[2] for share in state.get("shares", ())},
+            position=EpochPosition(
+                epoch=state["epoch"],
+                consumed=tuple(
+                    ConsumedShares(one["taken"]) if "taken" in one else ConsumedPrefix(**one)
+                    for one in state["legs"]
                 ),
-                counts="shares" in state,
-            )
-            version = state["version"]
-        except (KeyError, TypeError, ValueError) as exc:
-            raise ConfigurationError(f"this is no state of an S3IterableDataset: {exc!r}") from exc
-        return loaded.check(version, order)
+                shard=WorkerShard(Place(*state["rank"]), Place(*state["worker"])),
+                taken=state["taken"],
+            ),
+            counts="shares" in state,
+        )
 
     def resumed(self) -> EpochPosition:
         """Returns where to go on; refuses where it is not known what other ranks have taken."""
@@ -314,6 +320,7 @@ class ShardState(IterationState[ShareProgress]):
         consumed: What was consumed before ranks or workers changed.
     """
 
+    _of = "S3ShardDataset"
     epoch: int = 0
     quota: int | None = None
     consumed: tuple[ConsumedPieces, ...] = ()
@@ -366,24 +373,18 @@ class ShardState(IterationState[ShareProgress]):
         }
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any], order: Mapping[str, Any] | None = None) -> Self:
-        """Reads what ``to_dict`` returned; refuses all else and, if given, another order of samples."""
-        try:
-            loaded = cls(
-                order=dict(state["order"]),
-                shares={StridedShard(*share["stripe"]): _progress(share) for share in state["shares"]},
-                listing=state["shards"],
-                epoch=int(state["epoch"]),
-                quota=state["quota"],
-                consumed=tuple(
-                    ConsumedPieces({StridedShard(*end[:2]): Cursor(*end[2:]) for end in ends})
-                    for ends in state["legs"]
-                ),
-            )
-            version = state["version"]
-        except (KeyError, TypeError, ValueError) as exc:
-            raise ConfigurationError(f"this is no state of an S3ShardDataset: {exc!r}") from exc
-        return loaded.check(version, order)
+    def _read(cls, state: Mapping[str, Any]) -> Self:
+        return cls(
+            order=dict(state["order"]),
+            shares={StridedShard(*share["stripe"]): _share_progress(share) for share in state["shares"]},
+            listing=state["shards"],
+            epoch=int(state["epoch"]),
+            quota=state["quota"],
+            consumed=tuple(
+                ConsumedPieces({StridedShard(*end[:2]): Cursor(*end[2:]) for end in ends})
+                for ends in state["legs"]
+            ),
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -393,7 +394,7 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, tuple) else value
 
 
-def _progress(share: Mapping[str, Any]) -> ShareProgress:
+def _share_progress(share: Mapping[str, Any]) -> ShareProgress:
     replays = tuple(
         OpenBlock(StridedShard(*owner), consumed, _loaded(block))
         for owner, consumed, block in share["replays"]

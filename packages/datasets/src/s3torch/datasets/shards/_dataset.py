@@ -15,7 +15,7 @@ from s3torch.datasets._iterable import StreamedDataset
 from s3torch.datasets.formats import DamagedShardError, ShardFormat, ShardObject, named_format
 from s3torch.datasets.order._epoch import Permutation, Place, WorkerShard, current_worker
 from s3torch.datasets.order._state import Mark, ShardState, ShareProgress
-from s3torch.datasets.shards._pipeline import ShardPipeline, ShardRun
+from s3torch.datasets.shards._pipeline import ShardRun
 from s3torch.datasets.sources._sources import size_of, subject_of
 from s3torch.datasets.sources._table import describe_objects
 from s3torch.datasets.transforms import identity
@@ -40,11 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 def format_for_key(key: str) -> ShardFormat:
-    """Makes the installed format with the longest suffix that the key ends with, with its defaults.
-
-    Raises:
-        ConfigurationError: There is none.
-    """
+    """Makes the installed format with the longest suffix that the key ends with, with its defaults."""
     made: list[ShardFormat] = [make() for make in shard_formats().values()]
     best = max(made, key=lambda one: _match(key, one.suffixes), default=None)
     if best is None or not _match(key, best.suffixes):
@@ -177,23 +173,10 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
         return self._run(self._state, share)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns how far the iteration is that this process started last.
-
-        In a worker, it is the state of this worker: torchdata's ``StatefulDataLoader`` asks each, and needs
-        the same numbers of workers and ranks to resume. For other numbers, see ``ResumableLoader``.
-        """
         return (self._saved or self._state or self._taken_up([self._share()])).to_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Lets the next iteration go on where a state was saved.
-
-        For other numbers of ranks or workers than there were, the state is that of ``merge_states``.
-
-        Raises:
-            ConfigurationError: It is no such state, or the dataset has another order.
-        """
-        self._saved = ShardState.from_dict(state, self._order())
-        self._epoch[0] = self._saved.epoch
+    def _loaded(self, state: Mapping[str, Any]) -> ShardState:
+        return ShardState.from_dict(state, self._order())
 
     def begun(self, *, workers: int) -> dict[str, Any]:
         if workers == 0 and self._state is not None:
@@ -218,7 +201,6 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
         return ShardState.from_dict(begun).noted(marks).to_dict()
 
     def _taken_up(self, team: Sequence[StridedShard]) -> ShardState:
-        """Returns where some workers of this rank go on."""
         state = self._saved or ShardState(self._order(), epoch=int(self._epoch))
         return state.taken_up(team, quota=self._settings.samples_per_worker)
 
@@ -255,17 +237,14 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
     def _turn(
         self, state: ShardState, share: StridedShard, objects: ObjectTable, quota: int | None
     ) -> Iterator[ResultT]:
-        """Yields what is left of all samples of this worker, or of the number that was asked for."""
         settings, transform = self._settings, self._settings.transform
         order = Permutation(len(objects), seed=settings.seed, epoch=state.epoch) if settings.shuffle else None
         run = ShardRun(
-            pipeline=ShardPipeline(
-                len(objects),
-                lambda place: self._open(objects[place if order is None else order[place]]),
-                ahead=settings.shards_ahead,
-                tolerate=self._tolerate,
-                report=self._skip,
-            ),
+            count=len(objects),
+            open_shard=lambda place: self._open(objects[place if order is None else order[place]]),
+            ahead=settings.shards_ahead,
+            tolerate=self._tolerate,
+            report=self._skip,
             share=share,
             consumed=state.consumed,
             seed=settings.seed,
@@ -294,7 +273,6 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
 
 
 def name_of(sample: Any) -> str:
-    """Returns the name of a sample of a shard for messages."""
     return f"{sample.get('__key__')} of {sample.get('__url__')}" if isinstance(sample, dict) else "a row"
 
 

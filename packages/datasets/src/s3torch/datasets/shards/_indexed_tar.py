@@ -46,7 +46,9 @@ if TYPE_CHECKING:
 else:
     ResultT = TypeVar("ResultT")
 
+_log = logging.getLogger(__name__)
 INDEX_SUFFIX = ".index.json"
+_BYTES_AHEAD = 64 * 1024 * 1024
 
 _FORMAT = "s3torch-tar-index"
 _VERSION = 1
@@ -164,11 +166,7 @@ class TarIndex:
 
     @classmethod
     def from_json(cls, data: bytes) -> TarIndex:
-        """Reads what ``to_json`` made.
-
-        Raises:
-            ConfigurationError: It is no such index.
-        """
+        """Reads what ``to_json`` made; raises ``ConfigurationError`` for anything else."""
         try:
             value = json.loads(data)
             if (value["format"], value["version"]) != (_FORMAT, _VERSION):
@@ -216,19 +214,19 @@ class IndexStore:
     """
 
     def __init__(self, location: str | os.PathLike[str] | None) -> None:
-        text = None if location is None else os.fspath(location)
-        remote = text is not None and text.startswith("s3://")
-        self._remote = parse_s3_uri(text) if remote and text is not None else None
-        self._folder = None if text is None or remote else Path(text)
+        text = "" if location is None else os.fspath(location)
+        self._is_remote = location is None or text.startswith("s3://")
+        self._place = parse_s3_uri(text) if text and self._is_remote else None
+        self._folder = Path(text)
 
     def load(self, client: S3Client, items: Sequence[S3BucketKeyData]) -> Iterator[bytes | None]:
         """Yields the index of each archive, ``None`` where there is none, with many requests in flight."""
-        if self._folder is not None:
+        if not self._is_remote:
             for item in items:
-                path = self._path(self._folder, item)
+                path = self._path(item)
                 yield path.read_bytes() if path.exists() else None
             return
-        readers = (client.get_object(*self._place(item)) for item in items)
+        readers = (client.get_object(*self._key(item)) for item in items)
         for reader in look_ahead(readers, _AHEAD):
             with reader:
                 try:
@@ -238,28 +236,23 @@ class IndexStore:
             yield data
 
     def save(self, client: S3Client, item: S3BucketKeyData, data: bytes) -> None:
-        """Stores an index, whole or not at all."""
-        if self._folder is None:
-            with client.put_object(*self._place(item)) as writer:
+        if self._is_remote:
+            with client.put_object(*self._key(item)) as writer:
                 writer.write(data)
             return
-        path = self._path(self._folder, item)
+        path = self._path(item)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, data)
 
-    def _place(self, item: S3BucketKeyData) -> tuple[str, str]:
-        if self._remote is None:
+    def _key(self, item: S3BucketKeyData) -> tuple[str, str]:
+        if self._place is None:
             return item.bucket, item.key + INDEX_SUFFIX
-        bucket, prefix = self._remote
+        bucket, prefix = self._place
         folder = f"{prefix.rstrip('/')}/" if prefix else ""
         return bucket, f"{folder}{item.bucket}/{item.key}{INDEX_SUFFIX}"
 
-    def _path(self, folder: Path, item: S3BucketKeyData) -> Path:
-        return folder / item.bucket / f"{item.key.lstrip('/')}{INDEX_SUFFIX}"
-
-
-_log = logging.getLogger(__name__)
-_BYTES_AHEAD = 64 * 1024 * 1024
+    def _path(self, item: S3BucketKeyData) -> Path:
+        return self._folder / item.bucket / f"{item.key.lstrip('/')}{INDEX_SUFFIX}"
 
 
 class S3IndexedTarDataset(S3Dataset[dict[str, Any], ResultT], Dataset[ResultT]):
@@ -390,5 +383,4 @@ class _Fetch(RangeInParts):
         self._url = f"s3://{source.bucket}/{source.key}"
 
     def sample(self) -> dict[str, Any]:
-        """Waits for the bytes."""
         return {"__key__": self._place.key, "__url__": self._url} | self._place.cut(self.wait())

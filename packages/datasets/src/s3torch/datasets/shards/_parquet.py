@@ -52,7 +52,6 @@ class ParquetFormat:
             raise ConfigurationError(f"batch_rows must be an integer from 1 on, got {self.batch_rows!r}")
 
     def open(self, shard: ShardObject) -> _ParquetShard:
-        """Starts to fetch the footer and returns at once."""
         try:
             import pyarrow.parquet  # noqa: F401 - Fails now, not in a worker.
         except ImportError as exc:

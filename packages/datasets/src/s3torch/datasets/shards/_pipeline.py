@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import closing
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -43,88 +43,6 @@ class _Begun:
 
     def close(self) -> None:
         self.piece.close()
-
-
-@dataclass(frozen=True, slots=True)
-class ShardPipeline:
-    """Reads the pieces that belong to one worker, one after the other.
-
-    Pieces are shared out by their number, see ``piece_number``. Pieces of tar archives are whole shards, so
-    nothing is asked of the shards of others; of a Parquet file every worker reads the footer.
-
-    Attributes:
-        count: How many shards there are.
-        open_shard: Opens the shard at a place in the order of the epoch, and returns at once.
-        ahead: How many pieces are in flight at most after the one that is read, while they fit in 128 MiB.
-        tolerate: Whether to leave out the rest of a shard after this error; otherwise it is raised.
-        report: Called with each error that was tolerated, in one of the workers that came across it.
-    """
-
-    count: int
-    open_shard: Callable[[int], OpenedShard]
-    _: KW_ONLY
-    ahead: int
-    tolerate: Callable[[Exception], bool]
-    report: Callable[[Exception], object]
-
-    def samples(
-        self, share: StridedShard, consumed: Sequence[ConsumedPieces], begin: Cursor
-    ) -> Generator[tuple[Cursor, Any]]:
-        """Yields the samples of the worker with this share, each with the place after it.
-
-        The worker goes on at ``begin``; what was ``consumed`` before it began is left out.
-        """
-        ahead = Ahead(self.ahead, _BYTES_AHEAD)
-        with (
-            closing(self._pieces(share, consumed, begin)) as pieces,
-            closing(look_ahead(pieces, ahead, weigh=lambda one: one.piece.size)) as started,
-        ):
-            for one in started:
-                place, index = one.cursor.shard, one.cursor.piece
-                try:
-                    for after, sample in one.piece.samples(one.cursor.position):
-                        yield Cursor(place, index, after), sample
-                except Exception as exc:
-                    if not self.tolerate(exc):
-                        raise
-                    self.report(exc)
-                finally:
-                    one.close()
-
-    def _pieces(
-        self, share: StridedShard, consumed: Sequence[ConsumedPieces], begin: Cursor
-    ) -> Generator[_Begun]:
-        """Yields the pieces of one worker that are left."""
-        left = Remainder(consumed)
-        places = range(max(begin.shard, left.first_shard), self.count)
-        opening = map(self.open_shard, places)
-        with closing(look_ahead(opening, _SHARDS_OPENED, start=_started_already)) as shards:
-            for place, opened in zip(places, shards, strict=True):
-                try:
-                    pieces: Sequence[ShardPiece] = opened.pieces()
-                except Exception as exc:
-                    if not self.tolerate(exc):
-                        raise
-                    # Every worker comes across it.
-                    if place in share:
-                        self.report(exc)
-                    continue
-                finally:
-                    opened.close()
-                for index, piece in enumerate(pieces):
-                    number = piece_number(place, index, len(pieces))
-                    if number not in share or (place, index) < (begin.shard, begin.piece):
-                        continue
-                    position = left.position(place, index, number)
-                    if position is None:
-                        continue
-                    if (place, index) == (begin.shard, begin.piece):
-                        position = begin.position or position
-                    yield _Begun(Cursor(place, index, position), piece)
-
-
-def _started_already(opened: OpenedShard) -> None:
-    """Does nothing: a shard starts when it is opened, and its pieces only for the worker that reads them."""
 
 
 class BlockShuffler:
@@ -179,11 +97,29 @@ class BlockShuffler:
 class ShardRun:
     """The samples of one worker in one turn through its share.
 
-    It finishes the blocks that earlier workers had begun, and goes on with what is left of the shards. What
-    was ``consumed`` before counts in the first turn alone; ``buffer`` samples are shuffled together.
+    It finishes the blocks that earlier workers had begun, and goes on with what is left of the shards, one
+    piece after the other. Pieces are shared out by their number, see ``piece_number``. Pieces of tar archives
+    are whole shards, so nothing is asked of the shards of others; of a Parquet file every worker reads the
+    footer.
+
+    Attributes:
+        count: How many shards there are.
+        open_shard: Opens the shard at a place in the order of the epoch, and returns at once.
+        ahead: How many pieces are in flight at most after the one that is read, while they fit in 128 MiB.
+        tolerate: Whether to leave out the rest of a shard after this error; otherwise it is raised.
+        report: Called with each error that was tolerated, in one of the workers that came across it.
+        share: The share of the worker.
+        consumed: What was consumed before, which counts in the first turn alone.
+        seed: Decides the order of samples.
+        epoch: Also decides it.
+        buffer: How many samples are shuffled together.
     """
 
-    pipeline: ShardPipeline
+    count: int
+    open_shard: Callable[[int], OpenedShard]
+    ahead: int
+    tolerate: Callable[[Exception], bool]
+    report: Callable[[Exception], object]
     share: StridedShard
     consumed: Sequence[ConsumedPieces]
     seed: int
@@ -202,7 +138,7 @@ class ShardRun:
                 yield replace(progress, taken=taken, replays=(*rest, *later)), sample
             progress = replace(progress, taken=taken, replays=tuple(later))
         consumed = self.consumed if progress.turn == 0 else ()
-        with closing(self.pipeline.samples(self.share, consumed, progress.block.begin)) as samples:
+        with closing(self._read(self.share, consumed, progress.block.begin)) as samples:
             shuffler = self._shuffler(self.share, progress.turn)
             for block_after, sample in shuffler.shuffle(samples, progress.block):
                 taken += 1
@@ -210,7 +146,7 @@ class ShardRun:
 
     def _replayed(self, block: OpenBlock) -> Iterator[tuple[BlockProgress, Any]]:
         consumed, begin = self.consumed[: block.consumed], block.progress.begin
-        with closing(self.pipeline.samples(block.share, consumed, begin)) as samples:
+        with closing(self._read(block.share, consumed, begin)) as samples:
             whole = deque(islice(samples, block.progress.count))
         # A sample that was yielded is kept by its user alone.
         emptied = (whole.popleft() for _ in range(len(whole)))
@@ -218,3 +154,58 @@ class ShardRun:
 
     def _shuffler(self, share: StridedShard, turn: int) -> BlockShuffler:
         return BlockShuffler(self.buffer, seed=self.seed, epoch=self.epoch, turn=turn, share=share)
+
+    def _read(
+        self, share: StridedShard, consumed: Sequence[ConsumedPieces], begin: Cursor
+    ) -> Generator[tuple[Cursor, Any]]:
+        """Yields the samples of the worker with this share, each with the place after it.
+
+        The worker goes on at ``begin``; what was ``consumed`` before it began is left out.
+        """
+        ahead = Ahead(self.ahead, _BYTES_AHEAD)
+        with (
+            closing(self._pieces(share, consumed, begin)) as pieces,
+            closing(look_ahead(pieces, ahead, weigh=lambda one: one.piece.size)) as started,
+        ):
+            for one in started:
+                place, index = one.cursor.shard, one.cursor.piece
+                try:
+                    for after, sample in one.piece.samples(one.cursor.position):
+                        yield Cursor(place, index, after), sample
+                except Exception as exc:
+                    if not self.tolerate(exc):
+                        raise
+                    self.report(exc)
+                finally:
+                    one.close()
+
+    def _pieces(
+        self, share: StridedShard, consumed: Sequence[ConsumedPieces], begin: Cursor
+    ) -> Generator[_Begun]:
+        left = Remainder(consumed)
+        places = range(max(begin.shard, left.first_shard), self.count)
+        opening = map(self.open_shard, places)
+        # They start when they are opened, and their pieces only for the worker that reads them.
+        with closing(look_ahead(opening, _SHARDS_OPENED, start=lambda _: None)) as shards:
+            for place, opened in zip(places, shards, strict=True):
+                try:
+                    pieces: Sequence[ShardPiece] = opened.pieces()
+                except Exception as exc:
+                    if not self.tolerate(exc):
+                        raise
+                    # Every worker comes across it.
+                    if place in share:
+                        self.report(exc)
+                    continue
+                finally:
+                    opened.close()
+                for index, piece in enumerate(pieces):
+                    number = piece_number(place, index, len(pieces))
+                    if number not in share or (place, index) < (begin.shard, begin.piece):
+                        continue
+                    position = left.position(place, index, number)
+                    if position is None:
+                        continue
+                    if (place, index) == (begin.shard, begin.piece):
+                        position = begin.position or position
+                    yield _Begun(Cursor(place, index, position), piece)

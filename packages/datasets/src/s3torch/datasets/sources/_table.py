@@ -36,12 +36,8 @@ _MOST_CLASSES = 255
 # Of these arrays, in this order; ``records`` has ETag, key and version of each object, and ``versions`` how
 # long the last is, unless no object has one.
 _ARRAYS: tuple[tuple[str, Literal["Q", "q", "B"]], ...] = (
-    ("ends", "Q"),
-    ("sizes", "q"),
-    ("times", "q"),
-    ("classes", "B"),
-    ("versions", "B"),
-    ("records", "B"),
+    *(("ends", "Q"), ("sizes", "q"), ("times", "q")),
+    *(("classes", "B"), ("versions", "B"), ("records", "B")),
 )
 _HEAD = struct.Struct("<8sQ")
 _MAGIC = b"s3table2"
@@ -93,7 +89,6 @@ class ObjectTable(Sequence[S3BucketKeyData]):
 
     @property
     def nbytes(self) -> int:
-        """The size of the table in bytes."""
         return len(memoryview(self._buffer))
 
     @cached_property
@@ -292,9 +287,7 @@ def describe_objects(
 ) -> DatasetSummary:
     """Summarises objects from their listing, without a request.
 
-    Args:
-        objects: The objects.
-        estimated_samples: How many samples they have, if that is not known to be one each.
+    ``estimated_samples`` is how many samples they have, where that is known or can be estimated.
     """
     sizes = array("Q")
     suffixes: Counter[str] = Counter()

@@ -17,8 +17,8 @@ import pytest
 from s3torch.core import S3Client, S3ReaderConstructor
 from s3torch.core.errors import ConfigurationError, ObjectChangedError
 from s3torch.datasets import S3IndexedTarDataset, S3IterableDataset, S3MapDataset, S3ShardDataset
+from s3torch.datasets._cache import CacheUsage, DiskCache
 from s3torch.datasets._ranges import CachedReaders
-from s3torch.datasets.cache._disk import CacheUsage, DiskCache
 
 OVERHEAD = 20
 
@@ -129,7 +129,7 @@ def test_many_at_once(tmp_path, pool):
 
 KILLED = """
 import os, signal, sys
-from s3torch.datasets.cache._disk import DiskCache
+from s3torch.datasets._cache import DiskCache
 
 cache = DiskCache(sys.argv[1])
 write, written = os.write, 0

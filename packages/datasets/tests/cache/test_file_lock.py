@@ -8,7 +8,7 @@ from multiprocessing import get_context
 import pytest
 
 from s3torch.core import S3BucketKeyData
-from s3torch.datasets.cache._disk import DiskCache, exclusive
+from s3torch.datasets._cache import DiskCache, exclusive
 from s3torch.datasets.sources._shared import SharedFolder, shared_pages
 
 

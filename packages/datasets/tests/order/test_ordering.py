@@ -15,10 +15,11 @@ from s3torch.datasets.order._epoch import (
     ConsumedShares,
     EpochPosition,
     Permutation,
+    Place,
+    WorkerShard,
     even_length,
     pick,
 )
-from s3torch.datasets.order._places import Place, WorkerShard
 from s3torch.datasets.order._state import ObjectState
 
 

@@ -11,17 +11,18 @@ from hypothesis import strategies as st
 
 from s3torch.core.errors import ConfigurationError
 from s3torch.datasets import merge_states
-from s3torch.datasets.order._places import Place, StridedShard, WorkerShard, covers_all
-from s3torch.datasets.order._progress import (
+from s3torch.datasets.order._epoch import Place, StridedShard, WorkerShard, covers_all
+from s3torch.datasets.order._state import (
     BlockProgress,
     ConsumedPieces,
     Cursor,
+    Mark,
     Remainder,
+    ShardState,
     ShareProgress,
     piece_number,
 )
-from s3torch.datasets.order._state import Mark, ShardState
-from s3torch.datasets.shards._pipeline import ShardPipeline, ShardRun
+from s3torch.datasets.shards._pipeline import ShardRun
 
 
 class Piece:
@@ -79,9 +80,12 @@ class _Opened:
 
 def read(shards, state, share, buffer, stop):
     """What one worker yields until it stops, and how far it is then."""
-    pipeline = ShardPipeline(len(shards.counts), shards.open, ahead=1, tolerate=lambda _: False, report=str)
     run = ShardRun(
-        pipeline=pipeline,
+        count=len(shards.counts),
+        open_shard=shards.open,
+        ahead=1,
+        tolerate=lambda _: False,
+        report=str,
         share=share,
         consumed=state.consumed,
         seed=1,

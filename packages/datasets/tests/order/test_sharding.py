@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.datasets.order._epoch import EpochPosition, pick
-from s3torch.datasets.order._places import Place, WorkerShard
+from s3torch.datasets.order._epoch import EpochPosition, Place, WorkerShard, pick
 
 
 def indices(shard, count):

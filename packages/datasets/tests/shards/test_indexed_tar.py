@@ -17,7 +17,7 @@ from s3torch.core import S3Client, S3ClientConfig
 from s3torch.core.errors import ConfigurationError, ObjectChangedError
 from s3torch.datasets import S3IndexedTarDataset, S3ShardDataset
 from s3torch.datasets.formats import DamagedShardError
-from s3torch.datasets.shards._tar_index import TarIndex
+from s3torch.datasets.shards._indexed_tar import TarIndex
 
 FILES = [
     [(f"d/{shard}-{number}.{suffix}", b"%d%d" % (shard, number) * 400) for number in range(4)]

@@ -18,8 +18,8 @@ from s3torch.core import S3Client, S3ClientConfig
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
 from s3torch.datasets import S3ShardDataset
 from s3torch.datasets.formats import DamagedShardError
-from s3torch.datasets.order._places import StridedShard
-from s3torch.datasets.order._progress import BlockProgress, Cursor
+from s3torch.datasets.order._epoch import StridedShard
+from s3torch.datasets.order._state import BlockProgress, Cursor
 from s3torch.datasets.shards._pipeline import BlockShuffler
 from s3torch.datasets.shards._tar_format import TarFormat
 from s3torch.testing.memory import MemoryStore

@@ -11,7 +11,7 @@ from s3torch.core.errors import ConfigurationError
 from s3torch.core.models import ObjectInfo
 from s3torch.datasets import S3IndexedTarDataset, S3MapDataset, S3ShardDataset
 from s3torch.datasets.sources._sources import ListingProgress, PrefixSource, ReportedSource
-from s3torch.datasets.sources._summary import describe_objects
+from s3torch.datasets.sources._table import describe_objects
 
 
 def item(key, size):

@@ -24,7 +24,7 @@ from s3torch.datasets import (
     S3Sampler,
     S3ShardDataset,
 )
-from s3torch.datasets.sources._manifest import GzippedJsonLines, JsonLines, Parquet
+from s3torch.datasets.sources._manifest import format_of
 from s3torch.datasets.sources._sources import ObjectsSource, PrefixSource, VersionedInfo, version_of
 
 KEYS = [f"train/{number}" for number in range(5)]
@@ -252,6 +252,9 @@ infos = st.builds(
 )
 
 
-@given(st.lists(infos, max_size=10), st.sampled_from([JsonLines(), GzippedJsonLines(), Parquet()]))
+@given(
+    st.lists(infos, max_size=10),
+    st.sampled_from([format_of(".jsonl"), format_of(".jsonl.gz"), format_of(".parquet")]),
+)
 def test_formats_keep_everything(objects, kind):
     assert list(kind.decode(kind.encode(objects))) == objects

@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Any
 from s3torch.datasets._version import __version__
 
 if TYPE_CHECKING:
+    from s3torch.datasets._cache import CacheUsage, DiskCache
     from s3torch.datasets._iterable import S3IterableDataset
     from s3torch.datasets._map_style import S3MapDataset
-    from s3torch.datasets.cache._disk import CacheUsage, DiskCache
     from s3torch.datasets.formats import DamagedShardError
     from s3torch.datasets.order._loader import ResumableLoader, S3Sampler, merge_states
     from s3torch.datasets.shards._dataset import S3ShardDataset
-    from s3torch.datasets.shards._indexed_tar import S3IndexedTarDataset
+    from s3torch.datasets.shards._indexed_tar import S3IndexedTarDataset, TarIndex
     from s3torch.datasets.shards._parquet import ParquetFormat
     from s3torch.datasets.shards._tar_format import TarFormat
-    from s3torch.datasets.shards._tar_index import TarIndex
     from s3torch.datasets.sources._manifest import Manifest, ManifestChanges
     from s3torch.datasets.sources._sources import (
         GlobSource,
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
         Selection,
         VersionedInfo,
     )
-    from s3torch.datasets.sources._summary import DatasetSummary, describe_objects
+    from s3torch.datasets.sources._table import DatasetSummary, describe_objects
 
 __all__ = [
     "CacheUsage",
@@ -67,20 +66,19 @@ __all__ = [
 ]
 
 _MODULES = {
+    "_cache": "CacheUsage DiskCache",
     "_iterable": "S3IterableDataset",
     "_map_style": "S3MapDataset",
-    "cache._disk": "CacheUsage DiskCache",
     "formats": "DamagedShardError",
     "order._loader": "ResumableLoader S3Sampler merge_states",
     "shards._dataset": "S3ShardDataset",
-    "shards._indexed_tar": "S3IndexedTarDataset",
+    "shards._indexed_tar": "S3IndexedTarDataset TarIndex",
     "shards._parquet": "ParquetFormat",
     "shards._tar_format": "TarFormat",
-    "shards._tar_index": "TarIndex",
     "sources._manifest": "Manifest ManifestChanges",
     "sources._sources": "GlobSource ListingProgress ObjectSource ObjectsSource PrefixSource"
     " ReportedSource Selection VersionedInfo",
-    "sources._summary": "DatasetSummary describe_objects",
+    "sources._table": "DatasetSummary describe_objects",
 }
 
 

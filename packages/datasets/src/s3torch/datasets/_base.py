@@ -1,39 +1,139 @@
-"""What datasets share: a client, a listing, settings, and for streams the place among ranks and workers."""
+"""What datasets share: settings, a client and a listing.
+
+A new setting is one line in ``ReadOptions``, which types the keyword arguments, one in ``Settings``, and its
+name in the datasets that have it.
+"""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Generic
-
-import torch
-from torch.utils.data import IterableDataset
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypedDict, TypeVar
 
 from s3torch.core import S3Client, S3Reader, S3ReaderConstructor, UserAgent, parse_s3_uri
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
-from s3torch.datasets._opening import Opener, through
-from s3torch.datasets._ranges import Hedging
-from s3torch.datasets._settings import DatasetOptions, InputT, SampleT, Settings
-from s3torch.datasets.cache._disk import DiskCache
-from s3torch.datasets.order._places import Place, SharedCounter, current_rank, given_place
+from s3torch.datasets._cache import DiskCache
+from s3torch.datasets._opening import Opener, check_prefetch, through
+from s3torch.datasets._ranges import Hedging, check_hedge_after
+from s3torch.datasets.order._epoch import SharedCounter, check_uneven
 from s3torch.datasets.sources._manifest import Manifest, ManifestSource
 from s3torch.datasets.sources._shared import SharedFolder, SharedListing
-from s3torch.datasets.sources._sources import GlobSource, ObjectsSource, PrefixSource, subject_of, uri_of
-from s3torch.datasets.sources._summary import describe_objects
+from s3torch.datasets.sources._sources import (
+    GlobSource,
+    ObjectsSource,
+    PrefixSource,
+    Selection,
+    list_whole,
+    subject_of,
+    uri_of,
+)
+from s3torch.datasets.sources._table import describe_objects
+from s3torch.datasets.transforms import identity
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Self, Unpack
 
-    from s3torch.core import S3BucketKeyData
-    from s3torch.datasets.order._epoch import EpochPosition
-    from s3torch.datasets.order._state import ShardState
-    from s3torch.datasets.sources._sources import ObjectSource, Uris
-    from s3torch.datasets.sources._summary import DatasetSummary
-    from s3torch.datasets.sources._table import ObjectTable
+    from typing_extensions import TypeVar as DefaultTypeVar
+
+    from s3torch.core import S3BucketKeyData, S3ClientConfig, S3ReaderConstructorProtocol
+    from s3torch.datasets.formats import ShardFormat
+    from s3torch.datasets.order._epoch import Uneven
+    from s3torch.datasets.sources._sources import ObjectSource, Uri, Uris
+    from s3torch.datasets.sources._table import DatasetSummary, ObjectTable
+
+    # The default transform returns the reader itself.
+    SampleT = DefaultTypeVar("SampleT", default=S3Reader)
+else:
+    SampleT = TypeVar("SampleT")
 
 _log = logging.getLogger(__name__)
+# The names of keyword arguments: of all datasets, and of those whose samples are objects.
+COMMON_OPTIONS = frozenset({"endpoint", "transform", "s3client_config", "cache_dir", "cache_limit"})
+OBJECT_OPTIONS = COMMON_OPTIONS | {"reader_constructor", "prefetch", "on_error", "hedge_after", "select"}
+InputT = TypeVar("InputT")
+OnError = Literal["raise", "skip"]
+
+
+class ReadOptions(TypedDict, total=False):
+    """The keyword arguments of the datasets; each class says which of them it has."""
+
+    prefetch: int | None
+    on_error: OnError
+    hedge_after: float | str | None
+    select: Selection | None
+    cache_dir: str | os.PathLike[str] | None
+    cache_limit: int | None
+    rank: int | None
+    world_size: int | None
+    shuffle: bool
+    seed: int
+    uneven: Uneven
+    format: str | ShardFormat | None
+    shuffle_buffer: int
+    samples_per_worker: int | None
+    shards_ahead: int
+    index_location: str | os.PathLike[str] | None
+    save_indexes: bool
+
+
+class Options(ReadOptions, Generic[InputT, SampleT], total=False):
+    """The same with those that are also positional, where only keywords are taken."""
+
+    endpoint: str | None
+    transform: Callable[[InputT], SampleT]
+    s3client_config: S3ClientConfig | None
+    reader_constructor: S3ReaderConstructorProtocol | None
+    enable_sharding: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(Generic[InputT, SampleT]):
+    """The arguments of a dataset, checked."""
+
+    endpoint: str | None = None
+    transform: Callable[[InputT], SampleT] = identity  # type: ignore[assignment]
+    s3client_config: S3ClientConfig | None = None
+    reader_constructor: S3ReaderConstructorProtocol | None = None
+    enable_sharding: bool = False
+    prefetch: int | None = None
+    on_error: OnError = "raise"
+    hedge_after: float | str | None = None
+    select: Selection | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    cache_limit: int | None = None
+    rank: int | None = None
+    world_size: int | None = None
+    shuffle: bool = False
+    seed: int = 0
+    uneven: Uneven = "keep"
+    format: str | ShardFormat | None = None
+    shuffle_buffer: int = 1000
+    samples_per_worker: int | None = None
+    shards_ahead: int = 2
+    index_location: str | os.PathLike[str] | None = None
+    save_indexes: bool = False
+
+    def __post_init__(self) -> None:
+        if not callable(self.transform):
+            raise ConfigurationError(f"transform must be callable, got {self.transform!r}")
+        if self.on_error not in {"raise", "skip"}:
+            raise ConfigurationError(f"on_error must be 'raise' or 'skip', got {self.on_error!r}")
+        check_prefetch(self.prefetch)
+        check_hedge_after(self.hedge_after)
+        check_uneven(self.uneven)
+        if self.select is not None and not isinstance(self.select, Selection):
+            raise ConfigurationError(f"select must be a Selection, got {self.select!r}")
+        if self.cache_limit is not None and self.cache_dir is None:
+            raise ConfigurationError("cache_limit needs cache_dir")
+        for name, lowest in (("shuffle_buffer", 1), ("shards_ahead", 0), ("samples_per_worker", 1)):
+            value = getattr(self, name)
+            if name == "samples_per_worker" and value is None:
+                continue
+            if type(value) is not int or value < lowest:
+                raise ConfigurationError(f"{name} must be an integer from {lowest} on, got {value!r}")
 
 
 class S3Dataset(Generic[InputT, SampleT]):
@@ -49,7 +149,7 @@ class S3Dataset(Generic[InputT, SampleT]):
         self,
         region: str | None,
         get_dataset_objects: ObjectSource,
-        **options: Unpack[DatasetOptions[InputT, SampleT]],
+        **options: Unpack[Options[InputT, SampleT]],
     ) -> None:
         for name in options:
             if name not in self._options:
@@ -80,11 +180,11 @@ class S3Dataset(Generic[InputT, SampleT]):
         self._prepare()
 
     def _prepare(self) -> None:
-        """Makes what a kind of dataset has of its own, once there are settings."""
+        """Makes what a kind of dataset has of its own."""
 
     @classmethod
     def from_prefix(
-        cls, s3_uri: Uris, *, region: str | None = None, **options: Unpack[DatasetOptions[InputT, SampleT]]
+        cls, s3_uri: Uris, *, region: str | None = None, **options: Unpack[Options[InputT, SampleT]]
     ) -> Self:
         """Makes a dataset of all objects whose key begins with the key of the URI, in listing order.
 
@@ -99,11 +199,7 @@ class S3Dataset(Generic[InputT, SampleT]):
 
     @classmethod
     def from_objects(
-        cls,
-        object_uris: Uris,
-        *,
-        region: str | None = None,
-        **options: Unpack[DatasetOptions[InputT, SampleT]],
+        cls, object_uris: Uris, *, region: str | None = None, **options: Unpack[Options[InputT, SampleT]]
     ) -> Self:
         """Makes a dataset of one URI or of several in their order; an iterator is consumed once, now.
 
@@ -117,11 +213,7 @@ class S3Dataset(Generic[InputT, SampleT]):
 
     @classmethod
     def from_glob(
-        cls,
-        s3_uri: str | os.PathLike[str],
-        *,
-        region: str | None = None,
-        **options: Unpack[DatasetOptions[InputT, SampleT]],
+        cls, s3_uri: Uri, *, region: str | None = None, **options: Unpack[Options[InputT, SampleT]]
     ) -> Self:
         """Makes a dataset of all objects that match a pattern, in listing order.
 
@@ -138,10 +230,10 @@ class S3Dataset(Generic[InputT, SampleT]):
     @classmethod
     def from_manifest(
         cls,
-        manifest: str | os.PathLike[str] | Manifest,
+        manifest: Uri | Manifest,
         *,
         region: str | None = None,
-        **options: Unpack[DatasetOptions[InputT, SampleT]],
+        **options: Unpack[Options[InputT, SampleT]],
     ) -> Self:
         """Makes a dataset of the objects of a manifest, in its order, without a listing.
 
@@ -166,12 +258,7 @@ class S3Dataset(Generic[InputT, SampleT]):
         Args:
             versions: Keeps the version that each object has now, in buckets that keep versions.
         """
-        source = self._get_dataset_objects
-        if versions and isinstance(source, PrefixSource):
-            return Manifest.build(
-                lambda client: self._selected(source.latest_versions(client)), self._client, versions=True
-            )
-        return Manifest.build(lambda _: self._list_whole(), self._client, versions=versions)
+        return Manifest.build(lambda _: self._list_whole(versions=versions), self._client, versions=versions)
 
     @property
     def client(self) -> S3Client:
@@ -219,14 +306,8 @@ class S3Dataset(Generic[InputT, SampleT]):
         place = (self._region, settings.endpoint, settings.s3client_config)
         return subject_of(self._get_dataset_objects, settings.select, place)
 
-    def _list(self) -> Iterable[S3BucketKeyData]:
-        return self._selected(self._get_dataset_objects(self._client))
-
-    def _list_whole(self) -> Iterable[S3BucketKeyData]:
-        source = self._get_dataset_objects
-        if isinstance(source, PrefixSource):
-            return self._selected(source.whole(self._client))
-        return self._list()
+    def _list_whole(self, *, versions: bool = False) -> Iterable[S3BucketKeyData]:
+        return self._selected(list_whole(self._get_dataset_objects, self._client, versions=versions))
 
     def _selected(self, objects: Iterable[S3BucketKeyData]) -> Iterable[S3BucketKeyData]:
         select = self._settings.select
@@ -248,7 +329,8 @@ class ObjectDataset(S3Dataset[S3Reader, SampleT]):
         super()._prepare()
         hedge_after, count = self._settings.hedge_after, partial(self._counter.add, "hedged")
         self._hedging = None if hedge_after is None else Hedging(hedge_after, count)
-        self._prefetch = self._settings.prefetch if self._settings.reads_ahead else 0
+        # A reader that is handed out stays unread, so that it can be pickled and holds no memory.
+        self._prefetch = 0 if self._settings.transform is identity else self._settings.prefetch
 
     def describe(self) -> DatasetSummary:
         """Summarises the objects, from their listing: how many, how large, with which suffixes."""
@@ -280,42 +362,13 @@ class ObjectDataset(S3Dataset[S3Reader, SampleT]):
             try:
                 sample = self._sample(reader)
             except (NotFoundError, ObjectChangedError) as exc:
-                if not self._settings.skips:
+                if self._settings.on_error != "skip":
                     raise
                 _log.warning("skipping %s: %s", uri_of(reader), exc)
                 reader.close()
                 self._counter.add("skipped")
                 continue
             yield taken, sample
-
-
-class StreamedDataset(S3Dataset[InputT, SampleT], IterableDataset[SampleT]):
-    """Base of the datasets that ranks and workers share, and that resume; not for direct use."""
-
-    def _prepare(self) -> None:
-        super()._prepare()
-        self._given_rank = given_place(self._settings.rank, self._settings.world_size)
-        self._seen_rank = current_rank()
-        # Shared memory, so that persistent workers see the epoch that is set in their parent.
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self._saved: EpochPosition | ShardState | None = None
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of the next iteration, also in workers that run already.
-
-        A state that was loaded for another epoch is forgotten.
-        """
-        if self._saved is not None and self._saved.epoch != epoch:
-            self._saved = None
-        self._epoch[0] = epoch
-
-    def _rank(self) -> Place:
-        self._seen_rank = current_rank() or self._seen_rank
-        return self._given_rank or self._seen_rank or Place()
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._rank()
-        return self.__dict__.copy()
 
 
 def apply(transform: Callable[[InputT], SampleT], value: InputT, name_of: Callable[[InputT], str]) -> SampleT:

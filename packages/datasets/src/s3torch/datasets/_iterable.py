@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch.utils.data import IterableDataset
+
 from s3torch.core import S3Reader
 from s3torch.core.errors import ConfigurationError
-from s3torch.datasets._base import ObjectDataset, StreamedDataset
-from s3torch.datasets._settings import ReadOptions, SampleT
-from s3torch.datasets.order._epoch import ConsumedPrefix, EpochPosition, Permutation, pick
-from s3torch.datasets.order._places import Place, WorkerShard, current_team, current_worker
+from s3torch.datasets._base import OBJECT_OPTIONS, InputT, ObjectDataset, ReadOptions, S3Dataset, SampleT
+from s3torch.datasets.order._epoch import (
+    ConsumedPrefix,
+    EpochPosition,
+    Permutation,
+    Place,
+    WorkerShard,
+    current_rank,
+    current_team,
+    current_worker,
+    given_place,
+    pick,
+)
 from s3torch.datasets.order._state import Mark, ObjectState
 from s3torch.datasets.sources._shared import shared_pages
 from s3torch.datasets.sources._sources import PagedSource
@@ -22,7 +35,61 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from s3torch.core import S3BucketKeyData, S3ClientConfig, S3ReaderConstructorProtocol
+    from s3torch.datasets.order._state import ShardState
     from s3torch.datasets.sources._sources import ObjectSource
+
+_REPEATED = "several workers without enable_sharding repeat every sample"
+
+
+class StreamedDataset(S3Dataset[InputT, SampleT], IterableDataset[SampleT]):
+    """Base of the datasets that ranks and workers share, and that resume; not for direct use."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._given_rank = given_place(self._settings.rank, self._settings.world_size)
+        self._seen_rank = current_rank()
+        # Shared memory, so that persistent workers see the epoch that is set in their parent.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._saved: EpochPosition | ShardState | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of the next iteration, also in workers that run already.
+
+        A state that was loaded for another epoch is forgotten.
+        """
+        if self._saved is not None and self._saved.epoch != epoch:
+            self._saved = None
+        self._epoch[0] = epoch
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Returns how far the iteration is that this process started last.
+
+        In a worker, it is the state of this worker: torchdata's ``StatefulDataLoader`` asks each, and needs
+        the same numbers of workers and ranks to resume. For other numbers, see ``ResumableLoader``.
+        """
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Lets the next iteration go on where a state was saved.
+
+        That of shards, for other numbers of ranks or workers than there were, is that of ``merge_states``.
+
+        Raises:
+            ConfigurationError: It is no such state, or the dataset has another order.
+        """
+        self._saved = saved = self._loaded(state)
+        self._epoch[0] = saved.epoch
+
+    @abstractmethod
+    def _loaded(self, state: Mapping[str, Any]) -> EpochPosition | ShardState: ...
+
+    def _rank(self) -> Place:
+        self._seen_rank = current_rank() or self._seen_rank
+        return self._given_rank or self._seen_rank or Place()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._rank()
+        return self.__dict__.copy()
 
 
 class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, SampleT]):
@@ -46,14 +113,12 @@ class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, Sample
 
     The dataset can be pickled, survives ``fork`` and may be iterated by several threads.
 
+    Arguments that are not described here, also ``prefetch``, ``on_error``, ``hedge_after``, ``select``,
+    ``cache_dir`` and ``cache_limit``, are those of ``S3MapDataset``, for each worker.
+
     Args:
-        region: The region; ``None`` takes it from the usual AWS places.
         get_dataset_objects: Takes the client and returns the objects; called once for each epoch.
-        endpoint: The URL of a store other than AWS.
-        transform: Makes a sample of an unread reader; the default returns the reader itself.
-        s3client_config: The settings of the client.
         enable_sharding: Shares the objects out between ranks and workers.
-        reader_constructor: How objects are read; the default is sequential.
         rank: This rank, for jobs without a process group; needs ``enable_sharding`` and ``world_size``.
         world_size: The number of ranks.
         shuffle: Lists everything once, and yields it in an order that ``seed`` and ``set_epoch`` decide.
@@ -61,19 +126,13 @@ class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, Sample
         uneven: What becomes of a tail that cannot be shared out evenly, so that collectives do not hang:
             ``"pad"`` repeats samples, ``"drop"`` leaves some out, ``"keep"`` lets ranks differ by one. All
             but ``"keep"`` list everything once.
-        options: ``prefetch``, ``on_error``, ``hedge_after``, ``select``, ``cache_dir`` and ``cache_limit`` of
-            ``S3MapDataset``, for each worker.
 
     Raises:
         ConfigurationError: An argument is wrong.
     """
 
     _kind = "iterable"
-    _options = frozenset(
-        {"endpoint", "transform", "s3client_config", "enable_sharding", "reader_constructor", "prefetch"}
-        | {"on_error", "hedge_after", "select", "cache_dir", "cache_limit"}
-        | {"rank", "world_size", "shuffle", "seed", "uneven"}
-    )
+    _options = OBJECT_OPTIONS | {"enable_sharding", "rank", "world_size", "shuffle", "seed", "uneven"}
     _saved: EpochPosition | None
 
     def __init__(
@@ -121,27 +180,12 @@ class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, Sample
         return self._run(begin)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns how far the iteration is that this process started last.
-
-        In a worker, it is the state of this worker: torchdata's ``StatefulDataLoader`` asks each, and needs
-        the same number of workers and ranks to resume. For another number, see ``ResumableLoader``.
-        """
         return ObjectState(self._order(), position=self._saved or self._now).to_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Lets the next iteration go on where a state was saved.
-
-        Raises:
-            ConfigurationError: It is no such state, or the dataset has another order.
-        """
-        self._saved = ObjectState.from_dict(state, self._order()).resumed()
-        self._epoch[0] = self._saved.epoch
+    def _loaded(self, state: Mapping[str, Any]) -> EpochPosition:
+        return ObjectState.from_dict(state, self._order()).resumed()
 
     def begun(self, *, workers: int) -> dict[str, Any]:
-        """Returns the state that a loader's iteration starts from, which has just been started.
-
-        Workers have their copies of a loaded state by then, so it is forgotten here.
-        """
         saved, self._saved = self._saved, None
         if workers == 0:
             saved = self._now
@@ -154,35 +198,24 @@ class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, Sample
 
     @property
     def needs_marks(self) -> bool:
-        """Whether objects may be left out, so that batches do not say how many were taken."""
-        return self._settings.skips
+        # Objects may be left out.
+        return self._settings.on_error == "skip"
 
     def mark(self) -> Mark[int]:
-        """Returns in a worker how far the iteration is that was started last."""
         begin, taken = self._reached
         return Mark(begin.shard.strided, taken)
 
     def marked(self, begun: Mapping[str, Any], marks: Iterable[Mark[int]]) -> dict[str, Any]:
-        """Returns the state that ``begun`` has become when workers were where their marks say.
-
-        Raises:
-            ConfigurationError: Workers do not share the samples out, so that there is no such state.
-        """
         state = ObjectState.from_dict(begun)
         if not state.counts:
-            raise ConfigurationError("several workers without enable_sharding repeat every sample")
+            raise ConfigurationError(_REPEATED)
         return state.noted(marks).to_dict()
 
     def counted(
         self, begun: Mapping[str, Any], *, workers: int, batch_size: int, batches: int
     ) -> dict[str, Any]:
-        """Returns the state of all ranks after each took so many batches, in turn from its workers.
-
-        Raises:
-            ConfigurationError: Workers do not share the samples out, so that there is no such state.
-        """
         if workers > 1 and not self.enable_sharding:
-            raise ConfigurationError("several workers without enable_sharding repeat every sample")
+            raise ConfigurationError(_REPEATED)
         begin = ObjectState.from_dict(begun, self._order()).resumed()
         ranks = self._rank().size if self.enable_sharding else 1
         consumed = begin.extended(ConsumedPrefix(ranks, workers, batch_size, batches))
@@ -223,7 +256,7 @@ class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, Sample
         source = self._get_dataset_objects
         is_alone = current_worker().size == 1 and not self._folder.spans_ranks
         if is_alone or not isinstance(source, PagedSource):
-            return self._list()
+            return self._selected(source(self._client))
         # The same in all workers of an epoch, and another in the next one, also where workers stay.
         epoch = f"{current_team()}-{self._iterations}"
         return self._selected(shared_pages(self._folder, epoch, source, self._client))

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
-from s3torch.datasets._base import ObjectDataset
+from s3torch.datasets._base import OBJECT_OPTIONS, ObjectDataset, ReadOptions, SampleT
 from s3torch.datasets._opening import IndexAccess
-from s3torch.datasets._settings import ReadOptions, SampleT
 from s3torch.datasets.transforms import identity
 
 if TYPE_CHECKING:
@@ -44,24 +43,23 @@ class S3MapDataset(ObjectDataset[SampleT], Dataset[SampleT]):
         transform: Makes a sample of an unread reader; the default returns the reader itself.
         s3client_config: The settings of the client.
         reader_constructor: How objects are read; the default is sequential.
-        options: ``prefetch`` is how many objects are fetched ahead, of each at most the first part until its
-            turn comes; 0 fetches one after the other, ``None`` takes as many as fit in a share of the memory,
-            at most 128. ``on_error="skip"`` leaves missing and changed objects out of batches, with a warning
-            in the log and a count in ``skipped``; a single ``dataset[i]`` always raises. ``hedge_after``
-            sends a second request for a small object whose answer is late, by seconds or by a quantile of
-            the last answers, as in ``"p95"``; the first answer wins, and ``hedged`` counts. ``select``, a
-            ``Selection``, leaves out objects. ``cache_dir`` keeps what was read in a folder on a local disk,
-            of at most ``cache_limit`` bytes, so that the second epoch reads from there.
+        prefetch: How many objects are fetched ahead, of each at most the first part until its turn comes; 0
+            fetches one after the other, ``None`` as many as fit in a share of the memory, at most 128.
+        on_error: ``"skip"`` leaves missing and changed objects out of batches, with a warning in the log and
+            a count in ``skipped``; a single ``dataset[i]`` always raises.
+        hedge_after: Sends a second request for a small object whose answer is late, by seconds or by a
+            quantile of the last answers, as in ``"p95"``; the first answer wins, and ``hedged`` counts.
+        select: A ``Selection``, which leaves out objects.
+        cache_dir: A folder on a local disk where what was read is kept, for all processes of this machine, so
+            that the second epoch reads from there; see ``DiskCache``.
+        cache_limit: How many bytes the folder may have; ``None`` for half of what its disk has for it.
 
     Raises:
         ConfigurationError: An argument is wrong.
     """
 
     _kind = "map"
-    _options = frozenset(
-        {"endpoint", "transform", "s3client_config", "reader_constructor", "prefetch", "on_error"}
-        | {"hedge_after", "select", "cache_dir", "cache_limit"}
-    )
+    _options = OBJECT_OPTIONS
 
     def __init__(
         self,

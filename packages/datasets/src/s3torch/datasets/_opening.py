@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from s3torch.core import SequentialS3Reader
 from s3torch.core.errors import ConfigurationError
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from s3torch.core import S3BucketKeyData, S3Client, S3Reader, S3ReaderConstructorProtocol
     from s3torch.core.transfer import RangeSource
+    from s3torch.datasets._cache import DiskCache
     from s3torch.datasets._ranges import Hedging
-    from s3torch.datasets.cache._disk import DiskCache
 
 DEFAULT_PREFETCH = 128
 _MIB = 1024 * 1024
@@ -41,6 +41,13 @@ class Closable(Protocol):
     """What can be started ahead; ``close`` cancels what is in flight."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class SupportsPrefetch(Protocol):
+    """What can start its download on its own; other readers wait for their first read."""
+
+    def prefetch(self) -> None: ...
 
 
 C = TypeVar("C", bound=Closable)
@@ -70,10 +77,8 @@ def choose_ahead(prefetch: int | None, *, memory_limit: int) -> Ahead:
 
 
 def start_download(item: object) -> None:
-    """Starts the download of what can start on its own; other readers wait for their first read."""
-    prefetch = getattr(item, "prefetch", None)
-    if prefetch is not None:
-        prefetch()
+    if isinstance(item, SupportsPrefetch):
+        item.prefetch()
 
 
 def look_ahead(
@@ -128,7 +133,6 @@ def look_ahead(
 def through(
     cache: DiskCache | None, reader_constructor: S3ReaderConstructorProtocol | None
 ) -> S3ReaderConstructorProtocol | None:
-    """Puts a cache before a reader constructor, if there is one."""
     return reader_constructor if cache is None else CachedReaders(cache, reader_constructor)
 
 
@@ -162,7 +166,6 @@ class Opener:
     hedging: Hedging | None
 
     def open(self, item: S3BucketKeyData) -> S3Reader:
-        """Returns the unread reader of an object."""
         place, facts, constructor = (item.bucket, item.key), facts_of(item), self.reader_constructor
         if self.hedging is None:
             return self.client.get_object(*place, reader_constructor=constructor, **facts)
@@ -171,7 +174,6 @@ class Opener:
         return make(HedgedRanges(source, self.hedging))
 
     def ahead(self, items: Iterable[S3BucketKeyData], *, gently: bool = False) -> Generator[S3Reader]:
-        """Yields the readers of objects in their order, with more of them started."""
         config = self.client.s3client_config
         limit = _default_limit(os.getpid()) if config.memory_limit is None else config.memory_limit
         ahead, size = choose_ahead(self.prefetch, memory_limit=limit), 0
@@ -186,37 +188,53 @@ class Opener:
         return look_ahead(opened(), ahead, weigh=lambda _: size, gently=gently)
 
 
-class IndexAccess:
+class IndexAccess(threading.local):
     """Notices when a thread asks for one index after another, or is told what it asks for next.
 
-    Threads do not disturb each other, and neither do forked processes.
+    Each thread has its own, and so has a forked process.
     """
 
     def __init__(self) -> None:
-        self._run = _Run()
+        self._readers: Generator[S3Reader] | None = None
+        self._batch: deque[int] = deque()
+        self._misled = False
+        self.stop()
+
+    def stop(self) -> None:
+        """Drops what was read ahead for this thread, and forgets what it has asked for."""
+        self._drop()
+        self._pid = os.getpid()
+        self._following = -1
+        self._length = 0
+
+    def _drop(self) -> None:
+        self._batch.clear()
+        self._is_batch = False
+        readers, self._readers = self._readers, None
+        if readers is not None:
+            readers.close()
 
     def reader(self, index: int, start: Callable[[], Generator[S3Reader]]) -> S3Reader | None:
         """Returns the reader of an index that was foreseen, else ``None``.
 
         ``start`` returns the readers from this index on, with more of them started.
         """
-        run = self._run
-        if run.pid != os.getpid():
-            run.begin()
-        foreseen = index == (run.batch[0] if run.batch else run.following)
+        if self._pid != os.getpid():
+            self.stop()
+        foreseen = index == (self._batch[0] if self._batch else self._following)
         if not foreseen:
-            run.misled = run.misled or bool(run.batch)
-            run.begin()
-        run.length = run.length + 1 if index == run.following else 1
-        run.following = index + 1
-        if run.batch:
-            run.batch.popleft()
-        elif run.readers is None and run.length >= _HABIT:
-            run.readers = start()
+            self._misled = self._misled or bool(self._batch)
+            self.stop()
+        self._length = self._length + 1 if index == self._following else 1
+        self._following = index + 1
+        if self._batch:
+            self._batch.popleft()
+        elif self._readers is None and self._length >= _HABIT:
+            self._readers = start()
         # Also None after an error has ended the generator.
-        reader = None if run.readers is None else next(run.readers, None)
-        if reader is None or (run.is_batch and not run.batch):
-            run.drop()
+        reader = None if self._readers is None else next(self._readers, None)
+        if reader is None or (self._is_batch and not self._batch):
+            self._drop()
         return reader
 
     def expect(self, indices: Sequence[int], start: Callable[[], Generator[S3Reader]]) -> None:
@@ -224,45 +242,15 @@ class IndexAccess:
 
         A thread that once asked for something else is not believed any more.
         """
-        run = self._run
-        if run.pid != os.getpid():
-            run.begin()
-        run.misled = run.misled or bool(run.batch)
-        in_a_row = list(indices) == list(range(run.following, run.following + len(indices)))
-        if run.misled or (in_a_row and run.length >= _HABIT):
+        if self._pid != os.getpid():
+            self.stop()
+        self._misled = self._misled or bool(self._batch)
+        in_a_row = list(indices) == list(range(self._following, self._following + len(indices)))
+        if self._misled or (in_a_row and self._length >= _HABIT):
             return
-        run.drop()
-        run.batch.extend(indices)
-        run.readers, run.is_batch = start(), True
-
-    def stop(self) -> None:
-        """Drops what was read ahead for this thread."""
-        self._run.begin()
+        self._drop()
+        self._batch.extend(indices)
+        self._readers, self._is_batch = start(), True
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (IndexAccess, ())
-
-
-class _Run(threading.local):
-    """The indices that a thread has asked for, and what was started for it."""
-
-    def __init__(self) -> None:
-        self.readers: Generator[S3Reader] | None = None
-        self.batch: deque[int] = deque()
-        self.misled = False
-        self.begin()
-
-    def begin(self) -> None:
-        """Forgets everything."""
-        self.drop()
-        self.pid = os.getpid()
-        self.following = -1
-        self.length = 0
-
-    def drop(self) -> None:
-        """Cancels what was started and not asked for."""
-        self.batch.clear()
-        self.is_batch = False
-        readers, self.readers = self.readers, None
-        if readers is not None:
-            readers.close()

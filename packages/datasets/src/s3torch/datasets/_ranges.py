@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from s3torch.core import S3Reader, S3ReaderConstructorProtocol
     from s3torch.core.transfer import MemoryBudget, ObjectRange, ObjectSource, PendingRange
-    from s3torch.datasets.cache._disk import DiskCache
+    from s3torch.datasets._cache import DiskCache
 
 _SMALL = 1024 * 1024
 _OBSERVED = 512
@@ -62,7 +62,6 @@ class RangeInParts:
         return self._into or memoryview(b"")
 
     def close(self) -> None:
-        """Cancels what is in flight."""
         for pending in self._pending:
             pending.cancel()
 
@@ -95,7 +94,6 @@ class CachedRanges(_WrappedSource):
         self._cache = cache
 
     def start(self, start: int, stop: int, into: memoryview | None = None) -> PendingRange:
-        """Returns the range from the cache, or starts one request, whose bytes are stored when they come."""
         info = self.head()
         etag = getattr(info, "etag", None)
         stop = min(stop, info.size)
@@ -181,7 +179,6 @@ class Hedging:
         self.count = count
 
     def observe(self, seconds: float) -> None:
-        """Records the latency of an answer."""
         if self._after < 0:
             self._latencies.append(seconds)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from s3torch.core import S3BucketKeyData, S3Client, S3Reader, S3ReaderConstructorProtocol
     from s3torch.core.transfer import RangeSource
-    from s3torch.datasets.cache._disk import DiskCache
+    from s3torch.datasets._cache import DiskCache
 
 __all__ = ["DamagedShardError", "OpenedShard", "ShardFormat", "ShardObject", "ShardPiece", "named_format"]
 

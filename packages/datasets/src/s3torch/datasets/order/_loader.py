@@ -1,21 +1,27 @@
 """A sampler, and a ``DataLoader`` that can be interrupted and goes on where it was.
 
 Workers are ahead of the batches that were used. Where the order is a function of numbers alone, counting
-batches says which samples they had: ``_CountedBatches``. Where it is not, each batch brings along how far its
-worker was: ``_MarkedBatches``.
+batches says which samples they had: ``_Counted``. Where it is not, each batch brings along how far its worker
+was: ``_Marked``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import count as count_up
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from torch.utils.data import Sampler, get_worker_info
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.datasets.order._epoch import Permutation, Uneven, check_uneven, even_length
-from s3torch.datasets.order._places import Place, current_rank, given_place
+from s3torch.datasets.order._epoch import (
+    Permutation,
+    Place,
+    Uneven,
+    check_uneven,
+    current_rank,
+    even_length,
+    given_place,
+)
 from s3torch.datasets.order._state import merged
 
 if TYPE_CHECKING:
@@ -23,7 +29,7 @@ if TYPE_CHECKING:
 
     from torch.utils.data import DataLoader
 
-    from s3torch.datasets.order._places import StridedShard
+    from s3torch.datasets.order._epoch import StridedShard
     from s3torch.datasets.order._state import Mark
 
 
@@ -101,7 +107,6 @@ class S3Sampler(Sampler[int]):
         return self.state_after(self._taken)
 
     def begun(self, *, workers: int) -> dict[str, Any]:  # noqa: ARG002 - the sampler is in the main process
-        """Returns the state that a loader's iteration starts from, which has just been started."""
         return self.state_after(0)
 
     def counted(
@@ -112,7 +117,6 @@ class S3Sampler(Sampler[int]):
         batch_size: int,
         batches: int,
     ) -> dict[str, Any]:
-        """Returns the state of all ranks after each took so many batches."""
         return self.state_after(batches * batch_size)
 
     def state_after(self, samples: int) -> dict[str, Any]:
@@ -152,35 +156,44 @@ class S3Sampler(Sampler[int]):
         order = Permutation(count, seed=self._seed, epoch=self._epoch) if self._shuffle else range(count)
         left = max(0, count - start)
         length = even_length(left, place.size, self._uneven)
-        for number, taken in zip(range(place.index, length, place.size), count_up(1), strict=False):
+        for taken, number in enumerate(range(place.index, length, place.size), 1):
             self._taken = taken
             yield order[start + number % left]
 
 
 class _Resumable(Protocol):
+    """A dataset or a sampler that a loader's iteration starts from."""
+
     def set_epoch(self, epoch: int) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
     def begun(self, *, workers: int) -> dict[str, Any]:
-        """Returns the state that a loader's iteration starts from, which has just been started."""
+        """Returns the state that a loader's iteration starts from, which has just been started.
+
+        Workers have their copies of a loaded state by then, so it is forgotten here.
+        """
         ...
 
 
 @runtime_checkable
 class _Counted(_Resumable, Protocol):
-    """A dataset or a sampler whose order is a function of numbers."""
+    """One whose order is a function of numbers."""
 
     def counted(
         self, begun: Mapping[str, Any], *, workers: int, batch_size: int, batches: int
     ) -> dict[str, Any]:
-        """Returns the state of all ranks after each took so many batches, in turn from its workers."""
+        """Returns the state of all ranks after each took so many batches, in turn from its workers.
+
+        Raises:
+            ConfigurationError: Workers do not share the samples out, so that there is no such state.
+        """
         ...
 
 
 @runtime_checkable
 class _Marked(_Resumable, Protocol):
-    """A dataset of which only its workers know how far they are."""
+    """A dataset of which only its workers may know how far they are."""
 
     @property
     def needs_marks(self) -> bool:
@@ -192,11 +205,12 @@ class _Marked(_Resumable, Protocol):
         ...
 
     def marked(self, begun: Mapping[str, Any], marks: Iterable[Mark[Any]]) -> dict[str, Any]:
-        """Returns the state that ``begun`` has become when workers were where their marks say."""
+        """Returns the state that ``begun`` has become when workers were where their marks say.
+
+        Raises:
+            ConfigurationError: Workers do not share the samples out, so that there is no such state.
+        """
         ...
-
-
-R = TypeVar("R", bound=_Resumable)
 
 
 class ResumableLoader:
@@ -227,22 +241,60 @@ class ResumableLoader:
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
-        self._batches = _follow(loader)
+        dataset = loader.dataset
+        self._is_marked = isinstance(dataset, _Marked) and dataset.needs_marks
+        counted = [part for part in (dataset, loader.sampler) if isinstance(part, _Counted)]
+        self._part: Any = dataset if self._is_marked else next(iter(counted), None)
+        if self._part is None:
+            raise ConfigurationError(
+                "expected a loader of an S3IterableDataset or an S3ShardDataset, or one with an S3Sampler; "
+                f"got {loader.sampler!r}"
+            )
+        self._begun: dict[str, Any] | None = None
+        self._count = 0
+        self._marks: dict[StridedShard, Mark[Any]] = {}
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of the next iteration, also of persistent workers."""
-        self._batches.set_epoch(epoch)
+        if self._begun is not None and self._begun["epoch"] != epoch:
+            self._begun = None
+        self._part.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self._batches.begin():
-            yield self._batches.take(batch)
+        collate = self.loader.collate_fn
+        if self._is_marked:
+            self.loader.collate_fn = _MarkingCollate(collate, self._part)
+        try:
+            batches = iter(self.loader)
+        finally:
+            self.loader.collate_fn = collate
+        # The workers have their copies by now; a later iteration has the whole epoch.
+        self._begun, self._count = self._part.begun(workers=self.loader.num_workers), 0
+        self._marks = {}
+        for batch in batches:
+            self._count += 1
+            if not self._is_marked:
+                yield batch
+            elif isinstance(batch, _MarkedBatch):
+                self._marks[batch.mark.share] = batch.mark
+                yield batch.data
+            else:
+                raise ConfigurationError("the loader was iterated before without its ResumableLoader")
 
     def state_dict(self) -> dict[str, Any]:
         """Returns how far the iteration is that was started last."""
-        return self._batches.state_dict()
+        state: dict[str, Any]
+        if self._begun is None:
+            state = self._part.state_dict()
+        elif self._is_marked:
+            state = self._part.marked(self._begun, self._marks.values())
+        else:
+            workers, size = max(1, self.loader.num_workers), self.loader.batch_size or 1
+            state = self._part.counted(self._begun, workers=workers, batch_size=size, batches=self._count)
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Lets the next iteration go on where a state was saved.
@@ -252,7 +304,8 @@ class ResumableLoader:
         """
         if self.loader.persistent_workers and getattr(self.loader, "_iterator", None) is not None:
             raise ConfigurationError("persistent workers run already: load the state into a new loader")
-        self._batches.load_state_dict(state)
+        self._part.load_state_dict(state)
+        self._begun = None
 
 
 def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -284,84 +337,6 @@ def _shard_states(state: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for part in state.values():
         if isinstance(part, Mapping):
             yield from _shard_states(part)
-
-
-def _follow(loader: DataLoader[Any]) -> _CountedBatches | _MarkedBatches:
-    dataset = loader.dataset
-    if isinstance(dataset, _Marked) and dataset.needs_marks:
-        return _MarkedBatches(loader, dataset)
-    for part in (dataset, loader.sampler):
-        if isinstance(part, _Counted):
-            return _CountedBatches(loader, part)
-    raise ConfigurationError(
-        "expected a loader of an S3IterableDataset or an S3ShardDataset, or one with an S3Sampler; "
-        f"got {loader.sampler!r}"
-    )
-
-
-class _Batches(Generic[R]):
-    """What of a loader decides its state, and the state that its iteration started from."""
-
-    def __init__(self, loader: DataLoader[Any], part: R) -> None:
-        self._loader = loader
-        self._part = part
-        self._begun: dict[str, Any] | None = None
-
-    def set_epoch(self, epoch: int) -> None:
-        self._begun = None if self._begun is None or self._begun["epoch"] != epoch else self._begun
-        self._part.set_epoch(epoch)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._part.load_state_dict(state)
-        self._begun = None
-
-
-class _CountedBatches(_Batches[_Counted]):
-    """For an ``S3Sampler`` or an ``S3IterableDataset``: the number of batches says everything."""
-
-    _count = 0
-
-    def begin(self) -> Iterator[Any]:
-        batches = iter(self._loader)
-        # The workers have their copies by now; a later iteration has the whole epoch.
-        self._begun, self._count = self._part.begun(workers=self._loader.num_workers), 0
-        return batches
-
-    def take(self, batch: Any) -> Any:
-        self._count += 1
-        return batch
-
-    def state_dict(self) -> dict[str, Any]:
-        if self._begun is None:
-            return self._part.state_dict()
-        workers, size = max(1, self._loader.num_workers), self._loader.batch_size or 1
-        return self._part.counted(self._begun, workers=workers, batch_size=size, batches=self._count)
-
-
-class _MarkedBatches(_Batches[_Marked]):
-    """For an ``S3ShardDataset``, and an ``S3IterableDataset`` that leaves objects out."""
-
-    def begin(self) -> Iterator[Any]:
-        collate = self._loader.collate_fn
-        self._loader.collate_fn = _MarkingCollate(collate, self._part)
-        try:
-            batches = iter(self._loader)
-        finally:
-            self._loader.collate_fn = collate
-        self._begun = self._part.begun(workers=self._loader.num_workers)
-        self._marks: dict[StridedShard, Mark[Any]] = {}
-        return batches
-
-    def take(self, batch: Any) -> Any:
-        if not isinstance(batch, _MarkedBatch):
-            raise ConfigurationError("the loader was iterated before without its ResumableLoader")
-        self._marks[batch.mark.share] = batch.mark
-        return batch.data
-
-    def state_dict(self) -> dict[str, Any]:
-        if self._begun is None:
-            return self._part.state_dict()
-        return self._part.marked(self._begun, self._marks.values())
 
 
 class _MarkedBatch(NamedTuple):

@@ -8,24 +8,168 @@ of either kind. The names in the values are those of release 0.1.0, whose states
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.datasets.order._epoch import ConsumedPrefix, ConsumedShares, EpochPosition
-from s3torch.datasets.order._places import Place, StridedShard, WorkerShard, covers_all
-from s3torch.datasets.order._progress import (
-    BlockProgress,
-    ConsumedPieces,
-    Cursor,
-    OpenBlock,
-    ShareProgress,
-    divided,
+from s3torch.datasets.order._epoch import (
+    ConsumedPrefix,
+    ConsumedShares,
+    EpochPosition,
+    Place,
+    StridedShard,
+    WorkerShard,
+    covers_all,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Self
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cursor:
+    """A place between two samples: which shard of the epoch, which piece of it, and the format's position."""
+
+    shard: int = 0
+    piece: int = 0
+    position: int = 0
+
+
+# After all shards there can be.
+_END = Cursor(1 << 62)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockProgress:
+    """How far a worker is with the block of its shuffle buffer that is being yielded.
+
+    Attributes:
+        block: Its number.
+        begin: Where it begins.
+        end: Where it ends; where it begins as long as none of it was yielded.
+        count: How many samples it has; 0 as long as none of it was yielded.
+        given: How many of them were yielded.
+    """
+
+    block: int = 0
+    begin: Cursor = Cursor()
+    end: Cursor = Cursor()
+    count: int = 0
+    given: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumedPieces:
+    """What ranks and workers had consumed when others went on.
+
+    Of the share of each, all samples before its end were taken, or are in an open block.
+    """
+
+    ends: Mapping[StridedShard, Cursor]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBlock:
+    """A block that the worker with this share had begun to yield, after so many ``ConsumedPieces``."""
+
+    share: StridedShard
+    consumed: int
+    progress: BlockProgress
+
+
+@dataclass(frozen=True, slots=True)
+class ShareProgress:
+    """How far one worker is with its share.
+
+    Attributes:
+        turn: How often the worker has begun with its share again in this epoch.
+        taken: How many samples it took in all turns.
+        replays: The blocks of earlier workers that it finishes first, the next one first.
+        block: How far it is with its own, in this turn.
+    """
+
+    turn: int = 0
+    taken: int = 0
+    replays: tuple[OpenBlock, ...] = ()
+    block: BlockProgress = field(default_factory=BlockProgress)
+
+    @property
+    def end(self) -> Cursor:
+        """The place before which all samples of the first turn were taken, or are in an open block."""
+        return _END if self.turn else self.block.end
+
+    def open_blocks(self, share: StridedShard, consumed: int) -> tuple[OpenBlock, ...]:
+        """Returns the blocks that were begun and are not yielded whole yet."""
+        if self.turn or not self.block.given:
+            return self.replays
+        return (*self.replays, OpenBlock(share, consumed, self.block))
+
+
+class Remainder:
+    """Where to begin with each piece, after what was consumed."""
+
+    def __init__(self, consumed: Sequence[ConsumedPieces]) -> None:
+        # By step and first number, because there may be a thousand workers and a million pieces.
+        self._lookups: list[dict[int, dict[int, Cursor]]] = []
+        for one in consumed:
+            lookup: dict[int, dict[int, Cursor]] = {}
+            for share, end in one.ends.items():
+                lookup.setdefault(share.step, {})[share.first] = end
+            self._lookups.append(lookup)
+        self.first_shard = max((min(one.ends.values()).shard for one in consumed), default=0)
+
+    def position(self, shard: int, piece: int, number: int) -> int | None:
+        """Returns the position within a piece before which everything was taken; ``None`` for all of it."""
+        position = 0
+        for lookup in self._lookups:
+            for step, ends in lookup.items():
+                end = ends.get(number % step)
+                if end is None or (end.shard, end.piece) < (shard, piece):
+                    continue
+                if (end.shard, end.piece) > (shard, piece):
+                    return None
+                position = end.position or position
+        return position
+
+
+def piece_number(shard: int, piece: int, count: int) -> int:
+    """Returns the number by which a piece is shared out, where its shard has ``count`` of them.
+
+    It does not depend on other shards, so one that cannot be read does not shift those after it. Where all
+    shards have as many pieces, no two have the same number, and shares differ by one piece at most.
+    """
+    return shard * count + piece
+
+
+def divided(
+    consumed: tuple[ConsumedPieces, ...],
+    shares: Mapping[StridedShard, ShareProgress],
+    team: Iterable[StridedShard],
+) -> tuple[tuple[ConsumedPieces, ...], dict[StridedShard, ShareProgress]]:
+    """Divides what is left by all workers between others, of which ``team`` are some.
+
+    Returns:
+        What is consumed now, the same for all who go on, and the progress of the team.
+    """
+    blocks = [
+        block
+        for share, progress in sorted(shares.items())
+        for block in progress.open_blocks(share, len(consumed))
+    ]
+    ends = {share: progress.end for share, progress in sorted(shares.items())}
+    if any(end != Cursor() for end in ends.values()):
+        before = [end for one in consumed for end in one.ends.values()]
+        # What is ahead of all earlier ends replaces them, but blocks may refer to those.
+        is_enough = not blocks and min(ends.values()) >= max(before, default=Cursor())
+        consumed = (ConsumedPieces(ends),) if is_enough else (*consumed, ConsumedPieces(ends))
+    # Whoever has the first number of the old share in its new one replays the block.
+    return consumed, {
+        share: ShareProgress(replays=tuple(block for block in blocks if block.share.first in share))
+        for share in team
+    }
+
 
 P = TypeVar("P")
 _VERSION = 1
@@ -50,6 +194,7 @@ class IterationState(Generic[P]):
         listing: The digest of what is shared out; empty before it was listed, or where nobody compares it.
     """
 
+    _of: ClassVar[str]
     order: Mapping[str, Any]
     shares: dict[StridedShard, P] = field(default_factory=dict)
     listing: str = ""
@@ -61,16 +206,25 @@ class IterationState(Generic[P]):
             self.shares[mark.share] = mark.progress
         return self
 
-    def check(self, version: object, order: Mapping[str, Any] | None) -> Self:
-        """Returns the state itself if this release reads it and its order is this one."""
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any], order: Mapping[str, Any] | None = None) -> Self:
+        """Reads what ``to_dict`` returned; refuses all else and, if given, another order of samples."""
+        try:
+            loaded, version = cls._read(state), state["version"]
+        except (KeyError, TypeError, ValueError) as exc:
+            raise ConfigurationError(f"this is no state of an {cls._of}: {exc!r}") from exc
         if version != _VERSION:
             raise ConfigurationError(f"the state has version {version!r}, this release reads {_VERSION}")
-        if order is not None and dict(self.order) != dict(order):
+        if order is not None and dict(loaded.order) != dict(order):
             raise ConfigurationError(
-                f"the state was saved with {self.order} and the dataset has {dict(order)}: "
+                f"the state was saved with {loaded.order} and the dataset has {dict(order)}: "
                 "the order would differ"
             )
-        return self
+        return loaded
+
+    @classmethod
+    @abstractmethod
+    def _read(cls, state: Mapping[str, Any]) -> Self: ...
 
 
 def merged(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -104,6 +258,7 @@ class ObjectState(IterationState[int]):
     With ``counts``, the ``shares`` say how many objects each worker has taken since.
     """
 
+    _of = "S3IterableDataset"
     position: EpochPosition = field(default_factory=EpochPosition)
     counts: bool = False
 
@@ -126,27 +281,21 @@ class ObjectState(IterationState[int]):
         return state
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any], order: Mapping[str, Any] | None = None) -> Self:
-        """Reads what ``to_dict`` returned; refuses all else and, if given, another order of samples."""
-        try:
-            loaded = cls(
-                order=dict(state["order"]),
-                shares={StridedShard(*share[:2]): share[2] for share in state.get("shares", ())},
-                position=EpochPosition(
-                    epoch=state["epoch"],
-                    consumed=tuple(
-                        ConsumedShares(one["taken"]) if "taken" in one else ConsumedPrefix(**one)
-                        for one in state["legs"]
-                    ),
-                    shard=WorkerShard(Place(*state["rank"]), Place(*state["worker"])),
-                    taken=state["taken"],
+    def _read(cls, state: Mapping[str, Any]) -> Self:
+        return cls(
+            order=dict(state["order"]),
+            shares={StridedShard(*share[:2]): share[2] for share in state.get("shares", ())},
+            position=EpochPosition(
+                epoch=state["epoch"],
+                consumed=tuple(
+                    ConsumedShares(one["taken"]) if "taken" in one else ConsumedPrefix(**one)
+                    for one in state["legs"]
                 ),
-                counts="shares" in state,
-            )
-            version = state["version"]
-        except (KeyError, TypeError, ValueError) as exc:
-            raise ConfigurationError(f"this is no state of an S3IterableDataset: {exc!r}") from exc
-        return loaded.check(version, order)
+                shard=WorkerShard(Place(*state["rank"]), Place(*state["worker"])),
+                taken=state["taken"],
+            ),
+            counts="shares" in state,
+        )
 
     def resumed(self) -> EpochPosition:
         """Returns where to go on; refuses where it is not known what other ranks have taken."""
@@ -171,6 +320,7 @@ class ShardState(IterationState[ShareProgress]):
         consumed: What was consumed before ranks or workers changed.
     """
 
+    _of = "S3ShardDataset"
     epoch: int = 0
     quota: int | None = None
     consumed: tuple[ConsumedPieces, ...] = ()
@@ -223,24 +373,18 @@ class ShardState(IterationState[ShareProgress]):
         }
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any], order: Mapping[str, Any] | None = None) -> Self:
-        """Reads what ``to_dict`` returned; refuses all else and, if given, another order of samples."""
-        try:
-            loaded = cls(
-                order=dict(state["order"]),
-                shares={StridedShard(*share["stripe"]): _progress(share) for share in state["shares"]},
-                listing=state["shards"],
-                epoch=int(state["epoch"]),
-                quota=state["quota"],
-                consumed=tuple(
-                    ConsumedPieces({StridedShard(*end[:2]): Cursor(*end[2:]) for end in ends})
-                    for ends in state["legs"]
-                ),
-            )
-            version = state["version"]
-        except (KeyError, TypeError, ValueError) as exc:
-            raise ConfigurationError(f"this is no state of an S3ShardDataset: {exc!r}") from exc
-        return loaded.check(version, order)
+    def _read(cls, state: Mapping[str, Any]) -> Self:
+        return cls(
+            order=dict(state["order"]),
+            shares={StridedShard(*share["stripe"]): _share_progress(share) for share in state["shares"]},
+            listing=state["shards"],
+            epoch=int(state["epoch"]),
+            quota=state["quota"],
+            consumed=tuple(
+                ConsumedPieces({StridedShard(*end[:2]): Cursor(*end[2:]) for end in ends})
+                for ends in state["legs"]
+            ),
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -250,7 +394,7 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, tuple) else value
 
 
-def _progress(share: Mapping[str, Any]) -> ShareProgress:
+def _share_progress(share: Mapping[str, Any]) -> ShareProgress:
     replays = tuple(
         OpenBlock(StridedShard(*owner), consumed, _loaded(block))
         for owner, consumed, block in share["replays"]

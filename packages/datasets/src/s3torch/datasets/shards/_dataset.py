@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
 from s3torch.core.plugins import shard_formats
-from s3torch.datasets._base import StreamedDataset, apply
+from s3torch.datasets._base import COMMON_OPTIONS, apply
+from s3torch.datasets._iterable import StreamedDataset
 from s3torch.datasets.formats import DamagedShardError, ShardFormat, ShardObject, named_format
-from s3torch.datasets.order._epoch import Permutation
-from s3torch.datasets.order._places import Place, WorkerShard, current_worker
-from s3torch.datasets.order._progress import ShareProgress
-from s3torch.datasets.order._state import Mark, ShardState
-from s3torch.datasets.shards._pipeline import ShardPipeline, ShardRun
+from s3torch.datasets.order._epoch import Permutation, Place, WorkerShard, current_worker
+from s3torch.datasets.order._state import Mark, ShardState, ShareProgress
+from s3torch.datasets.shards._pipeline import ShardRun
 from s3torch.datasets.sources._sources import size_of, subject_of
-from s3torch.datasets.sources._summary import describe_objects
+from s3torch.datasets.sources._table import describe_objects
 from s3torch.datasets.transforms import identity
 
 if TYPE_CHECKING:
@@ -28,10 +27,9 @@ if TYPE_CHECKING:
 
     from s3torch.core import S3BucketKeyData, S3Client
     from s3torch.datasets.formats import OpenedShard
-    from s3torch.datasets.order._places import StridedShard
+    from s3torch.datasets.order._epoch import StridedShard
     from s3torch.datasets.sources._sources import ObjectSource, PrefixSource
-    from s3torch.datasets.sources._summary import DatasetSummary
-    from s3torch.datasets.sources._table import ObjectTable
+    from s3torch.datasets.sources._table import DatasetSummary, ObjectTable
 
     # Samples are dicts or rows, as their format says.
     ResultT = DefaultTypeVar("ResultT", default=Any)
@@ -42,11 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 def format_for_key(key: str) -> ShardFormat:
-    """Makes the installed format with the longest suffix that the key ends with, with its defaults.
-
-    Raises:
-        ConfigurationError: There is none.
-    """
+    """Makes the installed format with the longest suffix that the key ends with, with its defaults."""
     made: list[ShardFormat] = [make() for make in shard_formats().values()]
     best = max(made, key=lambda one: _match(key, one.suffixes), default=None)
     if best is None or not _match(key, best.suffixes):
@@ -104,15 +98,13 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
     Rank and world size are read as ``S3IterableDataset`` does. All workers of a rank and all epochs share one
     listing.
 
+    Arguments that are not described here are those of ``S3MapDataset``.
+
     Args:
-        region: The region; ``None`` takes it from the usual AWS places.
         get_dataset_objects: Takes the client and returns the shards.
         format: ``"tar"``, ``"parquet"``, another name that a plugin has registered, or a format with its
             options; ``None`` finds it by the suffix of each key.
-        endpoint: The URL of a store other than AWS.
-        transform: Makes what the dataset yields of a sample.
-        s3client_config: The settings of the client.
-        reader_constructor: How shards are read; the default is sequential.
+        transform: Makes what the dataset yields of a sample; ``None`` yields the sample itself.
         shuffle: Shuffles shards and samples.
         shuffle_buffer: How many samples a worker keeps to shuffle them; 1 shuffles only the shards.
         seed: The same on all ranks.
@@ -125,9 +117,6 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
         world_size: The number of ranks.
         on_error: ``"skip"`` leaves out shards that are missing, and the rest of those that changed or are
             damaged, with a warning in the log and a count in ``skipped``.
-        cache_dir: A folder on a local disk where what was read is kept, for all processes of this machine, so
-            that the second epoch reads from there; see ``DiskCache``.
-        cache_limit: How many bytes the folder may have; ``None`` for half of what its disk has for it.
 
     Raises:
         ConfigurationError: An argument is wrong.
@@ -135,11 +124,10 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
 
     _kind = "shards"
     _of_samples = True
-    _options = frozenset(
-        {"endpoint", "transform", "s3client_config", "reader_constructor", "on_error", "cache_dir"}
-        | {"cache_limit", "rank", "world_size", "shuffle", "seed", "format", "shuffle_buffer"}
-        | {"samples_per_worker", "shards_ahead"}
-    )
+    _options = COMMON_OPTIONS | {
+        *("reader_constructor", "on_error", "rank", "world_size", "shuffle", "seed", "format"),
+        *("shuffle_buffer", "samples_per_worker", "shards_ahead"),
+    }
     _saved: ShardState | None
 
     def _prepare(self) -> None:
@@ -185,29 +173,12 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
         return self._run(self._state, share)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns how far the iteration is that this process started last.
-
-        In a worker, it is the state of this worker: torchdata's ``StatefulDataLoader`` asks each, and needs
-        the same numbers of workers and ranks to resume. For other numbers, see ``ResumableLoader``.
-        """
         return (self._saved or self._state or self._taken_up([self._share()])).to_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Lets the next iteration go on where a state was saved.
-
-        For other numbers of ranks or workers than there were, the state is that of ``merge_states``.
-
-        Raises:
-            ConfigurationError: It is no such state, or the dataset has another order.
-        """
-        self._saved = ShardState.from_dict(state, self._order())
-        self._epoch[0] = self._saved.epoch
+    def _loaded(self, state: Mapping[str, Any]) -> ShardState:
+        return ShardState.from_dict(state, self._order())
 
     def begun(self, *, workers: int) -> dict[str, Any]:
-        """Returns the state that a loader's iteration starts from, which has just been started.
-
-        Workers have their copies of a loaded state by then, so it is forgotten here.
-        """
         if workers == 0 and self._state is not None:
             return self._state.to_dict()
         places = [Place(number, workers) for number in range(workers)] or [Place()]
@@ -217,22 +188,19 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
 
     @property
     def needs_marks(self) -> bool:
-        """True: batches do not say how far a worker is among its shards."""
+        # Batches do not say how far a worker is among its shards.
         return True
 
     def mark(self) -> Mark[ShareProgress]:
-        """Returns in a worker how far the iteration is that was started last."""
         if self._state is None:
             raise ConfigurationError("the dataset was not iterated in this process")
         ((share, progress),) = self._state.shares.items()
         return Mark(share, progress, self._state.listing)
 
     def marked(self, begun: Mapping[str, Any], marks: Iterable[Mark[ShareProgress]]) -> dict[str, Any]:
-        """Returns the state that ``begun`` has become when workers were where their marks say."""
         return ShardState.from_dict(begun).noted(marks).to_dict()
 
     def _taken_up(self, team: Sequence[StridedShard]) -> ShardState:
-        """Returns where some workers of this rank go on."""
         state = self._saved or ShardState(self._order(), epoch=int(self._epoch))
         return state.taken_up(team, quota=self._settings.samples_per_worker)
 
@@ -269,17 +237,14 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
     def _turn(
         self, state: ShardState, share: StridedShard, objects: ObjectTable, quota: int | None
     ) -> Iterator[ResultT]:
-        """Yields what is left of all samples of this worker, or of the number that was asked for."""
         settings, transform = self._settings, self._settings.transform
         order = Permutation(len(objects), seed=settings.seed, epoch=state.epoch) if settings.shuffle else None
         run = ShardRun(
-            pipeline=ShardPipeline(
-                len(objects),
-                lambda place: self._open(objects[place if order is None else order[place]]),
-                ahead=settings.shards_ahead,
-                tolerate=self._tolerate,
-                report=self._skip,
-            ),
+            count=len(objects),
+            open_shard=lambda place: self._open(objects[place if order is None else order[place]]),
+            ahead=settings.shards_ahead,
+            tolerate=self._tolerate,
+            report=self._skip,
             share=share,
             consumed=state.consumed,
             seed=settings.seed,
@@ -300,7 +265,7 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
 
     def _tolerate(self, exc: Exception) -> bool:
         tolerated = NotFoundError | ObjectChangedError | DamagedShardError
-        return self._settings.skips and isinstance(exc, tolerated)
+        return self._settings.on_error == "skip" and isinstance(exc, tolerated)
 
     def _skip(self, exc: Exception) -> None:
         _log.warning("leaving out a shard, or the rest of it: %s", exc)
@@ -308,7 +273,6 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
 
 
 def name_of(sample: Any) -> str:
-    """Returns the name of a sample of a shard for messages."""
     return f"{sample.get('__key__')} of {sample.get('__url__')}" if isinstance(sample, dict) else "a row"
 
 

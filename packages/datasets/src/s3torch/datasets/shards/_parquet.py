@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from s3torch.core.errors import ConfigurationError, S3Error
-from s3torch.core.ranges import ByteRange
+from s3torch.core.ranges import MAX_OBJECT_SIZE, ByteRange, Part, Span, plan_parts
 from s3torch.datasets._ranges import RangeInParts
 from s3torch.datasets.formats import DamagedShardError
 
@@ -52,7 +52,6 @@ class ParquetFormat:
             raise ConfigurationError(f"batch_rows must be an integer from 1 on, got {self.batch_rows!r}")
 
     def open(self, shard: ShardObject) -> _ParquetShard:
-        """Starts to fetch the footer and returns at once."""
         try:
             import pyarrow.parquet  # noqa: F401 - Fails now, not in a worker.
         except ImportError as exc:
@@ -64,9 +63,9 @@ class ParquetFormat:
 
 class _ParquetShard:
     def __init__(self, shard: ShardObject, chosen: ParquetFormat) -> None:
-        self._chosen = chosen
-        self._source = shard.ranges()
-        size = self._source.known_size
+        self.chosen = chosen
+        self.source = shard.ranges()
+        size = self.source.known_size
         # Without a size, the end is not known before the first answer.
         self._tail = None if size is None else self._fetched_tail(size)
 
@@ -75,56 +74,52 @@ class _ParquetShard:
         import pyarrow.parquet as pq
 
         if self._tail is None:
-            self._tail = self._fetched_tail(self._source.head().size)
+            self._tail = self._fetched_tail(self.source.head().size)
         tail = self._tail.wait()
         size = self._tail.start + len(tail)
         if size < _ENDING or bytes(tail[-4:]) != _MAGIC:
-            raise _damage(self._source, max(0, size - 4), "it does not end as a Parquet file")
+            raise _damage(self.source, max(0, size - 4), "it does not end as a Parquet file")
         length = int.from_bytes(tail[-_ENDING:-4], "little")
         begin = size - _ENDING - length
         if begin < 0:
             why = f"it is too short for a footer of {length} bytes"
-            raise _damage(self._source, size - _ENDING, why)
+            raise _damage(self.source, size - _ENDING, why)
         stretches = [self._tail]
         if begin < self._tail.start:
-            stretches = [RangeInParts(self._source, begin, self._tail.start), self._tail]
+            stretches = [RangeInParts(self.source, begin, self._tail.start), self._tail]
         try:
             metadata = pq.read_metadata(_SparseFile(size, stretches))
-            indices = _wanted(metadata, self._chosen.columns)
+            indices = _wanted(metadata, self.chosen.columns)
         except (pa.ArrowException, OSError) as exc:
-            raise _damage(self._source, begin, f"the footer: {exc}") from exc
-        groups = range(metadata.num_row_groups)
-        return [_RowGroup(self._source, self._chosen, size, metadata, number, indices) for number in groups]
+            raise _damage(self.source, begin, f"the footer: {exc}") from exc
+        groups = [
+            _stretches(metadata.row_group(number), indices) for number in range(metadata.num_row_groups)
+        ]
+        return [_RowGroup(self, size, metadata, number, ranges) for number, ranges in enumerate(groups)]
 
     def close(self) -> None:
         if self._tail is not None:
             self._tail.close()
 
     def _fetched_tail(self, size: int) -> RangeInParts:
-        return RangeInParts(self._source, max(0, size - _TAIL), size)
+        return RangeInParts(self.source, max(0, size - _TAIL), size)
 
 
 class _RowGroup:
     """A row group; positions count its rows."""
 
     def __init__(
-        self,
-        source: RangeSource,
-        chosen: ParquetFormat,
-        file_size: int,
-        metadata: Any,
-        number: int,
-        indices: Sequence[int],
+        self, shard: _ParquetShard, size: int, metadata: Any, number: int, ranges: Sequence[Span]
     ) -> None:
-        # That of the footer, so that both are of the same version of the object.
-        self._source = source
-        self._chosen = chosen
-        self._file_size = file_size
+        # The source of the footer, so that both are of the same version of the object.
+        self._source = shard.source
+        self._chosen = shard.chosen
+        self._file_size = size
         self._metadata = metadata
         self._number = number
-        self._ranges = _stretches(metadata.row_group(number), indices)
+        self._ranges = ranges
         self._fetched: list[RangeInParts] | None = None
-        self.size = sum(len(one) for one in self._ranges)
+        self.size = sum(one.stop - one.start for one in ranges)
 
     def prefetch(self) -> None:
         if self._fetched is None:
@@ -226,7 +221,7 @@ def _wanted(metadata: Any, columns: Sequence[str] | None) -> list[int]:
     return sorted({number for numbers in found.values() for number in numbers})
 
 
-def _stretches(group: Any, indices: Sequence[int]) -> list[ByteRange]:
+def _stretches(group: Any, indices: Sequence[int]) -> list[Part[ByteRange]]:
     """Returns where the chunks of some columns are, in order, those that are close to each other as one."""
     chunks = []
     for index in indices:
@@ -234,12 +229,6 @@ def _stretches(group: Any, indices: Sequence[int]) -> list[ByteRange]:
         start = column.data_page_offset
         if column.has_dictionary_page and column.dictionary_page_offset:
             start = min(start, column.dictionary_page_offset)
-        chunks.append((start, start + column.total_compressed_size))
-    merged: list[ByteRange] = []
-    for start, stop in sorted(chunks):
-        if merged and start - merged[-1].stop <= _GAP:
-            last = merged.pop()
-            merged.append(ByteRange(last.start, max(last.stop, stop)))
-        elif stop > start:
-            merged.append(ByteRange(start, stop))
-    return merged
+        if column.total_compressed_size:
+            chunks.append(ByteRange(start, start + column.total_compressed_size))
+    return plan_parts(chunks, part_size=MAX_OBJECT_SIZE, max_gap=_GAP)

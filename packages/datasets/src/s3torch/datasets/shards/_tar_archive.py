@@ -195,7 +195,6 @@ class _Attributes:
         return self._seen
 
     def extend(self, kind: int, data: bytes, place: int) -> None:
-        """Reads the content of one such header."""
         if kind == ord("L"):
             self.name = self.name or _text(data.partition(b"\0")[0])
         elif kind == ord("g"):
@@ -208,8 +207,10 @@ class _Attributes:
                 raise ArchiveError(place, "a member is sparse; pack it without --sparse")
             if "path" in records:
                 self.name = _text(records["path"])
-            if "size" in records:
-                self.size = _decimal(records["size"], place)
+            size = records.get("size")
+            if size is not None and not size.isdigit():
+                raise ArchiveError(place, f"the size {size!r} is no number")
+            self.size = self.size if size is None else int(size)
         self._seen = True
 
 
@@ -236,12 +237,6 @@ def _number(field: bytes, place: int) -> int:
     if value < 0:
         raise ArchiveError(place, "a number of the header is negative")
     return value
-
-
-def _decimal(value: bytes, place: int) -> int:
-    if not value.isdigit():
-        raise ArchiveError(place, f"the size {value!r} is no number")
-    return int(value)
 
 
 def _name(header: bytes) -> str:

@@ -96,7 +96,6 @@ class TarFormat:
     require_end: bool = True
 
     def open(self, shard: ShardObject) -> _TarShard:
-        """Returns the archive, which is one piece; nothing is sent for that."""
         return _TarShard(shard, self)
 
 

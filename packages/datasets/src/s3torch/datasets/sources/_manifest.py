@@ -6,18 +6,18 @@ import gzip
 import io
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from s3torch.core import ObjectInfo, S3BucketKeyData, parse_s3_uri
 from s3torch.core.errors import ConfigurationError
-from s3torch.datasets.sources._sources import PrefixSource, VersionedInfo, uri_of, version_of
+from s3torch.core.transfer import run_ahead
+from s3torch.datasets.sources._sources import VersionedInfo, list_whole, uri_of, version_of
 from s3torch.datasets.sources._table import ObjectTable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from s3torch.core import S3Client
     from s3torch.datasets.sources._sources import ObjectSource
@@ -63,17 +63,21 @@ class Manifest:
         versions. Prefixes are then listed with their versions; for other objects, a HEAD is sent for each.
         """
 
-        def complete(item: S3BucketKeyData) -> S3BucketKeyData:
-            if getattr(item.object_info, "etag", None) and not (versions and version_of(item) is None):
-                return item
+        def is_known(item: S3BucketKeyData) -> bool:
+            return bool(getattr(item.object_info, "etag", None)) and not (
+                versions and version_of(item) is None
+            )
+
+        def asked(item: S3BucketKeyData) -> S3BucketKeyData:
             head = client.head_object(item.bucket, item.key)
-            info = _info(item.key, head, head.version_id if versions else None)
+            version = head.version_id if versions else None
+            info = _info(item.key, head.etag, head.size, head.last_modified, version)
             return item._replace(object_info=info)
 
-        list_all = source.latest_versions if versions and isinstance(source, PrefixSource) else source
-        objects = ObjectTable.of(list_all(client))
-        with ThreadPoolExecutor(_HEADS_AT_A_TIME, "s3torch-manifest") as pool:
-            return cls(pool.map(complete, objects))
+        objects = ObjectTable.of(list_whole(source, client, versions=versions))
+        unknown = (item for item in objects if not is_known(item))
+        answers = run_ahead(asked, unknown, workers=_HEADS_AT_A_TIME, name="s3torch-manifest")
+        return cls(item if is_known(item) else next(answers) for item in objects)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], client: S3Client | None = None) -> Manifest:
@@ -82,8 +86,10 @@ class Manifest:
         Raises:
             ConfigurationError: It is no manifest, or its name ends in nothing known.
         """
-        data = _client_for(path, client).get_object(*parse_s3_uri(path)).read() if _is_s3(path) else None
-        data = Path(path).read_bytes() if data is None else data
+        if _is_s3(path):
+            data = _client_for(path, client).get_object(*parse_s3_uri(path)).read()
+        else:
+            data = Path(path).read_bytes()
         try:
             return cls(format_of(path).decode(data))
         except ConfigurationError as exc:
@@ -173,12 +179,13 @@ def _pinned(item: S3BucketKeyData) -> S3BucketKeyData:
     info = item.object_info
     if info is None or not getattr(info, "etag", None):
         raise ConfigurationError(f"a manifest needs the size and the ETag of {uri_of(item)}")
-    return S3BucketKeyData(item.bucket, item.key, _info(item.key, info, version_of(item)))
-
-
-def _info(key: str, found: Any, version: str | None) -> ObjectInfo:
     # No more than what is stored, so that a manifest that was loaded equals the one that was saved.
-    known = (key, found.etag, found.size, getattr(found, "last_modified", 0))
+    known = _info(item.key, info.etag, info.size, getattr(info, "last_modified", 0), version_of(item))
+    return S3BucketKeyData(item.bucket, item.key, known)
+
+
+def _info(key: str, etag: str, size: int, last_modified: int, version: str | None) -> ObjectInfo:
+    known = (key, etag, size, last_modified)
     return ObjectInfo(*known) if version in {None, _NO_VERSION} else VersionedInfo(*known, version_id=version)
 
 
@@ -202,86 +209,81 @@ def _client_for(path: str | os.PathLike[str], client: S3Client | None) -> S3Clie
     return client
 
 
-class JsonLines:
-    """An object with ``bucket``, ``key``, ``size``, ``etag`` … on each line."""
-
-    def encode(self, objects: Iterable[S3BucketKeyData]) -> bytes:
-        lines = io.BytesIO()
-        for item in objects:
-            fields = zip(_COLUMNS, _row(item), strict=True)
-            known = {name: value for name, value in fields if value is not None}
-            text = json.dumps(known, ensure_ascii=False)
-            lines.write(text.encode("utf-8") + b"\n")
-        return lines.getvalue()
-
-    def decode(self, data: bytes) -> Iterator[S3BucketKeyData]:
-        for number, line in enumerate(data.splitlines(), 1):
-            try:
-                fields = json.loads(line)
-                yield _item(**{name: fields[name] for name in _COLUMNS if name in fields})
-            except (ValueError, KeyError, TypeError) as exc:
-                raise ConfigurationError(f"line {number} is not that of a manifest: {exc!r}") from exc
+def _to_lines(objects: Iterable[S3BucketKeyData]) -> bytes:
+    lines = io.BytesIO()
+    for item in objects:
+        fields = zip(_COLUMNS, _row(item), strict=True)
+        known = {name: value for name, value in fields if value is not None}
+        lines.write(json.dumps(known, ensure_ascii=False).encode("utf-8") + b"\n")
+    return lines.getvalue()
 
 
-class GzippedJsonLines(JsonLines):
-    """The same, compressed."""
-
-    def encode(self, objects: Iterable[S3BucketKeyData]) -> bytes:
-        # Without the time, equal manifests are equal files.
-        return gzip.compress(super().encode(objects), compresslevel=6, mtime=0)
-
-    def decode(self, data: bytes) -> Iterator[S3BucketKeyData]:
+def _from_lines(data: bytes) -> Iterator[S3BucketKeyData]:
+    for number, line in enumerate(data.splitlines(), 1):
         try:
-            lines = gzip.decompress(data)
-        except (OSError, EOFError) as exc:
-            raise ConfigurationError(f"this is no gzipped manifest: {exc}") from exc
-        return super().decode(lines)
+            fields = json.loads(line)
+            yield _item(**{name: fields[name] for name in _COLUMNS if name in fields})
+        except (ValueError, KeyError, TypeError) as exc:
+            raise ConfigurationError(f"line {number} is not that of a manifest: {exc!r}") from exc
 
 
-class Parquet:
-    """The same columns in a Parquet file."""
-
-    def encode(self, objects: Iterable[S3BucketKeyData]) -> bytes:
-        pyarrow, parquet = _pyarrow()
-        columns: list[list[Any]] = [[] for _ in _COLUMNS]
-        for item in objects:
-            for column, value in zip(columns, _row(item), strict=True):
-                column.append(value)
-        text, number = pyarrow.string(), pyarrow.int64()
-        kinds = [text, text, number, text, number, text]
-        arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
-        target = io.BytesIO()
-        parquet.write_table(pyarrow.table(arrays, names=list(_COLUMNS)), target, compression="zstd")
-        return target.getvalue()
-
-    def decode(self, data: bytes) -> Iterator[S3BucketKeyData]:
-        pyarrow, parquet = _pyarrow()
-        try:
-            file = parquet.ParquetFile(io.BytesIO(data))
-            present = [name for name in _COLUMNS if name in file.schema_arrow.names]
-            if not set(_REQUIRED) <= set(present):
-                raise ConfigurationError(f"a manifest has the columns {_REQUIRED}, this file {present}")
-        except pyarrow.ArrowException as exc:
-            raise ConfigurationError(f"this is no Parquet file: {exc}") from exc
-        for batch in file.iter_batches(columns=present):
-            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                yield _item(**dict(zip(present, row, strict=True)))
+def _to_gzip(objects: Iterable[S3BucketKeyData]) -> bytes:
+    # Without the time, equal manifests are equal files.
+    return gzip.compress(_to_lines(objects), compresslevel=6, mtime=0)
 
 
-def format_of(path: str | os.PathLike[str]) -> JsonLines | Parquet:
+def _from_gzip(data: bytes) -> Iterator[S3BucketKeyData]:
+    try:
+        lines = gzip.decompress(data)
+    except (OSError, EOFError) as exc:
+        raise ConfigurationError(f"this is no gzipped manifest: {exc}") from exc
+    return _from_lines(lines)
+
+
+def _to_parquet(objects: Iterable[S3BucketKeyData]) -> bytes:
+    pyarrow, parquet = _pyarrow()
+    columns = list(zip(*map(_row, objects), strict=True)) or [()] * len(_COLUMNS)
+    text, number = pyarrow.string(), pyarrow.int64()
+    kinds = [text, text, number, text, number, text]
+    arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
+    target = io.BytesIO()
+    parquet.write_table(pyarrow.table(arrays, names=list(_COLUMNS)), target, compression="zstd")
+    return target.getvalue()
+
+
+def _from_parquet(data: bytes) -> Iterator[S3BucketKeyData]:
+    pyarrow, parquet = _pyarrow()
+    try:
+        file = parquet.ParquetFile(io.BytesIO(data))
+        present = [name for name in _COLUMNS if name in file.schema_arrow.names]
+        if not set(_REQUIRED) <= set(present):
+            raise ConfigurationError(f"a manifest has the columns {_REQUIRED}, this file {present}")
+    except pyarrow.ArrowException as exc:
+        raise ConfigurationError(f"this is no Parquet file: {exc}") from exc
+    for batch in file.iter_batches(columns=present):
+        for row in batch.to_pylist():
+            yield _item(**row)
+
+
+class _Format(NamedTuple):
+    encode: Callable[[Iterable[S3BucketKeyData]], bytes]
+    decode: Callable[[bytes], Iterable[S3BucketKeyData]]
+
+
+_FORMATS = {
+    ".jsonl": _Format(_to_lines, _from_lines),
+    ".jsonl.gz": _Format(_to_gzip, _from_gzip),
+    ".parquet": _Format(_to_parquet, _from_parquet),
+}
+
+
+def format_of(path: str | os.PathLike[str]) -> _Format:
     """Returns the format for the suffix of a name; raises ``ConfigurationError`` if there is none."""
     name = os.fspath(path)
-    for suffix, kind in _FORMATS.items():
+    for suffix, found in _FORMATS.items():
         if name.endswith(suffix):
-            return kind()
+            return found
     raise ConfigurationError(f"the name of a manifest ends in one of {', '.join(_FORMATS)}, got {name!r}")
-
-
-_FORMATS: dict[str, type[JsonLines | Parquet]] = {
-    ".jsonl": JsonLines,
-    ".jsonl.gz": GzippedJsonLines,
-    ".parquet": Parquet,
-}
 
 
 def _row(item: S3BucketKeyData) -> tuple[str, str, int, str, int, str | None]:
@@ -296,10 +298,8 @@ def _item(
 ) -> S3BucketKeyData:
     if not isinstance(bucket, str) or not isinstance(key, str) or not isinstance(etag, str):
         raise ConfigurationError(f"expected names of an object, got {bucket!r}, {key!r} and {etag!r}")
-    facts = (key, etag, int(size), int(last_modified or 0))
-    if version_id is None:
-        return S3BucketKeyData(bucket, key, ObjectInfo(*facts))
-    return S3BucketKeyData(bucket, key, VersionedInfo(*facts, version_id=str(version_id)))
+    version = None if version_id is None else str(version_id)
+    return S3BucketKeyData(bucket, key, _info(key, etag, int(size), int(last_modified or 0), version))
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -27,7 +27,7 @@ from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from s3torch.datasets.cache._disk import exclusive, unlock
+from s3torch.datasets._cache import exclusive, unlock
 from s3torch.datasets.sources._table import ObjectTable
 
 if TYPE_CHECKING:
@@ -175,20 +175,18 @@ class SharedListing:
     def get(self, list_objects: Callable[[], Iterable[S3BucketKeyData]]) -> ObjectTable:
         """Returns the table; lists if no process of the dataset has done so before."""
         if self._table is None:
-            table = self._mapped()
-            self._table = self._made(list_objects) if table is None else table
-        return self._table
-
-    def _made(self, list_objects: Callable[[], Iterable[S3BucketKeyData]]) -> ObjectTable:
-        if self._folder.is_alone:
+            self._table = self._mapped()
+        if self._table is None and self._folder.is_alone:
             # Forked workers inherit it, and spawned ones find it, see __getstate__.
-            return ObjectTable.of(list_objects())
-        with self._folder.locked_if_possible("listing.lock") as is_shared:
-            table = self._mapped() if is_shared else None
-            if table is not None:
-                return table
-            table = ObjectTable.of(list_objects())
-            return self._published(table) if is_shared else table
+            self._table = ObjectTable.of(list_objects())
+        if self._table is None:
+            with self._folder.locked_if_possible("listing.lock") as is_shared:
+                table = self._mapped() if is_shared else None
+                if table is None:
+                    table = ObjectTable.of(list_objects())
+                    table = self._published(table) if is_shared else table
+                self._table = table
+        return self._table
 
     @property
     def _file(self) -> Path:
@@ -213,16 +211,14 @@ class SharedListing:
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        if get_spawning_popen() is not None and self._table is not None and self._publish(self._table):
-            state["_table"] = None
+        if get_spawning_popen() is not None and self._table is not None:
+            # So that it is not sent to each worker that is spawned.
+            with self._folder.locked_if_possible("listing.lock") as is_shared:
+                if is_shared and not self._file.exists():
+                    self._published(self._table)
+                if is_shared and self._file.exists():
+                    state["_table"] = None
         return state
-
-    def _publish(self, table: ObjectTable) -> bool:
-        """Writes the table for spawned workers, so that it is not sent to each of them."""
-        with self._folder.locked_if_possible("listing.lock") as is_shared:
-            if is_shared and not self._file.exists():
-                self._published(table)
-            return is_shared and self._file.exists()
 
 
 class _Page(NamedTuple):
@@ -328,7 +324,6 @@ def _open_shared(path: Path) -> int | None:
 
 
 def _remove_unread(folder: Path) -> None:
-    """Removes the pages of epochs that are over."""
     for path in folder.glob("pages-*"):
         with suppress(FileNotFoundError), path.open("rb") as file:
             try:

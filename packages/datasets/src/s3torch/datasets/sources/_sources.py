@@ -19,8 +19,9 @@ from s3torch.core import Glob, ObjectInfo, S3BucketKeyData, S3Client, S3Reader, 
 from s3torch.core.errors import ConfigurationError
 
 ObjectSource: TypeAlias = Callable[[S3Client], Iterable[S3BucketKeyData]]
-Uris: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
-# As in "base--use1-az4--x-s3"; access points of such buckets end with the other.
+Uri: TypeAlias = str | os.PathLike[str]
+Uris: TypeAlias = Uri | Iterable[Uri]
+# Directory buckets (S3 Express One Zone) are named as "base--use1-az4--x-s3", their access points otherwise.
 _DIRECTORY_SUFFIXES = ("--x-s3", "--xa-s3")
 _REPORTED = 1000
 
@@ -64,6 +65,19 @@ class PagedSource(Protocol):
 
 
 @runtime_checkable
+class WholeSource(Protocol):
+    """A source that can list everything at once in another way than page by page."""
+
+    def whole(self, client: S3Client) -> Iterable[S3BucketKeyData]:
+        """Lists everything, in the order of the source."""
+        ...
+
+    def latest_versions(self, client: S3Client) -> Iterable[S3BucketKeyData]:
+        """Lists everything with the version that each object has now, where the bucket keeps versions."""
+        ...
+
+
+@runtime_checkable
 class CommonSource(Protocol):
     """A source that lists the same on all ranks, so that one of them can list for others."""
 
@@ -74,20 +88,22 @@ class CommonSource(Protocol):
 
 def _objects(bucket: str, infos: Iterable[ObjectInfo]) -> Iterator[S3BucketKeyData]:
     """Yields the objects of a listing; sorts those of directory buckets, which list in no order, by key."""
-    if _is_directory(bucket):
+    if bucket.endswith(_DIRECTORY_SUFFIXES):
         infos = sorted(infos, key=lambda info: info.key.encode())
     return (S3BucketKeyData(bucket, info.key, info) for info in infos)
+
+
+def list_whole(source: ObjectSource, client: S3Client, *, versions: bool) -> Iterable[S3BucketKeyData]:
+    """Lists everything, if the source can with the version that each object has now."""
+    if isinstance(source, WholeSource):
+        return source.latest_versions(client) if versions else source.whole(client)
+    return source(client)
 
 
 def subject_of(source: ObjectSource, *settings: object) -> str | None:
     """Names what a dataset lists with these settings; ``None`` if each rank may list something else."""
     subject = source.subject() if isinstance(source, CommonSource) else None
     return None if subject is None else f"{subject} {settings!r}"
-
-
-def _is_directory(bucket: str) -> bool:
-    """Whether a name is that of a directory bucket (S3 Express One Zone)."""
-    return bucket.endswith(_DIRECTORY_SUFFIXES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +139,11 @@ class PrefixSource:
         return repr(self)
 
     def whole(self, client: S3Client) -> Iterator[S3BucketKeyData]:
-        """Lists everything, large folders side by side."""
+        # Large folders side by side.
         for bucket, prefix in self.uris:
             yield from _objects(bucket, client.walk(bucket, prefix))
 
     def latest_versions(self, client: S3Client) -> Iterator[S3BucketKeyData]:
-        """Lists everything with the version that each object has now, where the bucket keeps versions."""
         for bucket, prefix in self.uris:
             for page in client.list_object_versions(bucket, prefix):
                 for one in page.versions:
@@ -140,7 +155,7 @@ class PrefixSource:
     def page(self, client: S3Client, cursor: str | None) -> tuple[list[S3BucketKeyData], str | None]:
         number, token = (0, None) if cursor is None else json.loads(cursor)
         bucket, prefix = self.uris[number]
-        if _is_directory(bucket):
+        if bucket.endswith(_DIRECTORY_SUFFIXES):
             objects = list(PrefixSource((self.uris[number],)).whole(client))
         else:
             pages = client.list_objects(bucket, prefix)

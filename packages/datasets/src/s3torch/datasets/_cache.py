@@ -111,13 +111,14 @@ class DiskCache:
 
     def put(self, name: str, data: memoryview) -> None:
         """Stores an entry, whole or not at all; failures are logged once and are no errors."""
-        if time.monotonic() < self._paused_until or self._is_too_large(len(data)):
+        size = len(data) + _TRAILER.size
+        if time.monotonic() < self._paused_until or (self.limit is not None and size > self.limit):
             return
         path = self._path(name)
         try:
             if not path.exists():
                 self._publish(path, data, _trailer(name, data))
-                self._account(len(data) + _TRAILER.size)
+                self._account(size)
         except OSError as exc:
             self._prepared = False
             self._paused_until = time.monotonic() + _PAUSE
@@ -133,18 +134,11 @@ class DiskCache:
         if not self._root.exists():
             return
         with self._locked():
-            for _, _, path in self._entries():
-                with contextlib.suppress(FileNotFoundError):
-                    Path(path).unlink()
-            self._sweep()
-            self._set_usage(0)
+            self._set_usage(self._evict(0))
 
     def _path(self, name: str) -> Path:
         digest = blake2b(name.encode("utf-8", "surrogateescape"), digest_size=20).hexdigest()
         return self._root / digest[:2] / digest[2:]
-
-    def _is_too_large(self, size: int) -> bool:
-        return self.limit is not None and size + _TRAILER.size > self.limit
 
     def _publish(self, path: Path, *pieces: memoryview | bytes) -> None:
         folder = self._root / "new"
@@ -173,8 +167,10 @@ class DiskCache:
 
     def _account(self, added: int) -> None:
         with self._locked():
-            counted = self._counted()
-            used = self.usage().bytes if counted is None else counted + added
+            try:
+                used = int((self._root / "usage").read_text()) + added
+            except (FileNotFoundError, ValueError):
+                used = self.usage().bytes
             limit = self.limit
             if limit is None:
                 limit = (used + shutil.disk_usage(self._root).free) // 2
@@ -214,13 +210,6 @@ class DiskCache:
 
     def _locked(self) -> contextlib.AbstractContextManager[None]:
         return exclusive(self._root / "lock")
-
-    def _counted(self) -> int | None:
-        """Returns the bytes of all entries as they were counted last; ``None`` if that is lost."""
-        try:
-            return int((self._root / "usage").read_text())
-        except (FileNotFoundError, ValueError):
-            return None
 
     def _set_usage(self, used: int) -> None:
         # Under the lock; what a crash leaves of it is no number, or is put right by the next eviction.

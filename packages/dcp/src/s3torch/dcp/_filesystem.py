@@ -320,12 +320,7 @@ def _folder(path: str | os.PathLike[str]) -> tuple[str, str]:
 
 
 def _check_deleted(bucket: str, failures: Sequence[DeleteFailure]) -> None:
-    if not failures:
-        return
-    shown = ", ".join(f"{one.key} ({one.code}: {one.message})" for one in failures[:_SHOWN])
-    raise S3Error(
-        f"{len(failures)} objects could not be deleted: {shown}",
-        operation="DeleteObjects",
-        bucket=bucket,
-        code=failures[0].code,
-    )
+    if failures:
+        shown = ", ".join(f"{one.key} ({one.code}: {one.message})" for one in failures[:_SHOWN])
+        message = f"{len(failures)} objects could not be deleted: {shown}"
+        raise replace(failures[0], message=message).error(bucket)

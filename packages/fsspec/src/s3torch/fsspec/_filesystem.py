@@ -14,7 +14,6 @@ from fsspec.core import get_compression
 from fsspec.utils import isfilelike
 
 from s3torch.core import ConfigurationError, NotFoundError, PutOptions, S3Error, S3ReaderConstructor
-from s3torch.core.errors import error_from_response
 from s3torch.fsspec._files import (
     CompressedFile,
     DirectoryNotEmptyError,
@@ -355,14 +354,7 @@ class S3FileSystem(S3Tree):
             return
         failures = self.client.delete_objects(bucket, keys)
         if failures:
-            first = failures[0]
-            error = error_from_response(
-                operation="DeleteObjects",
-                bucket=bucket,
-                key=first.key,
-                code=first.code,
-                message=first.message,
-            )
+            error = failures[0].error(bucket)
             error.add_note(f"{len(failures)} of {len(keys)} objects were not deleted")
             raise error
 

@@ -14,11 +14,9 @@ from torch.futures import Future
 
 from s3torch.core import S3ReaderConstructor
 from s3torch.core.errors import ConfigurationError, NotFoundError
-from s3torch.dcp._archives import noted_layout
-from s3torch.dcp._collectives import shared
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path, read_whole
-from s3torch.dcp._metadata import decode_metadata
-from s3torch.dcp._tensors import tensor_of
+from s3torch.dcp._metadata import decode_metadata, shared
+from s3torch.dcp._tensors import noted_layout, tensor_of
 from s3torch.dcp.loading._engine import PlannedLoad, ReaderSources
 from s3torch.dcp.loading._pieces import chunks_by_file, stored_at
 from s3torch.dcp.plugin import PlannedReads

@@ -13,9 +13,8 @@ from torch.futures import Future
 from s3torch.core import PutOptions
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.plugins import prefix_strategy as named_strategy
-from s3torch.dcp._errors import CheckpointError
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path
-from s3torch.dcp._metadata import decode_metadata, file_names
+from s3torch.dcp._metadata import CheckpointError, decode_metadata, file_names
 from s3torch.dcp._prefixes import DefaultPrefixStrategy
 from s3torch.dcp.saving._commit import Commit, find_existing
 from s3torch.dcp.saving._files import NewFiles, RankFiles, write_files

@@ -16,13 +16,18 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadIte
 
 from s3torch.core import PutOptions
 from s3torch.core.ranges import MIB
-from s3torch.dcp._collectives import everywhere, shared
-from s3torch.dcp._errors import CheckpointError
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path
+from s3torch.dcp._metadata import CheckpointError, everywhere, shared
 from s3torch.dcp._tensors import bytes_of
-from s3torch.dcp.hugging_face._index import INDEX_NAME, Index, file_count, make_index, parse_index
 from s3torch.dcp.hugging_face._reader import S3HuggingFaceStorageReader
-from s3torch.dcp.hugging_face._safetensors import make_header
+from s3torch.dcp.hugging_face._safetensors import (
+    INDEX_NAME,
+    Index,
+    file_count,
+    make_header,
+    make_index,
+    parse_index,
+)
 from s3torch.dcp.saving._commit import Commit, find_existing
 from s3torch.dcp.saving._files import NewFiles, write_files
 from s3torch.dcp.saving._plan import FilePlan

@@ -12,12 +12,16 @@ from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMeta
 
 from s3torch.core import S3Client, S3ReaderConstructor
 from s3torch.core.errors import NotFoundError
-from s3torch.dcp._collectives import shared
-from s3torch.dcp._errors import CheckpointError
 from s3torch.dcp._filesystem import checked_uri, join_path, read_whole
+from s3torch.dcp._metadata import CheckpointError, shared
 from s3torch.dcp._reader import S3StorageReader
-from s3torch.dcp.hugging_face._index import INDEX_NAME, metadata_of, parse_index
-from s3torch.dcp.hugging_face._safetensors import FileHeader, read_headers
+from s3torch.dcp.hugging_face._safetensors import (
+    INDEX_NAME,
+    FileHeader,
+    metadata_of,
+    parse_index,
+    read_headers,
+)
 
 if TYPE_CHECKING:
     import os

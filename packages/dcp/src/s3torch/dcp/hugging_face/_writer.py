@@ -8,12 +8,11 @@ from torch.distributed.checkpoint._hf_utils import SHARDED_DIR_NAME, SUFFIX, _ge
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.dcp._errors import CheckpointError
 from s3torch.dcp._filesystem import checked_uri, join_path
-from s3torch.dcp._metadata import file_facts
+from s3torch.dcp._metadata import CheckpointError, file_facts
 from s3torch.dcp._writer import S3StorageWriter
 from s3torch.dcp.hugging_face._consolidation import consolidate_safetensors_files
-from s3torch.dcp.hugging_face._index import INDEX_NAME, Index, file_count, make_index, parse_index
+from s3torch.dcp.hugging_face._safetensors import INDEX_NAME, Index, file_count, make_index, parse_index
 from s3torch.dcp.saving._commit import EXISTS
 from s3torch.dcp.saving._plan import plan_numbered_files
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from s3torch.core.errors import ConfigurationError, NotFoundError, S3Error
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path, read_whole
 from s3torch.dcp._metadata import decode_metadata, file_names
-from s3torch.dcp.hugging_face._index import INDEX_NAME, parse_index
-from s3torch.dcp.hugging_face._safetensors import read_headers
+from s3torch.dcp.hugging_face._safetensors import INDEX_NAME, parse_index, read_headers
 from s3torch.dcp.manage._contents import (
     METADATA_NAME,
     CheckpointReport,
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
 
     from s3torch.core import ObjectInfo, S3Client
-    from s3torch.dcp.hugging_face._index import Index
-    from s3torch.dcp.hugging_face._safetensors import FileHeader
+    from s3torch.dcp.hugging_face._safetensors import FileHeader, Index
     from s3torch.dcp.manage._contents import Depth
 
 _DAY = 24 * 60 * 60.0

@@ -14,7 +14,7 @@ from s3torch.core.ranges import MIB
 from s3torch.core.transfer import PartedChecksum, checksum, checksum_type
 from s3torch.dcp._filesystem import join_path
 from s3torch.dcp._metadata import file_facts
-from s3torch.dcp.hugging_face._index import INDEX_NAME
+from s3torch.dcp.hugging_face._safetensors import INDEX_NAME
 from s3torch.dcp.saving._plan import SUFFIX
 
 if TYPE_CHECKING:

@@ -23,11 +23,17 @@ from torch.distributed.checkpoint._hf_utils import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from s3torch.core.errors import S3Error, TransferCancelledError
-from s3torch.dcp._archives import HEAD_SIZE, TensorLayout, archive_frame, find_content, storage_entry
-from s3torch.dcp._errors import CheckpointError
 from s3torch.dcp._filesystem import join_path
-from s3torch.dcp._metadata import FileFacts, note_facts
-from s3torch.dcp._tensors import is_plain, memory_of
+from s3torch.dcp._metadata import CheckpointError, FileFacts, note_facts
+from s3torch.dcp._tensors import (
+    HEAD_SIZE,
+    TensorLayout,
+    archive_frame,
+    find_content,
+    is_plain,
+    memory_of,
+    storage_entry,
+)
 from s3torch.dcp.hugging_face._safetensors import make_header
 from s3torch.dcp.saving._commit import is_refused
 from s3torch.dcp.saving._values import HostValues

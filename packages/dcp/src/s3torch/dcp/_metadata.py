@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
+METADATA_NAME = ".metadata"
 # The attribute of torch's own storage entries with the facts of the file.
 _NOTE = "file_facts"
 _NAMES = {

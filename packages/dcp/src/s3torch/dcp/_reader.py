@@ -15,7 +15,7 @@ from torch.futures import Future
 from s3torch.core import S3ReaderConstructor
 from s3torch.core.errors import ConfigurationError, NotFoundError
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path, read_whole
-from s3torch.dcp._metadata import decode_metadata, shared
+from s3torch.dcp._metadata import METADATA_NAME, decode_metadata, shared
 from s3torch.dcp._tensors import noted_layout, tensor_of
 from s3torch.dcp.loading._engine import PlannedLoad, ReaderSources
 from s3torch.dcp.loading._pieces import chunks_by_file, stored_at
@@ -143,7 +143,7 @@ class S3StorageReader(FileSystemReader):
         return metadata
 
     def _metadata(self) -> Metadata:
-        uri = join_path(self.path, ".metadata")
+        uri = join_path(self.path, METADATA_NAME)
         body = shared(lambda: self._metadata_body(uri), self._process_group)
         return decode_metadata(body, uri=uri, safe_globals=self._safe_globals)
 

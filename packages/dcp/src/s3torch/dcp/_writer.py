@@ -14,7 +14,7 @@ from s3torch.core import PutOptions
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.plugins import prefix_strategy as named_strategy
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path
-from s3torch.dcp._metadata import CheckpointError, decode_metadata, file_names
+from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, decode_metadata, file_names
 from s3torch.dcp._prefixes import DefaultPrefixStrategy
 from s3torch.dcp.saving._commit import Commit, find_existing
 from s3torch.dcp.saving._files import NewFiles, RankFiles, write_files
@@ -247,7 +247,7 @@ class S3StorageWriter(FileSystemWriter):
 
     def _metadata_name(self) -> str:
         alone = not self.use_collectives and self.rank is not None
-        return f"__{self.rank}.metadata" if alone else ".metadata"
+        return f"__{self.rank}.metadata" if alone else METADATA_NAME
 
     def _metadata_uri(self) -> str:
         return join_path(self.path, self._metadata_name())

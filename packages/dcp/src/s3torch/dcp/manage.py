@@ -20,9 +20,9 @@ from s3torch.core.errors import ConfigurationError, NotFoundError, S3Error
 from s3torch.core.ranges import MIB
 from s3torch.core.transfer import PartedChecksum, checksum_type
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path, read_whole
-from s3torch.dcp._metadata import decode_metadata, file_facts, file_names
+from s3torch.dcp._metadata import METADATA_NAME, decode_metadata, file_facts, file_names
 from s3torch.dcp.hugging_face._safetensors import INDEX_NAME, parse_index, read_headers
-from s3torch.dcp.saving._commit import METADATA_NAME, complete_folders, is_commit, orphans, own_objects
+from s3torch.dcp.saving._commit import complete_folders, is_commit, orphans, own_objects
 
 if TYPE_CHECKING:
     import os

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMeta
 from s3torch.core import S3Client, S3ReaderConstructor
 from s3torch.core.errors import NotFoundError
 from s3torch.dcp._filesystem import checked_uri, join_path, read_whole
-from s3torch.dcp._metadata import CheckpointError, shared
+from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, shared
 from s3torch.dcp._reader import S3StorageReader
 from s3torch.dcp.hugging_face._safetensors import (
     INDEX_NAME,
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from s3torch.core import ObjectInfo
     from s3torch.core.transfer import ObjectSource
-
-_TORCH_METADATA = ".metadata"
 
 
 class S3HuggingFaceStorageReader(S3StorageReader):
@@ -65,7 +63,7 @@ class S3HuggingFaceStorageReader(S3StorageReader):
             if lost := set(weight_map.values()) - files.keys():
                 raise CheckpointError(f"{self.path} lacks files that its index names: {sorted(lost)}")
             files = {name: files[name] for name in sorted(set(weight_map.values()))}
-        elif any(name.endswith(_TORCH_METADATA) for name in objects):
+        elif any(name.endswith(METADATA_NAME) for name in objects):
             return None
         if not files:
             raise NotFoundError(f"there is no safetensors file in {self.path}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,18 +79,15 @@ _COPIED_AHEAD = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class FileTensor:
+class FileTensor(TensorLayout):
     """A tensor in a file."""
 
     name: str
-    dtype: torch.dtype
-    sizes: tuple[int, ...]
-    start: int
 
-    @property
-    def stop(self) -> int:
-        """Where its bytes end."""
-        return self.start + math.prod(self.sizes) * self.dtype.itemsize
+    def entry(self, file: str) -> _StorageInfo:
+        """Returns what the metadata of a checkpoint says of it."""
+        layout = TensorLayout(0, self.dtype, self.sizes)
+        return storage_entry(file, self.start, self.stop - self.start, layout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +114,7 @@ def make_header(
             raise CheckpointError(f"the safetensors format cannot hold {name}, a tensor of {dtype}")
         if name in content or name == _METADATA:
             raise CheckpointError(f"a safetensors file cannot hold two tensors with the name {name}")
-        tensor = FileTensor(name, dtype, tuple(sizes), position)
+        tensor = FileTensor(position, dtype, tuple(sizes), name)
         content[name] = {
             "dtype": _NAMES[dtype],
             "shape": list(tensor.sizes),
@@ -128,7 +125,7 @@ def make_header(
     text = json.dumps(content, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     begin = LENGTH_SIZE + len(text)
-    moved = [FileTensor(one.name, one.dtype, one.sizes, begin + one.start) for one in placed]
+    moved = [replace(one, start=begin + one.start) for one in placed]
     return _LENGTH.pack(len(text)) + text, moved
 
 
@@ -181,7 +178,7 @@ def _tensor(name: str, entry: Mapping[str, Any], begin: int) -> FileTensor:
     start, stop = entry["data_offsets"]
     if entry["dtype"] not in _DTYPES:
         raise CheckpointError(f"{name} is of the type {entry['dtype']}, of which no tensor can be made here")
-    tensor = FileTensor(name, _DTYPES[entry["dtype"]], tuple(map(int, entry["shape"])), begin + int(start))
+    tensor = FileTensor(begin + int(start), _DTYPES[entry["dtype"]], tuple(map(int, entry["shape"])), name)
     if start < 0 or min(tensor.sizes, default=0) < 0 or tensor.stop != begin + stop:
         raise ValueError(f"{name} is a tensor of {tensor.stop - tensor.start} bytes in {stop - start} bytes")
     return tensor
@@ -345,8 +342,7 @@ def metadata_of(
                     f"the header of {file} in {where} is damaged: {tensor.name} at {offsets}"
                 )
             _add_chunk(tensors, tensor, offsets)
-            layout = TensorLayout(0, tensor.dtype, tensor.sizes)
-            storage[index] = storage_entry(file, tensor.start, tensor.stop - tensor.start, layout)
+            storage[index] = tensor.entry(file)
     _check_whole(tensors, weight_map or {}, where)
     return Metadata(tensors, storage_data=storage)  # type: ignore[arg-type] # A dict is invariant.
 

@@ -9,7 +9,7 @@ from torch.distributed.checkpoint.filesystem import SerializationFormat
 
 from s3torch.core.errors import ConfigurationError
 from s3torch.dcp._filesystem import checked_uri, join_path
-from s3torch.dcp._metadata import CheckpointError, file_facts
+from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, file_facts
 from s3torch.dcp._writer import S3StorageWriter
 from s3torch.dcp.hugging_face._consolidation import consolidate_safetensors_files
 from s3torch.dcp.hugging_face._safetensors import INDEX_NAME, Index, file_count, make_index, parse_index
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from s3torch.core import PutOptions, S3Client, S3ClientConfig
     from s3torch.dcp.saving._plan import FilePlan
-
-_TORCH_METADATA = ".metadata"
 
 
 class S3HuggingFaceStorageWriter(S3StorageWriter):
@@ -172,11 +170,11 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
         if whole is not None and not self.overwrite and self.fs.exists(join_path(whole, INDEX_NAME)):
             raise RuntimeError(EXISTS)
         if not self.save_distributed:
-            others = [(self.path, _TORCH_METADATA), (join_path(self.path, SHARDED_DIR_NAME), _TORCH_METADATA)]
+            others = [(self.path, METADATA_NAME), (join_path(self.path, SHARDED_DIR_NAME), METADATA_NAME)]
         else:
             others = [(self.path, INDEX_NAME)]
             if whole is not None:
-                others.append((whole, _TORCH_METADATA))
+                others.append((whole, METADATA_NAME))
         for path, name in others:
             if self.fs.exists(join_path(path, name)):
                 raise RuntimeError(

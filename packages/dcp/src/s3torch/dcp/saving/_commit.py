@@ -18,6 +18,7 @@ from torch.distributed.checkpoint._hf_utils import SHARDED_DIR_NAME
 
 from s3torch.core.errors import ConflictError, NotFoundError, PreconditionFailedError, S3Error
 from s3torch.dcp._filesystem import join_path
+from s3torch.dcp._metadata import METADATA_NAME
 from s3torch.dcp.hugging_face._safetensors import INDEX_NAME
 from s3torch.dcp.saving._plan import SUFFIX
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from s3torch.core import ObjectInfo, PutOptions
     from s3torch.dcp._filesystem import S3FileSystem
 
-METADATA_NAME = ".metadata"
 # The objects that make a checkpoint complete: torch's metadata, or the index of Hugging Face.
 _COMMITS = (METADATA_NAME, INDEX_NAME)
 # The names that S3HuggingFaceStorageWriter gives, where something was there before with the id of a save.

@@ -273,8 +273,7 @@ def _write_tensors(
                 f"{value.item.index} is not the {place.dtype} of {place.sizes} that was planned"
             )
         value.send_elements(stream)
-        layout = TensorLayout(0, place.dtype, place.sizes)
-        entry = storage_entry(file.name, place.start, place.stop - place.start, layout)
+        entry = place.entry(file.name)
         results.append(WriteResult(value.item.index, entry.length, entry))
     return results
 

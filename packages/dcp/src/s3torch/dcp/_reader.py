@@ -49,15 +49,11 @@ class S3StorageReader(FileSystemReader):
     pickled, and used for one load after another.
 
     Args:
-        region: The region of the bucket; ``None`` takes it from the environment.
+        region: As ``S3FileSystem`` takes it, and so ``s3client_config``, ``endpoint`` and ``s3_client``.
         path: The ``s3://bucket/prefix`` of the checkpoint.
-        s3client_config: The settings of the client.
         reader_constructor: ``None``, or ``S3ReaderConstructor.dcp_optimized(max_gap_size)`` to say up to
             which gap one request fetches two items. The other kinds of s3torch change nothing. A constructor
             of your own makes a reader for each file, and all bytes are read through these.
-        endpoint: The URL of a store that speaks S3.
-        s3_client: Serves all requests; ``None`` for a client that is shared in this process with all writers
-            and readers of the same settings.
         thread_count: How many large items are decoded at a time; with readers of your own, how many files
             are read.
         process_group: The ranks that load together: one of them reads the metadata and hands it to the

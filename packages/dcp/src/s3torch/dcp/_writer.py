@@ -67,16 +67,12 @@ class S3StorageWriter(FileSystemWriter):
     format; ``S3StorageReader`` loads it, stock torch does not.
 
     Args:
-        region: The region of the bucket; ``None`` takes it from the environment.
+        region: As ``S3FileSystem`` takes it, and so ``s3client_config``, ``endpoint``, ``s3_client`` and
+            ``put_options``.
         path: The ``s3://bucket/prefix`` of the checkpoint.
-        s3client_config: The settings of the client.
         prefix_strategy: Names the files of each rank, asked at every save; or the name under which a plugin
             has registered one, such as ``"hex"``. ``None`` for ``DefaultPrefixStrategy``.
         thread_count: How many files a rank writes, and how many at a time.
-        endpoint: The URL of a store that speaks S3.
-        s3_client: Serves all requests; ``None`` for a client that is shared in this process with all writers
-            and readers of the same settings.
-        put_options: How all objects of the checkpoint are stored.
         sync_files: Has no effect; what S3 has confirmed is durable.
         kwargs: What torch's ``FileSystemWriter`` takes: ``single_file_per_rank``, ``per_thread_copy_ahead``,
             ``cache_staged_state_dict``, ``overwrite``, ``_extensions``, ``serialization_format``.

@@ -44,20 +44,12 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
     The other ranks wait meanwhile, no longer than their process group does. Of a large model let all ranks
     share that work, with ``consolidate_safetensors_files(…, process_group=…)`` after the save.
 
-    Args:
-        region: The region of the bucket; ``None`` takes it from the environment.
-        path: The ``s3://bucket/prefix`` of the checkpoint.
-        s3client_config: The settings of the client.
+    Args, beside those of ``S3StorageWriter``:
         fqn_to_index_mapping: The number of the file for each tensor, from 1; ``None`` puts all into one.
-        thread_count: How many files are written at a time.
         save_distributed: Each rank writes its own parts of tensors, into files ``shard-00001-model-…``.
         enable_consolidation: Puts the parts together when all are there; needs ``save_distributed``.
         thread_count_consolidation: How many whole files are written at a time.
         overwrite: Replaces a checkpoint that is there.
-        endpoint: The URL of a store that speaks S3.
-        s3_client: Serves all requests; ``None`` for a client that is shared in this process with all writers
-            and readers of the same settings.
-        put_options: How all objects of the checkpoint are stored.
 
     Attributes:
         consolidated_output_path: The URI of the whole files; ``None`` without consolidation.

@@ -186,12 +186,23 @@ def _write_whole(
     stream: Any, value: HostValue[WriteItem], transforms: Any
 ) -> tuple[list[str], TensorLayout | None]:
     """Writes an item by ``torch.save``; returns the extensions it went through, and where its tensor is."""
-    target = _Target(stream)
-    data = value.on_host()
+    target, data = _Target(stream), value.on_host()
     if isinstance(data, torch.Tensor):
         data = _without_rest(data)
+    elif not isinstance(data, io.BytesIO):
+        raise CheckpointError(f"{value.item.index} is a {type(data).__name__}, not a tensor or a BytesIO")
+    descriptors: list[str] = []
     try:
-        descriptors = _save(target, value.item, data, transforms)
+        into: Any = target
+        if transforms.extensions:
+            into, descriptors = transforms.transform_save_stream(value.item, target)
+        if isinstance(data, io.BytesIO):
+            into.write(data.getbuffer())
+        else:
+            torch.save(data, into)
+        if descriptors:
+            # The end of the transformed item; torch keeps it from the file itself.
+            into.close()
     except Exception as exc:
         if target.error is None or target.error is exc:
             raise
@@ -201,23 +212,6 @@ def _write_whole(
         if start is not None:
             return descriptors, TensorLayout(start, data.dtype, tuple(data.shape))
     return descriptors, None
-
-
-def _save(target: _Target, item: WriteItem, data: Any, transforms: Any) -> list[str]:
-    stream: Any = target
-    descriptors: list[str] = []
-    if transforms.extensions:
-        stream, descriptors = transforms.transform_save_stream(item, target)
-    if isinstance(data, io.BytesIO):
-        stream.write(data.getbuffer())
-    elif isinstance(data, torch.Tensor):
-        torch.save(data, stream)
-    else:
-        raise CheckpointError(f"{item.index} is a {type(data).__name__}, not a tensor or a BytesIO")
-    if descriptors:
-        # The end of the transformed item; torch keeps it from the file itself.
-        stream.close()
-    return descriptors
 
 
 class _Target(io.IOBase):

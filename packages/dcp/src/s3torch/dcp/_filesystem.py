@@ -154,12 +154,7 @@ class S3FileSystem(FileSystemBase):
 
         A new object appears when the block ends; if the block raises, nothing appears and an older object
         stays.
-
-        Args:
-            path: The URI of the object.
-            mode: ``"rb"`` or ``"wb"``.
-            reader_constructor: Another kind of reader for this object.
-            put_options: How this object is stored, in place of what holds for all.
+        ``reader_constructor`` and ``put_options`` hold for this object, in place of what holds for all.
 
         Raises:
             ConfigurationError: The path or the mode is wrong. It is also a ``ValueError``.

@@ -209,13 +209,8 @@ class S3StorageReader(FileSystemReader):
 
 
 def _no_checkpoint(uri: str, error: NotFoundError) -> NotFoundError:
-    return NotFoundError(
-        f"there is no checkpoint: {uri} does not exist (a save writes it last, when all else is complete)",
-        operation=error.operation,
-        bucket=error.bucket,
-        key=error.key,
-        code=error.code,
-        status=error.status,
-        request_id=error.request_id,
-        host_id=error.host_id,
+    made = NotFoundError(
+        f"there is no checkpoint: {uri} does not exist (a save writes it last, when all else is complete)"
     )
+    vars(made).update(vars(error), message=made.message)
+    return made

@@ -16,7 +16,7 @@ from s3torch.core.plugins import prefix_strategy as named_strategy
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path
 from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, decode_metadata, file_names
 from s3torch.dcp._prefixes import DefaultPrefixStrategy
-from s3torch.dcp.saving._commit import Commit, find_existing
+from s3torch.dcp.saving._commit import Commit
 from s3torch.dcp.saving._files import NewFiles, RankFiles, write_files
 from s3torch.dcp.saving._plan import SUFFIX, plan_files, plan_tensor_files, unstored
 
@@ -153,13 +153,8 @@ class S3StorageWriter(FileSystemWriter):
                 raise ConfigurationError(
                     f"the prefix strategy gives several ranks the same prefix: {prefixes[:16]}"
                 )
-        self._before = find_existing(
-            self.fs,
-            self.path,
-            metadata_name=self._metadata_name(),
-            prefixes=prefixes,
-            suffix=self._suffix,
-            overwrite=self.overwrite,
+        self._before = self._commit().find_existing(
+            prefixes=prefixes, suffix=self._suffix, overwrite=self.overwrite
         )
         if self._before.committed:
             warnings.warn(
@@ -208,7 +203,7 @@ class S3StorageWriter(FileSystemWriter):
         metadata.storage_data = stored
         metadata.storage_meta = self.storage_meta()
         before, self._before = self._before, None
-        Commit(self.fs, self.path, self._metadata_name(), self._put_options, self._names_in).run(
+        self._commit().run(
             self._commit_body(metadata),
             overwrite=self.overwrite,
             is_new=before is not None and not before.committed,
@@ -218,6 +213,9 @@ class S3StorageWriter(FileSystemWriter):
     def _plan_files(self, items: list[WriteItem], prefix: str) -> list[FilePlan]:
         make = plan_tensor_files if self._is_safetensors else plan_files
         return make(items, prefix, files=self.thread_count, single_file_per_rank=self.single_file_per_rank)
+
+    def _commit(self) -> Commit:
+        return Commit(self.fs, self.path, self._metadata_name(), self._put_options, self._names_in)
 
     def _commit_body(self, metadata: Metadata) -> bytes:
         """Returns what makes the checkpoint visible."""

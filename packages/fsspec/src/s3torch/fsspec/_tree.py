@@ -44,8 +44,7 @@ _CACHE_DEFAULTS = {"use_listings_cache": False, "listings_expiry_time": None, "m
 class StaticCredentials:
     """Keys that were given as storage options; ``repr`` does not show them.
 
-    They travel where the storage options travel: into workers and into pickles of the filesystem. Keys from
-    the usual AWS places do not.
+    They travel where the storage options do, into workers and pickles; those from the usual places do not.
     """
 
     key: str = field(repr=False)
@@ -104,10 +103,11 @@ class ClientOptions:
         given: dict[str, Any] = {"profile": profile, "unsigned": anon, "requester_pays": requester_pays}
         if key is not None and secret is not None:
             given["credentials"] = StaticCredentials(key, secret, token)
+        changes = {name: one for name, one in given.items() if one not in (None, False)}
         return cls(
             region or kwargs.get("region_name"),
             endpoint or endpoint_url or kwargs.get("endpoint_url"),
-            replace(s3client_config or S3ClientConfig(), **{name: one for name, one in given.items() if one}),
+            replace(s3client_config or S3ClientConfig(), **changes),
         )
 
 

@@ -120,11 +120,7 @@ def load_sharded(
     """Loads all tensors of a folder with safetensors files, as one state dict.
 
     An index, where there is one, tells which files count; parts of tensors are put together.
-
-    Args:
-        path: The URI of the folder.
-        device: Where the tensors go.
-        client: Serves the requests; ``None`` takes one that is shared in this process.
+    Arguments are those of ``load_file``.
 
     Raises:
         NotFoundError: There is no safetensors file.

@@ -60,31 +60,6 @@ class ExistingFiles:
         return not self.committed and not self.taken
 
 
-def find_existing(
-    fs: S3FileSystem,
-    path: str,
-    *,
-    metadata_name: str,
-    prefixes: Iterable[str],
-    suffix: str,
-    overwrite: bool,
-) -> ExistingFiles:
-    """Lists the path of a checkpoint, with one request in all usual cases.
-
-    Raises:
-        RuntimeError: There is one, and ``overwrite`` is false.
-    """
-    names = list(islice(fs.walk(path), _PAGE))
-    committed = metadata_name in names
-    if not committed and len(names) == _PAGE:
-        committed = fs.exists(join_path(path, metadata_name))
-    if committed and not overwrite:
-        raise RuntimeError(EXISTS)
-    beginnings = tuple(prefix.lstrip("/") for prefix in prefixes)
-    taken = any(name.startswith(beginnings) and name.endswith(suffix) for name in names)
-    return ExistingFiles(committed, taken)
-
-
 def is_refused(error: S3Error) -> bool:
     """Whether a conditional PUT failed for its condition, or because the store knows no conditions."""
     return isinstance(error, PreconditionFailedError | ConflictError) or error.status == _NOT_IMPLEMENTED
@@ -107,6 +82,22 @@ class Commit:
     name: str
     options: PutOptions
     names_in: Callable[[bytes], set[str]]
+
+    def find_existing(self, *, prefixes: Iterable[str], suffix: str, overwrite: bool) -> ExistingFiles:
+        """Lists the path of the checkpoint, with one request in all usual cases.
+
+        Raises:
+            RuntimeError: There is one, and ``overwrite`` is false.
+        """
+        names = list(islice(self.fs.walk(self.path), _PAGE))
+        committed = self.name in names
+        if not committed and len(names) == _PAGE:
+            committed = self.fs.exists(join_path(self.path, self.name))
+        if committed and not overwrite:
+            raise RuntimeError(EXISTS)
+        beginnings = tuple(prefix.lstrip("/") for prefix in prefixes)
+        taken = any(name.startswith(beginnings) and name.endswith(suffix) for name in names)
+        return ExistingFiles(committed, taken)
 
     def run(self, body: bytes, *, overwrite: bool, is_new: bool, kept: Collection[str]) -> None:
         """Commits, and removes the files of the old checkpoint that the new one does not have.
@@ -177,14 +168,12 @@ class Commit:
     def _read(self) -> _Stored | None:
         try:
             with self.fs.create_stream(join_path(self.path, self.name), "rb") as stream:
-                body = bytes(stream.read())
-                return _Stored(getattr(stream, "etag", None), body)
+                return _Stored(body=bytes(stream.read()), etag=getattr(stream, "etag", None))
         except NotFoundError:
             return None
 
     def _put(self, body: bytes, options: PutOptions) -> None:
-        uri = join_path(self.path, self.name)
-        with self.fs.create_stream(uri, "wb", put_options=options) as stream:
+        with self.fs.create_stream(join_path(self.path, self.name), "wb", put_options=options) as stream:
             stream.write(body)
 
 

@@ -34,7 +34,7 @@ from s3torch.dcp import (
     consolidate_safetensors_files,
     load_sharded,
 )
-from s3torch.dcp._collectives import everywhere, shared
+from s3torch.dcp._metadata import everywhere, shared
 
 ROWS = 11
 

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
 from s3torch.core.ranges import MIB
-from s3torch.dcp._archives import HEAD_SIZE, noted_layout, parse_archive
+from s3torch.dcp._tensors import HEAD_SIZE, noted_layout, parse_archive
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:torch.distributed is disabled, unavailable or uninitialized",

@@ -85,6 +85,22 @@ def test_what_is_wrong_is_told(place):
     assert by_bytes.problems[0].startswith("__0_1.distcp has the CRC64NVME")
 
 
+@pytest.mark.promise(2)
+@pytest.mark.parametrize("depth", ["checksums", "bytes"])
+def test_a_flipped_byte_in_a_stored_file_is_found(place, depth):
+    save(place, "checkpoint")
+    client, uri = place.client(), place.uri("checkpoint")
+    data = bytearray(place.get("checkpoint/__0_0.distcp"))
+    data[len(data) // 2] ^= 1
+    place.put("checkpoint/__0_0.distcp", data)
+    assert verify_checkpoint(uri, depth="sizes", client=client).is_whole
+    report = verify_checkpoint(uri, depth=depth, client=client)
+    assert not report.is_whole
+    (problem,) = report.problems
+    assert problem.startswith("__0_0.distcp has the CRC64NVME ")
+    assert report.unchecked == ()
+
+
 def test_a_checkpoint_of_stock_torch(place, tmp_path):
     dcp.save(STATE, storage_writer=dcp.FileSystemWriter(tmp_path))
     place.upload(tmp_path, "stock")

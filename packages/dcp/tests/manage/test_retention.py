@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3torch.core import ConfigurationError
-from s3torch.dcp.manage._checkpoints import CheckpointInfo, superfluous
+from s3torch.dcp.manage import CheckpointInfo, _superfluous
 
 
 def run_of(steps):
@@ -29,16 +29,16 @@ def steps_of(checkpoints):
     ],
 )
 def test_last_every_and_protect(rules, gone):
-    assert steps_of(superfluous(run_of([100, 200, 300, 400, 500]), **rules)) == gone
+    assert steps_of(_superfluous(run_of([100, 200, 300, 400, 500]), **rules)) == gone
 
 
 def test_newer_is_what_was_committed_later():
-    assert steps_of(superfluous(run_of([300, 100, 200]), last=1)) == [300, 100]
+    assert steps_of(_superfluous(run_of([300, 100, 200]), last=1)) == [300, 100]
 
 
 def test_numbers_count_by_their_value_within_a_second():
     same = [CheckpointInfo(f"s3://b/{n}", f"step-{n}", 7) for n in (10, 9, 100)]
-    assert steps_of(superfluous(same, last=1)) == [9, 10]
+    assert steps_of(_superfluous(same, last=1)) == [9, 10]
 
 
 @pytest.mark.parametrize(("name", "step"), [("run-3/step-1000", 1000), ("final", None), ("", None), ("7", 7)])
@@ -49,7 +49,7 @@ def test_the_step_is_the_last_number(name, step):
 @pytest.mark.parametrize("rules", [{"last": 0}, {"last": 1, "every": 0}, {"last": 1, "protect": "s3://b/a"}])
 def test_bad_rules(rules):
     with pytest.raises(ConfigurationError):
-        superfluous([], **rules)
+        _superfluous([], **rules)
 
 
 @given(
@@ -61,7 +61,7 @@ def test_bad_rules(rules):
 def test_nothing_that_a_rule_keeps_goes(steps, last, every, protected):
     checkpoints = run_of(steps)
     protect = {f"s3://b/run/step-{n}" for n in protected}
-    gone = superfluous(checkpoints, last=last, every=every, protect=protect)
+    gone = _superfluous(checkpoints, last=last, every=every, protect=protect)
     assert not set(gone) & set(checkpoints[-last:])
     assert not {one.uri for one in gone} & protect
     assert not any(every and one.step % every == 0 for one in gone)

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from s3torch.core._put_options import PutOptions
-from s3torch.core.errors import ConfigurationError
+from s3torch.core.errors import ConfigurationError, error_from_response
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
+
+    from s3torch.core.errors import S3Error
 
 __all__ = [
     "BucketEndpoint",
@@ -307,3 +309,9 @@ class DeleteFailure:
     code: str
     message: str
     version_id: str | None = None
+
+    def error(self, bucket: str) -> S3Error:
+        """Returns it as an error, of the class that a DELETE of this key alone would raise."""
+        return error_from_response(
+            operation="DeleteObjects", bucket=bucket, key=self.key, code=self.code, message=self.message
+        )

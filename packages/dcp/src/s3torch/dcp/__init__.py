@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from s3torch.dcp._version import __version__
 
 if TYPE_CHECKING:
-    from s3torch.dcp._errors import CheckpointError
     from s3torch.dcp._filesystem import S3FileSystem
+    from s3torch.dcp._metadata import CheckpointError
     from s3torch.dcp._prefixes import (
         BinaryPrefixStrategy,
         DefaultPrefixStrategy,
@@ -53,7 +53,7 @@ __all__ = [
 _MODULES = {
     name: module
     for module, names in {
-        "_errors": "CheckpointError",
+        "_metadata": "CheckpointError",
         "_filesystem": "S3FileSystem",
         "_prefixes": "BinaryPrefixStrategy DefaultPrefixStrategy HexPrefixStrategy "
         "NumericPrefixStrategy RoundRobinPrefixStrategy S3PrefixStrategyBase",

@@ -154,12 +154,7 @@ class S3FileSystem(FileSystemBase):
 
         A new object appears when the block ends; if the block raises, nothing appears and an older object
         stays.
-
-        Args:
-            path: The URI of the object.
-            mode: ``"rb"`` or ``"wb"``.
-            reader_constructor: Another kind of reader for this object.
-            put_options: How this object is stored, in place of what holds for all.
+        ``reader_constructor`` and ``put_options`` hold for this object, in place of what holds for all.
 
         Raises:
             ConfigurationError: The path or the mode is wrong. It is also a ``ValueError``.
@@ -320,12 +315,7 @@ def _folder(path: str | os.PathLike[str]) -> tuple[str, str]:
 
 
 def _check_deleted(bucket: str, failures: Sequence[DeleteFailure]) -> None:
-    if not failures:
-        return
-    shown = ", ".join(f"{one.key} ({one.code}: {one.message})" for one in failures[:_SHOWN])
-    raise S3Error(
-        f"{len(failures)} objects could not be deleted: {shown}",
-        operation="DeleteObjects",
-        bucket=bucket,
-        code=failures[0].code,
-    )
+    if failures:
+        shown = ", ".join(f"{one.key} ({one.code}: {one.message})" for one in failures[:_SHOWN])
+        message = f"{len(failures)} objects could not be deleted: {shown}"
+        raise replace(failures[0], message=message).error(bucket)

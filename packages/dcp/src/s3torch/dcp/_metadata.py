@@ -1,4 +1,4 @@
-"""The metadata of a checkpoint: read without running code, with sizes and checksums of its files."""
+"""The metadata of a checkpoint: read without running code, shared between ranks, with facts of its files."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import io
 import pathlib
 import pickle
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint import filesystem as torch_filesystem
 from torch.distributed.checkpoint import metadata as torch_metadata
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
-from s3torch.dcp._errors import CheckpointError
+from s3torch.core.errors import S3Error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
+    from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
+METADATA_NAME = ".metadata"
 # The attribute of torch's own storage entries with the facts of the file.
 _NOTE = "file_facts"
 _NAMES = {
@@ -42,6 +47,14 @@ _PATHS = {"PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsP
 # Where these classes live depends on the release of Python.
 _PATH_MODULES = {"pathlib", "pathlib._local", "pathlib._abc"}
 _VALUES = (torch.dtype, torch.layout, torch.memory_format)
+
+
+class CheckpointError(S3Error):
+    """The checkpoint is not whole, or does not have what the state dict asks for.
+
+    A save raises it instead of committing a checkpoint with holes; a load raises it instead of returning
+    wrong tensors.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,3 +155,47 @@ def _named(known: Any) -> tuple[str, Any]:
     if isinstance(known, tuple):
         return known[1], known[0]
     return f"{known.__module__}.{known.__qualname__}", known
+
+
+def shared(fetch: Callable[[], T], group: ProcessGroup | None) -> T:
+    """Returns what the first rank of the group has fetched, on all of its ranks.
+
+    All of them must call; without a group the caller is alone. An error of one rank is raised on all.
+    """
+    if group is None:
+        return fetch()
+    outcome: list[Any] = [None, None]
+    error: Exception | None = None
+    if dist.get_rank(group) == 0:
+        outcome, error = _outcome(fetch)
+    dist.broadcast_object_list(outcome, src=dist.get_global_rank(group, 0), group=group)
+    found, failure = outcome
+    if failure is not None:
+        raise error or failure
+    return cast("T", found)
+
+
+def everywhere(work: Callable[[], T], group: ProcessGroup | None) -> list[T]:
+    """Does something on each rank of the group, as ``shared``; returns the results of all on all of them."""
+    if group is None:
+        return [work()]
+    outcome, error = _outcome(work)
+    outcomes: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(outcomes, outcome, group=group)
+    failures = [failure for _, failure in outcomes if failure is not None]
+    if failures:
+        raise error or failures[0]
+    return [found for found, _ in outcomes]
+
+
+def _outcome(work: Callable[[], Any]) -> tuple[list[Any], Exception | None]:
+    """Returns what other ranks are told, a result and an error, and the error as it was raised."""
+    try:
+        return [work(), None], None
+    except Exception as exc:  # noqa: BLE001 - The other ranks would wait for ever.
+        return [None, _portable(exc)], exc
+
+
+def _portable(error: Exception) -> S3Error:
+    """Returns an error that can be pickled, as those of S3 can."""
+    return error if isinstance(error, S3Error) else CheckpointError(f"another rank: {error!r}")

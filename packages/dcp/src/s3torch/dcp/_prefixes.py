@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from s3torch.core.errors import ConfigurationError
 
@@ -115,38 +115,38 @@ class NumericPrefixStrategy(S3PrefixStrategyBase, ABC):
         """Writes a number with its most significant digit first, filled with zeros to ``length`` digits."""
 
 
-class BinaryPrefixStrategy(NumericPrefixStrategy):
+class _FormattedPrefixStrategy(NumericPrefixStrategy):
+    """Writes numbers as Python formats them."""
+
+    _base: ClassVar[int]
+    _letter: ClassVar[str]
+
+    def __init__(
+        self,
+        epoch_num: int | None = None,
+        min_prefix_length: int = _DEFAULT_LENGTH,
+        prefix_count: int | None = None,
+        *,
+        min_prefix_len: int | None = None,
+    ) -> None:
+        super().__init__(
+            self._base, epoch_num, min_prefix_length, prefix_count, min_prefix_len=min_prefix_len
+        )
+
+    def _format_number(self, number: int, length: int) -> str:
+        return format(number, f"0{length}{self._letter}")
+
+
+class BinaryPrefixStrategy(_FormattedPrefixStrategy):
     """Spreads ranks over binary prefixes, as ``1100000000/__3_``; arguments are those of the base class."""
 
-    def __init__(
-        self,
-        epoch_num: int | None = None,
-        min_prefix_length: int = _DEFAULT_LENGTH,
-        prefix_count: int | None = None,
-        *,
-        min_prefix_len: int | None = None,
-    ) -> None:
-        super().__init__(2, epoch_num, min_prefix_length, prefix_count, min_prefix_len=min_prefix_len)
-
-    def _format_number(self, number: int, length: int) -> str:
-        return format(number, f"0{length}b")
+    _base, _letter = 2, "b"
 
 
-class HexPrefixStrategy(NumericPrefixStrategy):
+class HexPrefixStrategy(_FormattedPrefixStrategy):
     """Spreads ranks over hexadecimal ones, as ``a000000000/__10_``; arguments are those of the base class."""
 
-    def __init__(
-        self,
-        epoch_num: int | None = None,
-        min_prefix_length: int = _DEFAULT_LENGTH,
-        prefix_count: int | None = None,
-        *,
-        min_prefix_len: int | None = None,
-    ) -> None:
-        super().__init__(16, epoch_num, min_prefix_length, prefix_count, min_prefix_len=min_prefix_len)
-
-    def _format_number(self, number: int, length: int) -> str:
-        return format(number, f"0{length}x")
+    _base, _letter = 16, "x"
 
 
 class RoundRobinPrefixStrategy(S3PrefixStrategyBase):
@@ -194,11 +194,9 @@ def _digits(count: int, base: int) -> int:
 
 
 def _one_length(given: int, other_name: int | None) -> int:
-    if other_name is None:
-        return given
-    if not isinstance(given, _Default):
+    if other_name is not None and not isinstance(given, _Default):
         raise TypeError("give min_prefix_length or min_prefix_len, not both")
-    return other_name
+    return given if other_name is None else other_name
 
 
 def _is_integer(value: object) -> bool:

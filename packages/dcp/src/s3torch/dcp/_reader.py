@@ -14,11 +14,9 @@ from torch.futures import Future
 
 from s3torch.core import S3ReaderConstructor
 from s3torch.core.errors import ConfigurationError, NotFoundError
-from s3torch.dcp._archives import noted_layout
-from s3torch.dcp._collectives import shared
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path, read_whole
-from s3torch.dcp._metadata import decode_metadata
-from s3torch.dcp._tensors import tensor_of
+from s3torch.dcp._metadata import METADATA_NAME, decode_metadata, shared
+from s3torch.dcp._tensors import noted_layout, tensor_of
 from s3torch.dcp.loading._engine import PlannedLoad, ReaderSources
 from s3torch.dcp.loading._pieces import chunks_by_file, stored_at
 from s3torch.dcp.plugin import PlannedReads
@@ -51,15 +49,11 @@ class S3StorageReader(FileSystemReader):
     pickled, and used for one load after another.
 
     Args:
-        region: The region of the bucket; ``None`` takes it from the environment.
+        region: As ``S3FileSystem`` takes it, and so ``s3client_config``, ``endpoint`` and ``s3_client``.
         path: The ``s3://bucket/prefix`` of the checkpoint.
-        s3client_config: The settings of the client.
         reader_constructor: ``None``, or ``S3ReaderConstructor.dcp_optimized(max_gap_size)`` to say up to
             which gap one request fetches two items. The other kinds of s3torch change nothing. A constructor
             of your own makes a reader for each file, and all bytes are read through these.
-        endpoint: The URL of a store that speaks S3.
-        s3_client: Serves all requests; ``None`` for a client that is shared in this process with all writers
-            and readers of the same settings.
         thread_count: How many large items are decoded at a time; with readers of your own, how many files
             are read.
         process_group: The ranks that load together: one of them reads the metadata and hands it to the
@@ -145,7 +139,7 @@ class S3StorageReader(FileSystemReader):
         return metadata
 
     def _metadata(self) -> Metadata:
-        uri = join_path(self.path, ".metadata")
+        uri = join_path(self.path, METADATA_NAME)
         body = shared(lambda: self._metadata_body(uri), self._process_group)
         return decode_metadata(body, uri=uri, safe_globals=self._safe_globals)
 
@@ -216,13 +210,8 @@ class S3StorageReader(FileSystemReader):
 
 
 def _no_checkpoint(uri: str, error: NotFoundError) -> NotFoundError:
-    return NotFoundError(
-        f"there is no checkpoint: {uri} does not exist (a save writes it last, when all else is complete)",
-        operation=error.operation,
-        bucket=error.bucket,
-        key=error.key,
-        code=error.code,
-        status=error.status,
-        request_id=error.request_id,
-        host_id=error.host_id,
+    made = NotFoundError(
+        f"there is no checkpoint: {uri} does not exist (a save writes it last, when all else is complete)"
     )
+    vars(made).update(vars(error), message=made.message)
+    return made

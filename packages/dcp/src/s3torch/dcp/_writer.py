@@ -13,11 +13,10 @@ from torch.futures import Future
 from s3torch.core import PutOptions
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.plugins import prefix_strategy as named_strategy
-from s3torch.dcp._errors import CheckpointError
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path
-from s3torch.dcp._metadata import decode_metadata, file_names
+from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, decode_metadata, file_names
 from s3torch.dcp._prefixes import DefaultPrefixStrategy
-from s3torch.dcp.saving._commit import Commit, find_existing
+from s3torch.dcp.saving._commit import Commit
 from s3torch.dcp.saving._files import NewFiles, RankFiles, write_files
 from s3torch.dcp.saving._plan import SUFFIX, plan_files, plan_tensor_files, unstored
 
@@ -68,16 +67,12 @@ class S3StorageWriter(FileSystemWriter):
     format; ``S3StorageReader`` loads it, stock torch does not.
 
     Args:
-        region: The region of the bucket; ``None`` takes it from the environment.
+        region: As ``S3FileSystem`` takes it, and so ``s3client_config``, ``endpoint``, ``s3_client`` and
+            ``put_options``.
         path: The ``s3://bucket/prefix`` of the checkpoint.
-        s3client_config: The settings of the client.
         prefix_strategy: Names the files of each rank, asked at every save; or the name under which a plugin
             has registered one, such as ``"hex"``. ``None`` for ``DefaultPrefixStrategy``.
         thread_count: How many files a rank writes, and how many at a time.
-        endpoint: The URL of a store that speaks S3.
-        s3_client: Serves all requests; ``None`` for a client that is shared in this process with all writers
-            and readers of the same settings.
-        put_options: How all objects of the checkpoint are stored.
         sync_files: Has no effect; what S3 has confirmed is durable.
         kwargs: What torch's ``FileSystemWriter`` takes: ``single_file_per_rank``, ``per_thread_copy_ahead``,
             ``cache_staged_state_dict``, ``overwrite``, ``_extensions``, ``serialization_format``.
@@ -158,13 +153,8 @@ class S3StorageWriter(FileSystemWriter):
                 raise ConfigurationError(
                     f"the prefix strategy gives several ranks the same prefix: {prefixes[:16]}"
                 )
-        self._before = find_existing(
-            self.fs,
-            self.path,
-            metadata_name=self._metadata_name(),
-            prefixes=prefixes,
-            suffix=self._suffix,
-            overwrite=self.overwrite,
+        self._before = self._commit().find_existing(
+            prefixes=prefixes, suffix=self._suffix, overwrite=self.overwrite
         )
         if self._before.committed:
             warnings.warn(
@@ -213,7 +203,7 @@ class S3StorageWriter(FileSystemWriter):
         metadata.storage_data = stored
         metadata.storage_meta = self.storage_meta()
         before, self._before = self._before, None
-        Commit(self.fs, self.path, self._metadata_name(), self._put_options, self._names_in).run(
+        self._commit().run(
             self._commit_body(metadata),
             overwrite=self.overwrite,
             is_new=before is not None and not before.committed,
@@ -223,6 +213,9 @@ class S3StorageWriter(FileSystemWriter):
     def _plan_files(self, items: list[WriteItem], prefix: str) -> list[FilePlan]:
         make = plan_tensor_files if self._is_safetensors else plan_files
         return make(items, prefix, files=self.thread_count, single_file_per_rank=self.single_file_per_rank)
+
+    def _commit(self) -> Commit:
+        return Commit(self.fs, self.path, self._metadata_name(), self._put_options, self._names_in)
 
     def _commit_body(self, metadata: Metadata) -> bytes:
         """Returns what makes the checkpoint visible."""
@@ -248,7 +241,7 @@ class S3StorageWriter(FileSystemWriter):
 
     def _metadata_name(self) -> str:
         alone = not self.use_collectives and self.rank is not None
-        return f"__{self.rank}.metadata" if alone else ".metadata"
+        return f"__{self.rank}.metadata" if alone else METADATA_NAME
 
     def _metadata_uri(self) -> str:
         return join_path(self.path, self._metadata_name())

@@ -34,16 +34,9 @@ class ObjectExistsError(PreconditionFailedError, FileExistsError):
     @classmethod
     def from_precondition(cls, error: S3Error) -> Self:
         """Returns the same facts as ``error``, which says that the object exists already."""
-        return cls(
-            "the object exists already",
-            operation=error.operation,
-            bucket=error.bucket,
-            key=error.key,
-            code=error.code,
-            status=error.status,
-            request_id=error.request_id,
-            host_id=error.host_id,
-        )
+        made = cls("the object exists already")
+        vars(made).update(vars(error), message=made.message)
+        return made
 
 
 class DirectoryNotEmptyError(S3Error, OSError):
@@ -80,9 +73,6 @@ class S3WriteFile(_WholeFile, io.BufferedIOBase):
     the transaction ends.
 
     Args:
-        writer: What takes the bytes.
-        path: ``bucket/key``.
-        mode: As it was given to ``open``.
         autocommit: Publish on ``close``; False inside a transaction.
         on_commit: Called after the object has appeared.
     """
@@ -170,12 +160,7 @@ class TextFile(_WholeFile, io.TextIOWrapper):
 
 
 class CompressedFile(_WholeFile, io.BufferedIOBase):
-    """A compressor or decompressor together with the S3 file under it; closing it closes both.
-
-    Args:
-        codec: A file object that compresses into, or decompresses from, ``raw``.
-        raw: The S3 file.
-    """
+    """A compressor or decompressor together with the S3 file under it; closing it closes both."""
 
     def __init__(self, codec: Any, raw: Any) -> None:
         self._codec = codec

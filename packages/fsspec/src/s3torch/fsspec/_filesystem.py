@@ -14,7 +14,6 @@ from fsspec.core import get_compression
 from fsspec.utils import isfilelike
 
 from s3torch.core import ConfigurationError, NotFoundError, PutOptions, S3Error, S3ReaderConstructor
-from s3torch.core.errors import error_from_response
 from s3torch.fsspec._files import (
     CompressedFile,
     DirectoryNotEmptyError,
@@ -294,11 +293,7 @@ class S3FileSystem(S3Tree):
             self.invalidate_cache(path)
 
     def rmdir(self, path: Any) -> None:
-        """Forgets an empty directory.
-
-        Raises:
-            DirectoryNotEmptyError: There are objects in it.
-        """
+        """Forgets an empty directory; ``DirectoryNotEmptyError`` where there are objects in it."""
         bucket, key = self._split_file(path)
         for info in self._objects_below(bucket, key):
             if info.key != f"{key}/":
@@ -316,12 +311,7 @@ class S3FileSystem(S3Tree):
         self.rm_file(path)
 
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:  # noqa: FBT001, FBT002
-        """Deletes objects, 1,000 in a request.
-
-        Args:
-            path: One path or a list of them; they may have wildcards.
-            recursive: Deletes directories with all that is in them.
-            maxdepth: How far down.
+        """Deletes objects, 1,000 in a request; with ``recursive`` directories with all that is in them.
 
         Raises:
             FileNotFoundError: With ``recursive``, there is nothing at a path.
@@ -353,16 +343,8 @@ class S3FileSystem(S3Tree):
         if len(keys) == 1:
             self.client.delete_object(bucket, keys[0])
             return
-        failures = self.client.delete_objects(bucket, keys)
-        if failures:
-            first = failures[0]
-            error = error_from_response(
-                operation="DeleteObjects",
-                bucket=bucket,
-                key=first.key,
-                code=first.code,
-                message=first.message,
-            )
+        if failures := self.client.delete_objects(bucket, keys):
+            error = failures[0].error(bucket)
             error.add_note(f"{len(failures)} of {len(keys)} objects were not deleted")
             raise error
 

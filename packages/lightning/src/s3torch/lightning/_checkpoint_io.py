@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from s3torch.core import ConfigurationError, S3Client, UserAgent, parse_s3_uri
-from s3torch.core.errors import error_from_response
 from s3torch.lightning.plugin import lightning_version
 
 if TYPE_CHECKING:
@@ -156,15 +155,8 @@ class S3LightningCheckpoint(CheckpointIO):
         if (bucket, key) in self._saved:
             self._saved.discard((bucket, key))
             return
-        failures = self._client.delete_objects(bucket, self._keys_below(bucket, key))
-        for failure in failures:
-            raise error_from_response(
-                operation="DeleteObjects",
-                bucket=bucket,
-                key=failure.key,
-                code=failure.code,
-                message=failure.message,
-            )
+        for failure in self._client.delete_objects(bucket, self._keys_below(bucket, key)):
+            raise failure.error(bucket)
 
     def teardown(self) -> None:
         """Closes the connections; the next use opens new ones, because a trainer may run again."""

@@ -16,14 +16,19 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadIte
 
 from s3torch.core import PutOptions
 from s3torch.core.ranges import MIB
-from s3torch.dcp._collectives import everywhere, shared
-from s3torch.dcp._errors import CheckpointError
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path
+from s3torch.dcp._metadata import CheckpointError, everywhere, shared
 from s3torch.dcp._tensors import bytes_of
-from s3torch.dcp.hugging_face._index import INDEX_NAME, Index, file_count, make_index, parse_index
 from s3torch.dcp.hugging_face._reader import S3HuggingFaceStorageReader
-from s3torch.dcp.hugging_face._safetensors import make_header
-from s3torch.dcp.saving._commit import Commit, find_existing
+from s3torch.dcp.hugging_face._safetensors import (
+    INDEX_NAME,
+    Index,
+    file_count,
+    make_header,
+    make_index,
+    parse_index,
+)
+from s3torch.dcp.saving._commit import Commit
 from s3torch.dcp.saving._files import NewFiles, write_files
 from s3torch.dcp.saving._plan import FilePlan
 
@@ -127,7 +132,7 @@ def consolidate_safetensors_files(
     Args:
         input_dir: The URI of the folder with the parts.
         output_dir: The URI of the folder for the whole files.
-        fqn_to_index_mapping: The number of the file for each tensor, from 1; ``None`` puts all into one.
+        fqn_to_index_mapping: As ``S3HuggingFaceStorageWriter`` takes it.
         num_threads: How many files are written at a time.
         process_group: The ranks that share the files between them, all of which must call this; ``None`` for
             this process alone.
@@ -145,7 +150,9 @@ def consolidate_safetensors_files(
         shards, checked_uri(output_dir), dict(fqn_to_index_mapping or {}), put_options or PutOptions()
     )
     before = shared(lambda: work.find_existing(overwrite=overwrite), process_group)
-    rank, size = _place_in(process_group)
+    rank, size = (0, 1)
+    if process_group is not None:
+        rank, size = dist.get_rank(process_group), dist.get_world_size(process_group)
     written = everywhere(lambda: work.write(before, work.files[rank::size], num_threads), process_group)
     everything = [one for ranks in written for one in ranks]
     shared(lambda: work.commit(before, everything, overwrite=overwrite), process_group)
@@ -172,6 +179,10 @@ class _Consolidation:
         self._fs = S3FileSystem(None, shards.fs.client)
         self._path = path
         self._options = options
+        uri = join_path(path, INDEX_NAME)
+        self._commit = Commit(
+            self._fs, path, INDEX_NAME, options, lambda body: parse_index(body, uri=uri).files
+        )
         metadata = shards.read_metadata()
         shards.set_up_storage_reader(metadata, is_coordinator=True)
         self._tensors = {
@@ -189,14 +200,7 @@ class _Consolidation:
         self.files = sorted(self._contents)
 
     def find_existing(self, *, overwrite: bool) -> ExistingFiles:
-        return find_existing(
-            self._fs,
-            self._path,
-            metadata_name=INDEX_NAME,
-            prefixes=[_FILE_PREFIX],
-            suffix=SUFFIX,
-            overwrite=overwrite,
-        )
+        return self._commit.find_existing(prefixes=[_FILE_PREFIX], suffix=SUFFIX, overwrite=overwrite)
 
     def write(self, before: ExistingFiles, files: list[str], threads: int) -> list[_Written]:
         """Writes some of the files."""
@@ -206,15 +210,12 @@ class _Consolidation:
 
     def commit(self, before: ExistingFiles, written: list[_Written], *, overwrite: bool) -> None:
         """Writes the index of all files; then the files of the old one go."""
-        Commit(self._fs, self._path, INDEX_NAME, self._options, self._names_in).run(
+        self._commit.run(
             self._index(written),
             overwrite=overwrite,
             is_new=not before.committed,
             kept={one.name for one in written},
         )
-
-    def _names_in(self, body: bytes) -> set[str]:
-        return parse_index(body, uri=join_path(self._path, INDEX_NAME)).files
 
     def _index(self, written: list[_Written]) -> bytes:
         weight_map = {fqn: one.name for one in written for fqn in self._contents[one.plain]}
@@ -275,8 +276,3 @@ class _BandPlanner(DefaultLoadPlanner):
 
     def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
         pass
-
-
-def _place_in(group: ProcessGroup | None) -> tuple[int, int]:
-    """Returns the rank of this process, and how many there are."""
-    return (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))

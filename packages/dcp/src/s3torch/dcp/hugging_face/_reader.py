@@ -12,12 +12,16 @@ from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMeta
 
 from s3torch.core import S3Client, S3ReaderConstructor
 from s3torch.core.errors import NotFoundError
-from s3torch.dcp._collectives import shared
-from s3torch.dcp._errors import CheckpointError
 from s3torch.dcp._filesystem import checked_uri, join_path, read_whole
+from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, shared
 from s3torch.dcp._reader import S3StorageReader
-from s3torch.dcp.hugging_face._index import INDEX_NAME, metadata_of, parse_index
-from s3torch.dcp.hugging_face._safetensors import FileHeader, read_headers
+from s3torch.dcp.hugging_face._safetensors import (
+    INDEX_NAME,
+    FileHeader,
+    metadata_of,
+    parse_index,
+    read_headers,
+)
 
 if TYPE_CHECKING:
     import os
@@ -27,8 +31,6 @@ if TYPE_CHECKING:
 
     from s3torch.core import ObjectInfo
     from s3torch.core.transfer import ObjectSource
-
-_TORCH_METADATA = ".metadata"
 
 
 class S3HuggingFaceStorageReader(S3StorageReader):
@@ -61,7 +63,7 @@ class S3HuggingFaceStorageReader(S3StorageReader):
             if lost := set(weight_map.values()) - files.keys():
                 raise CheckpointError(f"{self.path} lacks files that its index names: {sorted(lost)}")
             files = {name: files[name] for name in sorted(set(weight_map.values()))}
-        elif any(name.endswith(_TORCH_METADATA) for name in objects):
+        elif any(name.endswith(METADATA_NAME) for name in objects):
             return None
         if not files:
             raise NotFoundError(f"there is no safetensors file in {self.path}")
@@ -118,11 +120,7 @@ def load_sharded(
     """Loads all tensors of a folder with safetensors files, as one state dict.
 
     An index, where there is one, tells which files count; parts of tensors are put together.
-
-    Args:
-        path: The URI of the folder.
-        device: Where the tensors go.
-        client: Serves the requests; ``None`` takes one that is shared in this process.
+    Arguments are those of ``load_file``.
 
     Raises:
         NotFoundError: There is no safetensors file.

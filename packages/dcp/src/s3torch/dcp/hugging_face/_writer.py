@@ -8,12 +8,11 @@ from torch.distributed.checkpoint._hf_utils import SHARDED_DIR_NAME, SUFFIX, _ge
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.dcp._errors import CheckpointError
 from s3torch.dcp._filesystem import checked_uri, join_path
-from s3torch.dcp._metadata import file_facts
+from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, file_facts
 from s3torch.dcp._writer import S3StorageWriter
 from s3torch.dcp.hugging_face._consolidation import consolidate_safetensors_files
-from s3torch.dcp.hugging_face._index import INDEX_NAME, Index, file_count, make_index, parse_index
+from s3torch.dcp.hugging_face._safetensors import INDEX_NAME, Index, file_count, make_index, parse_index
 from s3torch.dcp.saving._commit import EXISTS
 from s3torch.dcp.saving._plan import plan_numbered_files
 
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
     from s3torch.core import PutOptions, S3Client, S3ClientConfig
     from s3torch.dcp.saving._plan import FilePlan
-
-_TORCH_METADATA = ".metadata"
 
 
 class S3HuggingFaceStorageWriter(S3StorageWriter):
@@ -47,20 +44,12 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
     The other ranks wait meanwhile, no longer than their process group does. Of a large model let all ranks
     share that work, with ``consolidate_safetensors_files(…, process_group=…)`` after the save.
 
-    Args:
-        region: The region of the bucket; ``None`` takes it from the environment.
-        path: The ``s3://bucket/prefix`` of the checkpoint.
-        s3client_config: The settings of the client.
+    Args, beside those of ``S3StorageWriter``:
         fqn_to_index_mapping: The number of the file for each tensor, from 1; ``None`` puts all into one.
-        thread_count: How many files are written at a time.
         save_distributed: Each rank writes its own parts of tensors, into files ``shard-00001-model-…``.
         enable_consolidation: Puts the parts together when all are there; needs ``save_distributed``.
         thread_count_consolidation: How many whole files are written at a time.
         overwrite: Replaces a checkpoint that is there.
-        endpoint: The URL of a store that speaks S3.
-        s3_client: Serves all requests; ``None`` for a client that is shared in this process with all writers
-            and readers of the same settings.
-        put_options: How all objects of the checkpoint are stored.
 
     Attributes:
         consolidated_output_path: The URI of the whole files; ``None`` without consolidation.
@@ -173,11 +162,11 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
         if whole is not None and not self.overwrite and self.fs.exists(join_path(whole, INDEX_NAME)):
             raise RuntimeError(EXISTS)
         if not self.save_distributed:
-            others = [(self.path, _TORCH_METADATA), (join_path(self.path, SHARDED_DIR_NAME), _TORCH_METADATA)]
+            others = [(self.path, METADATA_NAME), (join_path(self.path, SHARDED_DIR_NAME), METADATA_NAME)]
         else:
             others = [(self.path, INDEX_NAME)]
             if whole is not None:
-                others.append((whole, _TORCH_METADATA))
+                others.append((whole, METADATA_NAME))
         for path, name in others:
             if self.fs.exists(join_path(path, name)):
                 raise RuntimeError(

@@ -13,9 +13,8 @@ from torch.distributed.checkpoint.planner import LoadItemType
 
 from s3torch.core.ranges import KIB, MIB, plan_parts
 from s3torch.core.transfer import fetch
-from s3torch.dcp._archives import TensorLayout, noted_layout, parse_archive
 from s3torch.dcp._filesystem import join_path
-from s3torch.dcp._tensors import tensor_of
+from s3torch.dcp._tensors import TensorLayout, noted_layout, parse_archive, tensor_of
 from s3torch.dcp.loading._pieces import (
     HeadPiece,
     InFlight,

@@ -14,9 +14,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed.checkpoint.planner import LoadItemType
 
-from s3torch.dcp._archives import HEAD_SIZE, NOTE, TensorLayout, parse_archive
-from s3torch.dcp._errors import CheckpointError
-from s3torch.dcp._tensors import PIECE, is_on_accelerator, memory_of, pinned
+from s3torch.dcp._metadata import CheckpointError
+from s3torch.dcp._tensors import (
+    HEAD_SIZE,
+    NOTE,
+    PIECE,
+    TensorLayout,
+    is_on_accelerator,
+    memory_of,
+    parse_archive,
+    pinned,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

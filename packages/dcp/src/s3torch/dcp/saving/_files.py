@@ -23,11 +23,17 @@ from torch.distributed.checkpoint._hf_utils import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from s3torch.core.errors import S3Error, TransferCancelledError
-from s3torch.dcp._archives import HEAD_SIZE, TensorLayout, archive_frame, find_content, storage_entry
-from s3torch.dcp._errors import CheckpointError
 from s3torch.dcp._filesystem import join_path
-from s3torch.dcp._metadata import FileFacts, note_facts
-from s3torch.dcp._tensors import is_plain, memory_of
+from s3torch.dcp._metadata import CheckpointError, FileFacts, note_facts
+from s3torch.dcp._tensors import (
+    HEAD_SIZE,
+    TensorLayout,
+    archive_frame,
+    find_content,
+    is_plain,
+    memory_of,
+    storage_entry,
+)
 from s3torch.dcp.hugging_face._safetensors import make_header
 from s3torch.dcp.saving._commit import is_refused
 from s3torch.dcp.saving._values import HostValues
@@ -180,12 +186,23 @@ def _write_whole(
     stream: Any, value: HostValue[WriteItem], transforms: Any
 ) -> tuple[list[str], TensorLayout | None]:
     """Writes an item by ``torch.save``; returns the extensions it went through, and where its tensor is."""
-    target = _Target(stream)
-    data = value.on_host()
+    target, data = _Target(stream), value.on_host()
     if isinstance(data, torch.Tensor):
         data = _without_rest(data)
+    elif not isinstance(data, io.BytesIO):
+        raise CheckpointError(f"{value.item.index} is a {type(data).__name__}, not a tensor or a BytesIO")
+    descriptors: list[str] = []
     try:
-        descriptors = _save(target, value.item, data, transforms)
+        into: Any = target
+        if transforms.extensions:
+            into, descriptors = transforms.transform_save_stream(value.item, target)
+        if isinstance(data, io.BytesIO):
+            into.write(data.getbuffer())
+        else:
+            torch.save(data, into)
+        if descriptors:
+            # The end of the transformed item; torch keeps it from the file itself.
+            into.close()
     except Exception as exc:
         if target.error is None or target.error is exc:
             raise
@@ -195,23 +212,6 @@ def _write_whole(
         if start is not None:
             return descriptors, TensorLayout(start, data.dtype, tuple(data.shape))
     return descriptors, None
-
-
-def _save(target: _Target, item: WriteItem, data: Any, transforms: Any) -> list[str]:
-    stream: Any = target
-    descriptors: list[str] = []
-    if transforms.extensions:
-        stream, descriptors = transforms.transform_save_stream(item, target)
-    if isinstance(data, io.BytesIO):
-        stream.write(data.getbuffer())
-    elif isinstance(data, torch.Tensor):
-        torch.save(data, stream)
-    else:
-        raise CheckpointError(f"{item.index} is a {type(data).__name__}, not a tensor or a BytesIO")
-    if descriptors:
-        # The end of the transformed item; torch keeps it from the file itself.
-        stream.close()
-    return descriptors
 
 
 class _Target(io.IOBase):
@@ -267,8 +267,7 @@ def _write_tensors(
                 f"{value.item.index} is not the {place.dtype} of {place.sizes} that was planned"
             )
         value.send_elements(stream)
-        layout = TensorLayout(0, place.dtype, place.sizes)
-        entry = storage_entry(file.name, place.start, place.stop - place.start, layout)
+        entry = place.entry(file.name)
         results.append(WriteResult(value.item.index, entry.length, entry))
     return results
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, filterfalse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,11 +41,10 @@ def plan_files(
 ) -> list[FilePlan]:
     """Shares the items of one rank out between files; there is no file without items."""
     if single_file_per_rank:
-        buckets = [_objects_first(bucket) for bucket in _share_out(items, files)]
+        buckets = [sorted(bucket, key=_is_tensor) for bucket in _share_out(items, files)]
     else:
         buckets = [[item] for item in items]
-    filled = [tuple(bucket) for bucket in buckets if bucket]
-    return [FilePlan(f"{prefix}{n}{SUFFIX}", bucket) for n, bucket in enumerate(filled)]
+    return _numbered(prefix, filter(None, buckets))
 
 
 def plan_numbered_files(items: Sequence[WriteItem], name_of: Callable[[str], str]) -> list[FilePlan]:
@@ -67,16 +66,21 @@ def plan_tensor_files(
     Tensors are sorted by the size of their elements, largest first, so that each is aligned. Objects go into
     a file of their own.
     """
-    tensors = [item for item in items if not _is_object(item)]
-    objects = [item for item in items if _is_object(item)]
+    tensors = list(filter(_is_tensor, items))
     buckets = _share_out(tensors, files) if single_file_per_rank else [[item] for item in tensors]
     parts = [sorted(part, key=_element_size, reverse=True) for bucket in buckets for part in _apart(bucket)]
-    plans = [
-        FilePlan(f"{prefix}{n}{SUFFIX}", tuple(part), is_safetensors=True) for n, part in enumerate(parts)
-    ]
-    rest = plan_files(objects, prefix, files=1, single_file_per_rank=single_file_per_rank)
-    return plans + [
-        replace(plan, name=f"{prefix}{n}{SUFFIX}") for n, plan in enumerate(rest, start=len(plans))
+    objects = list(filterfalse(_is_tensor, items))
+    rest = [objects] if single_file_per_rank else [[item] for item in objects]
+    plans = _numbered(prefix, parts, is_safetensors=True)
+    return plans + _numbered(prefix, filter(None, rest), first=len(plans))
+
+
+def _numbered(
+    prefix: str, buckets: Iterable[Sequence[WriteItem]], *, first: int = 0, is_safetensors: bool = False
+) -> list[FilePlan]:
+    return [
+        FilePlan(f"{prefix}{n}{SUFFIX}", tuple(bucket), is_safetensors)
+        for n, bucket in enumerate(buckets, start=first)
     ]
 
 
@@ -96,12 +100,8 @@ def _offsets(offsets: Sequence[int] | None) -> tuple[int, ...] | None:
     return None if offsets is None else tuple(offsets)
 
 
-def _is_object(item: WriteItem) -> bool:
-    return item.tensor_data is None
-
-
-def _objects_first(items: Sequence[WriteItem]) -> list[WriteItem]:
-    return sorted(items, key=lambda item: not _is_object(item))
+def _is_tensor(item: WriteItem) -> bool:
+    return item.tensor_data is not None
 
 
 def _tensor_bytes(item: WriteItem) -> int:
@@ -132,11 +132,10 @@ def _share_out(items: Sequence[WriteItem], count: int) -> list[list[WriteItem]]:
     if count == 1:
         return [list(items)]
     buckets: list[list[WriteItem]] = [[] for _ in range(count)]
-    for n, item in enumerate(item for item in items if _is_object(item)):
+    for n, item in enumerate(filterfalse(_is_tensor, items)):
         buckets[n % count].append(item)
     by_fill = [(0, n) for n in range(count)]
-    tensors = [item for item in items if not _is_object(item)]
-    for item in sorted(tensors, key=_tensor_bytes, reverse=True):
+    for item in sorted(filter(_is_tensor, items), key=_tensor_bytes, reverse=True):
         fill, n = heapq.heappop(by_fill)
         buckets[n].append(item)
         heapq.heappush(by_fill, (fill + _tensor_bytes(item), n))

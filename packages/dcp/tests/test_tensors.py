@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.storage import _new_dtypes
 
-from s3torch.dcp._archives import STORAGES, archive_frame, parse_archive
-from s3torch.dcp._tensors import memory_of
+from s3torch.dcp._tensors import STORAGES, archive_frame, memory_of, parse_archive
 
 GIB = 1024**3
 

@@ -1,28 +1,28 @@
-"""What can be done with the checkpoints of a run."""
+"""The checkpoints of a run: listed, verified, deleted, thinned out.
+
+A checkpoint is there from the moment at which its metadata is, which is written last, and deleted first:
+torch's ``.metadata``, or in the layout of Hugging Face ``model.safetensors.index.json``. So only complete
+checkpoints are ever listed. (What each rank has saved for itself, with ``use_collectives=False``, has no
+common metadata, and of safetensors files without an index nothing tells whether all are there; neither is
+listed.) What ``enable_consolidation`` leaves in ``sharded`` belongs to the checkpoint above it. All functions
+take a ``client``; ``None`` makes one from the environment.
+"""
 
 from __future__ import annotations
 
 import re
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from s3torch.core import parse_s3_uri
 from s3torch.core.errors import ConfigurationError, NotFoundError, S3Error
+from s3torch.core.ranges import MIB
+from s3torch.core.transfer import PartedChecksum, checksum_type
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path, read_whole
-from s3torch.dcp._metadata import decode_metadata, file_names
-from s3torch.dcp.hugging_face._index import INDEX_NAME, parse_index
-from s3torch.dcp.hugging_face._safetensors import read_headers
-from s3torch.dcp.manage._contents import (
-    METADATA_NAME,
-    CheckpointReport,
-    Expected,
-    check_files,
-    complete_folders,
-    expected_of,
-    is_commit,
-    orphans,
-    own_objects,
-)
+from s3torch.dcp._metadata import METADATA_NAME, decode_metadata, file_facts, file_names
+from s3torch.dcp.hugging_face._safetensors import INDEX_NAME, parse_index, read_headers
+from s3torch.dcp.saving._commit import complete_folders, is_commit, orphans, own_objects
 
 if TYPE_CHECKING:
     import os
@@ -31,10 +31,22 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
 
     from s3torch.core import ObjectInfo, S3Client
-    from s3torch.dcp.hugging_face._index import Index
-    from s3torch.dcp.hugging_face._safetensors import FileHeader
-    from s3torch.dcp.manage._contents import Depth
+    from s3torch.dcp._metadata import FileFacts
+    from s3torch.dcp.hugging_face._safetensors import Index
 
+__all__ = [
+    "CheckpointInfo",
+    "CheckpointReport",
+    "delete_checkpoint",
+    "latest_checkpoint",
+    "list_checkpoints",
+    "prune_checkpoints",
+    "sweep_checkpoint",
+    "verify_checkpoint",
+]
+
+Depth = Literal["sizes", "checksums", "bytes"]
+_BUFFER = 16 * MIB
 _DAY = 24 * 60 * 60.0
 _NUMBER = re.compile(r"(\d+)")
 
@@ -66,6 +78,30 @@ class CheckpointInfo:
         return self.committed, [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
+@dataclass(frozen=True, slots=True)
+class CheckpointReport:
+    """What a verification has found.
+
+    Attributes:
+        uri: The checkpoint.
+        files: How many files it has.
+        size: Their bytes, as the metadata has them.
+        unchecked: Files of which the metadata or the store has no checksum; only the sizes were compared.
+        problems: What is wrong, one sentence each.
+    """
+
+    uri: str
+    files: int
+    size: int
+    unchecked: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
 def list_checkpoints(root: str | os.PathLike[str], *, client: S3Client | None = None) -> list[CheckpointInfo]:
     """Lists the complete checkpoints in a folder and in its folders, oldest first.
 
@@ -74,7 +110,7 @@ def list_checkpoints(root: str | os.PathLike[str], *, client: S3Client | None = 
         client: Serves the requests.
     """
     uri = checked_uri(root).rstrip("/")
-    folders = complete_folders(_file_system(client).walk_objects(uri))
+    folders = complete_folders(S3FileSystem(None, client).walk_objects(uri))
     found = [
         CheckpointInfo(
             join_path(uri, folder) if folder else uri, folder, max(one.last_modified for one in commits)
@@ -109,16 +145,29 @@ def verify_checkpoint(
         NotFoundError: There is no checkpoint.
         CheckpointError: Its metadata is damaged.
     """
-    uri, fs = checked_uri(path), _file_system(client)
+    if depth not in {"sizes", "checksums", "bytes"}:
+        raise ConfigurationError(f"depth must be sizes, checksums or bytes, got {depth!r}")
+    uri, fs = checked_uri(path), S3FileSystem(None, client)
     objects = {info.key: info for info in fs.walk_objects(uri)}
-    expected = Expected({}, {})
+    sizes = {name: info.size for name, info in objects.items()}
+    facts: dict[str, FileFacts] = {}
+    least: dict[str, int] = {}
+    problems: list[str] = []
     for commit in _commits_in(uri, objects.values()):
         if commit.key == INDEX_NAME:
-            expected |= _expected_of_index(fs, uri, _read_index(fs, uri), objects)
+            index = _read_index(fs, uri)
+            facts |= index.facts
+            least |= {name: sizes.get(name, 0) for name in sorted(index.files)}
+            problems += _unlike_index(fs, uri, index, objects)
         else:
-            expected |= expected_of(_read_metadata(fs, uri))
-    sizes = {name: info.size for name, info in objects.items()}
-    return check_files(fs.client, uri, expected, sizes, depth)
+            metadata = _read_metadata(fs, uri)
+            facts |= file_facts(metadata)
+            for info in (metadata.storage_data or {}).values():
+                end = info.offset + info.length
+                least[info.relative_path] = max(end, least.get(info.relative_path, 0))
+    wrong, unchecked = _compare(fs.client, uri, least, facts, sizes, depth)
+    size = sum(facts[name].size if name in facts else least[name] for name in least)
+    return CheckpointReport(uri, len(least), size, tuple(unchecked), (*problems, *wrong))
 
 
 def delete_checkpoint(path: str | os.PathLike[str], *, client: S3Client | None = None) -> None:
@@ -130,7 +179,7 @@ def delete_checkpoint(path: str | os.PathLike[str], *, client: S3Client | None =
         NotFoundError: There is no checkpoint.
         S3Error: Not all could be deleted; calling ``sweep_checkpoint`` later removes the rest.
     """
-    uri, fs = checked_uri(path), _file_system(client)
+    uri, fs = checked_uri(path), S3FileSystem(None, client)
     objects = own_objects(fs.walk_objects(uri))
     _commits_in(uri, objects)
     commits = [info.key for info in objects if is_commit(info)]
@@ -159,8 +208,8 @@ def prune_checkpoints(
         dry_run: Deletes nothing.
         client: Serves the requests.
     """
-    fs = _file_system(client)
-    chosen = superfluous(list_checkpoints(root, client=fs.client), last=last, every=every, protect=protect)
+    fs = S3FileSystem(None, client)
+    chosen = _superfluous(list_checkpoints(root, client=fs.client), last=last, every=every, protect=protect)
     for one in chosen if not dry_run else ():
         delete_checkpoint(one.uri, client=fs.client)
     return chosen
@@ -184,17 +233,13 @@ def sweep_checkpoint(
     Raises:
         CheckpointError: The metadata is damaged, so nothing can be told; nothing is removed.
     """
-    uri, fs = checked_uri(path), _file_system(client)
+    uri, fs = checked_uri(path), S3FileSystem(None, client)
     limit = time.time() - older_than
     objects = own_objects(fs.walk_objects(uri))
     named = set(_named(fs, uri, objects))
     old = [join_path(uri, info.key) for info in orphans(objects, named) if info.last_modified < limit]
     fs.rm_files(old)
     return old
-
-
-def _file_system(client: S3Client | None) -> S3FileSystem:
-    return S3FileSystem(None, client)
 
 
 def _commits_in(uri: str, objects: Collection[ObjectInfo]) -> list[ObjectInfo]:
@@ -220,28 +265,24 @@ def _named(fs: S3FileSystem, uri: str, objects: Collection[ObjectInfo]) -> Itera
         yield from (f"{folder}{slash}{file}" for file in files)
 
 
-def _expected_of_index(
+def _unlike_index(
     fs: S3FileSystem, uri: str, index: Index, objects: Mapping[str, ObjectInfo]
-) -> Expected:
-    """Finds out what the files should be: as noted in the index, else by their headers."""
-    problems: list[str] = []
-    headers: dict[str, FileHeader] = {}
+) -> Iterator[str]:
+    """Yields what is wrong with files of which the index notes nothing, by their headers."""
+    present: dict[str, set[str]] = {}
     for name in sorted(index.files - index.facts.keys()):
         if name not in objects:
             continue
         place = join_path(uri, name)
         try:
-            headers |= {name: read_headers({place: fs.open_ranges(place, object_info=objects[name])})[place]}
+            header = read_headers({place: fs.open_ranges(place, object_info=objects[name])})[place]
         except S3Error as exc:
-            problems.append(str(exc))
-    present = {name: {tensor.name for tensor in header.tensors} for name, header in headers.items()}
-    problems += [
-        f"{file} does not have {tensor}, which the index says it has"
-        for tensor, file in index.weight_map.items()
-        if file in present and tensor not in present[file]
-    ]
-    least = {name: objects[name].size if name in objects else 0 for name in sorted(index.files)}
-    return Expected(least, index.facts, tuple(problems))
+            yield str(exc)
+        else:
+            present[name] = {tensor.name for tensor in header.tensors}
+    for tensor, file in index.weight_map.items():
+        if file in present and tensor not in present[file]:
+            yield f"{file} does not have {tensor}, which the index says it has"
 
 
 def _read_metadata(fs: S3FileSystem, uri: str, name: str = METADATA_NAME) -> Metadata:
@@ -254,7 +295,7 @@ def _read_index(fs: S3FileSystem, uri: str, name: str = INDEX_NAME) -> Index:
     return parse_index(read_whole(fs, place), uri=place)
 
 
-def superfluous(
+def _superfluous(
     checkpoints: Sequence[CheckpointInfo],
     *,
     last: int,
@@ -280,3 +321,60 @@ def superfluous(
         if one.uri.rstrip("/") not in kept
         and not (every is not None and one.step is not None and one.step % every == 0)
     ]
+
+
+def _compare(
+    client: S3Client,
+    uri: str,
+    least: Mapping[str, int],
+    facts: Mapping[str, FileFacts],
+    sizes: Mapping[str, int],
+    depth: Depth,
+) -> tuple[list[str], list[str]]:
+    """Returns what is wrong with files, which must be so long at least, and which have no checksum."""
+    problems: list[str] = []
+    unchecked: list[str] = []
+    for name, size in least.items():
+        known = facts.get(name)
+        wrong = _wrong_size(name, sizes.get(name), known, size)
+        if wrong is not None:
+            problems.append(wrong)
+        elif depth != "sizes":
+            try:
+                found = _checksum(client, join_path(uri, name), known, depth)
+            except S3Error as exc:
+                problems.append(f"{name} cannot be read: {exc}")
+                continue
+            if known is None or known.checksum is None or found is None:
+                unchecked.append(name)
+            elif found != known.checksum[1]:
+                problems.append(f"{name} has the {known.checksum[0]} {found}, not {known.checksum[1]}")
+    return problems, unchecked
+
+
+def _wrong_size(name: str, found: int | None, known: FileFacts | None, least: int) -> str | None:
+    if found is None:
+        return f"{name} is missing"
+    if known is not None and found != known.size:
+        return f"{name} has {found} bytes, not {known.size}"
+    return f"{name} has {found} bytes, but its items end at {least}" if found < least else None
+
+
+def _checksum(client: S3Client, uri: str, known: FileFacts | None, depth: Depth) -> str | None:
+    if known is None or known.checksum is None:
+        return None
+    bucket, key = parse_s3_uri(uri)
+    algorithm, stored = known.checksum
+    if depth == "checksums":
+        return client.head_object(bucket, key).checksums.get(algorithm)
+    if "-" in stored:
+        # A checksum of the parts' checksums, and nothing tells where the parts were.
+        return None
+    parts = PartedChecksum(algorithm)
+    with client.get_object(bucket, key) as reader:
+        if checksum_type(algorithm) == "COMPOSITE":
+            return parts.add(memoryview(reader.read()))[1]
+        buffer = memoryview(bytearray(min(_BUFFER, max(1, known.size))))
+        while count := reader.readinto(buffer):
+            parts.add(buffer[:count])
+    return parts.value[1]

@@ -62,10 +62,7 @@ class BlockProgress:
 
 @dataclass(frozen=True, slots=True)
 class ConsumedPieces:
-    """What ranks and workers had consumed when others went on.
-
-    Of the share of each, all samples before its end were taken, or are in an open block.
-    """
+    """What others had consumed: of each share all before its end was taken, or is in an open block."""
 
     ends: Mapping[StridedShard, Cursor]
 
@@ -101,7 +98,6 @@ class ShareProgress:
         return _END if self.turn else self.block.end
 
     def open_blocks(self, share: StridedShard, consumed: int) -> tuple[OpenBlock, ...]:
-        """Returns the blocks that were begun and are not yielded whole yet."""
         if self.turn or not self.block.given:
             return self.replays
         return (*self.replays, OpenBlock(share, consumed, self.block))
@@ -150,8 +146,7 @@ def divided(
 ) -> tuple[tuple[ConsumedPieces, ...], dict[StridedShard, ShareProgress]]:
     """Divides what is left by all workers between others, of which ``team`` are some.
 
-    Returns:
-        What is consumed now, the same for all who go on, and the progress of the team.
+    Returns what is consumed now, the same for all who go on, and the progress of the team.
     """
     blocks = [
         block
@@ -200,7 +195,6 @@ class IterationState(Generic[P]):
     listing: str = ""
 
     def noted(self, marks: Iterable[Mark[P]]) -> Self:
-        """Returns the state itself, after workers were where their marks say."""
         for mark in marks:
             self.listing = mark.listing
             self.shares[mark.share] = mark.progress
@@ -388,7 +382,6 @@ class ShardState(IterationState[ShareProgress]):
 
 
 def _plain(value: Any) -> Any:
-    """Returns the fields of a value of ours, and of those in it, as a list."""
     if is_dataclass(value):
         return [_plain(getattr(value, one.name)) for one in fields(value)]
     return [_plain(one) for one in value] if isinstance(value, tuple) else value
@@ -396,12 +389,11 @@ def _plain(value: Any) -> Any:
 
 def _share_progress(share: Mapping[str, Any]) -> ShareProgress:
     replays = tuple(
-        OpenBlock(StridedShard(*owner), consumed, _loaded(block))
+        OpenBlock(StridedShard(*owner), consumed, _block(*block))
         for owner, consumed, block in share["replays"]
     )
-    return ShareProgress(share["turn"], share["taken"], replays, _loaded(share["block"]))
+    return ShareProgress(share["turn"], share["taken"], replays, _block(*share["block"]))
 
 
-def _loaded(block: Sequence[Any]) -> BlockProgress:
-    number, begin, end, count, given = block
+def _block(number: int, begin: Any, end: Any, count: int, given: int) -> BlockProgress:
     return BlockProgress(number, Cursor(*begin), Cursor(*end), count, given)

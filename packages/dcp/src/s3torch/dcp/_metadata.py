@@ -59,12 +59,7 @@ class CheckpointError(S3Error):
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What the writer of a file knows of it.
-
-    Attributes:
-        size: Bytes.
-        checksum: The algorithm and the checksum of all bytes, in base64, where there is one.
-    """
+    """What the writer of a file knows of it: its bytes, and algorithm and checksum where there is one."""
 
     size: int
     checksum: tuple[str, str] | None = None
@@ -88,11 +83,7 @@ def note_facts(info: Any, facts: FileFacts) -> None:
 def decode_metadata(body: bytes, *, uri: str, safe_globals: Iterable[Any] = ()) -> Metadata:
     """Reads metadata, and runs nothing that is in it.
 
-    Args:
-        body: The bytes of the object.
-        uri: Where they are from.
-        safe_globals: Classes and functions that may be in it beyond what torch writes and what was given to
-            ``torch.serialization.add_safe_globals``.
+    ``safe_globals`` may be in it beyond what torch writes and ``torch.serialization.add_safe_globals`` has.
 
     Raises:
         CheckpointError: It is damaged, or has something that is not allowed.

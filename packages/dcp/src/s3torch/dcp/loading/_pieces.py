@@ -131,7 +131,26 @@ def hand_over(request: ReadItem, value: Any, planner: LoadPlanner) -> None:
     planner.commit_tensor(request, target)
 
 
-class TensorPiece:
+class _Piece:
+    """Bytes of a file, and the memory where they are received, which is taken at the first ``open``."""
+
+    start: int
+    stop: int
+    held: int
+    _memory: torch.Tensor | None = None
+    _view: memoryview | None = None
+
+    def open(self) -> memoryview:
+        if self._view is None:
+            self._memory = self._take()
+            self._view = memory_of(self._memory)
+        return self._view
+
+    def _take(self) -> torch.Tensor:
+        return torch.empty(self.held, dtype=torch.uint8)
+
+
+class TensorPiece(_Piece):
     """The bytes of a stored tensor that one read item wants.
 
     They are received in the target itself where that has the same form, else in memory of their own.
@@ -163,14 +182,9 @@ class TensorPiece:
         )
         self._own = not self.fits or target.device.type != "cpu"
         self.held = self.stop - self.start if self._own else 0
-        self._memory: torch.Tensor | None = None
-        self._view: memoryview | None = None
 
-    def open(self) -> memoryview:
-        if self._view is None:
-            self._memory = torch.empty(self._count, dtype=self._dtype) if self._own else self.target
-            self._view = memory_of(self._memory)
-        return self._view
+    def _take(self) -> torch.Tensor:
+        return torch.empty(self._count, dtype=self._dtype) if self._own else self.target
 
     def finish(self, planner: LoadPlanner) -> None:
         """Commits the target, which is filled now."""
@@ -180,7 +194,7 @@ class TensorPiece:
         planner.commit_tensor(self.request, self.target)
 
 
-class ItemPiece:
+class ItemPiece(_Piece):
     """All bytes of an item, to be decoded."""
 
     def __init__(self, chunk: StoredChunk) -> None:
@@ -188,16 +202,11 @@ class ItemPiece:
         self.start = chunk.start
         self.stop = chunk.stop
         self.held = chunk.size
-        self._view: memoryview | None = None
-
-    def open(self) -> memoryview:
-        if self._view is None:
-            self._view = memory_of(torch.empty(self.held, dtype=torch.uint8))
-        return self._view
 
     def take(self) -> memoryview:
         """Returns the bytes, which are nobody else's any more."""
-        view, self._view = self.open(), None
+        view = self.open()
+        self._memory = self._view = None
         return view
 
 
@@ -214,7 +223,7 @@ class HeadPiece(ItemPiece):
         return parse_archive(self.take(), self.chunk.size)
 
 
-class StagedPiece:
+class StagedPiece(_Piece):
     """Some bytes of a tensor on an accelerator: received in a staging buffer, and copied from there."""
 
     def __init__(
@@ -226,14 +235,9 @@ class StagedPiece:
         self._target = target
         self._device = device
         self._done = done
-        self._memory: torch.Tensor | None = None
-        self._view: memoryview | None = None
 
-    def open(self) -> memoryview:
-        if self._view is None:
-            self._memory = self._device.take(self.held)
-            self._view = memory_of(self._memory)
-        return self._view
+    def _take(self) -> torch.Tensor:
+        return self._device.take(self.held)
 
     def finish(self, planner: LoadPlanner) -> None:
         """Sends the bytes, which are there now, to the target."""

@@ -104,11 +104,8 @@ class Commit:
 
         Files that cannot be removed stay, with a warning: the new checkpoint is whole without that.
 
-        Args:
-            body: The new metadata.
-            overwrite: It may take the place of what is there.
-            is_new: There was nothing when the save began, so nothing is read first.
-            kept: The names of the files of the new checkpoint.
+        With ``is_new`` there was nothing when the save began, so nothing is read first. ``kept`` are the
+        names of the files of the new checkpoint.
 
         Raises:
             RuntimeError: Something is there, and ``overwrite`` is false.

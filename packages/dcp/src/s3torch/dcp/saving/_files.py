@@ -107,10 +107,7 @@ class NewFiles:
     def write(self, file: FilePlan, fill: Callable[[io.IOBase, FilePlan], T]) -> tuple[T, FileFacts]:
         """Writes one file, and returns what ``fill`` has returned, and size and checksum.
 
-        Args:
-            file: The file with its plain name.
-            fill: Writes the content into a stream; it is told the file with its name, and called again where
-                that is another one.
+        ``fill`` writes the content; it is told the file with its name, and called again where that changes.
         """
         if self._plain:
             try:

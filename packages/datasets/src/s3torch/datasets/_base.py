@@ -218,7 +218,7 @@ class S3Dataset(Generic[InputT, SampleT]):
         """Makes a dataset of all objects that match a pattern, in listing order.
 
         ``*`` and ``?`` match within a folder, ``**/`` any number of folders, ``[a-z]`` one character,
-        ``{a,b}`` either, as in ``"s3://bucket/train/**/*.jpg"``; see ``s3torch.core.operations._globs``. Only what can
+        ``{a,b}`` either, as in ``"s3://bucket/train/**/*.jpg"``; see ``s3torch.core.Glob``. Only what can
         match is listed. The other arguments are those of the class.
 
         Raises:

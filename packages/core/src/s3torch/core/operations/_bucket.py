@@ -135,7 +135,7 @@ class BucketOperations:
         """Lists the objects whose keys match a pattern, as ``"train/**/shard-[0-9]*.{tar,zst}"``.
 
         Only what can match is listed, as far as the pattern tells. The arguments are those of ``walk``, and
-        ``s3torch.core.operations._globs`` tells what patterns mean.
+        ``s3torch.core.Glob`` tells what patterns mean.
         """
         _log.debug("glob s3://%s/%s", bucket, pattern)
         check_bucket(bucket)

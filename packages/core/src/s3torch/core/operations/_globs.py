@@ -1,16 +1,4 @@
-"""Patterns of keys, as shells have them; pure functions of texts.
-
-| in a pattern | matches |
-| --- | --- |
-| ``*`` | any characters but ``/``, also none |
-| ``?`` | one character but ``/`` |
-| ``[abc]``, ``[a-z]``, ``[!a-z]`` | one of these characters, or one besides them and ``/`` |
-| ``**`` between slashes | any number of folders, also none; at the end everything below |
-| ``{a,b}`` | either pattern; may be nested |
-
-Everything else stands for itself. ``[*]`` is a star. Case matters, and names that begin with a dot are like
-all others, because to S3 they are.
-"""
+"""Patterns of keys, as shells have them; pure functions of texts."""
 
 from __future__ import annotations
 
@@ -31,7 +19,18 @@ _MAX_ALTERNATIVES = 1000
 
 
 class Glob:
-    """A pattern of keys.
+    """A pattern of keys, as shells have them.
+
+    | in a pattern | matches |
+    | --- | --- |
+    | ``*`` | any characters but ``/``, also none |
+    | ``?`` | one character but ``/`` |
+    | ``[abc]``, ``[a-z]``, ``[!a-z]`` | one of these characters, or one besides them and ``/`` |
+    | ``**`` between slashes | any number of folders, also none; at the end everything below |
+    | ``{a,b}`` | either pattern; may be nested |
+
+    Everything else stands for itself. ``[*]`` is a star. Case matters, and names that begin with a dot are like
+    all others, because to S3 they are.
 
     Args:
         pattern: The pattern.

@@ -168,7 +168,7 @@ class PrefixSource:
 
 @dataclass(frozen=True, slots=True)
 class GlobSource:
-    """All objects whose key matches a pattern, in S3's listing order; see ``s3torch.core.operations._globs``."""
+    """All objects whose key matches a pattern, in S3's listing order; see ``s3torch.core.Glob``."""
 
     uri: S3Uri
 

@@ -24,7 +24,6 @@ SHARED_TRANSPORT = f"{TRANSPORTS}.memory"
 SEAM = {
     f"{CORE}.{part}"
     for part in (
-        "_atexit",
         "_memory",
         "_process",
         "_resources",

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from s3torch.core import PutOptions, S3Writer
-from s3torch.core._atexit import reaper
 from s3torch.core._memory import Memory
+from s3torch.core._process import reaper
 from s3torch.core.errors import (
     ForkedProcessError,
     NotFoundError,

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from s3torch.core import RangedS3Reader, SequentialS3Reader
-from s3torch.core._atexit import reaper
+from s3torch.core._process import reaper
 from s3torch.core.errors import ConfigurationError
 
 DATA = bytes(range(200)) + b"12345"  # 21 parts of 10 bytes, the last one half.

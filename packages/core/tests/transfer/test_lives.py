@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from s3torch.core import S3ReaderConstructor
-from s3torch.core._atexit import reaper
+from s3torch.core._process import reaper
 from s3torch.core.ranges import split_range
 from s3torch.core.transfer import InOrder, Wanted
 from s3torch.testing.faults import Fault
@@ -148,7 +148,7 @@ def test_an_upload_that_begins_after_its_writer_was_dropped_is_aborted(wire, mon
 
 
 def test_a_program_ends_although_the_server_is_silent(wire):
-    end = "import s3torch.core._atexit as a; a._EXIT_SECONDS = 1; print(sys.stdin.readline())"
+    end = "import s3torch.core._process as a; a._EXIT_SECONDS = 1; print(sys.stdin.readline())"
     with writing(wire, end) as process:
         assert process.stdout.readline() == "written\n"
         await_upload(wire)

@@ -1,18 +1,26 @@
-"""Fork safety: values per process, and who owns what; the one module that knows.
+"""The life of a process: fork safety, what is done with what was dropped, and how the interpreter ends.
 
 Native clients, their threads and their locks do not survive a fork: a client of the parent that is used in
 the child hangs, and one that is destroyed there may hang as well. So whatever is bound to a process is held
 by a ``PerProcess``, which makes a new one in the child and never touches the inherited one again.
+
+A finalizer may run anywhere, also in the midst of a call that holds a lock. So it neither sends nor waits: it
+hands what is left to do over to the reaper of the process, one thread. At exit there are phases.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
+import logging
 import os
 import threading
 import weakref
 from collections import Counter
+from contextlib import ExitStack
+from enum import IntEnum
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from s3torch.core.errors import ForkedProcessError
@@ -24,6 +32,9 @@ T = TypeVar("T")
 
 # Then a fork goes on; a thread may wait for a network that is not there.
 _LONGEST_MAKING = 5.0
+_EXIT_SECONDS = 30.0
+
+_log = logging.getLogger(__name__)
 
 
 def abandon(value: object) -> None:
@@ -148,3 +159,81 @@ if hasattr(os, "register_at_fork"):
         after_in_parent=_making.after_fork_in_parent,
         after_in_child=_after_fork_in_child,
     )
+
+
+class Reaper:
+    """Ends what was dropped, one after the other, on a thread of its own.
+
+    Make it where work begins (``reaper.get()``), not in a finalizer, which could not start a thread.
+    """
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        threading.Thread(target=self._work, name="s3torch-reaper", daemon=True).start()
+
+    def take(self, end: Callable[[], object]) -> None:
+        """Calls a function soon; may be called from finalizers, for ``put`` of this queue is reentrant."""
+        self._queue.put(end)
+
+    def drain(self, seconds: float) -> bool:
+        """Waits until all that was handed over before has been ended; returns whether it has."""
+        done = threading.Event()
+        self._queue.put(done.set)
+        return done.wait(seconds)
+
+    def _work(self) -> None:
+        while True:
+            end = self._queue.get()
+            try:
+                end()
+            except BaseException:  # noqa: BLE001 - There is nobody to raise it to.
+                _log.warning("what was dropped could not be ended", exc_info=True)
+            del end
+
+
+reaper: PerProcess[Reaper] = PerProcess(Reaper)
+
+
+def reap(end: Callable[[], object]) -> None:
+    """Hands over what a finalizer must not do itself; the reaper of this process was made before."""
+    found = reaper.value
+    if found is not None:
+        found.take(end)
+
+
+class ExitPhase(IntEnum):
+    """When a function is called; ``atexit`` alone would go by the order of imports.
+
+    Open uploads are handed to the reaper and aborted while transports still work; only then all transfers are
+    cancelled.
+    """
+
+    UPLOADS = 0
+    REAPER = 1
+    TRANSFERS = 2
+
+
+_functions: dict[ExitPhase, list[Callable[[], object]]] = {phase: [] for phase in ExitPhase}
+
+
+def at_exit(phase: ExitPhase, function: Callable[[], object]) -> None:
+    """Calls a function when the interpreter ends."""
+    _functions[phase].append(function)
+
+
+def _drain_reaper() -> None:
+    found = reaper.value
+    if found is not None and not found.drain(_EXIT_SECONDS):
+        _log.warning("the program ends before all dropped uploads were aborted; their parts may stay")
+
+
+at_exit(ExitPhase.REAPER, _drain_reaper)
+
+
+@atexit.register
+def _run_exit_phases() -> None:
+    # A stack goes on after an interrupt. What was put on it last is called first.
+    with ExitStack() as stack:
+        for phase in reversed(ExitPhase):
+            for function in _functions[phase]:
+                stack.callback(function)

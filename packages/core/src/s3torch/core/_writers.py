@@ -9,7 +9,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
 from s3torch.core import _process
-from s3torch.core._atexit import ExitPhase, at_exit, reap, reaper
+from s3torch.core._process import ExitPhase, at_exit, reap, reaper
 from s3torch.core.errors import TransferCancelledError
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ class Glob:
     | ``**`` between slashes | any number of folders, also none; at the end everything below |
     | ``{a,b}`` | either pattern; may be nested |
 
-    Everything else stands for itself. ``[*]`` is a star. Case matters, and names that begin with a dot are like
-    all others, because to S3 they are.
+    Everything else stands for itself. ``[*]`` is a star. Case matters, and names that begin with a dot are
+    like all others, because to S3 they are.
 
     Args:
         pattern: The pattern.

@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from s3torch.core import _process
-from s3torch.core._atexit import reap, reaper
 from s3torch.core._memory import new_bytes
+from s3torch.core._process import reap, reaper
 from s3torch.core.errors import RangeNotSatisfiableError
 from s3torch.core.transfer._source import Wanted, receive
 

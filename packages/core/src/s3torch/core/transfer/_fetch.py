@@ -11,8 +11,8 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from s3torch.core import _process
-from s3torch.core._atexit import reap, reaper
 from s3torch.core._memory import BufferPool
+from s3torch.core._process import reap, reaper
 from s3torch.core.errors import RangeNotSatisfiableError, TruncatedError
 from s3torch.core.ranges import Part, Span
 from s3torch.core.transfer._window import FETCH_IN_FLIGHT, Window

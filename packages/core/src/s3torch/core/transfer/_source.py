@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from s3torch.core import _process, requests
-from s3torch.core._atexit import reap, reaper
+from s3torch.core._process import reap, reaper
 from s3torch.core.errors import (
     ChecksumMismatchError,
     ConfigurationError,

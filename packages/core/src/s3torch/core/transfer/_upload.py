@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core import _process, requests
-from s3torch.core._atexit import reap, reaper
+from s3torch.core._process import reap, reaper
 from s3torch.core.errors import ConfigurationError, S3Error, TransferCancelledError
 from s3torch.core.ranges import MAX_PARTS, upload_part_size
 from s3torch.core.transfer._checksums import PartedChecksum, checksum, usable_algorithm

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from s3torch.core._atexit import ExitPhase, at_exit
+from s3torch.core._process import ExitPhase, at_exit
 from s3torch.core.errors import S3Error, TransferCancelledError
 from s3torch.core.ranges import MIB
 

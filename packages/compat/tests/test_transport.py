@@ -17,6 +17,7 @@ from s3torch.core.session import AwsSession
 from s3torch.core.transports.memory import MemoryStore
 from s3torch.testing.transport_tests import TransportTests
 from s3torchconnector import S3ClientConfig
+from s3torchconnector._transport import s3torch_create_transport
 
 
 def context_for(config):
@@ -33,7 +34,7 @@ class TestOldTextTransport(TransportTests):
         monkeypatch.setattr("s3torchconnector._transport.with_old_text", copy.copy)
 
     def create_transport(self, context):
-        return create_transport(context.config.transport_name, context)
+        return s3torch_create_transport(context)
 
     @pytest.fixture
     def transport_context(self):

@@ -15,47 +15,42 @@ TAPE = '''
 """Objects on a tape: what a transport owes and nothing more."""
 
 from concurrent.futures import Future
+from urllib.parse import parse_qs
 
-from s3torch.core.errors import error_from_response
+from s3torch.core.errors import NotFoundError
 from s3torch.core.models import GetResult, HeadObjectResult, ListObjectResult, ObjectInfo
 from s3torch.core.plugins import hookimpl
 
 TAPE = {"reel/a": b"first", "reel/b": b"second"}
 
 
-class Control:
-    def list_objects(self, bucket, *, prefix="", **options):
+def wind(request, into):
+    if request.operation == "ListObjectsV2":
+        [prefix] = parse_qs(request.query)["prefix"]
         found = [
             ObjectInfo(key, f'"{key}"', len(data), 0)
             for key, data in sorted(TAPE.items())
             if key.startswith(prefix)
         ]
         return ListObjectResult(found, [])
-
-    def close(self):
-        pass
+    if request.key not in TAPE:
+        raise NotFoundError(f"no such key: s3://{request.bucket}/{request.key}")
+    data = TAPE[request.key]
+    head = HeadObjectResult(f'"{request.key}"', len(data), 0)
+    if request.byte_range is not None:
+        data = data[request.byte_range.start : request.byte_range.stop]
+    if into is not None:
+        into[: len(data)] = data
+    return GetResult(head, len(data), data if into is None else None)
 
 
 class Transport:
-    def control(self):
-        return Control()
-
-    def get(self, bucket, key, *, byte_range=None, into=None, if_match=None, version_id=None):
+    def send(self, request, *, body=None, into=None):
         future = Future()
-        if key not in TAPE:
-            future.set_exception(
-                error_from_response(
-                    operation="GetObject", bucket=bucket, key=key, status=404, code="NoSuchKey"
-                )
-            )
-            return future
-        data = TAPE[key]
-        head = HeadObjectResult(f'"{key}"', len(data), 0)
-        if byte_range is not None:
-            data = data[byte_range.start : byte_range.stop]
-        if into is not None:
-            into[: len(data)] = data
-        future.set_result(GetResult(head, len(data), data if into is None else None))
+        try:
+            future.set_result(wind(request, into))
+        except NotFoundError as error:
+            future.set_exception(error)
         return future
 
     def close(self):

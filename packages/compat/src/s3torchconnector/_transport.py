@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from weakref import WeakValueDictionary
 
 from s3torch.core import S3Error
 from s3torch.core.plugins import create_transport, default_transport, hookimpl
@@ -16,11 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from s3torch.core.requests import Request
-    from s3torch.core.seam import Transfer, Transport, TransportContext
+    from s3torch.core.seam import RetryListener, Transfer, Transport, TransportContext
 
 __all__ = ["s3torch_create_transport"]
 
 T = TypeVar("T")
+# Transfers by the identity of what they wrap, which lives at least as long as they do.
+Wrappers: TypeAlias = "WeakValueDictionary[int, OldTextTransfer[Any]]"
 
 
 @hookimpl
@@ -35,23 +39,38 @@ def s3torch_create_transport(context: TransportContext) -> OldTextTransport:
         raise S3Error("invalid configuration: part size must be at between 5MiB and 5GiB")
     asked = config.wrapped_transport_name if isinstance(config, S3ClientConfig) else None
     name = asked or default_transport(encrypted=context.session.is_encrypted)
-    transport = create_transport(name, context)
+    wrappers: Wrappers = WeakValueDictionary()
+    transport = create_transport(name, replace(context, on_retry=_naming(wrappers, context.on_retry)))
     if isinstance(transport, SupportsSendNow):
-        return OldTextTransportNow(transport)
-    return OldTextTransport(transport)
+        return OldTextTransportNow(transport, wrappers)
+    return OldTextTransport(transport, wrappers)
+
+
+def _naming(wrappers: Wrappers, listener: RetryListener | None) -> RetryListener | None:
+    """Makes a listener that names the transfer that the caller has, not the one inside it."""
+    if listener is None:
+        return None
+
+    def tell(*, transfer: Transfer[Any] | None = None, **facts: Any) -> None:
+        listener(transfer=wrappers.get(id(transfer)), **facts)
+
+    return tell
 
 
 class OldTextTransport:
     """Passes every request on and changes the texts of errors."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, wrappers: Wrappers) -> None:
         self._transport = transport
+        self._wrappers = wrappers
         self.buffers_parts = isinstance(transport, BuffersParts) and transport.buffers_parts
 
     def send(
         self, request: Request[T], *, body: memoryview | None = None, into: memoryview | None = None
     ) -> OldTextTransfer[T]:
-        return OldTextTransfer(self._transport.send(request, body=body, into=into))
+        transfer = OldTextTransfer(inner := self._transport.send(request, body=body, into=into))
+        self._wrappers[id(inner)] = transfer
+        return transfer
 
     def close(self) -> None:
         self._transport.close()

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from s3torch.core import ConfigurationError, S3Reader, parse_s3_uri
 from s3torch.core import S3ReaderConstructor as CoreReaderConstructor
-from s3torch.dcp import CheckpointError
 from s3torchconnector.s3reader._source import FromSource, takes_stream
 from s3torchconnector.s3reader.dcp_optimized import (
     DEFAULT_MAX_GAP_SIZE,
@@ -72,6 +71,8 @@ class DCPOptimizedConstructor:
             ConfigurationError: There are items, but ``storage_data`` is empty. It is a ``ValueError``, too.
             CheckpointError: It does not have an item.
         """
+        from s3torch.dcp import CheckpointError
+
         if plan_items and not storage_data:
             raise ConfigurationError(
                 "storage_data must not be empty; it tells where the items of the plan are stored"

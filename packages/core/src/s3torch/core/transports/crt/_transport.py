@@ -12,6 +12,7 @@ Facts about awscrt that this module rests on, checked on 0.38:
 
 from __future__ import annotations
 
+import io
 import math
 import threading
 import time
@@ -19,11 +20,11 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from s3torch.core.errors import S3Error, TransferCancelledError
+from s3torch.core.errors import S3Error, TransferCancelledError, TruncatedError
 from s3torch.core.plugins import hookimpl
-from s3torch.core.requests import body_of, request_headers, request_target
+from s3torch.core.requests import Answer, body_of, request_headers, request_target
 from s3torch.core.transports._retries import decide_retry, tell_retry
-from s3torch.core.transports.crt._answers import NO_RANGE, BodyStream, Receiver, error_of
+from s3torch.core.transports.crt._errors import NO_RANGE, error_of
 from s3torch.core.transports.crt._runtime import CrtRuntime
 from s3torch.core.transports.crt._watch import Watch, timer
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from s3torch.core.seam import TransportContext
 
 T = TypeVar("T")
+
+_OK = 200
 
 
 @hookimpl
@@ -308,3 +311,105 @@ class CrtTransfer(Future[T]):
         self._transport.live.discard(self)
         self._native = None
         self._has_ended = True
+
+
+class Receiver:
+    """Takes in what comes back for the attempts of one request; called on threads of the CRT.
+
+    Args:
+        request: What is asked.
+        into: The caller's buffer, if there is one.
+    """
+
+    def __init__(self, request: Request[Any], into: memoryview | None) -> None:
+        byte_range = request.byte_range
+        self._start = 0 if byte_range is None else byte_range.start
+        # The length of the range that is asked for, where there is one.
+        self.part_size = None if byte_range is None else len(byte_range)
+        self.into = into
+        self.has_buffer = into is not None
+        # How many bytes may come; ``None`` for any number.
+        self._room = self.part_size if into is None else len(into)
+        # Once a transfer was cancelled its buffer is not touched any more.
+        self._lock = threading.RLock()  # A signal handler may cancel or send in here.
+        self.begin()
+
+    def begin(self) -> None:
+        """Forgets what came back for the attempt before."""
+        self._status = _OK
+        self._headers: dict[str, str] = {}
+        self._chunks: list[bytes] = []
+        self._received = 0
+
+    def on_headers(self, status_code: int, headers: list[tuple[str, str]], **_: Any) -> None:
+        """Takes the head of the response."""
+        self._status = status_code
+        self._headers = {name.lower(): value for name, value in headers}
+
+    def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
+        """Puts a piece of the body where it belongs; the offset is that in the object."""
+        self._received += len(chunk)
+        begin = offset - self._start
+        if begin < 0 or (self._room is not None and begin + len(chunk) > self._room):
+            raise TruncatedError(f"the body has more than the {self._room} bytes asked for")
+        if not self.has_buffer:
+            self._chunks.append(chunk)
+            return
+        with self._lock:
+            if self.into is not None:
+                self.into[begin : begin + len(chunk)] = chunk
+
+    def answer(self) -> Answer:
+        """Returns what came back for an attempt that the CRT calls a success."""
+        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        return Answer(self._status, self._headers, None if self.has_buffer else body, self._received)
+
+    def take_whole(self) -> bool:
+        """Lets the CRT take an answer without a range from now on; ``False`` where none can be right."""
+        is_new = self.part_size is not None and self._start == 0
+        if is_new:
+            self.part_size = None
+        return is_new
+
+    def release(self) -> None:
+        """Lets go of buffers."""
+        self._chunks = []
+        with self._lock:
+            self.into = None
+
+
+class BodyStream(io.RawIOBase):
+    """Lets the CRT read a buffer without a copy on this side."""
+
+    def __init__(self, body: memoryview) -> None:
+        super().__init__()
+        self.body = body
+        self._position = 0
+
+    def __len__(self) -> int:
+        return len(self.body)
+
+    def release(self) -> None:
+        """Lets go of the buffer; the CRT keeps the stream for longer than its request."""
+        self.body = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        """True: the CRT begins again at each attempt."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = min(len(buffer), len(self.body) - self._position)
+        buffer[:count] = self.body[self._position : self._position + count]
+        self._position += count
+        return count
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self.body)}
+        self._position = max(0, origin[whence] + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position

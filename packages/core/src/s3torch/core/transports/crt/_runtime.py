@@ -1,4 +1,4 @@
-"""The native side of the ``crt`` transport: event loops, one client per host, signing, and forks.
+"""The native side of the ``crt`` transport: event loops, one client per host, signing, bodies, and forks.
 
 A fork while native threads end would leave their locks held in the child, so it waits for clients that are
 ending. In a child whose parent had native clients none is ended at all: the ends of threads there were seen
@@ -7,6 +7,7 @@ to crash. What nobody holds any more is kept, and used again for the same host a
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import threading
@@ -140,6 +141,43 @@ class CrtRuntime:
             retry_config=S3RetryConfig(retry_mode=S3RetryMode.NONE),
             connect_timeout_ms=math.ceil(config.connect_timeout * 1000),
         )
+
+
+class BodyStream(io.RawIOBase):
+    """Lets the CRT read a buffer without a copy on this side."""
+
+    def __init__(self, body: memoryview) -> None:
+        super().__init__()
+        self.body = body
+        self._position = 0
+
+    def __len__(self) -> int:
+        return len(self.body)
+
+    def release(self) -> None:
+        """Lets go of the buffer; the CRT keeps the stream for longer than its request."""
+        self.body = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        """True: the CRT begins again at each attempt."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = min(len(buffer), len(self.body) - self._position)
+        buffer[:count] = self.body[self._position : self._position + count]
+        self._position += count
+        return count
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self.body)}
+        self._position = max(0, origin[whence] + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
 
 
 def _make_bootstrap() -> ClientBootstrap:

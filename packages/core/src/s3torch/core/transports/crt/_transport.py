@@ -12,7 +12,6 @@ Facts about awscrt that this module rests on, checked on 0.38:
 
 from __future__ import annotations
 
-import io
 import math
 import threading
 import time
@@ -25,7 +24,7 @@ from s3torch.core.plugins import hookimpl
 from s3torch.core.requests import Answer, body_of, request_headers, request_target
 from s3torch.core.transports._retries import decide_retry, tell_retry
 from s3torch.core.transports.crt._errors import NO_RANGE, error_of
-from s3torch.core.transports.crt._runtime import CrtRuntime
+from s3torch.core.transports.crt._runtime import BodyStream, CrtRuntime
 from s3torch.core.transports.crt._watch import Watch, timer
 
 if TYPE_CHECKING:
@@ -376,40 +375,3 @@ class Receiver:
         self._chunks = []
         with self._lock:
             self.into = None
-
-
-class BodyStream(io.RawIOBase):
-    """Lets the CRT read a buffer without a copy on this side."""
-
-    def __init__(self, body: memoryview) -> None:
-        super().__init__()
-        self.body = body
-        self._position = 0
-
-    def __len__(self) -> int:
-        return len(self.body)
-
-    def release(self) -> None:
-        """Lets go of the buffer; the CRT keeps the stream for longer than its request."""
-        self.body = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        """True: the CRT begins again at each attempt."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        count = min(len(buffer), len(self.body) - self._position)
-        buffer[:count] = self.body[self._position : self._position + count]
-        self._position += count
-        return count
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self.body)}
-        self._position = max(0, origin[whence] + offset)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position

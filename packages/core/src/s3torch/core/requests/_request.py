@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# From here on an answer is an error, and its body is not that of an object.
 FIRST_ERROR_STATUS = 300
 _WITH_BODY = {"POST", "PUT"}
 # Names, aliases and ARNs of buckets; nothing that would change the URL of a request.

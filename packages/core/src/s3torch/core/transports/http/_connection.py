@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from s3torch.core import _process
 from s3torch.core.errors import S3ConnectionError, TruncatedError
 from s3torch.core.ranges import KIB, MIB
+from s3torch.core.requests._request import FIRST_ERROR_STATUS
 from s3torch.core.transports.http._messages import MAX_HEAD, ChunkedDecoder, ResponseHead, response_head
 from s3torch.core.transports.http._sockets import ByteSocket, StallTimer
 
@@ -23,7 +24,6 @@ _SMALL = 256 * KIB
 _SEND = 1 * MIB
 _HEAD_END = b"\r\n\r\n"
 _FIRST_FINAL_STATUS = 200
-_FIRST_ERROR_STATUS = 300
 
 
 class StaleConnectionError(Exception):
@@ -107,7 +107,7 @@ class Connection:
             if self.reused and not self._ahead:
                 raise StaleConnectionError from exc
             raise
-        if not self._sent and answer.status < _FIRST_ERROR_STATUS:
+        if not self._sent and answer.status < FIRST_ERROR_STATUS:
             raise S3ConnectionError("the server has accepted a body before it had all of it")
         self._keeps_alive = answer.keeps_alive
         if not has_answer_body:

@@ -24,6 +24,7 @@ from s3torch.core.errors import S3ConnectionError, S3Error, S3TimeoutError
 from s3torch.core.plugins import hookimpl
 from s3torch.core.ranges import KIB, MIB
 from s3torch.core.requests import Answer, body_of, request_headers, request_target
+from s3torch.core.requests._request import FIRST_ERROR_STATUS
 from s3torch.core.transports._retries import decide_retry, tell_retry
 from s3torch.core.transports._signing import Signer
 from s3torch.core.transports._workers import WorkerPool, WorkerTransfer
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_FIRST_ERROR_STATUS = 300
 _MAX_ERROR_BODY = 64 * KIB
 # A listing of 1,000 keys of 1,024 characters, each quoted, with all that is told of them.
 _MAX_ANSWER = 16 * MIB
@@ -175,9 +175,9 @@ class HttpTransport:
             body = buffer if download is None else None
             head = self._head(asked, connection, body, endpoint, credentials)
             answer = connection.ask(head, body, has_answer_body=request.method != "HEAD")
-            if answer.status < _FIRST_ERROR_STATUS and download is not None:
+            if answer.status < FIRST_ERROR_STATUS and download is not None:
                 return download.receive(answer, connection, buffer)
-            limit = _MAX_ANSWER if answer.status < _FIRST_ERROR_STATUS else _MAX_ERROR_BODY
+            limit = _MAX_ANSWER if answer.status < FIRST_ERROR_STATUS else _MAX_ERROR_BODY
             data = connection.body(answer, limit)
             return request.result(Answer(answer.status, answer.headers, data, len(data)))
         finally:

@@ -14,9 +14,9 @@ from s3torch.fsspec import S3FileSystem
 
 @pytest.fixture(params=["memory", "seaweedfs"])
 def options(request):
-    """Storage options that lead to a store."""
-    if request.param == "seaweedfs":
-        server = request.getfixturevalue("seaweedfs")
+    """Storage options that lead to a store; also to moto, where a test is parametrized with it."""
+    if request.param != "memory":
+        server = request.getfixturevalue(request.param)
         yield {
             "region": server.region,
             "endpoint_url": server.endpoint,
@@ -41,8 +41,10 @@ def fs(options):
 
 
 @pytest.fixture(scope="session")
-def seaweedfs_bucket(seaweedfs):
-    return seaweedfs.create_bucket()
+def buckets(request):
+    """The bucket of a server, by its endpoint."""
+    servers = [request.getfixturevalue(name) for name in ("seaweedfs", "moto")]
+    return {server.endpoint: server.create_bucket() for server in servers}
 
 
 @pytest.fixture
@@ -50,5 +52,5 @@ def root(request, options):
     """An empty folder, ``bucket/prefix``."""
     bucket = "test-bucket"
     if "endpoint_url" in options:
-        bucket = request.getfixturevalue("seaweedfs_bucket")
+        bucket = request.getfixturevalue("buckets")[options["endpoint_url"]]
     return f"{bucket}/{uuid4().hex}"

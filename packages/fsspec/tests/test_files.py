@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import fsspec
 import pytest
@@ -104,10 +104,12 @@ def test_a_dropped_file_publishes_nothing_and_warns(fs, root, mode):
 
 
 def test_exclusive_mode_keeps_what_is_there(fs, root):
-    with fs.open(f"{root}/once", "xb") as file:
-        file.write(b"first")
     file = fs.open(f"{root}/once", "xb")
     file.write(b"second")
+    with fs.open(f"{root}/once", "xb") as other:
+        other.write(b"first")
+    with pytest.raises(ObjectExistsError):
+        fs.open(f"{root}/once", "xb")
     with pytest.raises(FileExistsError) as caught:
         file.close()
     assert isinstance(caught.value, ObjectExistsError)
@@ -243,3 +245,160 @@ def test_put_file_tells_its_progress(fs, root, tmp_path):
     (tmp_path / "a").write_bytes(b"a" * 1000)
     fs.put_file(tmp_path / "a", f"{root}/a", callback=callback)
     assert (callback.size, callback.value) == (1000, 1000)
+
+
+# An exception that is under way when a file is closed
+
+
+def write_and_fail_in_a_finally_block(fs, path):
+    file = fs.open(path, "wb")
+    try:
+        file.write(b"half")
+        raise ValueError("stop")
+    finally:
+        file.close()
+
+
+def write_text_that_cannot_be_encoded(fs, path):
+    file = fs.open(path, "wb")
+    text = io.TextIOWrapper(file, encoding="ascii")
+    try:
+        text.write("half ")
+        text.flush()
+        text.write("\N{SNOWMAN}")
+    finally:
+        text.close()
+
+
+def write_half_a_parquet_file(fs, path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    table = pa.table({"a": [1, 2, 3]})
+    with parquet.ParquetWriter(path, table.schema, filesystem=fs) as writer:
+        writer.write_table(table)
+        raise ValueError("stop")
+
+
+def leave_an_exit_stack(fs, path):
+    file = fs.open(path, "wb")
+    with ExitStack() as stack:
+        stack.callback(file.close)
+        file.write(b"half")
+        raise ValueError("stop")
+
+
+def close_in_a_generator_that_is_dropped(fs, path):
+    file = fs.open(path, "wb")
+
+    def lines():
+        try:
+            file.write(b"half")
+            yield
+        finally:
+            file.close()
+
+    generator = lines()
+    next(generator)
+    generator.close()
+    raise ValueError("stop")
+
+
+@pytest.mark.promise(1)
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_and_fail_in_a_finally_block,
+        write_text_that_cannot_be_encoded,
+        write_half_a_parquet_file,
+        leave_an_exit_stack,
+        close_in_a_generator_that_is_dropped,
+    ],
+)
+def test_closing_under_an_exception_keeps_what_was_there(fs, root, write, caplog):
+    fs.pipe_file(f"{root}/a", b"whole")
+    with pytest.raises(ValueError, match=r"stop|ordinal"):
+        write(fs, f"{root}/a")
+    assert fs.cat_file(f"{root}/a") == b"whole"
+    assert "is not stored" in caplog.text
+
+
+def test_files_that_are_written_while_an_exception_is_handled_appear(fs, root):
+    try:
+        int("earlier")
+    except ValueError:
+        with fs.open(f"{root}/a", "wb") as file:
+            file.write(b"whole")
+        other = fs.open(f"{root}/b", "wb")
+        other.write(b"whole")
+        other.close()
+    lines = iter([b"whole"])
+    file = fs.open(f"{root}/c", "wb")
+    while True:
+        try:
+            file.write(next(lines))
+        except StopIteration:
+            file.close()
+            break
+    assert fs.cat([f"{root}/{name}" for name in "abc"]) == {f"{root}/{name}": b"whole" for name in "abc"}
+
+
+def test_append_keeps_the_conditions_of_the_caller(fs, root):
+    fs.pipe_file(f"{root}/log", b"one ")
+    file = fs.open(f"{root}/log", "ab", options=PutOptions(content_type="text/plain"))
+    file.write(b"two")
+    fs.pipe_file(f"{root}/log", b"somebody else")
+    with pytest.raises(PreconditionFailedError):
+        file.close()
+    assert fs.cat_file(f"{root}/log") == b"somebody else"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda fs, path: fs.cat_file(path, acl="private"),
+        lambda fs, path: fs.ls(path, versions=True),
+        lambda fs, path: fs.find(path, versions=True),
+        lambda fs, path: fs.info(path, versions=True),
+        lambda fs, path: fs.cp_file(path, path, StorageClass="GLACIER"),
+        lambda fs, path: fs.pipe_file(path, b"", acl="private"),
+        lambda fs, path: fs.open(path, "wb", version_id="1"),
+        lambda fs, path: fs.mv(path, f"{path}2", acl="private"),
+        lambda fs, path: fs.mkdir(path, acl="private"),
+    ],
+    ids=[
+        "acl of cat_file",
+        "versions of ls",
+        "versions of find",
+        "versions of info",
+        "class of cp_file",
+        "acl of pipe_file",
+        "version of a new file",
+        "acl of mv",
+        "acl of mkdir",
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(fs, root, call):
+    with pytest.raises(ConfigurationError):
+        call(fs, f"{root}/a")
+
+
+@pytest.mark.parametrize("options", ["moto"], indirect=True)
+def test_versions_are_read(fs, moto):
+    bucket = moto.create_bucket()
+    moto.client().put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    fs.pipe_file(f"{bucket}/a", b"old")
+    version = fs.info(f"{bucket}/a")["VersionId"]
+    fs.pipe_file(f"{bucket}/a", b"newer")
+    assert fs.cat_file(f"{bucket}/a", version_id=version) == b"old"
+    assert fs.cat_file(f"{bucket}/a", 1, 2, version_id=version) == b"l"
+    assert fs.open(f"{bucket}/a", "rb", version_id=version).read() == b"old"
+    assert fs.info(f"{bucket}/a", version_id=version)["size"] == 3
+    assert fs.exists(f"{bucket}/a", version_id=version)
+    assert fs.cat_file(f"{bucket}/a") == b"newer"
+
+
+def test_find_by_prefix(fs, root):
+    for name in ("d/ab", "d/ac", "d/b", "d/a/x"):
+        fs.pipe_file(f"{root}/{name}", b"")
+    assert fs.find(f"{root}/d", prefix="a") == [f"{root}/d/a/x", f"{root}/d/ab", f"{root}/d/ac"]

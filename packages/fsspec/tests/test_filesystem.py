@@ -14,7 +14,7 @@ import pytest
 
 from s3torch.core import ConfigurationError, S3ClientConfig, S3Error
 from s3torch.fsspec import DirectoryNotEmptyError, ObjectExistsError, S3FileSystem
-from s3torch.fsspec._tree import ClientOptions
+from s3torch.fsspec._store import ClientOptions
 
 
 @pytest.fixture

@@ -38,12 +38,18 @@ def fs(seaweedfs, proxy):
         (lambda fs, root: fs.du(root), ["GET"]),
         (lambda fs, root: fs.makedirs(f"{root}/e", exist_ok=True), []),
         (lambda fs, root: fs.cp_file(f"{root}/d/a", f"{root}/copy"), ["PUT"]),
+        # The listing; whether d is an object, too; whether e is a directory.
+        (
+            lambda fs, root: fs.cp(f"{root}/d", f"{root}/e", recursive=True),
+            ["GET", "HEAD", "GET", "PUT", "PUT"],
+        ),
+        (lambda fs, root: fs.mv(f"{root}/d/a", f"{root}/b"), ["HEAD", "GET", "PUT", "DELETE"]),
         (lambda fs, root: fs.rm_file(f"{root}/d/a"), ["DELETE"]),
         (lambda fs, root: fs.rm(root, recursive=True), ["GET", "POST"]),
     ],
 )
-def test_requests(fs, proxy, seaweedfs_bucket, operation, expected, request):
-    root = f"{seaweedfs_bucket}/{request.node.name.encode().hex()}"
+def test_requests(fs, proxy, seaweedfs, buckets, operation, expected, request):
+    root = f"{buckets[seaweedfs.endpoint]}/{request.node.name.encode().hex()}"
     fs.pipe({f"{root}/d/a": b"abcd", f"{root}/d/b": b""})
     proxy.clear()
     operation(fs, root)

@@ -1,31 +1,30 @@
 """Files that are written through fsspec: they appear whole or not at all.
 
-fsspec wraps files for text and compression, and its ``OpenFile`` also closes them when the ``with`` body
-raised. That would publish half an object, so these classes pass the exception on to the writer.
+Whoever wraps a file often closes it while an exception is under way: ``fsspec.open``, pandas, pyarrow's
+writers, ``io.TextIOWrapper``. That would publish half an object. So the exception that is under way when a
+file is closed decides: if it was not there yet when the file was opened, the object from before stays.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-
-from fsspec.core import OpenFile
 
 from s3torch.core import PreconditionFailedError, S3Error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType, TracebackType
+    from types import TracebackType
     from typing import Self
 
     from typing_extensions import Buffer
 
     from s3torch.core import S3Writer
 
-_OPEN_FILE_EXIT = OpenFile.__exit__.__code__
-_FRAMES_TO_OPEN_FILE = 8
+_log = logging.getLogger(__name__)
 
 
 class ObjectExistsError(PreconditionFailedError, FileExistsError):
@@ -68,9 +67,9 @@ class _WholeFile(io.IOBase):
 class S3WriteFile(_WholeFile, io.BufferedIOBase):
     """An object being written, as fsspec wants it.
 
-    Leaving ``with`` normally or ``close`` publishes the object; an exception in the ``with`` body, also in
-    that of ``fsspec.open``, leaves what was there before. Inside ``fs.transaction`` the object appears when
-    the transaction ends.
+    Leaving ``with`` normally or ``close`` publishes the object. An exception in the ``with`` body, or one
+    that is under way when ``close`` is called, in an ``except`` or ``finally`` block too, leaves what was
+    there before, which is logged. Inside ``fs.transaction`` the object appears when the transaction ends.
 
     Args:
         autocommit: Publish on ``close``; False inside a transaction.
@@ -91,6 +90,7 @@ class S3WriteFile(_WholeFile, io.BufferedIOBase):
         self.mode = mode
         self.autocommit = autocommit
         self._on_commit = on_commit
+        self._opened_during = sys.exception()
 
     @property
     def full_name(self) -> str:
@@ -109,10 +109,13 @@ class S3WriteFile(_WholeFile, io.BufferedIOBase):
         return self._writer.tell()
 
     def close(self) -> None:
-        """Publishes the object, unless a transaction will or a ``with`` body of fsspec raised."""
+        """Publishes the object, unless a transaction will or an exception is under way."""
         if self.closed:
             return
-        if self._left_on_error():
+        error = sys.exception()
+        # A generator that has ended is how many loops end.
+        if error not in (None, self._opened_during) and not isinstance(error, StopIteration):
+            _log.warning("%s is not stored: it was closed while %r was under way", self.full_name, error)
             self.discard()
             return
         try:
@@ -137,19 +140,6 @@ class S3WriteFile(_WholeFile, io.BufferedIOBase):
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError("I/O operation on closed file.")
-
-    def _left_on_error(self) -> bool:
-        # OpenFile.__exit__ has the exception and does not pass it on, so its frame is read.
-        frame: FrameType | None = sys._getframe(1)
-        for _ in range(_FRAMES_TO_OPEN_FILE):
-            if frame is None:
-                break
-            if frame.f_code is _OPEN_FILE_EXIT:
-                names = frame.f_locals
-                mine = any(part is self for part in names["self"].fobjects)
-                return mine and names["args"][0] is not None
-            frame = frame.f_back
-        return False
 
 
 class TextFile(_WholeFile, io.TextIOWrapper):

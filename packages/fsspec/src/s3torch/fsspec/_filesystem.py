@@ -1,42 +1,33 @@
-"""``s3://`` for fsspec: pandas, pyarrow, Lightning and others open S3 through the s3torch client."""
+"""``s3://`` for fsspec: pandas, pyarrow, Lightning and others open S3 through the s3torch client.
+
+What is done to many files at once is here: copies, moves, downloads, removal. Names are exact, and nothing is
+touched before it is known that no two files would become one.
+"""
 
 # mypy: disallow-untyped-calls=False
 from __future__ import annotations
 
-import shutil
-from dataclasses import replace
+import os
+from concurrent.futures import ThreadPoolExecutor
+from glob import has_magic
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from fsspec.callbacks import DEFAULT_CALLBACK
-from fsspec.compression import compr
-from fsspec.core import get_compression
-from fsspec.utils import isfilelike
+from fsspec.utils import common_prefix
 
-from s3torch.core import ConfigurationError, NotFoundError, PutOptions, S3Error, S3ReaderConstructor
-from s3torch.fsspec._files import (
-    CompressedFile,
-    DirectoryNotEmptyError,
-    ObjectExistsError,
-    S3WriteFile,
-    TextFile,
-)
-from s3torch.fsspec._tree import S3Tree
+from s3torch.core import ConfigurationError
+from s3torch.fsspec._names import Entry, prefix_of
+from s3torch.fsspec._objects import S3Files
+from s3torch.fsspec._tree import refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import IO
+    from collections.abc import Callable, Iterable
 
-    from s3torch.core import RangedS3Reader, S3Reader, SequentialS3Reader
-
-_CHUNK = 8 * 1024 * 1024
-_LARGEST_COPY = 5 * 1024**3
-_MODES = ("rb", "wb", "xb", "ab")
-# What callers of s3fs and fsspec pass for their caches; it is ignored.
-_HINTS = {"cache_type", "fill_cache", "size"}
+_COPIES_IN_FLIGHT = 16
 
 
-class S3FileSystem(S3Tree):
+class S3FileSystem(S3Files):
     """A filesystem of buckets and keys, on ``S3Client``.
 
     Paths are ``bucket/key``, with or without ``s3://``, as strings or path objects. A directory is what keys
@@ -57,301 +48,229 @@ class S3FileSystem(S3Tree):
         ConfigurationError: An option is unknown or wrong.
     """
 
-    def __init__(
+    def copy(
         self,
-        region: str | None = None,
-        *,
-        reader_constructor: Callable[..., S3Reader] | None = None,
-        **storage_options: Any,
+        path1: Any,
+        path2: Any,
+        recursive: bool = False,  # noqa: FBT001, FBT002
+        maxdepth: int | None = None,
+        on_error: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(region, **storage_options)
-        self._reader_constructor = reader_constructor
-
-    # Opening
-
-    def open(
-        self,
-        path: Any,
-        mode: str = "rb",
-        block_size: int | None = None,
-        cache_options: dict[str, Any] | None = None,
-        compression: str | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Opens an object as a file.
+        """Copies objects within S3, several at a time.
 
         Args:
-            path: The object.
-            mode: ``r``, ``w`` (replaces), ``x`` (fails on closing if the object exists) or ``a`` (reads the
-                old object and writes it again with more at its end), with ``b`` for bytes.
-            block_size: Reads through the range-based reader, which then fetches this much for a small read.
-            cache_options: Accepted and ignored.
-            compression: A codec of fsspec, or ``"infer"`` to take it from the name.
-            kwargs: ``encoding``, ``errors`` and ``newline`` for text, ``reader_constructor`` for reading,
-                ``options`` (``PutOptions``) for writing.
-
-        Returns:
-            An ``S3Reader`` for reading; for writing a file that appears when it is closed. Nothing is sent
-            before the first byte, so a missing object is an error of the first read.
+            path1: What is copied: a path, a pattern, or a list of them.
+            path2: Where to; a directory that exists or ends in a slash takes the copy inside.
+            recursive: Copy directories with all that is in them.
+            maxdepth: How many levels of them.
+            on_error: ``"raise"``, or ``"ignore"`` for objects that have gone meanwhile, which is the default
+                with ``recursive``.
+            options: None is known.
 
         Raises:
-            ConfigurationError: The mode is not one of these.
+            ConfigurationError: Two objects would become one, or one would replace what is yet to be copied.
         """
-        text = {name: kwargs.pop(name, None) for name in ("encoding", "errors", "newline")}
-        binary_mode = mode.replace("t", "").replace("b", "") + "b"
-        if binary_mode not in _MODES:
-            raise ConfigurationError(f"mode must be one of r, w, x, a, with b or t, got {mode!r}")
-        if "b" in mode and any(value is not None for value in text.values()):
-            raise ConfigurationError(f"encoding, errors and newline are for text, got mode {mode!r}")
-        file = super().open(path, binary_mode, block_size, cache_options, None, **kwargs)
-        codec = get_compression(self._strip_protocol(path), compression)
-        if codec is not None:
-            file = CompressedFile(compr[codec](file, mode=binary_mode[0]), file)
-        return file if "b" in mode else TextFile(file, **text)
+        refuse(options, "copy")
+        pairs = self._pairs(path1, path2, recursive, maxdepth, self._takes_inside)
+        self._copy_all(pairs, ignore_missing=on_error == "ignore" or (on_error is None and recursive))
 
-    def _open(
+    def mv(
         self,
-        path: str,
-        mode: str = "rb",
-        block_size: int | None = None,
-        autocommit: bool = True,  # noqa: FBT001, FBT002
-        cache_options: dict[str, Any] | None = None,  # noqa: ARG002
-        *,
-        reader_constructor: Callable[..., S3Reader] | None = None,
-        options: PutOptions | None = None,
-        **hints: Any,
-    ) -> S3Reader | S3WriteFile:
-        unknown = sorted(set(hints) - _HINTS)
-        if unknown:
-            raise ConfigurationError(
-                f"unknown option {', '.join(unknown)}; open takes reader_constructor and options"
-            )
-        if mode == "rb":
-            constructor = reader_constructor or self._reader_constructor
-            if constructor is None and block_size is not None:
-                constructor = S3ReaderConstructor.range_based(block_size)
-            return self._reader(path, constructor)
-        if mode == "ab":
-            return self._open_for_append(path, autocommit=autocommit, options=options)
-        if mode == "xb":
-            options = replace(options or PutOptions(), if_none_match="*")
-        return self._writer(path, mode, autocommit=autocommit, options=options)
-
-    def _reader(self, path: Any, constructor: Callable[..., S3Reader] | None) -> S3Reader:
-        bucket, key = self._split_file(path)
-        return self.client.get_object(bucket, key, reader_constructor=constructor)
-
-    def _sequential(self, path: Any) -> SequentialS3Reader:
-        return cast("SequentialS3Reader", self._reader(path, S3ReaderConstructor.sequential()))
-
-    def _unbuffered(self, path: Any) -> RangedS3Reader:
-        return cast("RangedS3Reader", self._reader(path, S3ReaderConstructor.range_based(0)))
-
-    def _writer(
-        self, path: str, mode: str, *, autocommit: bool = True, options: PutOptions | None = None
-    ) -> S3WriteFile:
-        bucket, key = self._split_file(path)
-        return S3WriteFile(
-            self.client.put_object(bucket, key, options=options),
-            path=path,
-            mode=mode,
-            autocommit=autocommit,
-            on_commit=lambda: self.invalidate_cache(path),
-        )
-
-    def _open_for_append(self, path: str, *, autocommit: bool, options: PutOptions | None) -> S3WriteFile:
-        with self._sequential(path) as old:
-            try:
-                chunk = old.read(_CHUNK)
-            except NotFoundError:
-                return self._writer(path, "ab", autocommit=autocommit, options=options)
-            # Where somebody else appends at the same time, this one fails, so that nothing is lost.
-            options = options or PutOptions(if_match=old.etag)
-            file = self._writer(path, "ab", autocommit=autocommit, options=options)
-            try:
-                while chunk:
-                    file.write(chunk)
-                    chunk = old.read(_CHUNK)
-            except BaseException:
-                file.discard()
-                raise
-        return file
-
-    # Whole files
-
-    def cat_file(self, path: Any, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
-        """Returns the bytes of an object, or those of a range; negative positions count from the end."""
-        if start is None and end is None:
-            with self._sequential(path) as reader:
-                return bytes(reader.read())
-        with self._unbuffered(path) as reader:
-            first, last = start or 0, end
-            if first < 0:
-                first = max(0, reader.size + first)
-            if last is not None and last < 0:
-                last = max(0, reader.size + last)
-            if last is not None and last <= first:
-                return b""
-            reader.seek(first)
-            return bytes(reader.read(None if last is None else last - reader.tell()))
-
-    def pipe_file(self, path: Any, value: Any, mode: str = "overwrite", **kwargs: Any) -> None:
-        """Stores bytes as an object; ``mode="create"`` raises ``FileExistsError`` if there is one already."""
-        with self.open(path, "xb" if mode == "create" else "wb", **kwargs) as file:
-            file.write(value)
-
-    def put_file(
-        self,
-        lpath: Any,
-        rpath: Any,
-        callback: Any = DEFAULT_CALLBACK,
-        mode: str = "overwrite",
-        **kwargs: Any,
+        path1: Any,
+        path2: Any,
+        recursive: bool = False,  # noqa: FBT001, FBT002
+        maxdepth: int | None = None,
+        **options: Any,
     ) -> None:
-        """Uploads a local file."""
-        source = Path(lpath)
-        if source.is_dir():
-            self.makedirs(rpath, exist_ok=True)
+        """Moves objects within S3: copies them all, then removes what was copied, and nothing else.
+
+        To the same path, nothing is moved.
+
+        Raises:
+            IsADirectoryError: It is a directory, and ``recursive`` is False.
+            ConfigurationError: Two objects would become one, or one would replace what is yet to be moved.
+        """
+        refuse(options, "mv")
+        if self._strip_protocol(path1) == self._strip_protocol(path2):
             return
-        with (
-            source.open("rb") as local,
-            self.open(rpath, "xb" if mode == "create" else "wb", **kwargs) as remote,
-        ):
-            callback.set_size(source.stat().st_size)
-            buffer = memoryview(bytearray(_CHUNK))
-            while count := local.readinto(buffer):
-                remote.write(buffer[:count])
-                callback.relative_update(count)
+        pairs = self._pairs(path1, path2, recursive, maxdepth, self._takes_inside)
+        if not pairs and not recursive:
+            raise IsADirectoryError(f"{path1} is a directory; move it with recursive=True")
+        copied = self._copy_all(pairs, ignore_missing=False)
+        whole = {source for source in copied if _is_directory(pairs[source][1]) and maxdepth is None}
+        self._delete_all([source for source in copied if not _is_directory(pairs[source][1])])
+        # The empty objects that say that there is a directory.
+        self._delete_all([prefix_of(directory) for directory in whole])
+        for directory in whole:
+            self._store.forget_directory(directory)
 
-    def get_file(
+    def get(
         self,
         rpath: Any,
-        lpath: Any = None,
+        lpath: Any,
+        recursive: bool = False,  # noqa: FBT001, FBT002
         callback: Any = DEFAULT_CALLBACK,
-        outfile: IO[bytes] | None = None,
-        **_: Any,
+        maxdepth: int | None = None,
+        **options: Any,
     ) -> None:
-        """Downloads an object to a local file or into an open one; a failure leaves no file behind."""
-        if outfile is None and isfilelike(lpath):
-            outfile = lpath
-        with self._sequential(rpath) as remote:
-            try:
-                chunk = remote.read(_CHUNK)
-            except NotFoundError:
-                if outfile is not None or not self.isdir(rpath):
-                    raise
-                Path(lpath).mkdir(parents=True, exist_ok=True)
-                return
-            callback.set_size(remote.size)
-            if outfile is not None:
-                _copy_rest(remote, chunk, outfile, callback)
-                return
-            target = Path(lpath)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with target.open("wb") as local:
-                    _copy_rest(remote, chunk, local, callback)
-            except BaseException:
-                target.unlink(missing_ok=True)
-                raise
-
-    def cp_file(self, path1: Any, path2: Any, **_: Any) -> None:
-        """Copies an object within S3; the bytes do not pass through here up to 5 GiB."""
-        source, target = self._split_file(path1), self._split_file(path2)
-        try:
-            self.client.copy_object(*source, *target)
-        except NotFoundError:
-            if not self.isdir(path1):
-                raise
-            self.makedirs(path2, exist_ok=True)
-        except S3Error:
-            if self.info(path1)["size"] <= _LARGEST_COPY:
-                raise
-            with self._sequential(path1) as reader, self.open(path2, "wb") as writer:
-                shutil.copyfileobj(reader, writer, _CHUNK)
-        self.invalidate_cache(path2)
-
-    # Directories and removal
-
-    def mkdir(self, path: Any, create_parents: bool = True, **_: Any) -> None:  # noqa: ARG002, FBT001, FBT002
-        """Remembers a directory, for this process; S3 has none."""
-        self.makedirs(path)
-
-    def makedirs(self, path: Any, exist_ok: bool = False) -> None:  # noqa: FBT001, FBT002
-        """Remembers a directory and those it is in, for this process; S3 has none.
-
-        Buckets are neither made nor checked.
+        """Downloads objects to local files, by the rules of ``copy``.
 
         Raises:
-            ObjectExistsError: There is something with this name and ``exist_ok`` is False.
+            ConfigurationError: Two keys would become one file, one a file and a directory, or one would leave
+                the folder: keys may have ``..``, ``//`` or a slash at the end, which local names cannot have.
         """
-        bucket, key = self._split(path)
-        if not exist_ok and self.exists(path):
-            raise ObjectExistsError("it exists already", bucket=bucket, key=key)
-        if key:
-            self._store.make_directory(self._strip_protocol(path))
-            self.invalidate_cache(path)
-
-    def rmdir(self, path: Any) -> None:
-        """Forgets an empty directory; ``DirectoryNotEmptyError`` where there are objects in it."""
-        bucket, key = self._split_file(path)
-        for info in self._objects_below(bucket, key):
-            if info.key != f"{key}/":
-                raise DirectoryNotEmptyError("the directory is not empty", bucket=bucket, key=key)
-            self.client.delete_object(bucket, info.key)
-        self._store.forget_directory(self._strip_protocol(path))
-        self.invalidate_cache(path)
-
-    def rm_file(self, path: Any) -> None:
-        """Deletes an object; a missing one is no error."""
-        self.client.delete_object(*self._split_file(path))
-        self.invalidate_cache(path)
-
-    def _rm(self, path: Any) -> None:
-        self.rm_file(path)
+        if isinstance(lpath, str | os.PathLike):
+            lpath = os.fspath(lpath)
+        pairs = self._pairs(rpath, lpath, recursive, maxdepth, _takes_inside)
+        _check_local(lpath, {source: target for source, (target, _) in pairs.items()})
+        callback.set_size(len(pairs))
+        for source, (target, entry) in callback.wrap(pairs.items()):
+            if _is_directory(entry):
+                Path(target).mkdir(parents=True, exist_ok=True)
+                continue
+            with callback.branched(source, target) as child:
+                self.get_file(source, target, callback=child, **options)
 
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:  # noqa: FBT001, FBT002
         """Deletes objects, 1,000 in a request; with ``recursive`` directories with all that is in them.
+
+        ``data`` and ``data/`` are two names: the first is an object and, with ``recursive``, also the
+        directory; the second is the directory alone and the object whose key ends in a slash.
 
         Raises:
             FileNotFoundError: With ``recursive``, there is nothing at a path.
             S3Error: S3 refused to delete some of them; the others are gone.
         """
-        if recursive and maxdepth is None:
-            paths = self.expand_path(path)
-            keys_by_path = [(found, self._keys_to_remove(found)) for found in paths]
+        deep = recursive and maxdepth is None
+        paths = list(self._expand(path, recursive and not deep, maxdepth))
+        if deep:
+            self._delete_all([name for found in paths for name in self._names_to_remove(found)])
         else:
-            paths = self.expand_path(path, recursive=recursive, maxdepth=maxdepth)
-            keys_by_path = [(found, [self._split_file(found)[1]]) for found in paths]
-        by_bucket: dict[str, list[str]] = {}
-        for found, keys in keys_by_path:
-            by_bucket.setdefault(self._split(found)[0], []).extend(keys)
-        for bucket, keys in by_bucket.items():
-            self._delete(bucket, keys)
+            self._delete_all(paths)
         for found in paths:
-            self._store.forget_directory(found)
+            self._store.forget_directory(self._strip_protocol(found))
             self.invalidate_cache(found)
 
-    def _keys_to_remove(self, path: str) -> list[str]:
+    def _names_to_remove(self, path: str) -> list[str]:
         bucket, key = self._split(path)
-        keys = [info.key for info in self._objects_below(bucket, key)]
-        if not keys and path not in self._store.made_directories:
+        names = [f"{bucket}/{info.key}" for info in self._objects_below(bucket, key)]
+        if not names and self._strip_protocol(path) not in self._store.made_directories:
             self.info(path)
-        return [*keys, key] if key else keys
+        return [*names, path] if key and not path.endswith("/") else names
 
-    def _delete(self, bucket: str, keys: list[str]) -> None:
-        if len(keys) == 1:
-            self.client.delete_object(bucket, keys[0])
-            return
-        if failures := self.client.delete_objects(bucket, keys):
-            error = failures[0].error(bucket)
-            error.add_note(f"{len(failures)} of {len(keys)} objects were not deleted")
-            raise error
+    def _delete_all(self, names: Iterable[str]) -> None:
+        by_bucket: dict[str, list[str]] = {}
+        for name in names:
+            bucket, key = self._split_file(name)
+            by_bucket.setdefault(bucket, []).append(key)
+            self.invalidate_cache(name)
+        for bucket, keys in by_bucket.items():
+            if len(keys) == 1:
+                self.client.delete_object(bucket, keys[0])
+            elif failures := self.client.delete_objects(bucket, keys):
+                error = failures[0].error(bucket)
+                error.add_note(f"{len(failures)} of {len(keys)} objects were not deleted")
+                raise error
+
+    def _takes_inside(self, path: str) -> bool:
+        return path.endswith("/") or self.isdir(path)
+
+    def _pairs(
+        self,
+        path1: Any,
+        path2: Any,
+        recursive: bool,  # noqa: FBT001
+        maxdepth: int | None,
+        takes_inside: Callable[[str], bool],
+    ) -> dict[str, tuple[str, Entry | None]]:
+        """Returns where each object and directory goes, by the rules of fsspec, with its entry if known."""
+        if isinstance(path1, list) and isinstance(path2, list):
+            if len(path1) != len(path2):
+                raise ConfigurationError(f"expected a target for each of {len(path1)}, got {len(path2)}")
+            return {self._exact(one): (other, None) for one, other in zip(path1, path2, strict=True)}
+        one = isinstance(path1, str | os.PathLike)
+        found = self._expand(path1, recursive, maxdepth)
+        if one and (not recursive or maxdepth is not None):
+            found = {name: e for name, e in found.items() if not self._is_only_directory(name, e)}
+        if not found:
+            return {}
+        name = self._exact(path1) if one else ""
+        is_pattern = has_magic(name) and name not in found
+        inside = one and (len(found) == 1 if is_pattern else not name.endswith("/") and takes_inside(path2))
+        return {
+            source: (target, found[source])
+            for source, target in _targets(list(found), path2, inside=inside, flat=not one).items()
+        }
+
+    def _is_only_directory(self, name: str, entry: Entry | None) -> bool:
+        if entry is not None:
+            return _is_directory(entry)
+        return not self.isfile(name) and self.isdir(name)
+
+    def _copy_all(self, pairs: dict[str, tuple[str, Entry | None]], *, ignore_missing: bool) -> list[str]:
+        """Copies objects and returns the names of those that were copied to another name."""
+        exact = {source: self._exact(target) for source, (target, _) in pairs.items()}
+        moved = {source: target for source, target in exact.items() if source != target}
+        files = {s: t for s, t in moved.items() if not _is_directory(pairs[s][1])}
+        _check_distinct(files)
+        if replaced := sorted(set(files.values()) & set(files)):
+            raise ConfigurationError(f"{replaced[0]} would be replaced before it is copied itself")
+
+        def copy(source: str) -> str | None:
+            try:
+                if source in files:
+                    self.cp_file(source, moved[source])
+                else:
+                    self.makedirs(moved[source], exist_ok=True)
+            except FileNotFoundError:
+                if not ignore_missing:
+                    raise
+                return None
+            return source
+
+        with ThreadPoolExecutor(_COPIES_IN_FLIGHT) as pool:
+            try:
+                return [source for source in pool.map(copy, moved) if source is not None]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
 
-def _copy_rest(reader: S3Reader, chunk: bytes, target: IO[bytes], callback: Any) -> None:
-    """Writes a chunk that was read and what follows it."""
-    while chunk:
-        target.write(chunk)
-        callback.relative_update(len(chunk))
-        chunk = reader.read(_CHUNK)
+def _is_directory(entry: Entry | None) -> bool:
+    return entry is not None and entry["type"] == "directory"
+
+
+def _takes_inside(folder: str) -> bool:
+    return folder.endswith(("/", os.sep)) or Path(folder).is_dir()
+
+
+def _targets(names: list[str], target: str, *, inside: bool, flat: bool) -> dict[str, str]:
+    """Returns where names go below ``target``; ``inside`` it, or in its place."""
+    root = target.removesuffix("/")
+    if flat:
+        return {name: f"{root}/{name.removesuffix('/').rpartition('/')[2]}" for name in names}
+    common = common_prefix(names)
+    if inside:
+        common = common.removesuffix("/").rpartition("/")[0]
+    cut = len(common) + 1 if common else 0
+    return {name: root if name == common else f"{root}/{name[cut:]}" for name in names}
+
+
+def _check_distinct(targets: dict[str, str]) -> None:
+    sources: dict[str, str] = {}
+    for source, target in targets.items():
+        other = sources.setdefault(target, source)
+        if other != source:
+            raise ConfigurationError(f"{other} and {source} would both become {target}")
+
+
+def _check_local(root: Any, targets: dict[str, str]) -> None:
+    """Raises unless every name has a local file of its own, below ``root`` where that is one folder."""
+    # Not resolved: a link in the way is the caller's, as it is for every other program.
+    files = {source: os.path.abspath(target) for source, target in targets.items()}  # noqa: PTH100
+    _check_distinct(files)
+    folder = os.path.abspath(root) if isinstance(root, str) else None  # noqa: PTH100
+    for source, file in files.items():
+        if folder is not None and file != folder and not Path(file).is_relative_to(folder):
+            raise ConfigurationError(f"{source} would be written to {file}, outside {folder}")

@@ -1,163 +1,39 @@
-"""Paths, entries and listings of a filesystem on S3, and what filesystems share; no object is changed here.
-
-fsspec makes one instance of a filesystem for each thread. Those with the same storage options share a client,
-so that connections do not multiply by threads, and agree on listings and on the directories that were made.
-"""
+"""The names in buckets as a tree of directories and files; no object is changed here."""
 
 # mypy: disallow-untyped-calls=False
 from __future__ import annotations
 
 import os
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from glob import has_magic
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, TypeAlias
-from weakref import WeakValueDictionary
+from typing import TYPE_CHECKING, Any
 
 from fsspec import AbstractFileSystem
-from fsspec.dircache import DirCache
 
-from s3torch.core import (
-    ConfigurationError,
-    Credentials,
-    NotFoundError,
-    S3Client,
-    S3ClientConfig,
-    UserAgent,
+from s3torch.core import ConfigurationError, NotFoundError, S3Client
+from s3torch.fsspec._names import (
+    Entry,
+    directory_entry,
+    directory_of,
+    entries_of,
+    file_entry,
+    is_marker,
+    parent_of,
+    prefix_of,
 )
+from s3torch.fsspec._store import ClientOptions, shared_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
 
-    from s3torch.core import HeadObjectResult, ObjectInfo
-
-Entry: TypeAlias = dict[str, Any]
-# What fsspec itself hands to every filesystem.
-_OPTIONS_OF_FSSPEC = frozenset(
-    {"asynchronous", "batch_size", "listings_expiry_time", "loop", "max_paths", "use_listings_cache"}
-)
-_CACHE_DEFAULTS = {"use_listings_cache": False, "listings_expiry_time": None, "max_paths": None}
+    from s3torch.core import ObjectInfo
 
 
-@dataclass(frozen=True, slots=True)
-class StaticCredentials:
-    """Keys that were given as storage options; ``repr`` does not show them.
-
-    They travel where the storage options do, into workers and pickles; those from the usual places do not.
-    """
-
-    key: str = field(repr=False)
-    secret: str = field(repr=False)
-    token: str | None = field(default=None, repr=False)
-
-    def __call__(self) -> Credentials:
-        return Credentials(self.key, self.secret, self.token)
-
-
-@dataclass(frozen=True, slots=True)
-class ClientOptions:
-    """Which client a set of storage options asks for; equal options share one client."""
-
-    region: str | None
-    endpoint: str | None
-    config: S3ClientConfig
-
-    @classmethod
-    def from_storage_options(
-        cls,
-        *,
-        region: str | None = None,
-        endpoint: str | None = None,
-        endpoint_url: str | None = None,
-        anon: bool = False,
-        key: str | None = None,
-        secret: str | None = None,
-        token: str | None = None,
-        profile: str | None = None,
-        requester_pays: bool = False,
-        s3client_config: S3ClientConfig | None = None,
-        client_kwargs: Mapping[str, Any] | None = None,
-        **others: Any,
-    ) -> ClientOptions:
-        """Reads storage options, under our names and under those of s3fs.
-
-        An option that would be ignored could send data somewhere else than meant, so it is an error.
-        """
-        if unknown := sorted(set(others) - _OPTIONS_OF_FSSPEC):
-            raise ConfigurationError(
-                f"unknown storage option {', '.join(unknown)} for s3://; known are region, endpoint_url, "
-                "anon, key, secret, token, profile, requester_pays, s3client_config and client_kwargs"
-            )
-        if others.get("asynchronous"):
-            raise ConfigurationError("s3:// of s3torch has no asynchronous mode; it is thread-safe")
-        kwargs = client_kwargs or {}
-        if unknown := sorted(set(kwargs) - {"endpoint_url", "region_name"}):
-            raise ConfigurationError(
-                f"client_kwargs may have endpoint_url and region_name, got {', '.join(unknown)}"
-            )
-        if endpoint is not None and endpoint_url is not None:
-            raise ConfigurationError("endpoint and endpoint_url mean the same; give one of them")
-        if (key is None) != (secret is None) or (token is not None and key is None):
-            raise ConfigurationError("key and secret go together, token needs both")
-        given: dict[str, Any] = {"profile": profile, "unsigned": anon, "requester_pays": requester_pays}
-        if key is not None and secret is not None:
-            given["credentials"] = StaticCredentials(key, secret, token)
-        changes = {name: one for name, one in given.items() if one not in (None, False)}
-        return cls(
-            region or kwargs.get("region_name"),
-            endpoint or endpoint_url or kwargs.get("endpoint_url"),
-            replace(s3client_config or S3ClientConfig(), **changes),
-        )
-
-
-def parents(path: str) -> list[str]:
-    """Returns the parents of a path, nearest first, up to the bucket."""
-    found = []
-    while "/" in path:
-        path = path.rpartition("/")[0]
-        found.append(path)
-    return found
-
-
-class SharedStore:
-    """A client, its cached listings, and the directories that were made, which S3 does not have."""
-
-    def __init__(self, options: ClientOptions, cache: dict[str, Any]) -> None:
-        self.client = S3Client(
-            options.region,
-            endpoint=options.endpoint,
-            user_agent=UserAgent(["fsspec"]),
-            s3client_config=options.config,
-        )
-        self.listings: Any = DirCache(**cache)
-        self.made_directories: set[str] = set()
-
-    def make_directory(self, path: str) -> None:
-        """Remembers a directory and its parents."""
-        self.made_directories.update((path, *parents(path)))
-
-    def invalidate(self, path: str) -> None:
-        """Drops cached listings that a change of ``path``, or of anything below it, makes wrong."""
-        for stale in (path, *parents(path), ""):
-            self.listings.pop(stale, None)
-        for stale in [known for known in list(self.listings) if known.startswith(f"{path}/")]:
-            self.listings.pop(stale, None)
-
-    def forget_directory(self, path: str) -> None:
-        """Forgets a directory that was made, and those in it."""
-        made = self.made_directories
-        made -= {known for known in made.copy() if f"{known}/".startswith(f"{path}/")}
-
-
-def shared_store(options: ClientOptions, storage_options: dict[str, Any]) -> SharedStore:
-    """Returns the store of these options, which is the one of another filesystem that has them."""
-    cache = {name: storage_options.get(name, value) for name, value in _CACHE_DEFAULTS.items()}
-    key = (options, tuple(cache.items()))
-    return _stores.get(key) or _stores.setdefault(key, SharedStore(options, cache))
-
-
-_stores: WeakValueDictionary[tuple[Any, ...], SharedStore] = WeakValueDictionary()
+def refuse(options: dict[str, Any], method: str) -> None:
+    """Raises ``ConfigurationError`` for options that a method does not know: ignored, they would mislead."""
+    if options:
+        raise ConfigurationError(f"unknown option {', '.join(sorted(options))} for {method} of s3://")
 
 
 class S3Tree(AbstractFileSystem):
@@ -179,9 +55,8 @@ class S3Tree(AbstractFileSystem):
     # Paths
 
     @classmethod
-    def _strip_protocol(cls, path: Any) -> Any:
-        if isinstance(path, list):
-            return [cls._strip_protocol(part) for part in path]
+    def _exact(cls, path: Any) -> str:
+        """Returns ``bucket/key`` with all its slashes."""
         text = os.fspath(path)
         if not isinstance(text, str):
             raise ConfigurationError(f"expected a path as a string, got {path!r}")
@@ -189,8 +64,18 @@ class S3Tree(AbstractFileSystem):
             # A pathlib.Path made of a URI has lost a slash.
             for start in (f"{protocol}://", f"{protocol}::", f"{protocol}:/"):
                 if text.startswith(start):
-                    return text.removeprefix(start).rstrip("/")
-        return text.rstrip("/")
+                    return text.removeprefix(start)
+        return text
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        if isinstance(path, list):
+            return [cls._strip_protocol(part) for part in path]
+        return directory_of(cls._exact(path))
+
+    @classmethod
+    def _parent(cls, path: Any) -> str:
+        return parent_of(cls._strip_protocol(path))
 
     def _split(self, path: Any) -> tuple[str, str]:
         bucket, _, key = self._strip_protocol(path).partition("/")
@@ -202,82 +87,211 @@ class S3Tree(AbstractFileSystem):
         bucket, key = self._split(path)
         if not key:
             raise IsADirectoryError(f"s3://{bucket} is a bucket, expected s3://bucket/key")
-        return bucket, key
+        return bucket, self._exact(path).partition("/")[2]
 
     # Listings
 
-    def ls(self, path: Any, detail: bool = True, refresh: bool = False, **_: Any) -> list[Any]:  # noqa: FBT001, FBT002
+    def ls(self, path: Any, detail: bool = True, refresh: bool = False, **options: Any) -> list[Any]:  # noqa: FBT001, FBT002
         """Lists one directory level, or one object; ``refresh`` asks S3 also when the listing is cached."""
-        path = self._strip_protocol(path)
+        refuse(options, "ls")
+        exact, path = self._exact(path), self._strip_protocol(path)
         entries = None if refresh else self.dircache.get(path)
         if entries is None:
             entries = self._list_directory(path)
             if entries is None:
-                entries = [self._head(path)]
+                entries = [self.info(exact)]
             else:
                 self.dircache[path] = entries
         return list(entries) if detail else [entry["name"] for entry in entries]
 
     def _list_directory(self, path: str) -> list[Entry] | None:
         bucket, key = self._split(path)
-        prefix = f"{key}/" if key else ""
         files: list[Entry] = []
-        directories: list[Entry] = []
+        directories: dict[str, Entry] = {}
         made = self._store.made_directories
         exists = not key or path in made
-        for page in self.client.list_objects(bucket, prefix, "/"):
+        for page in self.client.list_objects(bucket, prefix_of(key), "/"):
             exists = exists or bool(page.object_info or page.common_prefixes)
-            names = (common.removesuffix("/") for common in page.common_prefixes)
-            directories += [directory_entry(f"{bucket}/{n}") for n in names if n and not n.endswith("/")]
-            files += _files_of(bucket, page.object_info)
+            names = [directory_of(f"{bucket}/{common}") for common in page.common_prefixes]
+            directories |= {name: directory_entry(name) for name in names}
+            files += [file_entry(f"{bucket}/{i.key}", i) for i in page.object_info if not is_marker(i)]
         if not exists:
             return None
-        new = sorted(made - {entry["name"] for entry in directories})
-        directories += [directory_entry(name) for name in new if name.rpartition("/")[0] == path]
-        return directories + files
+        for name in sorted(made):
+            if parent_of(name) == path:
+                directories.setdefault(name, directory_entry(name))
+        return [*directories.values(), *files]
 
-    def _objects_below(self, bucket: str, key: str, **options: Any) -> Iterator[ObjectInfo]:
-        for page in self.client.list_objects(bucket, f"{key}/" if key else "", **options):
+    def _objects_below(self, bucket: str, key: str, start: str = "", **options: Any) -> Iterator[ObjectInfo]:
+        for page in self.client.list_objects(bucket, prefix_of(key) + start, **options):
             yield from page.object_info
 
     def _has_objects_below(self, bucket: str, key: str) -> bool:
         return any(True for _ in self._objects_below(bucket, key, max_keys=1))
 
-    def _head(self, path: str) -> Entry:
-        bucket, key = self._split(path)
-        return file_entry(path, self.client.head_object(bucket, key))
+    def walk(
+        self,
+        path: Any,
+        maxdepth: int | None = None,
+        topdown: bool = True,  # noqa: FBT001, FBT002
+        on_error: str | Callable[[OSError], Any] = "omit",
+        detail: bool = False,  # noqa: FBT001, FBT002
+        **options: Any,
+    ) -> Iterator[Any]:
+        """Yields each directory with what is in it, as ``os.walk`` does.
 
-    def info(self, path: Any, **_: Any) -> Entry:
-        """Returns the entry of an object or directory; one HEAD for an object."""
+        ``on_error`` is for directories that do not exist. That S3 did not answer, or refused, is raised: a
+        listing that failed is no empty directory.
+        """
+        if maxdepth is not None and maxdepth < 1:
+            raise ConfigurationError(f"maxdepth must be at least 1, got {maxdepth}")
         path = self._strip_protocol(path)
+        try:
+            entries = self.ls(path, **options)
+        except FileNotFoundError as error:
+            if on_error == "raise":
+                raise
+            if callable(on_error):
+                on_error(error)
+            return
+        start = prefix_of(path)
+        found: dict[str, dict[str, Entry]] = {"directory": {}, "file": {}}
+        for entry in entries:
+            # A listing of a file has that file alone; a file like "data/" has the name of its directory.
+            name = entry["name"][len(start) :].removesuffix("/")
+            found[entry["type"]][name] = entry
+        dirs, files = [kind if detail else list(kind) for kind in found.values()]
+        if topdown:
+            yield path, dirs, files
+        if maxdepth != 1:
+            deeper = None if maxdepth is None else maxdepth - 1
+            # The caller may have taken some away, or added others.
+            for name in dirs:
+                inside = found["directory"].get(name, {"name": start + name})["name"]
+                yield from self.walk(inside, deeper, topdown, on_error, detail, **options)
+        if not topdown:
+            yield path, dirs, files
+
+    def find(
+        self,
+        path: Any,
+        maxdepth: int | None = None,
+        withdirs: bool = False,  # noqa: FBT001, FBT002
+        detail: bool = False,  # noqa: FBT001, FBT002
+        prefix: str = "",
+        **options: Any,
+    ) -> Any:
+        """Returns all files below a path; one request for 1,000 of them, however deep they are.
+
+        ``prefix`` is what their names below the path have to begin with.
+        """
+        exact, path = self._exact(path), self._strip_protocol(path)
+        if (maxdepth is not None or not path) and not prefix:
+            return super().find(path, maxdepth, withdirs=withdirs, detail=detail, **options)
+        if maxdepth is not None:
+            raise ConfigurationError("find of s3:// takes prefix or maxdepth, not both")
+        refuse(options, "find")
+        bucket, key = self._split(path)
+        found = entries_of(bucket, self._objects_below(bucket, key, prefix), path)
+        if path in self._store.made_directories:
+            found.setdefault(path, directory_entry(path))
+        if not withdirs:
+            found = {name: entry for name, entry in found.items() if entry["type"] == "file"}
+        if not found and key and not prefix and self.isfile(exact):
+            found = {exact: self.info(exact)}
+        names = sorted(found)
+        return {name: found[name] for name in names} if detail else names
+
+    def expand_path(
+        self,
+        path: Any,
+        recursive: bool = False,  # noqa: FBT001, FBT002
+        maxdepth: int | None = None,
+        assume_literal: bool = False,  # noqa: FBT001, FBT002
+        **_: Any,
+    ) -> list[str]:
+        """Returns what paths and patterns name; what exists by that very name is no pattern.
+
+        Raises:
+            FileNotFoundError: They name nothing.
+        """
+        return sorted(self._expand(path, recursive, maxdepth, literal=assume_literal))
+
+    def _expand(
+        self,
+        path: Any,
+        recursive: bool,  # noqa: FBT001
+        maxdepth: int | None,
+        *,
+        literal: bool = False,
+    ) -> dict[str, Entry | None]:
+        """Returns what paths name, with its entry where that is known."""
+        paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+        found: dict[str, Entry | None] = {}
+        for one in map(self._exact, paths):
+            if not literal and has_magic(one) and not self._is_literal(one):
+                matches = self.glob(one, maxdepth=maxdepth, detail=True)
+                found |= matches
+                if recursive and matches and maxdepth != 1:
+                    deeper = None if maxdepth is None else maxdepth - 1
+                    found |= self._expand(list(matches), recursive, deeper, literal=True)
+            elif recursive:
+                found |= self.find(one, maxdepth=maxdepth, withdirs=True, detail=True)
+                if not one.endswith("/") and found.get(one, {}) != {} and self.isfile(one):
+                    # It is a file and a directory.
+                    found[one] = self.info(one)
+            else:
+                found.setdefault(one, None)
+        if not found:
+            raise NotFoundError(f"there is nothing at {', '.join(map(str, paths))}")
+        return found
+
+    def _is_literal(self, path: str) -> bool:
+        bucket, _, key = path.partition("/")
+        pages = self.client.list_objects(bucket, key, max_keys=1) if key and not has_magic(bucket) else ()
+        return any(page.object_info for page in pages) and self.exists(path)
+
+    # Facts
+
+    def info(self, path: Any, version_id: str | None = None, **options: Any) -> Entry:
+        """Returns the entry of an object or directory; one HEAD for an object."""
+        refuse(options, "info")
+        exact, path = self._exact(path), self._strip_protocol(path)
         if not path:
             return directory_entry("")
-        cached = self.dircache.get(path.rpartition("/")[0]) if "/" in path else None
-        for entry in cached or ():
-            if entry["name"] == path:
-                return dict(entry)
+        if version_id is None:
+            for entry in self.dircache.get(parent_of(path)) or ():
+                if entry["name"] == exact:
+                    return dict(entry)
         bucket, key = self._split(path)
-        if not key:
-            self._has_objects_below(bucket, key)
-            return directory_entry(path)
-        try:
-            return self._head(path)
-        except NotFoundError:
-            if path in self._store.made_directories or self._has_objects_below(bucket, key):
+        if not exact.endswith("/") and key:
+            try:
+                return file_entry(path, self.client.head_object(bucket, key, version_id=version_id))
+            except NotFoundError:
+                if version_id is not None or not self.isdir(path):
+                    raise
                 return directory_entry(path)
-            raise
+        first = next(self._objects_below(bucket, key, max_keys=1), None)
+        name = f"{bucket}/{first.key}" if first is not None else ""
+        if first is not None and name == exact and not is_marker(first):
+            return file_entry(exact, first)
+        if first is None and key and path not in self._store.made_directories:
+            raise NotFoundError("there is no such directory", bucket=bucket, key=prefix_of(key))
+        return directory_entry(path)
 
-    def exists(self, path: Any, **kwargs: Any) -> bool:
+    def exists(self, path: Any, **options: Any) -> bool:
         """Whether there is an object or a directory; an error where S3 did not answer."""
         try:
-            self.info(path, **kwargs)
+            self.info(path, **options)
         except FileNotFoundError:
             return False
         return True
 
     def isfile(self, path: Any) -> bool:
         """Whether there is an object; one HEAD."""
-        bucket, _, key = self._strip_protocol(path).partition("/")
+        bucket, _, key = self._exact(path).partition("/")
+        if key.endswith("/"):
+            return self.exists(path) and self.info(path)["type"] == "file"
         return bool(bucket and key) and self.client.exists(bucket, key)
 
     def isdir(self, path: Any) -> bool:
@@ -291,42 +305,16 @@ class S3Tree(AbstractFileSystem):
         except FileNotFoundError:
             return False
 
-    def find(
-        self,
-        path: Any,
-        maxdepth: int | None = None,
-        withdirs: bool = False,  # noqa: FBT001, FBT002
-        detail: bool = False,  # noqa: FBT001, FBT002
-        **kwargs: Any,
-    ) -> Any:
-        """Returns all files below a path; one request for 1,000 of them, however deep they are."""
-        path = self._strip_protocol(path)
-        if maxdepth is not None or not path:
-            return super().find(path, maxdepth, withdirs=withdirs, detail=detail, **kwargs)
-        bucket, key = self._split(path)
-        entries = _files_of(bucket, self._objects_below(bucket, key))
-        if not entries and key:
-            with suppress(NotFoundError):
-                entries = [self._head(path)]
-                withdirs = False
-        found = {entry["name"]: entry for entry in entries}
-        if withdirs:
-            found = with_directories(path, entries)
-            if path in self._store.made_directories:
-                found.setdefault(path, directory_entry(path))
-        names = sorted(found)
-        return {name: found[name] for name in names} if detail else names
-
     def du(
         self,
         path: Any,
         total: bool = True,  # noqa: FBT001, FBT002
         maxdepth: int | None = None,
         withdirs: bool = False,  # noqa: FBT001, FBT002
-        **kwargs: Any,
+        **options: Any,
     ) -> Any:
         """Returns the bytes below a path, in all or by file, from the listing alone."""
-        found = self.find(path, maxdepth=maxdepth, withdirs=withdirs, detail=True, **kwargs)
+        found = self.find(path, maxdepth=maxdepth, withdirs=withdirs, detail=True, **options)
         sizes = {name: entry["size"] for name, entry in found.items()}
         return sum(sizes.values()) if total else sizes
 
@@ -356,45 +344,3 @@ class S3Tree(AbstractFileSystem):
         else:
             self._store.invalidate(self._strip_protocol(path))
         super().invalidate_cache(path)
-
-
-def _files_of(bucket: str, objects: Iterable[ObjectInfo]) -> list[Entry]:
-    return [file_entry(f"{bucket}/{info.key}", info) for info in objects if not info.key.endswith("/")]
-
-
-def file_entry(path: str, facts: ObjectInfo | HeadObjectResult) -> Entry:
-    """Returns the entry of an object, ``bucket/key``, with the names that s3fs uses."""
-    entry = directory_entry(path) | {"type": "file", "size": facts.size, "Size": facts.size}
-    entry["StorageClass"] = facts.storage_class or "STANDARD"
-    entry["ETag"] = facts.etag
-    entry["LastModified"] = datetime.fromtimestamp(facts.last_modified, tz=UTC)
-    for name, attribute in (("VersionId", "version_id"), ("ContentType", "content_type")):
-        value = getattr(facts, attribute, None)
-        if value is not None:
-            entry[name] = value
-    return entry
-
-
-def directory_entry(path: str) -> Entry:
-    """Returns the entry of a directory, which is what keys have in common up to a slash."""
-    return {
-        "name": path,
-        "size": 0,
-        "type": "directory",
-        "Key": path,
-        "Size": 0,
-        "StorageClass": "DIRECTORY",
-    }
-
-
-def with_directories(root: str, entries: Iterable[Entry]) -> dict[str, Entry]:
-    """Returns entries below ``root`` by name, with ``root`` and every directory in between."""
-    found: dict[str, Entry] = {}
-    for entry in entries:
-        found[entry["name"]] = entry
-        for parent in parents(entry["name"]):
-            if len(parent) < len(root) or parent in found:
-                break
-            if not parent.endswith("/"):
-                found[parent] = directory_entry(parent)
-    return found

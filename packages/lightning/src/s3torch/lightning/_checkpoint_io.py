@@ -7,13 +7,12 @@ of the other. The plugin derives from the interface of the one that is in use, a
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from s3torch.core import ConfigurationError, S3Client, UserAgent, parse_s3_uri
-from s3torch.lightning.plugin import lightning_version
+from s3torch.lightning.plugin import lightning_class, lightning_version
 
 if TYPE_CHECKING:
     import os
@@ -26,23 +25,10 @@ if TYPE_CHECKING:
 _INTERFACES = ("lightning.fabric.plugins.io.checkpoint_io", "lightning_fabric.plugins.io.checkpoint_io")
 
 
-def _interface() -> Any:
-    # What is imported already is what the program uses.
-    for name in sorted(_INTERFACES, key=lambda name: name.partition(".plugins")[0] not in sys.modules):
-        try:
-            return import_module(name).CheckpointIO
-        except ModuleNotFoundError:
-            continue
-    raise ModuleNotFoundError(
-        "No module named 'lightning'; install s3torch-lightning, lightning or pytorch-lightning",
-        name="lightning",
-    )
-
-
 if TYPE_CHECKING:
     from lightning.fabric.plugins import CheckpointIO
 else:
-    CheckpointIO = _interface()
+    CheckpointIO = lightning_class("CheckpointIO", *_INTERFACES)
 
 
 class S3LightningCheckpoint(CheckpointIO):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from s3torch.core.plugins import hookimpl
 
@@ -24,3 +27,20 @@ def lightning_version() -> str | None:
         except PackageNotFoundError:
             continue
     return None
+
+
+def lightning_class(name: str, *modules: str) -> Any:
+    """Returns a class of the Lightning that is in use: of the module that is imported already.
+
+    Raises:
+        ModuleNotFoundError: None is installed.
+    """
+    for module in sorted(modules, key=lambda module: module not in sys.modules):
+        try:
+            return getattr(import_module(module), name)
+        except ModuleNotFoundError:
+            continue
+    raise ModuleNotFoundError(
+        "No module named 'lightning'; install s3torch-lightning, lightning or pytorch-lightning",
+        name="lightning",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import pickle
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
 from s3torch.core import ConfigurationError, S3ClientConfig, S3Error
 from s3torch.fsspec import DirectoryNotEmptyError, ObjectExistsError, S3FileSystem
@@ -222,7 +224,6 @@ def test_threads_share_a_client(fs, options):
     ("options", "text"),
     [
         ({"s3_additional_kwargs": {}}, "unknown storage option s3_additional_kwargs"),
-        ({"asynchronous": True}, "no asynchronous mode"),
         ({"key": "k"}, "key and secret go together"),
         ({"token": "t"}, "key and secret go together"),
         ({"endpoint": "http://a", "endpoint_url": "http://b"}, "mean the same"),
@@ -264,3 +265,47 @@ def test_a_server_that_cannot_be_asked_is_no_answer():
     for ask in (fs.exists, fs.isfile, fs.isdir):
         with pytest.raises(S3Error):
             ask("bucket/key")
+
+
+def test_cat_of_many(fs, root):
+    paths = {f"{root}/many/{number:03}": str(number).encode() for number in range(60)}
+    fs.pipe(paths)
+    assert fs.cat(list(paths)) == paths
+    assert fs.cat(f"{root}/many/*") == paths
+    assert fs.cat(f"{root}/many", recursive=True) == paths
+    missing = f"{root}/many/missing"
+    with pytest.raises(FileNotFoundError):
+        fs.cat([*paths, missing])
+    assert fs.cat([*paths, missing], on_error="omit") == paths
+    assert isinstance(fs.cat([*paths, missing], on_error="return")[missing], FileNotFoundError)
+
+
+def test_cat_ranges(fs, root):
+    data = bytes(range(256)) * 40
+    fs.pipe({f"{root}/a": data, f"{root}/b": data[::-1]})
+    paths = [f"{root}/{'ab'[number % 2]}" for number in range(200)]
+    starts, ends = list(range(0, 2000, 10)), list(range(7, 2007, 10))
+    expected = [
+        (data if path.endswith("a") else data[::-1])[start:end]
+        for path, start, end in zip(paths, starts, ends, strict=True)
+    ]
+    assert fs.cat_ranges(paths, starts, ends) == expected
+    assert fs.cat_ranges(paths[:2], -5, None) == [data[-5:], data[::-1][-5:]]
+    found = fs.cat_ranges([f"{root}/a", f"{root}/none"], 0, 2)
+    assert found[0] == data[:2]
+    assert isinstance(found[1], FileNotFoundError)
+    with pytest.raises(FileNotFoundError):
+        fs.cat_ranges([f"{root}/a", f"{root}/none"], 0, 2, on_error="raise")
+    for wrong in ({"max_gap": 3}, {"ends": [1]}):
+        with pytest.raises(ConfigurationError):
+            fs.cat_ranges(**{"paths": paths, "starts": starts, "ends": ends} | wrong)
+
+
+def test_wrapped_for_coroutines(options, root):
+    fs = AsyncFileSystemWrapper(fsspec.filesystem("s3", asynchronous=True, **options), asynchronous=True)
+
+    async def store_and_read():
+        await fs._pipe_file(f"{root}/a", b"abc")
+        return await fs._cat_file(f"{root}/a"), await fs._cat_ranges([f"{root}/a"], [1], [2])
+
+    assert asyncio.run(store_and_read()) == (b"abc", [b"b"])

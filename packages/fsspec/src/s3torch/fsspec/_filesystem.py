@@ -8,7 +8,6 @@ touched before it is known that no two files would become one.
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.utils import common_prefix
 
 from s3torch.core import ConfigurationError
+from s3torch.core.transfer import run_ahead
 from s3torch.fsspec._names import Entry, prefix_of
 from s3torch.fsspec._objects import S3Files
 from s3torch.fsspec._tree import refuse
@@ -24,7 +24,7 @@ from s3torch.fsspec._tree import refuse
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-_COPIES_IN_FLIGHT = 16
+_IN_FLIGHT = 16
 
 
 class S3FileSystem(S3Files):
@@ -35,7 +35,9 @@ class S3FileSystem(S3Files):
     S3 when they are closed, whole, or not at all. Listings are not cached unless ``use_listings_cache=True``
     is given, because other processes write to the same buckets.
 
-    It is safe to use from several threads, before and after ``fork``, and can be pickled.
+    It is safe to use from several threads, before and after ``fork``, and can be pickled. It has no
+    coroutines: ``asynchronous=True`` is for libraries that wrap it, as zarr does with
+    ``AsyncFileSystemWrapper`` of fsspec.
 
     Args:
         region: The region; ``None`` takes the usual AWS places.
@@ -125,12 +127,63 @@ class S3FileSystem(S3Files):
         pairs = self._pairs(rpath, lpath, recursive, maxdepth, _takes_inside)
         _check_local(lpath, {source: target for source, (target, _) in pairs.items()})
         callback.set_size(len(pairs))
-        for source, (target, entry) in callback.wrap(pairs.items()):
+
+        def download(source: str) -> None:
+            target, entry = pairs[source]
             if _is_directory(entry):
                 Path(target).mkdir(parents=True, exist_ok=True)
-                continue
+                return
             with callback.branched(source, target) as child:
                 self.get_file(source, target, callback=child, **options)
+
+        for _ in callback.wrap(run_ahead(download, pairs, workers=_IN_FLIGHT, name="s3torch-get")):
+            """The file is there."""
+
+    def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **options: Any) -> Any:  # noqa: FBT001, FBT002
+        """Returns the bytes of an object, or of several by name, several at a time; directories have none."""
+        found = self._expand(path, recursive, None)
+        names = [name for name, entry in found.items() if not recursive or not _is_directory(entry)]
+        if isinstance(path, str | os.PathLike) and names == [self._exact(path)]:
+            return self.cat_file(names[0], **options)
+        contents = dict(
+            zip(names, self._cat_all([(name,) for name in names], on_error, options), strict=True)
+        )
+        if on_error == "omit":
+            return {name: one for name, one in contents.items() if not isinstance(one, Exception)}
+        return contents
+
+    def cat_ranges(
+        self,
+        paths: list[str],
+        starts: Any,
+        ends: Any,
+        max_gap: int | None = None,
+        on_error: str = "return",
+        **options: Any,
+    ) -> list[Any]:
+        """Returns ranges of objects, several at a time; ``starts`` and ``ends`` may be one number for all.
+
+        Raises:
+            ConfigurationError: The lists are not of the same length, or ``max_gap`` is given: ranges are not
+                joined.
+        """
+        if max_gap is not None:
+            raise ConfigurationError("cat_ranges of s3:// does not join ranges; leave max_gap out")
+        first, last = (one if isinstance(one, list) else [one] * len(paths) for one in (starts, ends))
+        if not len(paths) == len(first) == len(last):
+            raise ConfigurationError(f"got {len(paths)} paths, {len(first)} starts and {len(last)} ends")
+        return self._cat_all(list(zip(paths, first, last, strict=True)), on_error, options)
+
+    def _cat_all(self, calls: list[tuple[Any, ...]], on_error: str, options: dict[str, Any]) -> list[Any]:
+        def read(call: tuple[Any, ...]) -> Any:
+            try:
+                return self.cat_file(*call, **options)
+            except Exception as error:
+                if on_error == "raise":
+                    raise
+                return error
+
+        return list(run_ahead(read, calls, workers=_IN_FLIGHT, name="s3torch-cat"))
 
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:  # noqa: FBT001, FBT002
         """Deletes objects, 1,000 in a request; with ``recursive`` directories with all that is in them.
@@ -229,12 +282,8 @@ class S3FileSystem(S3Files):
                 return None
             return source
 
-        with ThreadPoolExecutor(_COPIES_IN_FLIGHT) as pool:
-            try:
-                return [source for source in pool.map(copy, moved) if source is not None]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        copied = run_ahead(copy, moved, workers=_IN_FLIGHT, name="s3torch-copy")
+        return [source for source in copied if source is not None]
 
 
 def _is_directory(entry: Entry | None) -> bool:

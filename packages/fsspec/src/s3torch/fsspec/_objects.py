@@ -197,15 +197,6 @@ class S3Files(S3Tree):
             reader.seek(first)
             return bytes(reader.read(None if last is None else last - reader.tell()))
 
-    def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **options: Any) -> Any:  # noqa: FBT001, FBT002
-        """Returns the bytes of an object, or of several by name; directories have none."""
-        if isinstance(path, str) and not recursive and self._exact(path).endswith("/"):
-            return self.cat_file(path, **options)
-        if recursive:
-            found = self._expand(path, recursive, None)
-            path = [name for name, entry in found.items() if entry is None or entry["type"] == "file"]
-        return super().cat(path, on_error=on_error, **options)
-
     def pipe_file(self, path: Any, value: Any, mode: str = "overwrite", **options: Any) -> None:
         """Stores bytes as an object; ``mode="create"`` raises ``FileExistsError`` if there is one already."""
         with self._new_file(path, mode, options) as file:

@@ -75,8 +75,6 @@ class ClientOptions:
                 f"unknown storage option {', '.join(unknown)} for s3://; known are region, endpoint_url, "
                 "anon, key, secret, token, profile, requester_pays, s3client_config and client_kwargs"
             )
-        if others.get("asynchronous"):
-            raise ConfigurationError("s3:// of s3torch has no asynchronous mode; it is thread-safe")
         kwargs = client_kwargs or {}
         if unknown := sorted(set(kwargs) - {"endpoint_url", "region_name"}):
             raise ConfigurationError(

@@ -14,6 +14,7 @@ from s3torch.core._resources import connections_share
 from s3torch.core._uri import check_endpoint
 from s3torch.core._version import __version__
 from s3torch.core.errors import ConfigurationError
+from s3torch.core.models import SecretBytes
 from s3torch.core.ranges import GIB, MAX_PART_SIZE, MIB, MIN_PART_SIZE
 
 if TYPE_CHECKING:
@@ -152,10 +153,11 @@ class S3ClientConfig:
             raise ConfigurationError("there is no sse_customer_key")
         try:
             key = self.sse_customer_key()
+            key = SecretBytes(key) if isinstance(key, bytes) else type(key)
         except Exception as exc:
             raise ConfigurationError(f"sse_customer_key failed with {type(exc).__name__}") from exc
         if not isinstance(key, bytes):
-            raise ConfigurationError(f"sse_customer_key must return bytes, not {type(key).__name__}")
+            raise ConfigurationError(f"sse_customer_key must return bytes, not {key.__name__}")
         if len(key) != _CUSTOMER_KEY_BYTES:
             raise ConfigurationError(
                 f"sse_customer_key must return {_CUSTOMER_KEY_BYTES} bytes, not {len(key)}"

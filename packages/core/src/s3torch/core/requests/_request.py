@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode
 from xml.etree import ElementTree as ET
 
 from s3torch.core.errors import ConfigurationError, S3Error, error_from_response
+from s3torch.core.models import SecretText
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -62,6 +63,10 @@ class Answer(NamedTuple):
     headers: Mapping[str, str]
     body: bytes | None = b""
     length: int = 0
+
+    def __repr__(self) -> str:
+        """Shows nothing that may quote the headers of the request."""
+        return f"Answer(status={self.status}, length={self.length})"
 
 
 class Request(NamedTuple, Generic[T]):
@@ -203,8 +208,8 @@ def _customer_key_headers(prefix: str, key: bytes) -> list[tuple[str, str]]:
     name = f"{prefix}server-side-encryption-customer"
     return [
         (f"{name}-algorithm", "AES256"),
-        (f"{name}-key", base64.b64encode(key).decode()),
-        (f"{name}-key-MD5", base64.b64encode(digest).decode()),
+        (f"{name}-key", SecretText(base64.b64encode(key).decode())),
+        (f"{name}-key-MD5", SecretText(base64.b64encode(digest).decode())),
     ]
 
 

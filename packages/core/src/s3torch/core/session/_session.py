@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from s3torch.core._uri import check_endpoint, is_confidential
 from s3torch.core.errors import ConfigurationError, S3Error
-from s3torch.core.models import Credentials
+from s3torch.core.models import Credentials, hidden
 from s3torch.core.requests import common_headers
 from s3torch.core.session._addresses import (
     answer_before_signing,
@@ -294,6 +294,7 @@ def environment_credentials() -> Credentials | None:
     """
     if os.environ.get("AWS_PROFILE") or os.environ.get("AWS_CREDENTIAL_EXPIRATION"):
         return None
-    access, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
-    token = os.environ.get("AWS_SECURITY_TOKEN") or os.environ.get("AWS_SESSION_TOKEN")
+    access = hidden(os.environ.get("AWS_ACCESS_KEY_ID"))
+    secret = hidden(os.environ.get("AWS_SECRET_ACCESS_KEY"))
+    token = hidden(os.environ.get("AWS_SECURITY_TOKEN") or os.environ.get("AWS_SESSION_TOKEN"))
     return Credentials(access, secret, token or None) if access and secret else None

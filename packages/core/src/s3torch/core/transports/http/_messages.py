@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from s3torch.core.errors import ConfigurationError, S3ConnectionError
+from s3torch.core.models import SecretBytes, SecretText
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,7 +36,8 @@ class ResponseHead:
     """
 
     status: int
-    headers: dict[str, str]
+    # Not shown, because a server may quote the headers of a request.
+    headers: dict[str, str] = field(repr=False)
     keeps_alive: bool
     is_chunked: bool
     length: int | None
@@ -48,15 +50,16 @@ def request_head(method: str, target: str, headers: Sequence[tuple[str, str]]) -
     Raises:
         ConfigurationError: A header could not be told from what follows it.
     """
-    lines = [f"{method} {target} HTTP/1.1", *[f"{name}: {value}" for name, value in headers]]
-    text = "\r\n".join(lines) + "\r\n\r\n"
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    text = SecretText(f"{method} {target} HTTP/1.1\r\n{lines}\r\n")
+    del lines
     # One line break too many may look like one more header.
-    breaks = len(lines) + 1
+    breaks = len(headers) + 2
     clean = text.count("\r") == text.count("\n") == breaks and "\0" not in text and " " not in target
     if not clean or None in [_lower(name) for name, _ in headers]:
         wrong = next((name for name, value in headers if not _is_header(name, value)), target)
         raise ConfigurationError(f"{wrong!r} cannot be sent: it has characters that HTTP does not allow")
-    return text.encode()
+    return SecretBytes(text.encode())
 
 
 def response_head(data: bytes) -> ResponseHead:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _CHUNK = 8 * 1024 * 1024
 _LARGEST_COPY = 5 * 1024**3
 _MODES = ("rb", "wb", "xb", "ab")
-# What callers of s3fs and fsspec pass for their caches; it is ignored.
+# What callers of s3fs and fsspec pass for their caches; it is ignored, but for the size of what is written.
 _HINTS = {"cache_type", "fill_cache", "size"}
 
 
@@ -135,7 +135,9 @@ class S3FileSystem(S3Tree):
             return self._open_for_append(path, autocommit=autocommit, options=options)
         if mode == "xb":
             options = replace(options or PutOptions(), if_none_match="*")
-        return self._writer(path, mode, autocommit=autocommit, options=options)
+        return self._writer(
+            path, mode, autocommit=autocommit, options=options, expected_size=hints.get("size") or 0
+        )
 
     def _reader(self, path: Any, constructor: Callable[..., S3Reader] | None) -> S3Reader:
         bucket, key = self._split_file(path)
@@ -148,11 +150,17 @@ class S3FileSystem(S3Tree):
         return cast("RangedS3Reader", self._reader(path, S3ReaderConstructor.range_based(0)))
 
     def _writer(
-        self, path: str, mode: str, *, autocommit: bool = True, options: PutOptions | None = None
+        self,
+        path: str,
+        mode: str,
+        *,
+        autocommit: bool = True,
+        options: PutOptions | None = None,
+        expected_size: int = 0,
     ) -> S3WriteFile:
         bucket, key = self._split_file(path)
         return S3WriteFile(
-            self.client.put_object(bucket, key, options=options),
+            self.client.put_object(bucket, key, options=options, expected_size=expected_size),
             path=path,
             mode=mode,
             autocommit=autocommit,
@@ -213,11 +221,12 @@ class S3FileSystem(S3Tree):
         if source.is_dir():
             self.makedirs(rpath, exist_ok=True)
             return
+        kwargs["size"] = source.stat().st_size
         with (
             source.open("rb") as local,
             self.open(rpath, "xb" if mode == "create" else "wb", **kwargs) as remote,
         ):
-            callback.set_size(source.stat().st_size)
+            callback.set_size(kwargs["size"])
             buffer = memoryview(bytearray(_CHUNK))
             while count := local.readinto(buffer):
                 remote.write(buffer[:count])

@@ -29,6 +29,7 @@ T = TypeVar("T")
 # From here on an answer is an error, and its body is not that of an object.
 FIRST_ERROR_STATUS = 300
 _META = "x-amz-meta-"
+_ASKS_FOR_CHECKSUMS = ("x-amz-checksum-mode", "ENABLED")
 _WITH_BODY = {"POST", "PUT"}
 # Names, aliases and ARNs of buckets; nothing that would change the URL of a request.
 _BUCKET = re.compile(r"[A-Za-z0-9._:/-]+")
@@ -169,6 +170,8 @@ def request_headers(
         ConfigurationError: The function that gives the customer's key fails, or gives none.
     """
     headers = [("Host", endpoint.host), ("User-Agent", context.user_agent), *request.headers]
+    if not context.config.verifies and _ASKS_FOR_CHECKSUMS in headers:
+        headers.remove(_ASKS_FOR_CHECKSUMS)
     headers += common_headers(context.config, request.operation)
     if request.method in _WITH_BODY:
         headers.append(("Content-Length", str(0 if body is None else len(body))))

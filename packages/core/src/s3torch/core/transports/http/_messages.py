@@ -19,6 +19,7 @@ _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: .*)?")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _WITHOUT_BODY = {204, 304}
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?")
+_LENGTH = re.compile(r"[0-9]{1,30}")
 _MAX_LINE = 16 * 1024
 
 
@@ -117,11 +118,11 @@ def _length(headers: dict[str, str]) -> int | None:
     told = headers.get("content-length")
     if told is None:
         return None
-    if told.isascii() and told.isdecimal():
+    if _LENGTH.fullmatch(told):
         return int(told)
     # A length that is told twice in the same way is one; two lengths are none.
     (length, *others) = {part.strip() for part in told.split(",")}
-    if others or not (length.isascii() and length.isdecimal()):
+    if others or not _LENGTH.fullmatch(length):
         raise S3ConnectionError(f"the answer has no usable length: {told[:60]!r}")
     return int(length)
 

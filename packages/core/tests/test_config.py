@@ -46,12 +46,15 @@ GOOD = {
     "memory_limit": [None, 5 * MIB, 64 * GIB],
     "connect_timeout": [0.001, 1, 3600],
     "read_timeout": [0.001, 1, 3600],
-    "checksum_algorithm": ["CRC64NVME", "CRC32C", "CRC32", "SHA256", "off"],
+    "checksum_algorithm": ["CRC64NVME", "CRC32C", "CRC32", "SHA256", "off", None],
     "credentials": [None, keys],
     "put_options": [None, PutOptions(storage_class="STANDARD_IA")],
     "expected_bucket_owner": [None, "012345678901"],
     "sse_customer_key": [None, customer_key],
     "max_connections": [None, 1, 1024],
+    "verify": [None, "on", "off"],
+    "addressing_style": [None, "auto", "path", "virtual"],
+    "growing_parts": [True, False],
 }
 BAD = {
     "throughput_target_gbps": [-1, -0.001, math.nan, math.inf, "10", None, True, 1j],
@@ -66,12 +69,15 @@ BAD = {
     "memory_limit": [0, -1, 5 * MIB - 1, 1e9, "1", True],
     "connect_timeout": [0, -1, 3601, math.nan, math.inf, None, "1", True],
     "read_timeout": [0, -1, 3601, math.nan, math.inf, None, "1", True],
-    "checksum_algorithm": ["", None, "crc32", "MD5", 5, ["CRC32"]],
+    "checksum_algorithm": ["", "crc32", "MD5", 5, ["CRC32"]],
     "credentials": [keys(), "access:secret", 5],
     "put_options": ["STANDARD_IA", {}, 5],
     "expected_bucket_owner": ["", "12345", "01234567890x", 12345678901],
     "sse_customer_key": [bytes(32), "key", 5],
     "max_connections": [0, -1, 1025, 8.0, "8", True],
+    "verify": ["", True, False, "when_required"],
+    "addressing_style": ["", "dns", 5],
+    "growing_parts": [0, 1, None, "yes"],
 }
 
 
@@ -121,6 +127,12 @@ def test_the_error_names_the_value_and_the_range():
 def test_anonymous_requests_cannot_agree_to_pay():
     with pytest.raises(ConfigurationError, match="requester_pays"):
         S3ClientConfig(unsigned=True, requester_pays=True)
+
+
+def test_one_addressing_style_at_a_time():
+    assert S3ClientConfig(force_path_style=True, addressing_style="path").force_path_style
+    with pytest.raises(ConfigurationError, match="force_path_style"):
+        S3ClientConfig(force_path_style=True, addressing_style="virtual")
 
 
 def test_it_is_frozen():

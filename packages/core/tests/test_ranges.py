@@ -16,6 +16,7 @@ from s3torch.core.ranges import (
     MIN_PART_SIZE,
     TIB,
     ByteRange,
+    planned_part_size,
     split_range,
     upload_part_size,
 )
@@ -66,6 +67,13 @@ def test_any_part_size_reaches_the_largest_object(base):
     assert parts == sorted(parts)
     assert parts[0] == base
     assert all(MIN_PART_SIZE <= part <= MAX_PART_SIZE for part in parts)
+
+
+@given(st.integers(0, MAX_OBJECT_SIZE), st.integers(MIN_PART_SIZE, MAX_PART_SIZE))
+def test_equal_parts_of_a_known_size_suffice(size, base):
+    part = planned_part_size(size, base)
+    assert part * MAX_PARTS >= size
+    assert part == base or part < size / MAX_PARTS + MIB
 
 
 def test_all_but_huge_objects_have_parts_of_the_size_that_was_asked_for():

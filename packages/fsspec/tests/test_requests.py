@@ -54,3 +54,12 @@ def test_requests(fs, proxy, seaweedfs, buckets, operation, expected, request):
     proxy.clear()
     operation(fs, root)
     assert [seen.method for seen in proxy.requests()] == expected
+
+
+def test_the_parts_of_a_local_file_are_equal(fs, proxy, seaweedfs, buckets, tmp_path, monkeypatch):
+    monkeypatch.setattr("s3torch.core.ranges._PARTS_PER_DOUBLING", 1)
+    (tmp_path / "file").write_bytes(bytes(32 * 2**20 + 1))
+    proxy.clear()
+    fs.put_file(str(tmp_path / "file"), f"{buckets[seaweedfs.endpoint]}/of-parts")
+    sizes = [request.request_bytes for request in proxy.requests("PUT")]
+    assert sorted(sizes) == [1, *[8 * 2**20] * 4]

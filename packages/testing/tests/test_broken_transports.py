@@ -249,6 +249,12 @@ class RaisesTheWrongClass(Changed):
         raise S3Error(str(error), bucket=error.bucket, key=error.key)
 
 
+class ShowsItsKeys(Changed):
+    def error(self, error, request):
+        error.message += f", signed with {self.context.session.credentials(request.bucket).secret_key}"
+        raise error
+
+
 class ForgetsWhatItWasAbout(Changed):
     def error(self, error, request):
         error.bucket = error.key = None
@@ -308,6 +314,7 @@ BROKEN = {
     RenewsNothing: "test_expired_keys_are_renewed_once",
     SignsAnonymousRequests: "test_anonymous_requests_are_not_signed",
     RaisesTheWrongClass: "test_refusal_is_final",
+    ShowsItsKeys: "test_secrets_are_not_shown",
     ForgetsWhatItWasAbout: "test_refusal_is_final",
     DropsTheCause: "test_lost_answer_of_the_last_attempt",
     CanBeUsedAfterClose: "test_use_after_close",

@@ -8,7 +8,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["_listening", "_counters", "_events", "otel", "progress", "_shared"])
+@pytest.mark.parametrize("name", ["_listening", "_counters", "otel", "progress"])
 def test_examples(name):
     result = doctest.testmod(importlib.import_module(f"s3torch.core.observers.{name}"))
     assert result.attempted > 0

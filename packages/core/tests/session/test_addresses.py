@@ -41,6 +41,8 @@ SETTINGS = {
     "region-of-the-client": "s3 =\n  use_arn_region = false",
     "no-sessions": "s3_disable_express_session_auth = true",
     "no-multi-region": "s3 =\n  s3_disable_multiregion_access_points = true",
+    "path-style": "s3 =\n  addressing_style = path",
+    "virtual-style": "s3 =\n  addressing_style = virtual",
     "regional-us-east-1": "s3 =\n  us_east_1_regional_endpoint = regional",
 }
 COMBINATIONS = [
@@ -160,6 +162,19 @@ def test_what_has_rules_of_its_own_keeps_them_in_stores_outside_aws(endpoint):
     ours = session(region="us-west-2", endpoint=endpoint)
     oracle = Oracle(region="us-west-2", endpoint=endpoint)
     for name in ("directory", "directory access point"):
+        assert place(ours, BUCKETS[name]) == oracle.place(BUCKETS[name]) is not None
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["http://127.0.0.1:9000", "http://minio:9000", "https://lab.example", "https://lab.example/s3"],
+)
+@pytest.mark.parametrize("style", ["plain", "path-style", "virtual-style"])
+def test_a_store_outside_aws_may_want_the_bucket_before_its_host(profiles, monkeypatch, endpoint, style):
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(profiles))
+    oracle = Oracle(region="us-west-2", endpoint=endpoint, profile=style)
+    ours = session(region="us-west-2", endpoint=endpoint, profile=style)
+    for name in ("name", "dots", "short", "directory"):
         assert place(ours, BUCKETS[name]) == oracle.place(BUCKETS[name]) is not None
 
 

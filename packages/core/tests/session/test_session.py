@@ -76,6 +76,62 @@ def test_path_style_can_be_forced():
     assert url == "https://s3.eu-west-1.amazonaws.com/data/"
 
 
+def test_the_settings_come_before_the_addressing_style_of_the_profile(files):
+    files(config="[default]\ns3 =\n  addressing_style = virtual\n")
+    assert place(endpoint="http://store:9000")[0] == "http://data.store:9000/"
+    assert place(endpoint="http://store:9000", addressing_style="path")[0] == "http://store:9000/data/"
+    assert place(endpoint="http://store:9000", addressing_style="auto")[0] == "http://store:9000/data/"
+    assert place(endpoint="http://store:9000", force_path_style=True)[0] == "http://store:9000/data/"
+    files(config="[default]\ns3 =\n  addressing_style = path\n")
+    assert place(region="eu-west-1")[0] == "https://s3.eu-west-1.amazonaws.com/data/"
+    assert place(addressing_style="virtual")[0].startswith("https://data.s3.")
+    files(config="[default]\ns3 =\n  addressing_style = dns\n")
+    with pytest.raises(ConfigurationError, match="addressing_style"):
+        place()
+
+
+WHEN = ["", "when_supported", "when_required", "WHEN_REQUIRED"]
+
+
+@pytest.mark.parametrize("environment", WHEN)
+@pytest.mark.parametrize("profile", WHEN)
+def test_checksums_only_when_required(files, monkeypatch, environment, profile):
+    names = ("request_checksum_calculation", "response_checksum_validation")
+    files(config="[default]\n" + "".join(f"{name} = {profile}\n" for name in names if profile))
+    for name in names:
+        monkeypatch.setenv(f"AWS_{name.upper()}", environment)
+    settled = session().settled
+    off = (environment or profile).lower() == "when_required"
+    assert (settled.upload_checksum, settled.verifies) == ((None, False) if off else ("CRC64NVME", True))
+    # What the settings say comes before both.
+    said = session(checksum_algorithm="CRC32", verify="on").settled
+    assert (said.upload_checksum, said.verifies) == ("CRC32", True)
+    none = session(checksum_algorithm="off", verify="off").settled
+    assert (none.upload_checksum, none.verifies) == (None, False)
+
+
+def test_each_of_them_for_itself(monkeypatch):
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    settled = session().settled
+    assert (settled.upload_checksum, settled.verifies) == (None, True)
+    monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    monkeypatch.delenv("AWS_REQUEST_CHECKSUM_CALCULATION")
+    settled = session().settled
+    assert (settled.upload_checksum, settled.verifies) == ("CRC64NVME", False)
+
+
+def test_a_store_that_knows_no_checksums_is_not_asked_for_any():
+    assert not session(checksum_algorithm="off").settled.verifies
+    assert session(checksum_algorithm="off", verify="on").settled.verifies
+
+
+@pytest.mark.parametrize("name", ["request_checksum_calculation", "response_checksum_validation"])
+def test_other_values_are_refused(monkeypatch, name):
+    monkeypatch.setenv(f"AWS_{name.upper()}", "never")
+    with pytest.raises(ConfigurationError, match=f"{name} must be when_supported or when_required"):
+        _ = session().settled
+
+
 @pytest.mark.parametrize(
     ("endpoint", "url"),
     [

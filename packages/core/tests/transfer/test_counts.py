@@ -7,6 +7,7 @@ import io
 import pytest
 
 from s3torch.core import S3Checkpoint, S3ClientConfig, S3ReaderConstructor
+from s3torch.core.errors import ConfigurationError
 from s3torch.core.ranges import MIB
 
 PART = 5 * MIB
@@ -56,6 +57,43 @@ def test_parts_grow_as_s3_wants_them_to(wire, monkeypatch):
     sent = {request.query["partNumber"]: request.request_bytes for request in wire.proxy.requests("PUT")}
     assert sent == {"1": PART, "2": 2 * PART, "3": 1000}
     assert wire.get("k") == data
+
+
+def sizes_of_parts(wire):
+    return [request.request_bytes for request in wire.proxy.requests("PUT")]
+
+
+def test_parts_may_be_equal(wire, monkeypatch):
+    monkeypatch.setattr("s3torch.core.ranges._PARTS_PER_DOUBLING", 1)
+    data = wire.content(2 * PART + 1000)
+    with wire.client(growing_parts=False).put_object(wire.bucket, "k") as writer:
+        for start in range(0, len(data), MIB):
+            writer.write(data[start : start + MIB])
+    assert sorted(sizes_of_parts(wire)) == [1000, PART, PART]
+    assert wire.get("k") == data
+
+
+@pytest.mark.parametrize("growing", [True, False])
+def test_equal_parts_are_planned_where_the_size_is_known(wire, monkeypatch, growing):
+    monkeypatch.setattr("s3torch.core.ranges._PARTS_PER_DOUBLING", 1)
+    # Less comes in the end.
+    client = wire.client(growing_parts=growing)
+    with client.put_object(wire.bucket, "k", expected_size=60_000 * MIB) as writer:
+        writer.write(wire.content(13 * MIB))
+    assert sorted(sizes_of_parts(wire)) == [MIB, 6 * MIB, 6 * MIB]
+
+
+def test_parts_grow_beyond_what_was_expected(wire, monkeypatch):
+    monkeypatch.setattr("s3torch.core.ranges._PARTS_PER_DOUBLING", 1)
+    with wire.client().put_object(wire.bucket, "k", expected_size=2 * PART) as writer:
+        writer.write(wire.content(6 * PART))
+    assert sorted(sizes_of_parts(wire)) == [PART, PART, PART, PART, 2 * PART]
+
+
+@pytest.mark.parametrize("size", [-1, 5 * 2**40 + 1, "5", None])
+def test_an_expected_size_that_is_none_is_refused(wire, size):
+    with pytest.raises(ConfigurationError, match="expected_size"):
+        wire.client().put_object(wire.bucket, "k", expected_size=size)
 
 
 @pytest.mark.parametrize("size", [0, 5, PART])

@@ -8,9 +8,11 @@ from datetime import UTC, datetime
 
 import pytest
 
+from s3torch.core import Credentials, S3Client, S3ClientConfig
 from s3torch.core.errors import AccessDeniedError, ConfigurationError, S3Error
 from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions
 from s3torch.core.ranges import ByteRange
+from s3torch.testing.scripted import ScriptedAnswer
 
 PATIENCE = 30
 UPLOAD = MultipartUpload("bucket", "key", "upload")
@@ -235,3 +237,77 @@ def test_objects_are_encrypted_with_a_key_of_kms(wire):
         head = client.head_object(wire.bucket, "k")
         assert (head.server_side_encryption, head.kms_key_id) == ("aws:kms", "test-key")
         assert client.get_object(wire.bucket, "k").read() == wire.content(size)
+
+
+LISTING = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
+OBJECT = ScriptedAnswer(206, b"data", {"Content-Range": "bytes 0-3/4"})
+REQUIRED = {
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+}
+
+
+def checksum_headers(stub, client):
+    """Names of all headers about checksums that all kinds of requests have."""
+    part = client.s3client_config.part_size
+    stub.will(OBJECT, ScriptedAnswer(), ScriptedAnswer())
+    assert client.get_object("bucket", "key").read() == b"data"
+    client.head_object("bucket", "key")
+    with client.put_object("bucket", "key") as writer:
+        writer.write(b"data")
+    begun = b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
+    done = ScriptedAnswer(
+        body=b"<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>"
+    )
+    stub.will(ScriptedAnswer(body=begun), ScriptedAnswer(), ScriptedAnswer(), done)
+    with client.put_object("bucket", "key") as writer:
+        writer.write(bytes(part + 1))
+    stub.will(ScriptedAnswer(body=LISTING), ScriptedAnswer(204), ScriptedAnswer(body=b"<DeleteResult/>"))
+    assert [page.object_info for page in client.list_objects("bucket")] == [[]]
+    client.delete_object("bucket", "key")
+    client.delete_objects("bucket", ["key"])
+    stub.will(ScriptedAnswer(body=COPIED))
+    client.copy_object("bucket", "key", "bucket", "copy")
+    names = {name for request in stub.requests for name in request.headers}
+    return {name for name in names if "checksum" in name or "trailer" in name}
+
+
+@pytest.mark.parametrize("transport", ["crt", "http"])
+@pytest.mark.parametrize(
+    ("settings", "variables", "uploads", "reads"),
+    [
+        ({}, {}, True, True),
+        ({"checksum_algorithm": "off"}, {}, False, False),
+        ({}, REQUIRED, False, False),
+        ({"verify": "off"}, {}, True, False),
+        ({"checksum_algorithm": "CRC32", "verify": "on"}, REQUIRED, True, True),
+    ],
+)
+def test_checksums_are_sent_and_asked_for_as_settings_say(
+    stub, monkeypatch, transport, settings, variables, uploads, reads
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config = S3ClientConfig(transport=transport, part_size=5 * 2**20, credentials=_keys, **settings)
+    with S3Client("us-east-1", endpoint=stub.endpoint, s3client_config=config) as client:
+        found = checksum_headers(stub, client)
+        assert client.s3client_config is config
+    assert ("x-amz-checksum-mode" in found) == reads
+    assert bool(found - {"x-amz-checksum-mode"}) == uploads
+
+
+def _keys():
+    return Credentials("AKID", "SECRET")
+
+
+@pytest.mark.parametrize("transport", ["crt", "http"])
+def test_the_bucket_may_come_before_the_host(stub, monkeypatch, transport):
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, stub.endpoint)
+    stub.will(OBJECT)
+    config = S3ClientConfig(transport=transport, credentials=_keys, addressing_style="virtual")
+    with S3Client("us-east-1", endpoint="http://storage.invalid:9000", s3client_config=config) as client:
+        assert client.get_object("bucket", "key").read() == b"data"
+    (request,) = stub.requests
+    assert request.path == "http://bucket.storage.invalid:9000/key"
+    assert request.headers["host"] == "bucket.storage.invalid:9000"

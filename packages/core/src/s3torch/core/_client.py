@@ -13,6 +13,7 @@ from s3torch.core._writers import PutObjectStream, S3Writer
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.models import PutOptions
 from s3torch.core.operations._bucket import BucketOperations
+from s3torch.core.ranges import MAX_OBJECT_SIZE
 from s3torch.core.readers import SequentialS3Reader
 from s3torch.core.requests._request import check_kind, check_place, check_version
 from s3torch.core.transfer import ObjectSource
@@ -79,7 +80,7 @@ class S3Client(BucketOperations):
     @property
     def s3client_config(self) -> S3ClientConfig:
         """The settings."""
-        return self._handle.config
+        return self._handle.given
 
     @property
     def user_agent_prefix(self) -> str:
@@ -140,6 +141,7 @@ class S3Client(BucketOperations):
         storage_class: str | None = None,
         *,
         options: PutOptions | None = None,
+        expected_size: int = 0,
     ) -> S3Writer:
         """Returns a writer of an object, which appears, or replaces an older one, when the writer is closed.
 
@@ -148,14 +150,19 @@ class S3Client(BucketOperations):
             key: The key.
             storage_class: As in ``"STANDARD_IA"``; ``None`` for that of ``options``.
             options: How the object is stored, over the ``put_options`` of the configuration.
+            expected_size: About how many bytes there will be, where that is known: the parts of a large
+                object are of one size then. More or fewer are no error.
         """
         _log.debug("PutObject s3://%s/%s", bucket, key)
         check_place(bucket, key)
         check_kind("options", options, PutOptions)
+        if not isinstance(expected_size, int) or not 0 <= expected_size <= MAX_OBJECT_SIZE:
+            raise ConfigurationError(f"expected_size must be from 0 to 5 TiB, got {expected_size!r}")
         if storage_class is not None:
             options = replace(options or PutOptions(), storage_class=storage_class)
         chosen = self.s3client_config.options_of(options)
-        return S3Writer(PutObjectStream(Upload(self._handle, bucket, key, chosen)))
+        upload = Upload(self._handle, bucket, key, chosen, expected_size=expected_size)
+        return S3Writer(PutObjectStream(upload))
 
     def close(self) -> None:
         """Cancels what is in flight in this process and frees connections; the next use makes new ones."""

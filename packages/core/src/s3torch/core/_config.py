@@ -7,13 +7,14 @@ import platform
 import re
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from s3torch.core._put_options import PutOptions
 from s3torch.core._resources import connections_share
 from s3torch.core._uri import check_endpoint
 from s3torch.core._version import __version__
 from s3torch.core.errors import ConfigurationError
+from s3torch.core.models import SecretBytes
 from s3torch.core.ranges import GIB, MAX_PART_SIZE, MIB, MIN_PART_SIZE
 
 if TYPE_CHECKING:
@@ -31,7 +32,12 @@ __all__ = [
 
 TRANSPORT_VARIABLE = "S3TORCH_TRANSPORT"
 CHECKSUM_ALGORITHMS = ("CRC64NVME", "CRC32C", "CRC32", "SHA256")
-_CHECKSUM_OFF = "off"
+_OFF = "off"
+_CHOICES = {
+    "checksum_algorithm": (*CHECKSUM_ALGORITHMS, _OFF),
+    "verify": ("on", _OFF),
+    "addressing_style": ("auto", "path", "virtual"),
+}
 _MAX_GBPS = 10_000
 _MAX_ATTEMPTS = 100
 _MAX_CONNECTIONS = 1024
@@ -57,8 +63,7 @@ class S3ClientConfig:
             the local ranks and DataLoader workers.
         part_size: Bytes of a part of a download or upload, from 5 MiB to 5 GiB.
         unsigned: Sends anonymous requests.
-        force_path_style: Puts the bucket into the path, ``host/bucket/key``. Endpoints outside AWS and
-            bucket names with dots get this anyway.
+        force_path_style: Puts the bucket into the path, as ``addressing_style="path"`` does.
         max_attempts: How often one request is tried in all. ``AWS_MAX_ATTEMPTS`` comes before it.
         profile: A named profile of the AWS configuration files.
         requester_pays: Agrees to pay for requests to buckets that ask for it.
@@ -77,8 +82,10 @@ class S3ClientConfig:
             itself ends a connection that was silent for about 30 seconds. Either way the request is tried
             again, and ``S3TimeoutError`` or ``S3ConnectionError`` comes after the last time.
         checksum_algorithm: What uploads carry: ``"CRC64NVME"``, ``"CRC32C"``, ``"CRC32"``, ``"SHA256"``, or
-            ``"off"`` for stores that do not know checksums. Objects of more than one part get a checksum of
-            all their bytes, but with ``"SHA256"``, for which S3 has only one of the parts' checksums.
+            ``"off"`` for stores that do not know checksums, which are then not asked for any either.
+            ``None`` takes ``"off"`` where ``AWS_REQUEST_CHECKSUM_CALCULATION`` or the profile says
+            ``when_required``, else ``"CRC64NVME"``. Objects of more than one part get a checksum of all their
+            bytes, but with ``"SHA256"``, for which S3 has only one of the parts' checksums.
         credentials: A function that returns the keys to sign with. Asked again when ``expires_at`` of the
             last ones is near. It has to be picklable where the client is.
         put_options: How all uploads of the client are stored, as far as a call does not say otherwise. Copies
@@ -93,6 +100,15 @@ class S3ClientConfig:
             from 1 to 1024; they are made as they are needed. ``None`` takes what ``throughput_target_gbps``
             asks for at 0.4 Gbit/s each, up to 128, or where that is more, 128 divided between the local ranks
             and DataLoader workers, because small objects wait more than they move.
+        verify: Whether what is read is compared with the checksums that the store keeps: ``"on"`` or
+            ``"off"``. ``None`` takes ``"off"`` where ``AWS_RESPONSE_CHECKSUM_VALIDATION`` or the profile says
+            ``when_required`` or ``checksum_algorithm`` is ``"off"``, else ``"on"``.
+        addressing_style: Where the bucket stands in a URL: ``"path"`` (``host/bucket/key``), ``"virtual"``
+            (``bucket.host/key``, as far as a host can have that name), or ``"auto"``: in the path for stores
+            outside AWS and names with dots. ``None`` takes ``s3 = addressing_style`` of the profile, else
+            ``"auto"``.
+        growing_parts: Whether the parts of an upload of unknown size grow, so that it may reach 5 TiB. Some
+            stores want equal parts; without growing, an upload has at most 10,000 parts of ``part_size``.
     """
 
     throughput_target_gbps: float = 10.0
@@ -107,13 +123,16 @@ class S3ClientConfig:
     memory_limit: int | None = None
     connect_timeout: float = 10.0
     read_timeout: float = 60.0
-    checksum_algorithm: str = CHECKSUM_ALGORITHMS[0]
+    checksum_algorithm: str | None = None
     # Not shown, because a function may hold the keys that it returns.
     credentials: Callable[[], Credentials] | None = field(default=None, repr=False)
     put_options: PutOptions | None = None
     expected_bucket_owner: str | None = None
     sse_customer_key: Callable[[], bytes] | None = field(default=None, repr=False)
     max_connections: int | None = None
+    verify: Literal["on", "off"] | None = None
+    addressing_style: Literal["auto", "path", "virtual"] | None = None
+    growing_parts: bool = True
 
     def __post_init__(self) -> None:
         self._check_number("throughput_target_gbps", 0, _MAX_GBPS)
@@ -122,7 +141,7 @@ class S3ClientConfig:
         self._check_limits()
         self._check_number("connect_timeout", 0.001, 3600)
         self._check_number("read_timeout", 0.001, 3600)
-        for name in ("unsigned", "force_path_style", "requester_pays"):
+        for name in ("unsigned", "force_path_style", "requester_pays", "growing_parts"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigurationError(f"{name} must be a bool, got {getattr(self, name)!r}")
         for name in ("profile", "endpoint", "transport"):
@@ -133,11 +152,7 @@ class S3ClientConfig:
             raise ConfigurationError("requester_pays needs signed requests, but unsigned is True")
         if self.endpoint is not None:
             check_endpoint(self.endpoint)
-        if self.checksum_algorithm not in (*CHECKSUM_ALGORITHMS, _CHECKSUM_OFF):
-            allowed = ", ".join((*CHECKSUM_ALGORITHMS, _CHECKSUM_OFF))
-            raise ConfigurationError(
-                f"checksum_algorithm must be one of {allowed}, got {self.checksum_algorithm!r}"
-            )
+        self._check_choices()
         if self.credentials is not None and not callable(self.credentials):
             raise ConfigurationError("credentials must be a function that returns Credentials")
         self._check_storage()
@@ -152,10 +167,11 @@ class S3ClientConfig:
             raise ConfigurationError("there is no sse_customer_key")
         try:
             key = self.sse_customer_key()
+            key = SecretBytes(key) if isinstance(key, bytes) else type(key)
         except Exception as exc:
             raise ConfigurationError(f"sse_customer_key failed with {type(exc).__name__}") from exc
         if not isinstance(key, bytes):
-            raise ConfigurationError(f"sse_customer_key must return bytes, not {type(key).__name__}")
+            raise ConfigurationError(f"sse_customer_key must return bytes, not {key.__name__}")
         if len(key) != _CUSTOMER_KEY_BYTES:
             raise ConfigurationError(
                 f"sse_customer_key must return {_CUSTOMER_KEY_BYTES} bytes, not {len(key)}"
@@ -190,7 +206,12 @@ class S3ClientConfig:
     @property
     def upload_checksum(self) -> str | None:
         """The algorithm of the checksums that uploads carry, ``None`` when they are off."""
-        return None if self.checksum_algorithm == _CHECKSUM_OFF else self.checksum_algorithm
+        return None if self.checksum_algorithm == _OFF else self.checksum_algorithm or CHECKSUM_ALGORITHMS[0]
+
+    @property
+    def verifies(self) -> bool:
+        """Whether what is read is compared with the checksums that the store keeps."""
+        return (self.verify or self.checksum_algorithm) != _OFF
 
     @property
     def connections(self) -> int:
@@ -216,6 +237,14 @@ class S3ClientConfig:
             ConfigurationError: It is out of range.
         """
         self._check_integer("part_size", MIN_PART_SIZE, MAX_PART_SIZE)
+
+    def _check_choices(self) -> None:
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise ConfigurationError(f"{name} must be None or one of {', '.join(allowed)}, got {value!r}")
+        if self.force_path_style and self.addressing_style == "virtual":
+            raise ConfigurationError("force_path_style cannot be combined with addressing_style='virtual'")
 
     def _check_limits(self) -> None:
         limits = (("memory_limit", MIN_PART_SIZE, 1024 * GIB), ("max_connections", 1, _MAX_CONNECTIONS))

@@ -29,6 +29,7 @@ class Runtime:
     """Everything of one client that lives in one process.
 
     Attributes:
+        config: The settings, with what environment and profile say where they say nothing.
         memory: Budget and buffers.
         transport: What moves the bytes.
         sends_now: The same transport, where it can send on the calling thread; ``None`` where it cannot.
@@ -45,8 +46,11 @@ class Runtime:
             user_agent=agent,
             endpoints=settings.endpoints,
         )
+        # So that processes that get the handle need not look at the profile.
+        config = settings.config = self._session.settled
         if settings.endpoint is not None:
             config = replace(config, endpoint=settings.endpoint)
+        self.config = config
         self._observations = Observations()
         context = TransportContext(config, self._session, agent, self._observations.retried)
         self.memory = Memory.of_this_process(config.memory_limit)
@@ -87,6 +91,9 @@ class RuntimeHandle:
 
     It is the part of a client that readers, writers and listings keep, and that travels to other processes:
     settings and addresses go along, connections and secrets stay behind.
+
+    Attributes:
+        given: The settings as they were given.
     """
 
     region: str | None
@@ -96,6 +103,10 @@ class RuntimeHandle:
     endpoints: dict[str, BucketEndpoint] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.given = self.config
+        self._begin()
+
+    def _begin(self) -> None:
         self._runtime: PerProcess[Runtime] = PerProcess(self._make)
 
     def get(self) -> Runtime:
@@ -127,4 +138,4 @@ class RuntimeHandle:
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self.__post_init__()
+        self._begin()

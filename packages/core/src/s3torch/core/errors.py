@@ -31,6 +31,7 @@ and ``status`` say what happened.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 __all__ = [
@@ -57,6 +58,15 @@ __all__ = [
     "WrongRegionError",
     "error_from_response",
 ]
+
+_HIDDEN = "<secret>"
+# What a header, a query or a document says after the name of a secret, and the user of a URL.
+_NAMED = re.compile(
+    r"""((?:authorization|(?:security|session)[-_]?token|secret[-_]?(?:access[-_]?)?key|customer-key(?:-md5)?)"""
+    r"""(?:["'</]*\s*[:=>]|["']\s*,)[:=>\s]*).*""",
+    re.IGNORECASE,
+)
+_IN_URL = re.compile(r"(https?://)[^\s@]*:[^\s@]*@", re.IGNORECASE)
 
 
 class S3Error(Exception):
@@ -90,8 +100,9 @@ class S3Error(Exception):
         request_id: str | None = None,
         host_id: str | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        # Servers and other libraries quote headers.
+        self.message = redacted(message)
+        super().__init__(self.message)
         self.operation = operation
         self.bucket = bucket
         self.key = key
@@ -253,6 +264,21 @@ _BY_STATUS: dict[int, tuple[type[S3Error], str]] = {
 }
 
 
+def redacted(text: str) -> str:
+    """Leaves out what stands behind the names of secret headers, and users and passwords of URLs."""
+    return _IN_URL.sub(rf"\1{_HIDDEN}@", _NAMED.sub(rf"\1{_HIDDEN}", text))
+
+
+def bare_cause(exc: BaseException) -> BaseException | None:
+    """Returns an exception of another library as the cause of one of ours, without its frames.
+
+    They hold requests with all of their headers, and so do those of its own causes. ``None`` where even the
+    text has a secret.
+    """
+    exc.__traceback__ = exc.__cause__ = exc.__context__ = None
+    return exc if redacted(str(exc)) == str(exc) else None
+
+
 def error_from_response(
     *,
     operation: str,
@@ -303,7 +329,7 @@ def error_from_response(
         host_id=host_id,
     )
     if message:
-        error.s3_message = message
+        error.s3_message = redacted(message)
     if isinstance(error, WrongRegionError):
         error.expected_region = region
     return error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from s3torch.core._put_options import PutOptions
 from s3torch.core.errors import ConfigurationError, error_from_response
@@ -33,6 +34,10 @@ __all__ = [
     "S3BucketKeyData",
     "UploadInfo",
 ]
+
+# What a header can carry, and what only has to be the same on both sides.
+_VISIBLE = re.compile(r"[!-~]+")
+_LINE = re.compile(r"\S(?:.*\S)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +180,33 @@ class S3BucketKeyData(NamedTuple):
     object_info: ObjectInfo | None = None
 
 
+class _Hidden:
+    """Is itself wherever it is used, but not where it is shown: in frames, containers, ``%r``.
+
+    ``str`` and f-strings give the value: signatures and headers are made with them, here and in plugins.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+
+class SecretText(_Hidden, str):
+    """A key, a token, or a header that carries one."""
+
+    __slots__ = ()
+
+
+class SecretBytes(_Hidden, bytes):
+    """A key in bytes."""
+
+
+def hidden(text: str | None) -> SecretText | None:
+    """Makes a text a secret; there may be none."""
+    return None if text is None else SecretText(text)
+
+
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """The keys that requests are signed with; never shown by ``repr``.
@@ -191,9 +223,40 @@ class Credentials:
     session_token: str | None = field(default=None, repr=False)
     expires_at: datetime | None = None
 
-    def __post_init__(self) -> None:
-        if self.expires_at is not None and self.expires_at.utcoffset() is None:
-            raise ConfigurationError(f"expires_at needs a time zone, got {self.expires_at!r}")
+    def __init__(
+        self,
+        access_key: str,
+        secret_key: str,
+        session_token: str | None = None,
+        expires_at: datetime | None = None,
+    ) -> None:
+        # First of all, because an error tracker shows what the names of a frame stand for.
+        access_key, secret_key, session_token = map(_hide, (access_key, secret_key, session_token))
+        object.__setattr__(self, "access_key", access_key)
+        object.__setattr__(self, "secret_key", secret_key)
+        object.__setattr__(self, "session_token", session_token)
+        object.__setattr__(self, "expires_at", expires_at)
+        _check_key("access_key", access_key, _VISIBLE)
+        _check_key("secret_key", secret_key, _LINE)
+        if session_token is not None:
+            _check_key("session_token", session_token, _VISIBLE)
+        if expires_at is not None and expires_at.utcoffset() is None:
+            raise ConfigurationError(f"expires_at needs a time zone, got {expires_at!r}")
+
+
+def _hide(value: Any) -> Any:
+    """Makes a text a secret; of anything else only the type stays."""
+    return None if value is None else SecretText(value) if isinstance(value, str) else type(value)
+
+
+def _check_key(name: str, value: Any, allowed: re.Pattern[str]) -> None:
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{name} must be a string, got {value and value.__name__}")
+    if not allowed.fullmatch(value):
+        raise ConfigurationError(
+            f"{name} is empty, or has white space at an end or characters that no key has, such as a line "
+            "break; it is not shown"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,11 @@ def upload_part_size(number: int, base: int) -> int:
     return min(base << ((number - 1) // _PARTS_PER_DOUBLING), MAX_PART_SIZE)
 
 
+def planned_part_size(size: int, base: int) -> int:
+    """Returns how large equal parts of a known size are: ``base`` bytes, or what 10,000 parts need."""
+    return max(base, -(-size // MAX_PARTS // MIB) * MIB)
+
+
 class Span(Protocol):
     """Some neighbouring bytes of an object."""
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from s3torch.core.errors import S3ConnectionError, ServerError, TruncatedError
+from s3torch.core.errors import S3ConnectionError, S3Error, ServerError, TruncatedError
 from s3torch.core.models import MultipartUpload, PutOptions
 from s3torch.core.transports.http import HttpTransport
 
@@ -45,6 +45,13 @@ LATE = b'<?xml version="1.0"?><Error><Code>%s</Code><Message>late</Message></Err
 def complete(transport):
     upload = MultipartUpload("bucket", "key", "id")
     return transport.complete_multipart_upload(upload, [], options=PutOptions())
+
+
+@pytest.mark.parametrize("length", [10**15, 2**63 - 1, 2**63, 2**64 + 5], ids=str)
+def test_a_length_for_which_there_is_no_memory(connect, serve, length):
+    answer = raw(f"HTTP/1.1 200 OK\r\nETag: e\r\nContent-Length: {length}", b"data")
+    with pytest.raises(S3Error, match="no memory"):
+        connect(serve(answer)).get("bucket", "key").result(PATIENCE)
 
 
 def test_a_completion_that_takes_long_comes_in_chunks_after_white_space(connect, serve):

@@ -66,6 +66,8 @@ def test_a_connection_of_http_1_0_ends_unless_it_says_otherwise():
         [("Content-Length", "5"), ("Content-Length", "6")],
         [("Content-Length", "-5")],
         [("Content-Length", "²")],
+        [("Content-Length", "9" * 5000)],
+        [("Content-Length", f"{'9' * 5000}, {'9' * 5000}")],
         [("Content-Length", "")],
         [("Transfer-Encoding", "gzip, chunked")],
         [("na me", "x")],

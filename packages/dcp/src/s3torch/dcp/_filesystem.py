@@ -149,12 +149,14 @@ class S3FileSystem(FileSystemBase):
         *,
         reader_constructor: S3ReaderConstructorProtocol | None = None,
         put_options: PutOptions | None = None,
+        expected_size: int = 0,
     ) -> Generator[io.IOBase, None, None]:
         """Opens an object as a context manager.
 
         A new object appears when the block ends; if the block raises, nothing appears and an older object
         stays.
-        ``reader_constructor`` and ``put_options`` hold for this object, in place of what holds for all.
+        ``reader_constructor`` and ``put_options`` hold for this object, in place of what holds for all, and
+        ``expected_size`` is that of ``S3Client.put_object``.
 
         Raises:
             ConfigurationError: The path or the mode is wrong. It is also a ``ValueError``.
@@ -162,7 +164,7 @@ class S3FileSystem(FileSystemBase):
         bucket, key = parse_s3_uri(path)
         if mode == "wb":
             options = put_options if put_options is not None else self._put_options
-            with self._client.put_object(bucket, key, options=options) as writer:
+            with self._client.put_object(bucket, key, options=options, expected_size=expected_size) as writer:
                 yield writer
         elif mode == "rb":
             make = reader_constructor or self._reader_constructor

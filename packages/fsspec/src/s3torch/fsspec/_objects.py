@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 8 * 1024 * 1024
 _MODES = ("rb", "wb", "xb", "ab")
-# What callers of s3fs and fsspec pass for their caches; it is ignored.
+# What callers of s3fs and fsspec pass for their caches; it is ignored, but for the size of what is written.
 _HINTS = {"cache_type", "fill_cache", "size"}
 
 
@@ -125,7 +125,9 @@ class S3Files(S3Tree):
         if mode == "xb" and self.isfile(path):
             bucket, key = self._split_file(path)
             raise ObjectExistsError("the object exists already", bucket=bucket, key=key)
-        return self._writer(path, mode, autocommit=autocommit, options=options)
+        return self._writer(
+            path, mode, autocommit=autocommit, options=options, expected_size=hints.get("size") or 0
+        )
 
     def _reader(
         self, path: Any, constructor: Callable[..., S3Reader] | None, version_id: str | None = None
@@ -137,13 +139,19 @@ class S3Files(S3Tree):
         return cast("SequentialS3Reader", self._reader(path, S3ReaderConstructor.sequential(), version_id))
 
     def _writer(
-        self, path: str, mode: str, *, autocommit: bool = True, options: PutOptions | None = None
+        self,
+        path: str,
+        mode: str,
+        *,
+        autocommit: bool = True,
+        options: PutOptions | None = None,
+        expected_size: int = 0,
     ) -> S3WriteFile:
         bucket, key = self._split_file(path)
         if "x" in mode:
             options = replace(options or PutOptions(), if_none_match="*")
         return S3WriteFile(
-            self.client.put_object(bucket, key, options=options),
+            self.client.put_object(bucket, key, options=options, expected_size=expected_size),
             path=path,
             mode=mode,
             autocommit=autocommit,
@@ -210,8 +218,11 @@ class S3Files(S3Tree):
     def _new_file(self, path: Any, mode: str, options: dict[str, Any]) -> Any:
         if mode != "create":
             return self.open(path, "wb", **options)
+        size = options.pop("size", 0)
         refuse({name: value for name, value in options.items() if name != "options"}, "create")
-        file = self._writer(self._exact(path), "xb", autocommit=not self._intrans, **options)
+        file = self._writer(
+            self._exact(path), "xb", autocommit=not self._intrans, expected_size=size, **options
+        )
         if self._intrans:
             self.transaction.files.append(file)
         return file
@@ -229,8 +240,9 @@ class S3Files(S3Tree):
         if source.is_dir():
             self.makedirs(rpath, exist_ok=True)
             return
+        options["size"] = source.stat().st_size
         with source.open("rb") as local, self._new_file(rpath, mode, options) as remote:
-            callback.set_size(source.stat().st_size)
+            callback.set_size(options["size"])
             buffer = memoryview(bytearray(_CHUNK))
             while count := local.readinto(buffer):
                 remote.write(buffer[:count])

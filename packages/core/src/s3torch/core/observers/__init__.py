@@ -10,17 +10,19 @@ from s3torch.core.observers._counters import (
     CounterSnapshot,
     LatencyHistogram,
     OperationCounts,
+    SharedCounters,
     TransferCounters,
 )
-from s3torch.core.observers._events import (
+from s3torch.core.observers._listening import (
     TransferEnd,
     TransferInfo,
     TransferObserver,
     TransferProgress,
     TransferRetry,
+    add_observer,
+    observe,
+    remove_observer,
 )
-from s3torch.core.observers._listening import add_observer, observe, remove_observer
-from s3torch.core.observers._shared import SharedCounters
 
 __all__ = [
     "CounterSnapshot",

@@ -12,14 +12,14 @@ from urllib.parse import parse_qs
 
 from s3torch.core.errors import ThrottledError
 from s3torch.core.models import GetResult, MultipartUpload
-from s3torch.core.observers._events import (
+from s3torch.core.observers._listening import (
     TransferEnd,
     TransferInfo,
     TransferObserver,
     TransferProgress,
     TransferRetry,
+    listening,
 )
-from s3torch.core.observers._listening import listening
 
 if TYPE_CHECKING:
     from s3torch.core.errors import S3Error

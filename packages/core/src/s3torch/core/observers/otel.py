@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from s3torch.core._process import PerProcess
 from s3torch.core._version import __version__
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.observers._events import TransferObserver
+from s3torch.core.observers._listening import TransferObserver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import Span, TracerProvider
 
-    from s3torch.core.observers._events import TransferEnd, TransferInfo, TransferRetry
+    from s3torch.core.observers._listening import TransferEnd, TransferInfo, TransferRetry
 
 __all__ = ["OpenTelemetryObserver"]
 

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from s3torch.core import _process
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.observers._events import TransferObserver
-from s3torch.core.observers._listening import add_observer, remove_observer
+from s3torch.core.observers._listening import TransferObserver, add_observer, remove_observer
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from s3torch.core.observers._events import TransferInfo, TransferProgress
+    from s3torch.core.observers._listening import TransferInfo, TransferProgress
 
 __all__ = ["TransferProgressBar"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from s3torch.core import requests
 from s3torch.core.errors import AccessDeniedError, S3Error, ServerError
 from s3torch.core.models import PutOptions
-from s3torch.core.ranges import GIB, MAX_PARTS, MIB, split_range
+from s3torch.core.ranges import GIB, MIB, planned_part_size, split_range
 from s3torch.core.transfer import run_ahead
 
 if TYPE_CHECKING:
@@ -36,8 +36,7 @@ _log = logging.getLogger(__name__)
 
 def copy_ranges(size: int, *, part_size: int = _PART) -> list[ByteRange]:
     """Cuts an object into the parts of a copy: as large as asked for, or what 10,000 parts need."""
-    needed = -(-size // MAX_PARTS)
-    return list(split_range(0, size, max(part_size, -(-needed // MIB) * MIB)))
+    return list(split_range(0, size, planned_part_size(size, part_size)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

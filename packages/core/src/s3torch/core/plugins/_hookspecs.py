@@ -14,7 +14,7 @@ import pluggy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from s3torch.core.observers._events import TransferObserver
+    from s3torch.core.observers._listening import TransferObserver
     from s3torch.core.seam import Transport, TransportContext
 
 __all__ = [
@@ -95,5 +95,5 @@ def s3torch_transfer_observers() -> Iterable[TransferObserver]:  # type: ignore[
     any and the program has none of its own, observing costs nothing; so give none where nobody wants them.
 
     Returns:
-        Observers; the rules for them are in ``s3torch.core.observers._events``.
+        Observers; the rules for them are in ``s3torch.core.observers._listening``.
     """

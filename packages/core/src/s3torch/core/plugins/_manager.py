@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from importlib.metadata import EntryPoint
 
-    from s3torch.core.observers._events import TransferObserver
+    from s3torch.core.observers._listening import TransferObserver
     from s3torch.core.seam import Transport, TransportContext
 
 __all__ = [

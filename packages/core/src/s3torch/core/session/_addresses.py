@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
 from s3torch.core._uri import is_directory_bucket
@@ -17,9 +18,16 @@ from s3torch.core.errors import ConfigurationError
 from s3torch.core.models import BucketEndpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from botocore.session import Session as BotocoreSession
 
 _AWS_HOST = re.compile(r"\.(amazonaws\.com|amazonaws\.com\.cn|api\.aws|c2s\.ic\.gov)$")
+_STYLES: dict[str, Literal["auto", "path", "virtual"]] = {
+    "auto": "auto",
+    "path": "path",
+    "virtual": "virtual",
+}
 _PROBE_KEY = "k"
 _SESSION_SIGNATURE = "v4-s3express"
 
@@ -38,6 +46,32 @@ def profile_endpoint(session: BotocoreSession) -> str | None:
         return None
     services = session.full_config.get("services", {}).get(profile.get("services"), {})
     return services.get("s3", {}).get("endpoint_url") or profile.get("endpoint_url")
+
+
+def has_aws_files() -> bool:
+    """Whether there is a file with profiles; without one nobody has to load botocore to look."""
+    names = (("AWS_CONFIG_FILE", "~/.aws/config"), ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"))
+    return any(Path(os.environ.get(name, usual)).expanduser().is_file() for name, usual in names)
+
+
+def checksums_when_required(name: str, profile: Mapping[str, Any]) -> bool:
+    """Whether environment or profile say that checksums are used only where an operation requires them.
+
+    https://docs.aws.amazon.com/sdkref/latest/guide/feature-dataintegrity.html
+    """
+    value = os.environ.get(f"AWS_{name.upper()}") or profile.get(name) or "when_supported"
+    if str(value).lower() not in {"when_supported", "when_required"}:
+        raise ConfigurationError(f"{name} must be when_supported or when_required, got {value!r}")
+    return str(value).lower() == "when_required"
+
+
+def profile_style(profile: Mapping[str, Any]) -> Literal["auto", "path", "virtual"]:
+    """Returns the ``addressing_style`` in the section ``s3`` of a profile, or ``"auto"``."""
+    section = profile.get("s3")
+    style = section.get("addressing_style", "auto") if isinstance(section, dict) else "auto"
+    if style not in _STYLES:
+        raise ConfigurationError(f"s3 = addressing_style must be auto, path or virtual, got {style!r}")
+    return _STYLES[style]
 
 
 def is_outside_aws(endpoint: str) -> bool:

@@ -19,9 +19,10 @@ from s3torch.core.errors import (
     S3ConnectionError,
     S3Error,
     S3TimeoutError,
+    bare_cause,
     error_from_response,
 )
-from s3torch.core.models import Credentials
+from s3torch.core.models import Credentials, SecretText
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,10 +105,12 @@ def _seconds_left(keys: Credentials) -> float:
 def create_session(client: Any, bucket: str) -> Credentials:
     """Sends one CreateSession request with a boto3 client, which knows how it is signed and retried."""
     try:
-        keys = client.create_session(Bucket=bucket)["Credentials"]
-    except Exception as exc:
-        raise error_from_boto(exc, operation="CreateSession", bucket=bucket) from exc
-    return Credentials(keys["AccessKeyId"], keys["SecretAccessKey"], keys["SessionToken"], keys["Expiration"])
+        told = client.create_session(Bucket=bucket)["Credentials"]
+    except Exception as exc:  # noqa: BLE001 - It is raised as one of ours.
+        raise error_from_boto(exc, operation="CreateSession", bucket=bucket) from bare_cause(exc)
+    for name in ("AccessKeyId", "SecretAccessKey", "SessionToken"):
+        told[name] = SecretText(told[name])
+    return Credentials(told["AccessKeyId"], told["SecretAccessKey"], told["SessionToken"], told["Expiration"])
 
 
 def error_from_boto(exc: Exception, *, operation: str, bucket: str, key: str | None = None) -> S3Error:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from s3torch.core.errors import ConfigurationError, NoCredentialsError, S3Error
-from s3torch.core.models import Credentials
+from s3torch.core.errors import ConfigurationError, NoCredentialsError, S3Error, bare_cause
+from s3torch.core.models import Credentials, hidden
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,14 +36,14 @@ def session_credentials(session: BotocoreSession, *, profile: str | None) -> Cre
 
     try:
         found = session.get_credentials()
-        frozen = found.get_frozen_credentials() if found else None
+        access, secret, token = map(hidden, found.get_frozen_credentials()[:3] if found else (None,) * 3)
     except (BotoCoreError, ClientError, RuntimeError) as exc:
         # botocore raises a RuntimeError for keys that have expired when they come.
-        raise NoCredentialsError(f"credentials could not be loaded: {exc}") from exc
-    if frozen is None or not frozen.access_key or not frozen.secret_key:
+        raise NoCredentialsError(f"credentials could not be loaded: {exc}") from bare_cause(exc)
+    if not access or not secret:
         named = profile or os.environ.get("AWS_PROFILE") or "default"
         raise NoCredentialsError(f"no credentials found in {_PLACES.format(profile=named)}; {_WAY_OUT}")
-    return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+    return Credentials(access, secret, token)
 
 
 # By the path where a user has models of his own.

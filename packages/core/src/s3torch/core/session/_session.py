@@ -10,19 +10,24 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from s3torch.core._uri import check_endpoint, is_confidential
 from s3torch.core.errors import ConfigurationError, S3Error
-from s3torch.core.models import Credentials
+from s3torch.core.models import Credentials, hidden
 from s3torch.core.requests import common_headers
 from s3torch.core.session._addresses import (
     answer_before_signing,
     ask_botocore,
+    checksums_when_required,
     endpoint_variable,
+    has_aws_files,
     in_path_style,
     is_outside_aws,
     profile_endpoint,
+    profile_style,
 )
 from s3torch.core.session._bucket_sessions import BucketSessions, create_session
 from s3torch.core.session._credentials import (
@@ -157,10 +162,29 @@ class AwsSession:
             "no region: give region=..., or set AWS_REGION or a region in the AWS profile"
         )
 
+    @cached_property
+    def settled(self) -> S3ClientConfig:
+        """The settings, with what environment and profile say where they say nothing.
+
+        Raises:
+            ConfigurationError: What they say is none of the values that botocore knows.
+        """
+        config = self._config
+        if None not in {config.checksum_algorithm, config.verify, config.addressing_style}:
+            return config
+        profile = self._session().get_scoped_config() if has_aws_files() else {}
+        if checksums_when_required("response_checksum_validation", profile):
+            config = replace(config, verify=config.verify or "off")
+        config = replace(config, verify="on" if config.verifies else "off")
+        if checksums_when_required("request_checksum_calculation", profile):
+            config = replace(config, checksum_algorithm=config.checksum_algorithm or "off")
+        style = "path" if config.force_path_style else config.addressing_style or profile_style(profile)
+        return replace(config, checksum_algorithm=config.upload_checksum or "off", addressing_style=style)
+
     def _resolve(self, bucket: str) -> BucketEndpoint:
         self._ask_profile()
         self._check_secrecy()
-        if self._has_own_store and self._endpoint is not None:
+        if self._endpoint is not None and self._has_own_store and self._addressing_style == "path":
             address = in_path_style(bucket, endpoint=self._endpoint, region=self.region)
             if address is not None:
                 return address
@@ -201,7 +225,10 @@ class AwsSession:
 
     @property
     def _addressing_style(self) -> Literal["auto", "path", "virtual"]:
-        if self._config.force_path_style or self._has_own_store:
+        style = self.settled.addressing_style
+        if style in {"path", "virtual"}:
+            return style
+        if self._has_own_store:
             return "path"
         # With "auto" botocore puts the bucket into the path of every endpoint that it is given.
         return "auto" if self._endpoint is None else "virtual"
@@ -294,6 +321,7 @@ def environment_credentials() -> Credentials | None:
     """
     if os.environ.get("AWS_PROFILE") or os.environ.get("AWS_CREDENTIAL_EXPIRATION"):
         return None
-    access, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
-    token = os.environ.get("AWS_SECURITY_TOKEN") or os.environ.get("AWS_SESSION_TOKEN")
+    access = hidden(os.environ.get("AWS_ACCESS_KEY_ID"))
+    secret = hidden(os.environ.get("AWS_SECRET_ACCESS_KEY"))
+    token = hidden(os.environ.get("AWS_SECURITY_TOKEN") or os.environ.get("AWS_SESSION_TOKEN"))
     return Credentials(access, secret, token or None) if access and secret else None

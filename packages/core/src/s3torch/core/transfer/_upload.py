@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core import _process, requests
 from s3torch.core._process import reap, reaper
 from s3torch.core.errors import ConfigurationError, S3Error, TransferCancelledError
-from s3torch.core.ranges import MAX_PARTS, upload_part_size
+from s3torch.core.ranges import MAX_PARTS, planned_part_size, upload_part_size
 from s3torch.core.transfer._checksums import PartedChecksum, checksum, usable_algorithm
 from s3torch.core.transfer._upload_parts import (
     PartBuffer,
@@ -49,7 +49,15 @@ class Upload:
     upload may have. One thread writes; ``complete`` and ``abort`` may come from any.
     """
 
-    def __init__(self, handle: RuntimeHandle, bucket: str, key: str, options: PutOptions) -> None:
+    def __init__(
+        self,
+        handle: RuntimeHandle,
+        bucket: str,
+        key: str,
+        options: PutOptions,
+        *,
+        expected_size: int = 0,
+    ) -> None:
         if not bucket:
             raise ConfigurationError("Bucket should be specified")
         self.bucket = bucket
@@ -58,8 +66,10 @@ class Upload:
         reaper.get()
         self._handle = handle
         self._options = options
-        self._algorithm = usable_algorithm(handle.config.upload_checksum)
-        self._parted = PartedChecksum(self._algorithm) if self._algorithm else None
+        self._expected_size = expected_size
+        self._planned = 0
+        # Whoever asked for an algorithm that cannot be computed here hears of it at once.
+        usable_algorithm(handle.config.upload_checksum)
         self._checksum: tuple[str, str] | None = None
         self._buffer: PartBuffer | None = None
         self._number = 0
@@ -142,6 +152,24 @@ class Upload:
     def _runtime(self) -> Runtime:
         return self._handle.get()
 
+    @cached_property
+    def _algorithm(self) -> str | None:
+        return usable_algorithm(self._runtime.config.upload_checksum)
+
+    @cached_property
+    def _parted(self) -> PartedChecksum | None:
+        return PartedChecksum(self._algorithm) if self._algorithm else None
+
+    def _part_size(self, size: int) -> int:
+        """Returns how large the next part is, of which so many bytes are here."""
+        config = self._runtime.config
+        if not self._number:
+            self._planned = planned_part_size(max(size, self._expected_size), config.part_size)
+        if not config.growing_parts:
+            return self._planned
+        in_plan = -(-self._expected_size // self._planned)
+        return upload_part_size(max(self._number - in_plan, 0) + 1, self._planned)
+
     def _check_process(self) -> None:
         # Before the lock is taken, which a thread of the parent may have held when it forked.
         if self.is_open and self._pid != _process.here:
@@ -159,7 +187,7 @@ class Upload:
         return self._buffer.append(data)
 
     def _take_buffer(self, data: memoryview, *, lent: bool) -> PartBuffer:
-        size = upload_part_size(self._number + 1, self._handle.config.part_size)
+        size = self._part_size(len(data))
         memory = self._runtime.memory
         while self._in_flight and self._in_flight[0][1].done():
             self._finish_part()

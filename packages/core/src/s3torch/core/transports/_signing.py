@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from s3torch.core.errors import TransportError
+from s3torch.core.models import SecretText
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,7 +72,7 @@ class Signer:
             f"{_ALGORITHM} Credential={credentials.access_key}/{scope}, "
             f"SignedHeaders={signed}, Signature={signature}"
         )
-        return [*added, ("Authorization", authorization)]
+        return [*added, ("Authorization", SecretText(authorization))]
 
     def _seal(self, credentials: Credentials, day: str, endpoint: BucketEndpoint) -> Callable[[bytes], str]:
         wanted = (credentials.secret_key, day, endpoint.signing_region, endpoint.signing_name)

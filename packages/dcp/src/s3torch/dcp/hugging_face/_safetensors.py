@@ -250,7 +250,8 @@ def save_file(
     names = sorted(tensors, key=lambda name: -tensors[name].itemsize)
     described = ((name, tensors[name].dtype, tensors[name].shape) for name in names)
     header, _ = make_header(described, metadata)
-    with (client or S3Client()).put_object(bucket, key, options=options) as writer:
+    size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
+    with (client or S3Client()).put_object(bucket, key, options=options, expected_size=size) as writer:
         writer.write(header)
         for value in HostValues(names, tensors.__getitem__, ahead=_COPIED_AHEAD):
             value.send_elements(writer)

@@ -123,7 +123,7 @@ class NewFiles:
         self, file: FilePlan, fill: Callable[[io.IOBase, FilePlan], T], options: PutOptions
     ) -> tuple[T, FileFacts]:
         uri = join_path(self._path, file.name)
-        with self._fs.create_stream(uri, "wb", put_options=options) as stream:
+        with self._fs.create_stream(uri, "wb", put_options=options, expected_size=file.size) as stream:
             result = fill(stream, file)
         return result, FileFacts(stream.tell(), getattr(stream, "checksum", None))
 

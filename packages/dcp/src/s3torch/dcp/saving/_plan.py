@@ -30,6 +30,11 @@ class FilePlan:
     items: tuple[WriteItem, ...]
     is_safetensors: bool = False
 
+    @property
+    def size(self) -> int:
+        """About how many bytes it has: those of its tensors."""
+        return sum(map(_tensor_bytes, self.items))
+
     def named_for(self, save_id: str) -> FilePlan:
         """Returns the same file with a name that no other save uses."""
         stem, dot, suffix = self.name.rpartition(".")

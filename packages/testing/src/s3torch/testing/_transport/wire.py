@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import pickle
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -305,6 +306,25 @@ class RetryTests(TransportCase):
         for error in (failure(get, expected), failure(put, expected, "PutObject")):
             assert (error.status, error.code, error.attempts) == (status, code, 1)
         assert (len(script.server.requests), script.retries) == (2, [])
+
+    @pytest.mark.parametrize("broken", [False, True])
+    def test_secrets_are_not_shown(self, script: Script, *, broken: bool) -> None:
+        """No error has the token, the secret or the customer's key in it, not even in quotes."""
+        key = b"the-key-of-a-customer-32-bytes.."
+        keys = Credentials("AKIDANEW", "a-secret-key", "a-session-token")
+        hidden = ("a-secret-key", "a-session-token", base64.b64encode(key).decode())
+        quoted = f"x-amz-security-token:{hidden[1]}\nx-amz-server-side-encryption-customer-key:{hidden[2]}\n"
+        told = f"<Error><Code>SignatureDoesNotMatch</Code><Message>{quoted}</Message></Error>".encode()
+        script.session = StaticSession(script.server.endpoint, keys)
+        script.server.will(*[ScriptedAnswer(cut=-1) if broken else ScriptedAnswer(403, told)] * 9)
+        transport = script.connect(sse_customer_key=lambda: key, max_attempts=1)
+        for transfer in (transport.get("bucket", "key"), _put(transport)):
+            wait(transfer)
+            with pytest.raises(S3Error) as caught:
+                transfer.result()
+            error = caught.value
+            shown = f"{error} {error!r} {vars(error)} {pickle.dumps(error)!r} {error.__cause__!r}"
+            assert not [secret for secret in hidden if secret in shown]
 
     def test_failures_of_all_kinds_are_counted_together(self, script: Script) -> None:
         """A lost answer is an attempt: the request may have reached the store."""

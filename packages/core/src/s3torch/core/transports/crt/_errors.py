@@ -64,6 +64,8 @@ def error_of(
         return error
     name = getattr(error, "name", type(error).__name__)
     if status is not None:
+        # It may quote the headers of the request.
+        vars(error).update(headers=None, body=None)
         return request.error(Answer(status, {key.lower(): value for key, value in headers or ()}, body))
     if name in _STATUS_BY_NAME:
         known_status, code = _STATUS_BY_NAME[name]

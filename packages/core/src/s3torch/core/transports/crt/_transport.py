@@ -194,6 +194,8 @@ class CrtTransfer(Future[T]):
                     host=self.host,
                     late=self._late,
                 )
+                # They may quote the headers of the request, and error trackers show what a frame holds.
+                error_headers = error_body = None
                 translated.__cause__ = error
                 result = self.request.failed(translated, into=self.receiver.has_buffer or None)
         except S3Error as exc:

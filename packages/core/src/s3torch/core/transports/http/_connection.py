@@ -170,8 +170,7 @@ class Connection:
         stall = StallTimer(self._timeout)
         try:
             if body is None or len(body) <= _RECEIVE:
-                whole = head if body is None else b"".join((head, body))
-                answer = self._send_all(memoryview(whole), stall)
+                answer = self._send_all(memoryview(head if body is None else b"".join((head, body))), stall)
             else:
                 answer = self._send_all(memoryview(head), stall) or self._send_all(body, stall)
         except TimeoutError:

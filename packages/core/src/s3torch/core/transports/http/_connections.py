@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from s3torch.core.errors import ConfigurationError, S3ConnectionError
+from s3torch.core.models import SecretText, hidden
 from s3torch.core.transports.http._connection import Connection
 from s3torch.core.transports.http._messages import MAX_HEAD, request_head, response_head
 from s3torch.core.transports.http._sockets import PlainSocket, TlsSocket, trusting_context
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from s3torch.core._config import S3ClientConfig
     from s3torch.core.models import BucketEndpoint
+    from s3torch.core.transports.http._messages import ResponseHead
 
 # S3 closes idle connections itself after some seconds more.
 _IDLE_SECONDS = 15.0
@@ -257,20 +259,34 @@ class _Proxy:
         """
         from urllib.request import getproxies, proxy_bypass
 
-        url = getproxies().get(scheme)
+        url = hidden(getproxies().get(scheme))
         if not url or proxy_bypass(host):
             return None
-        parts = urlsplit(url if "//" in url else f"//{url}")
-        if parts.scheme not in {"", "http"} or not parts.hostname:
+        proxy = cls._of_url(url)
+        if proxy is None:
             raise ConfigurationError(
-                f"only proxies like http://host:port can be used, not {parts.hostname!r}"
+                f"the proxy for {scheme} cannot be used; its URL, which is not shown, has to be like "
+                "http://host:port or http://user:password@host:port, with /, #, ? and @ of a password in "
+                "percent encoding"
             )
-        name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        headers: tuple[tuple[str, str], ...] = ()
-        if parts.username is not None:
-            keys = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            headers = (("Proxy-Authorization", f"Basic {base64.b64encode(keys.encode()).decode()}"),)
-        return cls(f"{name}:{parts.port or 80}", headers)
+        return proxy
+
+    @classmethod
+    def _of_url(cls, url: str) -> _Proxy | None:
+        try:
+            parts = urlsplit(url if "//" in url else f"//{url}")
+            # A slash in a password makes another host of the user.
+            is_torn = "@" in url and parts.username is None
+            if is_torn or parts.scheme not in {"", "http"} or not parts.hostname:
+                return None
+            name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+            place = f"{name}:{parts.port or 80}"
+            if parts.username is None:
+                return cls(place)
+            keys = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+        except ValueError:
+            return None
+        return cls(place, (("Proxy-Authorization", SecretText(f"Basic {base64.b64encode(keys).decode()}")),))
 
     def open_tunnel(self, plain: PlainSocket, host: str) -> None:
         """Asks for a connection to a host, on a connection to the proxy.
@@ -286,12 +302,15 @@ class _Proxy:
         request = memoryview(request_head("CONNECT", host, [("Host", host), *self.headers]))
         while request:
             request = request[plain.send(request) :]
+        answer = self._receive_answer(plain)
+        if answer.status // 100 != 2:
+            raise S3ConnectionError(f"the proxy {self.host} refuses a tunnel to {host} ({answer.status})")
+
+    def _receive_answer(self, plain: PlainSocket) -> ResponseHead:
         data = b""
         while _HEAD_END not in data and len(data) < MAX_HEAD:
             piece = plain.receive(_RECEIVE)
             if not piece:
                 raise S3ConnectionError(f"the proxy {self.host} closed the connection")
             data += piece
-        answer = response_head(data.partition(_HEAD_END)[0])
-        if answer.status // 100 != 2:
-            raise S3ConnectionError(f"the proxy {self.host} refuses a tunnel to {host} ({answer.status})")
+        return response_head(data.partition(_HEAD_END)[0])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from s3torch.core.errors import ConfigurationError, S3ConnectionError
+from s3torch.core.models import SecretBytes, SecretText
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: .*)?")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _WITHOUT_BODY = {204, 304}
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?")
+_LENGTH = re.compile(r"[0-9]{1,30}")
 _MAX_LINE = 16 * 1024
 
 
@@ -35,7 +37,8 @@ class ResponseHead:
     """
 
     status: int
-    headers: dict[str, str]
+    # Not shown, because a server may quote the headers of a request.
+    headers: dict[str, str] = field(repr=False)
     keeps_alive: bool
     is_chunked: bool
     length: int | None
@@ -48,15 +51,16 @@ def request_head(method: str, target: str, headers: Sequence[tuple[str, str]]) -
     Raises:
         ConfigurationError: A header could not be told from what follows it.
     """
-    lines = [f"{method} {target} HTTP/1.1", *[f"{name}: {value}" for name, value in headers]]
-    text = "\r\n".join(lines) + "\r\n\r\n"
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    text = SecretText(f"{method} {target} HTTP/1.1\r\n{lines}\r\n")
+    del lines
     # One line break too many may look like one more header.
-    breaks = len(lines) + 1
+    breaks = len(headers) + 2
     clean = text.count("\r") == text.count("\n") == breaks and "\0" not in text and " " not in target
     if not clean or None in [_lower(name) for name, _ in headers]:
         wrong = next((name for name, value in headers if not _is_header(name, value)), target)
         raise ConfigurationError(f"{wrong!r} cannot be sent: it has characters that HTTP does not allow")
-    return text.encode()
+    return SecretBytes(text.encode())
 
 
 def response_head(data: bytes) -> ResponseHead:
@@ -114,11 +118,11 @@ def _length(headers: dict[str, str]) -> int | None:
     told = headers.get("content-length")
     if told is None:
         return None
-    if told.isascii() and told.isdecimal():
+    if _LENGTH.fullmatch(told):
         return int(told)
     # A length that is told twice in the same way is one; two lengths are none.
     (length, *others) = {part.strip() for part in told.split(",")}
-    if others or not (length.isascii() and length.isdecimal()):
+    if others or not _LENGTH.fullmatch(length):
         raise S3ConnectionError(f"the answer has no usable length: {told[:60]!r}")
     return int(length)
 

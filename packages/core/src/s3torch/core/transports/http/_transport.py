@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from s3torch.core.requests import Request
     from s3torch.core.seam import TransportContext
     from s3torch.core.transports.http._connection import Connection
+    from s3torch.core.transports.http._messages import ResponseHead
 
 T = TypeVar("T")
 
@@ -178,8 +179,7 @@ class HttpTransport:
             if answer.status < FIRST_ERROR_STATUS and download is not None:
                 return download.receive(answer, connection, buffer)
             limit = _MAX_ANSWER if answer.status < FIRST_ERROR_STATUS else _MAX_ERROR_BODY
-            data = connection.body(answer, limit)
-            return request.result(Answer(answer.status, answer.headers, data, len(data)))
+            return request.result(_answer(answer, connection.body(answer, limit)))
         finally:
             transfer.give_back()
 
@@ -201,3 +201,7 @@ class HttpTransport:
             )
         headers += connection.headers
         return request_head(request.method, connection.target_prefix + target, headers)
+
+
+def _answer(head: ResponseHead, body: bytes) -> Answer:
+    return Answer(head.status, head.headers, body, len(body))

@@ -16,19 +16,17 @@ from s3torch.core._uri import check_endpoint, is_confidential
 from s3torch.core.errors import ConfigurationError, S3Error
 from s3torch.core.models import Credentials
 from s3torch.core.requests import common_headers
-from s3torch.core.session._addresses import (
+from s3torch.core.session._botocore import (
     answer_before_signing,
     ask_botocore,
     endpoint_variable,
     in_path_style,
     is_outside_aws,
-    profile_endpoint,
-)
-from s3torch.core.session._bucket_sessions import BucketSessions, create_session
-from s3torch.core.session._credentials import (
     make_botocore_session,
+    profile_endpoint,
     session_credentials,
 )
+from s3torch.core.session._bucket_sessions import BucketSessions, create_session
 
 if TYPE_CHECKING:
     from boto3.session import Session as Boto3Session

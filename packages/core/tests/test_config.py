@@ -52,6 +52,9 @@ GOOD = {
     "expected_bucket_owner": [None, "012345678901"],
     "sse_customer_key": [None, customer_key],
     "max_connections": [None, 1, 1024],
+    "low_speed_limit": [0, 1, GIB],
+    "low_speed_time": [0.001, 30, 3600],
+    "ca_bundle": [None, "/etc/ssl/mine.pem"],
 }
 BAD = {
     "throughput_target_gbps": [-1, -0.001, math.nan, math.inf, "10", None, True, 1j],
@@ -72,6 +75,9 @@ BAD = {
     "expected_bucket_owner": ["", "12345", "01234567890x", 12345678901],
     "sse_customer_key": [bytes(32), "key", 5],
     "max_connections": [0, -1, 1025, 8.0, "8", True],
+    "low_speed_limit": [-1, GIB + 1, 1.0, None, True],
+    "low_speed_time": [0, -1, 3601, math.nan, None, "1"],
+    "ca_bundle": ["", 5, b"/x"],
 }
 
 

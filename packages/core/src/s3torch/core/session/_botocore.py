@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _AWS_HOST = re.compile(r"\.(amazonaws\.com|amazonaws\.com\.cn|api\.aws|c2s\.ic\.gov)$")
 _PROBE_KEY = "k"
+_AWS_FILES = (("AWS_CONFIG_FILE", "~/.aws/config"), ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"))
 _SESSION_SIGNATURE = "v4-s3express"
 _PLACES = (
     "environment variables, the AWS files (profile {profile}), assumed roles, web identity, SSO, "
@@ -47,6 +50,15 @@ def profile_endpoint(session: BotocoreSession) -> str | None:
         return None
     services = session.full_config.get("services", {}).get(profile.get("services"), {})
     return services.get("s3", {}).get("endpoint_url") or profile.get("endpoint_url")
+
+
+def names_ca_bundle() -> bool:
+    """Whether the AWS files have a ``ca_bundle`` at all, which is told without loading botocore."""
+    for variable, usual in _AWS_FILES:
+        with suppress(OSError):
+            if b"ca_bundle" in Path(os.environ.get(variable, usual)).expanduser().read_bytes():
+                return True
+    return False
 
 
 def is_outside_aws(endpoint: str) -> bool:

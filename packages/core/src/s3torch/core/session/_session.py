@@ -23,6 +23,7 @@ from s3torch.core.session._botocore import (
     in_path_style,
     is_outside_aws,
     make_botocore_session,
+    names_ca_bundle,
     profile_endpoint,
     session_credentials,
 )
@@ -142,6 +143,14 @@ class AwsSession:
         return self._endpoint is None or self._endpoint.startswith("https:")
 
     @property
+    def ca_bundle(self) -> str | None:
+        """The file of certificates to trust, as botocore resolves it."""
+        named = self._config.ca_bundle or os.environ.get("AWS_CA_BUNDLE")
+        if not named and names_ca_bundle():
+            named = self._session().get_config_variable("ca_bundle")
+        return named or os.environ.get("REQUESTS_CA_BUNDLE") or None
+
+    @property
     def region(self) -> str:
         """The region that requests are signed for."""
         region = self._region or os.environ.get("AWS_REGION")
@@ -233,6 +242,7 @@ class AwsSession:
             "s3",
             region_name=self.region,
             endpoint_url=self._endpoint,
+            verify=self.ca_bundle,
             config=Config(
                 # What the rules of the endpoint say, unless nothing is signed.
                 signature_version=UNSIGNED if config.unsigned and not keys else None,

@@ -82,14 +82,14 @@ class CrtRuntime:
         self._context = context
         self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         config = context.config
-        self._bundle = _named_bundle()
+        self.bundle = context.session.ca_bundle
         # What a native client keeps of the settings.
         self._settings = (
             config.part_size,
             config.connections,
             config.throughput_target_gbps,
             config.connect_timeout,
-            self._bundle,
+            self.bundle,
         )
         self._clients: dict[Hashable, S3Client] = {}
         # Scheme and host of each.
@@ -155,7 +155,7 @@ class CrtRuntime:
             bootstrap=self._bootstrap,
             region=endpoint.signing_region,
             tls_mode=S3RequestTlsMode.ENABLED if tls else S3RequestTlsMode.DISABLED,
-            tls_connection_options=_tls_options(endpoint.host, self._bundle) if tls else None,
+            tls_connection_options=_tls_options(endpoint.host, self.bundle) if tls else None,
             part_size=config.part_size,
             # The CRT derives from its target how many connections it may have, and the override only caps it.
             throughput_target_gbps=max(
@@ -177,13 +177,16 @@ class BodyStream(io.RawIOBase):
         super().__init__()
         self.body = body
         self._position = 0
+        # Whoever lets go of the buffer may change it, so it must not be read at that moment.
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         return len(self.body)
 
     def release(self) -> None:
         """Lets go of the buffer; the CRT keeps the stream for longer than its request."""
-        self.body = memoryview(b"")
+        with self._lock:
+            self.body = memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -193,9 +196,10 @@ class BodyStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = min(len(buffer), len(self.body) - self._position)
-        buffer[:count] = self.body[self._position : self._position + count]
-        self._position += count
+        with self._lock:
+            count = max(0, min(len(buffer), len(self.body) - self._position))
+            buffer[:count] = self.body[self._position : self._position + count]
+            self._position += count
         return count
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -219,26 +223,17 @@ def _make_bootstrap() -> ClientBootstrap:
 _bootstrap = PerProcess(_make_bootstrap)
 
 
-def _named_bundle() -> tuple[str, str] | None:
-    """Finds the variable that names whom to trust, and its value, as botocore does."""
-    for variable in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
-        bundle = os.environ.get(variable)
-        if bundle:
-            return variable, bundle
-    return None
-
-
-def _tls_options(host: str, named_bundle: tuple[str, str] | None) -> Any:
+def _tls_options(host: str, bundle: str | None) -> Any:
     from awscrt.io import ClientTlsContext, TlsContextOptions
 
-    if named_bundle is None:
+    if bundle is None:
         return None
     options = TlsContextOptions()
     try:
-        options.override_default_trust_store_from_path(None, named_bundle[1])
+        options.override_default_trust_store_from_path(None, bundle)
         connection = ClientTlsContext(options).new_connection_options()
     except Exception as exc:
-        raise TransportError(f"{'='.join(named_bundle)} cannot be used: {exc}") from exc
+        raise TransportError(f"the certificates in {bundle} (ca_bundle) cannot be used: {exc}") from exc
     connection.set_server_name(host.rpartition(":")[0] or host)
     return connection
 

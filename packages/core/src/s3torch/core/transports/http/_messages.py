@@ -19,6 +19,8 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _WITHOUT_BODY = {204, 304}
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?")
 _MAX_LINE = 16 * 1024
+# Of 2 ** 63, as sizes of files have it.
+_MAX_DIGITS = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,10 @@ def response_head(data: bytes) -> ResponseHead:
     options = headers.get("connection", "").lower()
     keeps_alive = "close" not in options and (found[1] == "1" or "keep-alive" in options)
     is_chunked = _is_chunked(headers)
-    length = 0 if status in _WITHOUT_BODY else None if is_chunked else _length(headers)
+    told = _length(headers)
+    if told is not None:
+        headers["content-length"] = str(told)
+    length = 0 if status in _WITHOUT_BODY else None if is_chunked else told
     ends = is_chunked or length is not None
     return ResponseHead(status, headers, keeps_alive and ends, is_chunked, length, may_be_kept=keeps_alive)
 
@@ -114,11 +119,9 @@ def _length(headers: dict[str, str]) -> int | None:
     told = headers.get("content-length")
     if told is None:
         return None
-    if told.isascii() and told.isdecimal():
-        return int(told)
     # A length that is told twice in the same way is one; two lengths are none.
-    (length, *others) = {part.strip() for part in told.split(",")}
-    if others or not (length.isascii() and length.isdecimal()):
+    (length, *others) = {part.strip() for part in told.split(",")} if "," in told else (told,)
+    if others or not (length.isascii() and length.isdecimal() and len(length) <= _MAX_DIGITS):
         raise S3ConnectionError(f"the answer has no usable length: {told[:60]!r}")
     return int(length)
 

@@ -11,12 +11,13 @@ small object it is half as well. Over TLS Python decrypts records of 16 KiB, whi
 connection, as many as ``throughput_target_gbps`` asks for at 0.4 Gbit/s each, from 10 to 64; for small
 transfers as many as can be kept busy with answers, which are few where the store answers at once.
 
-Certificates are checked against ``AWS_CA_BUNDLE`` or ``REQUESTS_CA_BUNDLE``, else against those of the
-machine, else those of botocore. ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY`` are heeded.
+Certificates are checked against the ``ca_bundle`` of the session, else against those of the machine, else
+those of botocore. ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY`` are heeded.
 """
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from s3torch.core._memory import new_bytes
@@ -76,7 +77,7 @@ class HttpTransport:
     def __init__(self, context: TransportContext) -> None:
         connections = context.config.connections
         self._context = context
-        self._connections = Connections(context.config, connections)
+        self._connections = Connections(context)
         self._signer = Signer()
         at_once = connections_for_throughput(context.config.throughput_target_gbps)
         self._pool = WorkerPool(connections, name="s3torch-http", at_once=at_once)
@@ -176,7 +177,7 @@ class HttpTransport:
         except OSError as exc:
             if isinstance(exc, S3Error):
                 raise
-            raise S3ConnectionError(f"{endpoint.host}: {exc}") from exc
+            raise S3ConnectionError(f"{endpoint.host}: {_words(exc)}") from exc
 
     def _exchange(
         self,
@@ -197,7 +198,8 @@ class HttpTransport:
                 return download.receive(answer, connection, buffer)
             limit = _MAX_ANSWER if answer.status < FIRST_ERROR_STATUS else _MAX_ERROR_BODY
             data = connection.body(answer, limit)
-            return request.result(Answer(answer.status, answer.headers, data, len(data)))
+            region = endpoint.signing_region
+            return request.result(Answer(answer.status, answer.headers, data, len(data), region))
         finally:
             transfer.give_back()
 
@@ -219,6 +221,13 @@ class HttpTransport:
             )
         headers += connection.headers
         return request_head(request.method, connection.target_prefix + target, headers)
+
+
+def _words(error: OSError) -> str:
+    """Says what has broken, and what to do where it is not the network."""
+    if error.errno in {errno.EMFILE, errno.ENFILE}:
+        return f"no more files can be opened ({error}); raise the limit (ulimit -n) or lower max_connections"
+    return str(error)
 
 
 class Download(Generic[T]):
@@ -271,7 +280,10 @@ class Download(Generic[T]):
             self._collect(connection, length)
         else:
             if self._memory is None:
-                self._memory = new_bytes(length)
+                try:
+                    self._memory = new_bytes(length)
+                except (MemoryError, OverflowError) as exc:
+                    raise S3Error(f"there is no memory for the {length} bytes that are announced") from exc
             self._fill(connection, self._memory[1], length)
         connection.end_body()
         return self._result()

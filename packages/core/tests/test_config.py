@@ -55,6 +55,9 @@ GOOD = {
     "verify": [None, "on", "off"],
     "addressing_style": [None, "auto", "path", "virtual"],
     "growing_parts": [True, False],
+    "low_speed_limit": [0, 1, GIB],
+    "low_speed_time": [0.001, 30, 3600],
+    "ca_bundle": [None, "/etc/ssl/mine.pem"],
 }
 BAD = {
     "throughput_target_gbps": [-1, -0.001, math.nan, math.inf, "10", None, True, 1j],
@@ -78,6 +81,9 @@ BAD = {
     "verify": ["", True, False, "when_required"],
     "addressing_style": ["", "dns", 5],
     "growing_parts": [0, 1, None, "yes"],
+    "low_speed_limit": [-1, GIB + 1, 1.0, None, True],
+    "low_speed_time": [0, -1, 3601, math.nan, None, "1"],
+    "ca_bundle": ["", 5, b"/x"],
 }
 
 

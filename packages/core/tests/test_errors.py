@@ -55,7 +55,7 @@ def state(error):
 
 @pytest.mark.promise(6)
 def test_there_is_a_class_for_each_decision():
-    assert len(CLASSES) == 21
+    assert len(CLASSES) == 22
     assert {cls.__name__ for cls in CLASSES} == set(errors.__all__) - {"error_from_response"}
 
 
@@ -214,6 +214,21 @@ def test_the_wrong_region_names_the_right_one(status, code):
 
 def test_a_head_with_a_region_and_400_is_the_wrong_region():
     assert answer(operation="HeadObject", status=400, region="eu-west-3").expected_region == "eu-west-3"
+
+
+@pytest.mark.parametrize("status", [400, 403, 404])
+def test_a_head_that_tells_no_reason_says_so(status):
+    assert "no reason in the answer to a HEAD" in str(answer(operation="HeadObject", status=status))
+    assert "HEAD" not in str(answer(operation="HeadObject", status=status, code="AccessDenied"))
+    assert "HEAD" not in str(answer(status=status))
+
+
+@pytest.mark.parametrize("status", [301, 302, 307])
+def test_a_redirect_says_where_to_but_no_secret(status):
+    text = str(answer(status=status, location="https://me:word@a.example/k\x07?X-Amz-Signature=sealed#x"))
+    assert "redirects to https://a.example/k?:" in text
+    assert not [secret for secret in ("word", "sealed", "\x07") if secret in text]
+    assert len(str(answer(status=status, location="x" * 9999))) < 400
 
 
 def test_the_wrong_region_may_be_unknown():

@@ -6,7 +6,7 @@ import base64
 import pickle
 
 from s3torch.core import S3Client, S3ClientConfig
-from s3torch.testing.memory import MemoryStore
+from s3torch.testing import MemoryStore
 
 
 def test_a_transport_knows_the_endpoint_of_the_client():

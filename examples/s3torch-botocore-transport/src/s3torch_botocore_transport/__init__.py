@@ -5,13 +5,13 @@ The rules are in ``s3torch.core.seam``. What is left to do here is little: s3tor
 (``decide_retry``), and ``WorkerPool`` has the threads. This module puts one request on the wire.
 
 It does not go everywhere: multi-region access points need a signature of version 4A, which it does not make.
+Its HTTP library takes answers that are malformed, and waits for those that come byte by byte.
 And botocore cannot be woken up: the thread of a cancelled transfer waits until the server says something or
 ``read_timeout`` is over. The transfer itself ends at once, and its buffer is free.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from contextlib import closing
 from functools import partial
@@ -21,14 +21,21 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import ReadOnlyCredentials
-from botocore.exceptions import BotoCoreError, ConnectTimeoutError, ReadTimeoutError
+from botocore.exceptions import BotoCoreError, ConnectTimeoutError, ReadTimeoutError, SSLError
 from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
 from urllib3.exceptions import HTTPError, ProtocolError
 from urllib3.exceptions import ReadTimeoutError as BodyTimeoutError
 
 from s3torch.core import transports
-from s3torch.core.errors import ConfigurationError, S3ConnectionError, S3Error, S3TimeoutError, TruncatedError
+from s3torch.core.errors import (
+    CertificateError,
+    ConfigurationError,
+    S3ConnectionError,
+    S3Error,
+    S3TimeoutError,
+    TruncatedError,
+)
 from s3torch.core.plugins import hookimpl
 from s3torch.core.requests import Answer, announced_length
 from s3torch.core.transports import WorkerPool, WorkerTransfer
@@ -119,7 +126,8 @@ class BotocoreTransport:
             response = self._session(endpoint).send(message.prepare())
             # That was the head. A connection whose body is not read to its end is closed, others are kept.
             with closing(response.raw):
-                return _receive(request, room, transfer, response)
+                answer = _receive(request, room, transfer, response)
+                return answer._replace(region=endpoint.signing_region)
         except S3Error:
             raise
         except (BotoCoreError, HTTPError, OSError) as exc:
@@ -137,13 +145,13 @@ class BotocoreTransport:
         return AWSRequest(request.method, url, headers, data, stream_output=True)
 
     def _session(self, endpoint: BucketEndpoint) -> URLLib3Session:
-        """Returns the connections to a host, with the proxy and the certificates of the environment."""
+        """Returns the connections to a host, with the proxy of the environment."""
         origin = f"{endpoint.scheme}://{endpoint.host}"
         with self._lock:
             if origin not in self._sessions:
                 config = self._context.config
                 self._sessions[origin] = URLLib3Session(
-                    verify=os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or True,
+                    verify=self._context.session.ca_bundle or True,
                     proxies=get_environ_proxies(origin),
                     timeout=(config.connect_timeout, config.read_timeout),
                     max_pool_connections=config.connections,
@@ -197,4 +205,6 @@ def _translated(error: Exception, host: str) -> S3Error:
     text = f"{host}: {error}"
     if isinstance(error, ConnectTimeoutError | ReadTimeoutError | BodyTimeoutError | TimeoutError):
         return S3TimeoutError(text)
+    if isinstance(error, SSLError):
+        return CertificateError.of(f"https://{host}", str(error))
     return TruncatedError(text) if isinstance(error, ProtocolError) else S3ConnectionError(text)

@@ -6,6 +6,7 @@ import socket
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from boto3 import Session
 
 from s3torch.core import Credentials, S3ClientConfig
 from s3torch.core.errors import ConfigurationError, NoCredentialsError, S3Error
@@ -380,3 +381,52 @@ def test_addresses_that_came_along_tell_whether_requests_go_over_tls():
         region="us-east-1", endpoint=None, config=S3ClientConfig(), user_agent="test", endpoints=known
     )
     assert not session.is_encrypted
+
+
+PROFILES = """
+[default]
+ca_bundle = /default.pem
+[profile other]
+ca_bundle = /other.pem
+[profile plain]
+region = eu-west-1
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "settings", "expected"),
+    [
+        ({}, {}, "/default.pem"),
+        ({}, {"profile": "other"}, "/other.pem"),
+        ({"AWS_PROFILE": "other"}, {}, "/other.pem"),
+        ({}, {"profile": "plain"}, None),
+        ({"AWS_CA_BUNDLE": "/named.pem"}, {"profile": "other"}, "/named.pem"),
+        ({"REQUESTS_CA_BUNDLE": "/last.pem"}, {"profile": "other"}, "/other.pem"),
+        ({"REQUESTS_CA_BUNDLE": "/last.pem"}, {"profile": "plain"}, "/last.pem"),
+        ({"AWS_CA_BUNDLE": "/named.pem"}, {"profile": "other", "ca_bundle": "/mine.pem"}, "/mine.pem"),
+    ],
+)
+def test_the_bundle_is_that_of_boto3(files, monkeypatch, environment, settings, expected):
+    files(config=PROFILES)
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert session(**settings).ca_bundle == expected
+    if "ca_bundle" not in settings:
+        boto3 = Session(profile_name=settings.get("profile"), region_name="us-east-1")
+        verify = boto3.client("s3")._endpoint.http_session._verify
+        assert verify == (expected or True)
+
+
+def test_botocore_is_not_loaded_where_the_files_name_no_bundle(files, python, monkeypatch):
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    files(config="[default]\nregion = eu-west-1\n")
+    code = """
+import sys
+from s3torch.core import S3ClientConfig
+from s3torch.core.session import AwsSession
+session = AwsSession(region=None, endpoint=None, config=S3ClientConfig(), user_agent="", endpoints={})
+assert session.ca_bundle is None
+print("botocore" in sys.modules)
+"""
+    assert python(code).stdout == "False\n"

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from s3torch.core import errors
 from s3torch.core.errors import (
+    CertificateError,
     S3ConnectionError,
     S3Error,
     S3TimeoutError,
@@ -37,7 +38,8 @@ def answer(status, code=None):
 @pytest.mark.parametrize("cls", EVERY_CLASS, ids=lambda cls: cls.__name__)
 def test_each_class_is_tried_again_or_not(cls):
     action = decide_retry(cls(), 1, attempts=3).action
-    assert action == ("retry" if issubclass(cls, tuple(RETRIED)) else "fail")
+    passes = issubclass(cls, tuple(RETRIED)) and cls is not CertificateError
+    assert action == ("retry" if passes else "fail")
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,7 @@ def test_each_class_is_tried_again_or_not(cls):
         (503, None, "retry"),
         (429, None, "retry"),
         (400, "RequestTimeout", "retry"),
+        (408, None, "retry"),
         (501, "NotImplemented", "fail"),
         (505, None, "fail"),
         (400, "InvalidRequest", "fail"),
@@ -92,6 +95,14 @@ def test_expired_credentials_are_renewed_once_and_at_once(code):
     assert decide_retry(error, 3, attempts=3) == FAIL
     # What else fails after that is tried again as ever.
     assert decide_retry(ThrottledError(), 2, attempts=3, renewed=True).action == "retry"
+
+
+def test_a_bare_400_for_a_head_may_mean_expired_credentials():
+    error = error_from_response(operation="HeadObject", bucket="b", key="k", status=400)
+    assert decide_retry(error, 1, attempts=3) == RetryDecision("renew", 0)
+    assert decide_retry(error, 2, attempts=3, renewed=True) == FAIL
+    elsewhere = error_from_response(operation="HeadObject", bucket="b", key="k", status=400, region="r")
+    assert decide_retry(elsewhere, 1, attempts=3) == FAIL
 
 
 def test_a_transport_that_can_begin_anew_may():

@@ -8,7 +8,7 @@ import awscrt.exceptions
 import pytest
 
 from s3torch.core import S3Client, S3ClientConfig
-from s3torch.core.errors import S3ConnectionError, TransportError
+from s3torch.core.errors import CertificateError, S3ConnectionError, TransportError
 from s3torch.core.observers import TransferCounters, observe
 from s3torch.core.transports._retries import may_succeed_now
 from s3torch.testing.servers import start_seaweedfs
@@ -29,8 +29,12 @@ def bucket(server):
 def connect(request, server, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.secret_key)
-    config = S3ClientConfig(transport=request.param, max_attempts=1)
-    return lambda: S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config)
+
+    def connect(**settings):
+        config = S3ClientConfig(transport=request.param, max_attempts=1, **settings)
+        return S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config)
+
+    return connect
 
 
 @pytest.mark.parametrize("variable", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"])
@@ -43,13 +47,28 @@ def test_a_bundle_of_the_environment(connect, server, bucket, monkeypatch, varia
         assert client.head_object(bucket, "key").size == 6
 
 
-def test_a_certificate_that_is_not_trusted_is_not_asked_for_again(server, bucket):
-    """At the wire for ``http`` only: the CRT takes up to 30 seconds to tell."""
-    config = S3ClientConfig(transport="http", unsigned=True, max_attempts=5)
+@pytest.mark.parametrize("where", ["config", "profile", "credentials file"])
+def test_a_bundle_of_the_client_or_its_profile(connect, server, bucket, monkeypatch, tmp_path, where):
+    settings = {}
+    if where == "config":
+        settings = {"ca_bundle": str(server.ca_file)}
+    else:
+        file = tmp_path / "file"
+        file.write_text(f"[{'profile ' if where == 'profile' else ''}sealed]\nca_bundle = {server.ca_file}\n")
+        variable = "AWS_CONFIG_FILE" if where == "profile" else "AWS_SHARED_CREDENTIALS_FILE"
+        monkeypatch.setenv(variable, str(file))
+        monkeypatch.setenv("AWS_PROFILE", "sealed")
+    with connect(**settings) as client:
+        assert not client.exists(bucket, "nothing")
+
+
+@pytest.mark.parametrize("transport", ["crt", "http"])
+def test_a_certificate_that_is_not_trusted_is_told_and_not_asked_for_again(server, bucket, transport):
+    config = S3ClientConfig(transport=transport, unsigned=True, max_attempts=5)
     with (
         S3Client("us-east-1", endpoint=server.endpoint, s3client_config=config) as client,
         observe(TransferCounters()) as counters,
-        pytest.raises(S3ConnectionError, match="certificate"),
+        pytest.raises(CertificateError, match=r"127\.0\.0\.1.*ca_bundle=.*AWS_CA_BUNDLE"),
     ):
         client.get_object(bucket, "key").read()
     assert counters.snapshot().retries == 0

@@ -60,7 +60,7 @@ def s3torch_shard_formats():
 
 USE = """
 from s3torch.core import S3ClientConfig
-from s3torch.testing.memory import MemoryStore
+from s3torch.testing import MemoryStore
 from s3torch.datasets import S3ShardDataset
 from s3torch.datasets.formats import named_format
 

@@ -22,7 +22,7 @@ from s3torch.datasets.order._epoch import StridedShard
 from s3torch.datasets.order._state import BlockProgress, Cursor
 from s3torch.datasets.shards._pipeline import BlockShuffler
 from s3torch.datasets.shards._tar_format import TarFormat
-from s3torch.testing.memory import MemoryStore
+from s3torch.testing import MemoryStore
 
 KEYS = [[f"d/{shard}-{number}" for number in range(shard + 2)] for shard in range(6)]
 ALL = list(chain.from_iterable(KEYS))

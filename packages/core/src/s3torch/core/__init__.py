@@ -11,6 +11,7 @@ from s3torch.core._version import __version__
 from s3torch.core._writers import PutObjectStream, S3Writer
 from s3torch.core.errors import (
     AccessDeniedError,
+    CertificateError,
     CheckpointFormatError,
     ChecksumMismatchError,
     ConfigurationError,
@@ -58,6 +59,7 @@ from s3torch.core.readers import (
 
 __all__ = [
     "AccessDeniedError",
+    "CertificateError",
     "CheckpointFormatError",
     "ChecksumMismatchError",
     "ConfigurationError",

@@ -81,6 +81,15 @@ class S3ClientConfig:
             second for each MiB that this client has under way, but at most ten times as long again. The CRT
             itself ends a connection that was silent for about 30 seconds. Either way the request is tried
             again, and ``S3TimeoutError`` or ``S3ConnectionError`` comes after the last time.
+        low_speed_limit: Bytes a second that an answer or an upload has to move, on average over
+            ``low_speed_time`` seconds, else the attempt fails with ``S3TimeoutError``; as curl's
+            ``--speed-limit`` and ``--speed-time``. The default is 0, no limit: a server that sends a byte now
+            and then is then waited for, but for the head of its answer, all of which has to come within
+            ``read_timeout``. With ``"crt"`` what counts, on Linux, is what all connections to the store move
+            together.
+        low_speed_time: Seconds over which ``low_speed_limit`` is measured.
+        ca_bundle: A file of certificates that are trusted with TLS, in place of those of the machine.
+            ``None`` takes ``AWS_CA_BUNDLE``, ``ca_bundle`` of the profile, and ``REQUESTS_CA_BUNDLE``.
         checksum_algorithm: What uploads carry: ``"CRC64NVME"``, ``"CRC32C"``, ``"CRC32"``, ``"SHA256"``, or
             ``"off"`` for stores that do not know checksums, which are then not asked for any either.
             ``None`` takes ``"off"`` where ``AWS_REQUEST_CHECKSUM_CALCULATION`` or the profile says
@@ -133,6 +142,9 @@ class S3ClientConfig:
     verify: Literal["on", "off"] | None = None
     addressing_style: Literal["auto", "path", "virtual"] | None = None
     growing_parts: bool = True
+    low_speed_limit: int = 0
+    low_speed_time: float = 30.0
+    ca_bundle: str | None = None
 
     def __post_init__(self) -> None:
         self._check_number("throughput_target_gbps", 0, _MAX_GBPS)
@@ -141,10 +153,12 @@ class S3ClientConfig:
         self._check_limits()
         self._check_number("connect_timeout", 0.001, 3600)
         self._check_number("read_timeout", 0.001, 3600)
+        self._check_integer("low_speed_limit", 0, GIB)
+        self._check_number("low_speed_time", 0.001, 3600)
         for name in ("unsigned", "force_path_style", "requester_pays", "growing_parts"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigurationError(f"{name} must be a bool, got {getattr(self, name)!r}")
-        for name in ("profile", "endpoint", "transport"):
+        for name in ("profile", "endpoint", "transport", "ca_bundle"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
                 raise ConfigurationError(f"{name} must be None or a non-empty string, got {value!r}")

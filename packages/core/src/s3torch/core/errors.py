@@ -17,6 +17,7 @@
     ├── ThrottledError                               S3 asks to slow down, to the last attempt
     ├── ServerError                                  S3 failed, to the last attempt
     ├── S3ConnectionError       (ConnectionError)    no connection, or it broke
+    │   └── CertificateError                         the certificate of the server is not trusted
     ├── S3TimeoutError          (TimeoutError)       no answer in time
     ├── ChecksumMismatchError                        the bytes are not those that were stored
     ├── CheckpointFormatError   (ValueError)         the object is not what ``torch.save`` writes
@@ -36,6 +37,7 @@ from typing import Any
 
 __all__ = [
     "AccessDeniedError",
+    "CertificateError",
     "CheckpointFormatError",
     "ChecksumMismatchError",
     "ConfigurationError",
@@ -194,6 +196,23 @@ class S3ConnectionError(S3Error, ConnectionError):
     """No connection could be made, or it broke, to the last attempt."""
 
 
+class CertificateError(S3ConnectionError):
+    """The certificate of the server is not trusted; never tried again."""
+
+    @classmethod
+    def of(cls, endpoint: str, reason: str) -> CertificateError:
+        """Makes the error with the way out.
+
+        Args:
+            endpoint: Who was asked.
+            reason: What is wrong with the certificate.
+        """
+        return cls(
+            f"certificate verify failed: {endpoint} is not trusted ({reason}); name a file with that of its "
+            "authority in S3ClientConfig(ca_bundle=...), AWS_CA_BUNDLE or ca_bundle of the profile"
+        )
+
+
 class S3TimeoutError(S3Error, TimeoutError):
     """There was no answer in time."""
 
@@ -218,6 +237,7 @@ class ForkedProcessError(S3Error, RuntimeError):
     """An open reader or writer of the parent was used in a forked child."""
 
 
+_MAX_SHOWN = 200
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
 
 _BY_CODE: dict[str, tuple[type[S3Error], str]] = {
@@ -238,7 +258,7 @@ _BY_CODE: dict[str, tuple[type[S3Error], str]] = {
     "OperationAborted": (ConflictError, "another request is changing the same resource"),
     "InvalidRange": (RangeNotSatisfiableError, "the range begins behind the end of the object"),
     "PermanentRedirect": (WrongRegionError, "the bucket is in another region"),
-    "AuthorizationHeaderMalformed": (WrongRegionError, "the bucket is in another region"),
+    "AuthorizationHeaderMalformed": (WrongRegionError, "the signature is for another region, or malformed"),
     "IllegalLocationConstraintException": (WrongRegionError, "the bucket is in another region"),
     "SlowDown": (ThrottledError, "S3 asks to slow down"),
     "Throttling": (ThrottledError, "S3 asks to slow down"),
@@ -256,11 +276,20 @@ _BY_STATUS: dict[int, tuple[type[S3Error], str]] = {
     307: (WrongRegionError, "the bucket is in another region"),
     403: (AccessDeniedError, "access denied"),
     404: (NotFoundError, "not found"),
+    408: (S3TimeoutError, "S3 did not get the request in time"),
     409: (ConflictError, "another request changed the object"),
     412: (PreconditionFailedError, "the precondition does not hold"),
     416: (RangeNotSatisfiableError, "the range begins behind the end of the object"),
     429: (ThrottledError, "S3 asks to slow down"),
     503: (ThrottledError, "S3 asks to slow down"),
+}
+
+# What an answer to a HEAD leaves open, which has no body to tell it.
+_HEAD_OPERATIONS = {"HeadBucket", "HeadObject"}
+_OF_A_HEAD = {
+    400: "the credentials may have expired, or the region or the encryption key may be wrong",
+    403: "the keys may be wrong or lack a permission; without that to list, a missing object looks the same",
+    404: "the key or the bucket may be missing",
 }
 
 
@@ -290,6 +319,7 @@ def error_from_response(
     request_id: str | None = None,
     host_id: str | None = None,
     region: str | None = None,
+    location: str | None = None,
 ) -> S3Error:
     """Makes the error for an answer of S3, from its code, and from its status where there is no known code.
 
@@ -306,6 +336,7 @@ def error_from_response(
         request_id: Header ``x-amz-request-id``.
         host_id: Header ``x-amz-id-2``.
         region: The region that S3 says the bucket is in (``x-amz-bucket-region``).
+        location: Where the answer redirects to.
     """
     cls, text = _BY_CODE.get(code or "", _BY_STATUS.get(status or 0, (S3Error, "")))
     if not text:
@@ -316,6 +347,10 @@ def error_from_response(
     wrong_region = cls is WrongRegionError or (status == 400 and code is None)
     if wrong_region and region:
         cls, text = WrongRegionError, f"the bucket is in region {region}; give that region"
+    elif 300 <= (status or 0) < 400 and location:
+        text = f"the server redirects to {_shown(location)}: the bucket or the endpoint is elsewhere"
+    elif operation in _HEAD_OPERATIONS and code is None and status in _OF_A_HEAD:
+        text = f"{text}; S3 gives no reason in the answer to a HEAD: {_OF_A_HEAD[status]}"
     elif message and cls is not NotFoundError:
         text = f"{text}: {message}"
     error = cls(
@@ -333,3 +368,12 @@ def error_from_response(
     if isinstance(error, WrongRegionError):
         error.expected_region = region
     return error
+
+
+def _shown(location: str) -> str:
+    """Returns as much of a URL as may be in a text: no query, no user, nothing that does not print."""
+    place = location.partition("?")[0].partition("#")[0]
+    scheme, separator, rest = place.rpartition("//")
+    host, slash, path = rest.partition("/")
+    text = f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"[:_MAX_SHOWN]
+    return "".join(character if character.isprintable() else "?" for character in text)

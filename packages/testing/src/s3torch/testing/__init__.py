@@ -5,8 +5,8 @@ Importing it loads neither boto3 nor moto nor pytest. The conformance suites are
 ``s3torch.core``; nothing but tests and demonstrations imports it.
 """
 
+from s3torch.core.transports.memory import MemoryStore
 from s3torch.testing.faults import Fault, FaultProxy, FaultRule, Request
-from s3torch.testing.memory import MemoryStore
 from s3torch.testing.servers import Identity, S3Server, ServerStartError, start_moto, start_seaweedfs
 
 __all__ = [

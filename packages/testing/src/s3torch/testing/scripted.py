@@ -6,6 +6,14 @@ It knows nothing of S3: it gives the scripted answers in their order, and record
         server.will(refusal(503, "SlowDown"), ScriptedAnswer(body=b"data"))
         ...
         assert [request.method for request in server.requests] == ["GET", "GET"]
+
+An answer may break off, fall silent, come byte by byte, or be any bytes at all (``raw``), such as an interim
+answer before the final one::
+
+    early = ScriptedAnswer(103, headers={"Content-Length": None, "ETag": None}).to_bytes()
+    server.will(ScriptedAnswer(raw=early + ScriptedAnswer(body=b"data").to_bytes()))
+
+and ``push`` sends what nobody has asked for on the connections that a client keeps.
 """
 
 from __future__ import annotations
@@ -20,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Mapping
 
 __all__ = ["ScriptedAnswer", "ScriptedRequest", "ScriptedServer", "refusal"]
@@ -39,6 +48,10 @@ class ScriptedAnswer:
         cut: After how many bytes of the body the connection breaks; -1 sends no headers either.
         stall: After how many bytes of the body nothing comes until ``release``, and the rest then; -1 sends
             no headers either before that.
+        slow: After how many bytes of the body the rest comes byte by byte, until ``release``; -1 sends the
+            headers so, too.
+        pause: Seconds between two bytes where it is slow.
+        raw: All bytes of the answer, in place of status, headers and body.
     """
 
     status: int = 200
@@ -46,6 +59,26 @@ class ScriptedAnswer:
     headers: Mapping[str, str | None] = field(default_factory=dict)
     cut: int | None = None
     stall: int | None = None
+    slow: int | None = None
+    pause: float = 0.05
+    raw: bytes | None = None
+
+    def to_bytes(self, *, has_body: bool = True) -> bytes:
+        """Returns the answer as it goes over the wire; to a HEAD without its body."""
+        return self._head() + (self.body if has_body and self.raw is None else b"")
+
+    def _head(self) -> bytes:
+        if self.raw is not None:
+            return self.raw
+        length = None if self.status == _NO_CONTENT else str(len(self.body))
+        lines = {"Content-Length": length, "ETag": '"e"', **self.headers}
+        head = f"HTTP/1.1 {self.status} Some Reason\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in lines.items() if value is not None)
+        return head.encode() + b"\r\n"
+
+    def _position(self, place: int | None) -> int | None:
+        """Returns after how many bytes of the answer a place in its body comes."""
+        return None if place is None else 0 if place < 0 else len(self._head()) + place
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +111,9 @@ class ScriptedServer:
 
     A request for which no answer is scripted gets ``501 NotScripted``.
 
+    Args:
+        tls: A context with a certificate, for a server that speaks TLS.
+
     Attributes:
         endpoint: The URL of the server.
         answers: What is still to be answered.
@@ -85,13 +121,16 @@ class ScriptedServer:
         connections: How many connections were made.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
         self.answers: deque[ScriptedAnswer] = deque()
         self.requests: list[ScriptedRequest] = []
         self.connections = 0
         self._released = threading.Event()
+        self._tls = tls
+        self._open: set[socket.socket] = set()
         self._server = _Server(self)
-        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+        scheme = "http" if tls is None else "https"
+        self.endpoint = f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
 
@@ -111,8 +150,16 @@ class ScriptedServer:
                 raise TimeoutError(f"{len(self.requests)} of {count} requests came in {timeout} seconds")
             time.sleep(0.005)
 
+    def push(self, data: bytes, *, close: bool = False) -> None:
+        """Sends bytes that nobody has asked for on each connection that is open, and may close it then."""
+        for connected in list(self._open):
+            with suppress(OSError):
+                connected.sendall(data)
+                if close:
+                    connected.shutdown(socket.SHUT_RDWR)
+
     def release(self) -> None:
-        """Lets answers that stall go on, now and later."""
+        """Lets answers that stall or are slow go on, now and later."""
         self._released.set()
 
     def reset(self) -> None:
@@ -160,9 +207,22 @@ class _Handler(socketserver.StreamRequestHandler):
     server: _Server
     disable_nagle_algorithm = True
 
-    def handle(self) -> None:
+    def setup(self) -> None:
         script = self.server.script
         script.connections += 1
+        if script._tls is not None:
+            self.request = script._tls.wrap_socket(self.request, server_side=True)
+        super().setup()
+        script._open.add(self.connection)
+
+    def finish(self) -> None:
+        self.server.script._open.discard(self.connection)
+        with suppress(OSError):
+            super().finish()
+        self.connection.close()
+
+    def handle(self) -> None:
+        script = self.server.script
         while line := self.rfile.readline():
             request = self._receive(line)
             # Both belong to the test that is running, also when the answer stalls for longer.
@@ -184,21 +244,17 @@ class _Handler(socketserver.StreamRequestHandler):
 
     def _send(self, answer: ScriptedAnswer, released: threading.Event, *, has_body: bool) -> bool:
         """Sends an answer; returns whether the connection goes on."""
-        length = None if answer.status == _NO_CONTENT else str(len(answer.body))
-        lines = {"Content-Length": length, "ETag": '"e"', **answer.headers}
-        head = f"HTTP/1.1 {answer.status} Some Reason\r\n"
-        head += "".join(f"{name}: {value}\r\n" for name, value in lines.items() if value is not None)
-        data = head.encode() + b"\r\n"
-        start = len(data)
-        if has_body:
-            data += answer.body
-        ends = [end for end in (answer.cut, answer.stall) if end is not None]
-        stop = len(data) if not ends else 0 if ends[0] < 0 else start + ends[0]
-        self.wfile.write(data[:stop])
-        if answer.stall is not None:
+        data = answer.to_bytes(has_body=has_body)
+        cut, stall, slow = (answer._position(place) for place in (answer.cut, answer.stall, answer.slow))
+        self.wfile.write(data[: min(place for place in (cut, stall, slow, len(data)) if place is not None)])
+        if cut is None and stall is not None:
             released.wait(_STALL_SECONDS)
-            self.wfile.write(data[stop:])
-        if not ends:
+            self.wfile.write(data[stall:])
+        if cut is None and slow is not None:
+            for place in range(slow, len(data)):
+                released.wait(answer.pause)
+                self.wfile.write(data[place : place + 1])
+        if cut is None and stall is None:
             return True
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)

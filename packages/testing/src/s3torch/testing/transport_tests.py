@@ -58,6 +58,7 @@ from s3torch.testing._transport.case import (
     refused,
     send_part,
 )
+from s3torch.testing._transport.connections import BareRefusalTests, CertificateTests, ConnectionTests
 from s3torch.testing._transport.control import CopyTests, DeleteTests, HeadTests, ListTests, VersionTests
 from s3torch.testing._transport.transfers import (
     BufferTests,
@@ -374,5 +375,8 @@ class TransportTests(
     WireTests,
     AnswerTests,
     RetryTests,
+    ConnectionTests,
+    CertificateTests,
+    BareRefusalTests,
 ):
     """All groups of the suite, to be subclassed."""

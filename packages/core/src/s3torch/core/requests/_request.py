@@ -58,12 +58,14 @@ class Answer(NamedTuple):
         headers: All headers, with names in lower case.
         body: The body; ``None`` where it was received into the caller's buffer.
         length: How many bytes of the body were received.
+        region: The region that the request was signed for; ``None`` where the transport does not tell.
     """
 
     status: int
     headers: Mapping[str, str]
     body: bytes | None = b""
     length: int = 0
+    region: str | None = None
 
     def __repr__(self) -> str:
         """Shows nothing that may quote the headers of the request."""
@@ -136,16 +138,22 @@ class Request(NamedTuple, Generic[T]):
         """Makes the error that an answer tells."""
         fields = xml_fields(answer.body)
         headers = answer.headers
+        code = fields.get("Code")
+        region = headers.get("x-amz-bucket-region") or fields.get("Region")
+        if code is None and region == answer.region:
+            # S3 names the region of the bucket also where that is not what is wrong.
+            region = None
         return error_from_response(
             operation=self.operation,
             bucket=self.bucket,
             key=self.key or None,
             status=answer.status,
-            code=fields.get("Code"),
+            code=code,
             message=fields.get("Message"),
             request_id=headers.get("x-amz-request-id"),
             host_id=headers.get("x-amz-id-2"),
-            region=headers.get("x-amz-bucket-region") or fields.get("Region"),
+            region=region,
+            location=headers.get("location") or fields.get("Endpoint"),
         )
 
 

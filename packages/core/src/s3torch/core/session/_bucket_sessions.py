@@ -173,6 +173,7 @@ def _from_answer(exc: Any, *, operation: str, bucket: str, key: str | None) -> S
         request_id=answer.get("RequestId") or headers.get("x-amz-request-id"),
         host_id=answer.get("HostId") or headers.get("x-amz-id-2"),
         region=headers.get("x-amz-bucket-region") or told.get("Region"),
+        location=headers.get("location") or told.get("Endpoint"),
     )
     if "RetryAttempts" in answer:
         error.attempts = answer["RetryAttempts"] + 1

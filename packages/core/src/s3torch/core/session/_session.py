@@ -18,22 +18,20 @@ from s3torch.core._uri import check_endpoint, is_confidential
 from s3torch.core.errors import ConfigurationError, S3Error
 from s3torch.core.models import Credentials, hidden
 from s3torch.core.requests import common_headers
-from s3torch.core.session._addresses import (
+from s3torch.core.session._botocore import (
     answer_before_signing,
     ask_botocore,
     checksums_when_required,
     endpoint_variable,
-    has_aws_files,
+    files_mention,
     in_path_style,
     is_outside_aws,
+    make_botocore_session,
     profile_endpoint,
     profile_style,
-)
-from s3torch.core.session._bucket_sessions import BucketSessions, create_session
-from s3torch.core.session._credentials import (
-    make_botocore_session,
     session_credentials,
 )
+from s3torch.core.session._bucket_sessions import BucketSessions, create_session
 
 if TYPE_CHECKING:
     from boto3.session import Session as Boto3Session
@@ -149,6 +147,14 @@ class AwsSession:
         return self._endpoint is None or self._endpoint.startswith("https:")
 
     @property
+    def ca_bundle(self) -> str | None:
+        """The file of certificates to trust, as botocore resolves it."""
+        named = self._config.ca_bundle or os.environ.get("AWS_CA_BUNDLE")
+        if not named and files_mention("ca_bundle"):
+            named = self._session().get_config_variable("ca_bundle")
+        return named or os.environ.get("REQUESTS_CA_BUNDLE") or None
+
+    @property
     def region(self) -> str:
         """The region that requests are signed for."""
         region = self._region or os.environ.get("AWS_REGION")
@@ -172,7 +178,8 @@ class AwsSession:
         config = self._config
         if None not in {config.checksum_algorithm, config.verify, config.addressing_style}:
             return config
-        profile = self._session().get_scoped_config() if has_aws_files() else {}
+        is_mentioned = files_mention("checksum", "addressing_style")
+        profile = self._session().get_scoped_config() if is_mentioned else {}
         if checksums_when_required("response_checksum_validation", profile):
             config = replace(config, verify=config.verify or "off")
         config = replace(config, verify="on" if config.verifies else "off")
@@ -262,6 +269,7 @@ class AwsSession:
             "s3",
             region_name=self.region,
             endpoint_url=self._endpoint,
+            verify=self.ca_bundle,
             config=Config(
                 # What the rules of the endpoint say, unless nothing is signed.
                 signature_version=UNSIGNED if config.unsigned and not keys else None,

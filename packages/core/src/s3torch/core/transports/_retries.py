@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from s3torch.core.errors import (
+    CertificateError,
     S3ConnectionError,
     S3Error,
     S3TimeoutError,
@@ -24,10 +25,11 @@ _BACKOFF_SECONDS = 0.1
 _MAX_BACKOFF_SECONDS = 20.0
 # Retry refused connections quickly, so that a wrong endpoint fails fast.
 _MAX_CONNECTION_BACKOFF_SECONDS = 1.0
+_BAD_REQUEST = 400
 _RETRIED_STATUS = {500, 502, 504}
-_RETRIED_ERRORS = (S3ConnectionError, S3TimeoutError, ThrottledError, TruncatedError)
 # How the CRT calls it; connections that break in the middle of a handshake have another name.
 _DISTRUST = "AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE"
+_RETRIED_ERRORS = (S3ConnectionError, S3TimeoutError, ThrottledError, TruncatedError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def decide_retry(
     """
     if attempt >= attempts:
         return RetryDecision("fail")
-    if error.has_expired_credentials:
+    if error.has_expired_credentials or _is_refused_head(error):
         return RetryDecision("fail" if renewed else "renew")
     if not (may_succeed_now(error) or resumable):
         return RetryDecision("fail")
@@ -77,9 +79,18 @@ def decide_retry(
     return RetryDecision("retry", share * longest)
 
 
+def _is_refused_head(error: S3Error) -> bool:
+    """Whether a HEAD got the status that expired credentials get, and no code to tell, as it has no body."""
+    return (
+        type(error) is S3Error
+        and (error.operation or "").startswith("Head")
+        and (error.status, error.code) == (_BAD_REQUEST, None)
+    )
+
+
 def may_succeed_now(error: S3Error) -> bool:
     """Whether the same request may succeed when it is sent again."""
-    if _is_distrust(error.__cause__):
+    if isinstance(error, CertificateError) or _is_distrust(error.__cause__):
         return False
     if isinstance(error, ServerError):
         return error.status in _RETRIED_STATUS or error.code == "InternalError"
@@ -87,7 +98,7 @@ def may_succeed_now(error: S3Error) -> bool:
 
 
 def _is_distrust(cause: BaseException | None) -> bool:
-    """Whether a certificate was refused, which the CRT does after up to 30 seconds each time."""
+    """Whether a certificate was refused, by whatever name a transport calls that."""
     return getattr(cause, "name", None) == _DISTRUST or isinstance(cause, ssl.SSLCertVerificationError)
 
 

@@ -21,7 +21,7 @@ from s3torch.core.seam import TransportContext
 from s3torch.testing.scripted import ScriptedServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from s3torch.core.errors import S3Error
     from s3torch.core.requests import Request
@@ -68,6 +68,12 @@ class TransportCase:
 
     speaks_http = True
     """The transport speaks HTTP, so it can be pointed at a server that answers as a script says."""
+
+    reads_http_strictly = True
+    """Interim answers are left out, and bodies whose end is not told in one way are refused."""
+
+    ends_slow_answers = True
+    """A head that comes byte by byte has an end, and ``low_speed_limit`` holds."""
 
     unsupported_keys: frozenset[str] = frozenset()
     """Keys of ``AWKWARD_KEYS`` that the store does not keep as they are."""
@@ -184,6 +190,7 @@ class StaticSession:
 
     def __init__(self, endpoint: str, *keys: Credentials) -> None:
         scheme, _, host = endpoint.partition("://")
+        self.ca_bundle: str | None = None
         self.renewals: list[tuple[Credentials | None, str | None]] = []
         self._scheme, self._host = scheme, host.rstrip("/")
         self._keys = [*keys]
@@ -377,13 +384,6 @@ def failure(
     assert isinstance(kind, tuple) or type(error) is kind
     assert (error.operation, error.bucket, error.key) == (operation, "bucket", "key")
     return error
-
-
-def seconds_of(call: Callable[[], object]) -> float:
-    """Measures how long a call takes."""
-    begin = time.monotonic()
-    call()
-    return time.monotonic() - begin
 
 
 def expect_released(buffer: bytearray) -> None:

@@ -26,7 +26,6 @@ from s3torch.testing._transport.case import (
     failure,
     get,
     put,
-    seconds_of,
     wait,
 )
 from s3torch.testing.scripted import ScriptedAnswer, refusal
@@ -362,6 +361,13 @@ class SilenceTests(TransportCase):
             transfer.result(0.1)
         script.server.release()
         assert transfer.result(PATIENCE).data == _DATA
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Measures how long a call takes."""
+    begin = time.monotonic()
+    call()
+    return time.monotonic() - begin
 
 
 def _until(condition: Callable[[], object]) -> None:

@@ -65,6 +65,7 @@ _REQUESTS: list[Request[Any]] = [
 ]
 _RETRIED = [
     (400, "RequestTimeout", S3TimeoutError),
+    (408, "RequestTimeout", S3TimeoutError),
     (429, "TooManyRequests", ThrottledError),
     (500, "InternalError", ServerError),
     (502, "BadGateway", ServerError),

@@ -1,10 +1,17 @@
-"""What the errors of awscrt mean."""
+"""What the errors of awscrt mean, and why a server is not trusted."""
 
 from __future__ import annotations
 
+import base64
+import ssl
+from contextlib import closing
+from http.client import HTTPException, HTTPSConnection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from s3torch.core.errors import (
+    CertificateError,
     S3ConnectionError,
     S3Error,
     S3TimeoutError,
@@ -37,6 +44,63 @@ _TIMEOUTS = {
     "AWS_ERROR_HTTP_CHANNEL_THROUGHPUT_FAILURE",
     "AWS_ERROR_HTTP_RESPONSE_FIRST_BYTE_TIMEOUT",
 }
+# All that can go wrong in a handshake but that the connection breaks or time runs out.
+_DISTRUST = "AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE"
+_NO_FILES = {"AWS_ERROR_MAX_FDS_EXCEEDED"}
+# Where the CRT finds the certificates of a machine; OpenSSL may have others.
+_SYSTEM_BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+# X509_V_ERR_* of OpenSSL: not yet valid, expired, self-signed, of an unknown authority, for another name or
+# address. Of what else OpenSSL may refuse the CRT may think otherwise.
+_UNTRUSTED = {9, 10, 18, 19, 20, 21, 62, 64}
+
+
+def distrust(host: str, bundle: str | None, *, timeout: float) -> ssl.SSLCertVerificationError | None:
+    """Returns why a server cannot be trusted; ``None`` if it can, or where that cannot be found out.
+
+    The CRT keeps a failed handshake to itself for 10 to 30 seconds, so this makes one of its own.
+
+    Args:
+        host: The server, as in the ``Host`` header.
+        bundle: The certificates to trust; ``None`` for those of the machine.
+        timeout: Seconds to wait for each step.
+    """
+    try:
+        context = ssl.create_default_context(cafile=bundle)
+        for file in _SYSTEM_BUNDLES if bundle is None else ():
+            if Path(file).is_file():
+                context.load_verify_locations(file)
+        with closing(_connection(host, timeout=timeout, context=context)) as connection:
+            connection.connect()
+    except ssl.SSLCertVerificationError as exc:
+        return exc if exc.verify_code in _UNTRUSTED else None
+    except (OSError, HTTPException, ValueError):
+        return None
+    return None
+
+
+def _connection(host: str, **how: Any) -> HTTPSConnection:
+    """Prepares a connection to a server, through the proxy of the environment."""
+    from urllib.request import getproxies, proxy_bypass
+
+    target = urlsplit(f"//{host}")
+    url = getproxies().get("https")
+    if not url or proxy_bypass(host):
+        return HTTPSConnection(target.hostname or "", target.port or 443, **how)
+    proxy = urlsplit(url if "//" in url else f"//{url}")
+    connection = HTTPSConnection(proxy.hostname or "", proxy.port or 80, **how)
+    headers = {}
+    if proxy.username is not None:
+        keys = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}".encode()
+        headers["Proxy-Authorization"] = f"Basic {base64.b64encode(keys).decode()}"
+    connection.set_tunnel(target.hostname or "", target.port or 443, headers)
+    return connection
 
 
 def error_of(
@@ -47,6 +111,7 @@ def error_of(
     status: int | None,
     *,
     host: str,
+    region: str,
     late: bool,
 ) -> S3Error:
     """Makes the error of an attempt that the CRT calls a failure; the arguments are those of its ``on_done``.
@@ -58,6 +123,7 @@ def error_of(
         body: Its body.
         status: Its status.
         host: Who was asked.
+        region: What the request was signed for.
         late: Whether the attempt was given up because nothing came in time.
     """
     if isinstance(error, S3Error):
@@ -66,7 +132,8 @@ def error_of(
     if status is not None:
         # It may quote the headers of the request.
         vars(error).update(headers=None, body=None)
-        return request.error(Answer(status, {key.lower(): value for key, value in headers or ()}, body))
+        told = {key.lower(): value for key, value in headers or ()}
+        return request.error(Answer(status, told, body, region=region))
     if name in _STATUS_BY_NAME:
         known_status, code = _STATUS_BY_NAME[name]
         return error_from_response(
@@ -80,6 +147,8 @@ def error_of(
         return S3TimeoutError(f"no answer from {host} in time")
     if name in _CANCELLED:
         return TransferCancelledError("the transfer was cancelled")
+    if name == _DISTRUST:
+        return CertificateError.of(f"https://{host}", f"the TLS handshake failed ({name})")
     if name in _TRUNCATED:
         return TruncatedError(_TRUNCATED[name])
     text = f"{host}: {getattr(error, 'message', None) or str(error)} ({name})"

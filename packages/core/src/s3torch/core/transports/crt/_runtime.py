@@ -1,26 +1,36 @@
-"""The native side of the ``crt`` transport: event loops, one client per host, signing, bodies, and forks.
+"""The native side of ``crt``: event loops, one client per host, signing, bodies, forks, and the native log.
 
 A fork while native threads end would leave their locks held in the child, so it waits for clients that are
 ending. In a child whose parent had native clients none is ended at all: the ends of threads there were seen
 to crash. What nobody holds any more is kept, and used again for the same host and settings.
+
+The native log is switched on by the environment. ``S3TORCH_CRT_LOG`` is a level: ``off`` (the default),
+``fatal``, ``error``, ``warn``, ``info``, ``debug`` or ``trace``. The log goes to stderr, or, with
+``S3TORCH_CRT_LOG_DIR``, to a file of each process in that folder. awscrt takes one log per process, and its
+lock does not survive a fork. So the log begins with the first native client, which a program that only starts
+workers never makes, and a child of a process with a log has none. awscrt hands each line to a thread that
+writes it. A process that ends waits until its file is complete; on stderr the last lines may be missing.
 """
 
 from __future__ import annotations
 
+import ctypes
 import io
+import logging
 import math
 import os
 import threading
 import time
 import weakref
 from contextlib import suppress
+from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core._process import PerProcess, abandon
 from s3torch.core._resources import GBPS_PER_CONNECTION, throughput_share
 from s3torch.core.errors import TransportError
 from s3torch.core.transports._signing import make_signing_config
-from s3torch.core.transports.crt._log import native_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -39,6 +49,23 @@ _MAX_EVENT_LOOPS = 8
 _MAX_SIGNING_CONFIGS = 64
 _ENDING_SECONDS = 2.0
 _LAST_THREAD_SECONDS = 0.05
+_LEVEL = "S3TORCH_CRT_LOG"
+_FOLDER = "S3TORCH_CRT_LOG_DIR"
+_LEVELS = {
+    "off": "NoLogs",
+    "fatal": "Fatal",
+    "error": "Error",
+    "warn": "Warn",
+    "info": "Info",
+    "debug": "Debug",
+    "trace": "Trace",
+}
+
+_COMPLETE_SECONDS = 5.0
+_LOOK_SECONDS = 0.005
+_TAIL = 2**16
+
+_log = logging.getLogger(__name__)
 
 
 class CrtRuntime:
@@ -55,14 +82,14 @@ class CrtRuntime:
         self._context = context
         self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         config = context.config
-        self._bundle = _named_bundle()
+        self.bundle = context.session.ca_bundle
         # What a native client keeps of the settings.
         self._settings = (
             config.part_size,
             config.connections,
             config.throughput_target_gbps,
             config.connect_timeout,
-            self._bundle,
+            self.bundle,
         )
         self._clients: dict[Hashable, S3Client] = {}
         # Scheme and host of each.
@@ -128,7 +155,7 @@ class CrtRuntime:
             bootstrap=self._bootstrap,
             region=endpoint.signing_region,
             tls_mode=S3RequestTlsMode.ENABLED if tls else S3RequestTlsMode.DISABLED,
-            tls_connection_options=_tls_options(endpoint.host, self._bundle) if tls else None,
+            tls_connection_options=_tls_options(endpoint.host, self.bundle) if tls else None,
             part_size=config.part_size,
             # The CRT derives from its target how many connections it may have, and the override only caps it.
             throughput_target_gbps=max(
@@ -150,13 +177,16 @@ class BodyStream(io.RawIOBase):
         super().__init__()
         self.body = body
         self._position = 0
+        # Whoever lets go of the buffer may change it, so it must not be read at that moment.
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         return len(self.body)
 
     def release(self) -> None:
         """Lets go of the buffer; the CRT keeps the stream for longer than its request."""
-        self.body = memoryview(b"")
+        with self._lock:
+            self.body = memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -166,9 +196,10 @@ class BodyStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = min(len(buffer), len(self.body) - self._position)
-        buffer[:count] = self.body[self._position : self._position + count]
-        self._position += count
+        with self._lock:
+            count = max(0, min(len(buffer), len(self.body) - self._position))
+            buffer[:count] = self.body[self._position : self._position + count]
+            self._position += count
         return count
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -192,26 +223,17 @@ def _make_bootstrap() -> ClientBootstrap:
 _bootstrap = PerProcess(_make_bootstrap)
 
 
-def _named_bundle() -> tuple[str, str] | None:
-    """Finds the variable that names whom to trust, and its value, as botocore does."""
-    for variable in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
-        bundle = os.environ.get(variable)
-        if bundle:
-            return variable, bundle
-    return None
-
-
-def _tls_options(host: str, named_bundle: tuple[str, str] | None) -> Any:
+def _tls_options(host: str, bundle: str | None) -> Any:
     from awscrt.io import ClientTlsContext, TlsContextOptions
 
-    if named_bundle is None:
+    if bundle is None:
         return None
     options = TlsContextOptions()
     try:
-        options.override_default_trust_store_from_path(None, named_bundle[1])
+        options.override_default_trust_store_from_path(None, bundle)
         connection = ClientTlsContext(options).new_connection_options()
     except Exception as exc:
-        raise TransportError(f"{'='.join(named_bundle)} cannot be used: {exc}") from exc
+        raise TransportError(f"the certificates in {bundle} (ca_bundle) cannot be used: {exc}") from exc
     connection.set_server_name(host.rpartition(":")[0] or host)
     return connection
 
@@ -274,3 +296,78 @@ natives = NativeClients()
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=natives.before_fork, after_in_child=natives.after_fork_in_child)
+
+
+class NativeLog:
+    """The log of one process; begins, where it is wanted, as soon as this is made."""
+
+    def __init__(self) -> None:
+        name = os.environ.get(_LEVEL, "").strip().lower() or "off"
+        if name not in _LEVELS:
+            _log.warning(
+                "%s=%r is no level; there is no native log. Levels: %s", _LEVEL, name, ", ".join(_LEVELS)
+            )
+        elif name != "off":
+            self._begin(name)
+
+    def _begin(self, name: str) -> None:
+        from awscrt.io import LogLevel, init_logging
+
+        try:
+            target = _target()
+            init_logging(LogLevel[_LEVELS[name]], target or "stderr")
+        except RuntimeError:  # The program, or the parent of this process, has begun one.
+            return
+        except OSError as exc:
+            _log.warning("there is no native log: %s", exc)
+            return
+        if target is not None:
+            # Workers of multiprocessing end without the functions of the interpreter and the C library.
+            Finalize(None, _complete, (target,), exitpriority=0)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_silence)
+
+
+native_log = PerProcess(NativeLog)
+
+
+def _target() -> str | None:
+    folder = os.environ.get(_FOLDER)
+    if not folder:
+        return None
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    # Numbers of processes are used again.
+    moment = time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime())
+    return str(Path(folder, f"awscrt.{moment}.{os.getpid()}.log"))
+
+
+def _complete(path: str) -> None:
+    """Waits until the file has all lines so far, of which the last is one of ours."""
+    from awscrt.logging import LogSubject, log
+
+    end = f"process {os.getpid()} ends"
+    log(logging.CRITICAL, LogSubject.COMMON_GENERAL, end)
+    write_out = ctypes.CDLL(None).fflush
+    deadline = time.monotonic() + _COMPLETE_SECONDS
+    while time.monotonic() < deadline:
+        write_out(None)
+        if _ends_with(path, end.encode()):
+            return
+        time.sleep(_LOOK_SECONDS)
+
+
+def _ends_with(path: str, text: bytes) -> bool:
+    try:
+        with Path(path).open("rb") as file:
+            # Threads of the CRT may log behind it.
+            file.seek(max(0, Path(path).stat().st_size - _TAIL))
+            return text in file.read()
+    except OSError:  # Somebody has taken it away.
+        return True
+
+
+def _silence() -> None:
+    # A thread of the parent may have held the lock of the log at the fork.
+    from awscrt.io import LogLevel, set_log_level
+
+    set_log_level(LogLevel.NoLogs)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _OK = 200
+# A native request that is still connecting takes many seconds to end.
+_CANCEL_SECONDS = 0.5
 
 
 @hookimpl
@@ -54,7 +56,7 @@ class CrtTransport:
         self._context = context
         self._runtime = CrtRuntime(context)
         self.live: set[CrtTransfer[Any]] = set()
-        self._watch = Watch(context.config, self.live, self._runtime)
+        self.watch = Watch(context.config, self.live, self._runtime)
         self.attempts = context.config.attempts
         self.on_retry = context.on_retry
         self.closed = False
@@ -87,7 +89,7 @@ class CrtTransport:
 
         session, request, receiver = self._context.session, transfer.request, transfer.receiver
         endpoint = session.endpoint(request.bucket)
-        transfer.host = endpoint.host
+        transfer.host, transfer.region = endpoint.host, endpoint.signing_region
         transfer.credentials = session.credentials(request.bucket)
         body = transfer.body.body if transfer.body is not None else None
         headers = request_headers(request, self._context, endpoint, body=body)
@@ -95,8 +97,8 @@ class CrtTransport:
         ranged = receiver.part_size is not None
         transfer.in_flight = len(self.live)
         transfer.begun_at = time.monotonic()
-        if not self._watch.is_looking:
-            self._watch.begin()
+        if not self.watch.is_looking:
+            self.watch.begin()
         native: S3Request = self._runtime.client(endpoint).make_request(
             type=S3RequestType.GET_OBJECT if ranged else S3RequestType.DEFAULT,
             operation_name=request.operation,
@@ -129,7 +131,7 @@ class CrtTransfer(Future[T]):
         self.body: BodyStream | None = None
         self._payload = body
         self.credentials: Credentials | None = None
-        self.host = ""
+        self.host = self.region = ""
         # When the attempt was begun, by the monotonic clock, and how many were in flight then.
         self.begun_at = math.inf
         self.in_flight = 0
@@ -140,6 +142,7 @@ class CrtTransfer(Future[T]):
         self._native: S3Request | None = None
         self._cancelled = False
         self._late = False
+        self._is_over = False
         self._waiting = False
         self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         # A native request must be kept until it is done.
@@ -156,19 +159,21 @@ class CrtTransfer(Future[T]):
         self.receiver.release()
         if native is not None:
             native.cancel()
-        if waiting:
-            # Callbacks never run on the thread that cancels.
-            timer.get().call_later(0, self._end_cancelled)
+        # Callbacks never run on the thread that cancels.
+        timer.get().call_later(0 if waiting else _CANCEL_SECONDS, self._end_cancelled)
         return True
 
-    def give_up(self, begun_at: float) -> None:
-        """Gives up the attempt that was begun then, because its answer has not come in time."""
+    def give_up(self, begun_at: float, error: S3Error | None = None) -> None:
+        """Gives up the attempt that was begun then, because no answer will come in time, or the transfer."""
         with self._lock:
             if self._native is None or self._late or self.begun_at != begun_at:
                 return
             self._late = True
             native = self._native
         native.cancel()
+        if error is not None:
+            error.attempts = self._attempts
+            self.fail(error)
 
     def on_done(
         self,
@@ -179,6 +184,12 @@ class CrtTransfer(Future[T]):
         **_: Any,
     ) -> None:
         """Ends an attempt; called on a thread of the CRT."""
+        with self._lock:
+            self._native, self._is_over = None, True
+        if self._has_ended:
+            return
+        if error is None or status_code is not None:
+            self._transport.watch.trusted.add(self.host)
         try:
             if self._cancelled:
                 raise TransferCancelledError("the transfer was cancelled")  # noqa: TRY301
@@ -192,6 +203,7 @@ class CrtTransfer(Future[T]):
                     error_body,
                     status_code,
                     host=self.host,
+                    region=self.region,
                     late=self._late,
                 )
                 # They may quote the headers of the request, and error trackers show what a frame holds.
@@ -217,7 +229,7 @@ class CrtTransfer(Future[T]):
                 return
             self._attempts += 1
             number = self._attempts
-            self._native, self._late = None, False
+            self._native, self._late, self._is_over = None, False, False
             self.receiver.begin()
             # The CRT leaves a stream where it has read to.
             self.body = BodyStream(self._payload) if self._payload else None
@@ -232,11 +244,11 @@ class CrtTransfer(Future[T]):
             raise
         with self._lock:
             # It may be over already, and the next one under way.
-            if self.done() or self._attempts != number or self._waiting:
+            if self._is_over or self._attempts != number:
                 return
             self._native = native
-            cancelled = self._cancelled
-        if cancelled:
+            unwanted = self._cancelled or self._has_ended
+        if unwanted:
             native.cancel()
 
     def _failed(self, error: S3Error) -> None:
@@ -310,7 +322,7 @@ class CrtTransfer(Future[T]):
             self.body.release()
         self._payload = None
         self._transport.live.discard(self)
-        self._native = None
+        # A native request that has not ended keeps this transfer, which has to keep it.
         self._has_ended = True
 
 

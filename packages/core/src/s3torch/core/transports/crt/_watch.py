@@ -14,17 +14,21 @@ import ctypes
 import heapq
 import itertools
 import logging
+import math
 import socket
 import struct
 import threading
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from s3torch.core._process import PerProcess
+from s3torch.core.errors import CertificateError
 from s3torch.core.ranges import MIB
+from s3torch.core.transports.crt._errors import distrust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -36,6 +40,8 @@ if TYPE_CHECKING:
 _SLOWEST_BYTES_PER_SECOND = 1 * MIB
 _MOST_TIMES_LONGER = 10
 _LOOKS_PER_TIMEOUT = 8
+# After so long without an answer the certificate of a server that has never answered is looked at.
+_SUSPICIOUS_SECONDS = 0.5
 _PORTS = {"http": 80, "https": 443}
 _OPEN_FILES = "/proc/self/fd"
 _FAMILIES = {socket.AF_INET, socket.AF_INET6}
@@ -55,12 +61,18 @@ class Watch:
     """Sets a deadline for every attempt, and gives up those that miss it or that nothing comes for."""
 
     def __init__(self, config: S3ClientConfig, live: set[CrtTransfer[Any]], runtime: CrtRuntime) -> None:
+        self._config = config
         self._timeout = config.read_timeout
         self._part_size = config.part_size
         self._live = live
         self._runtime = runtime
         self._moved: int | None = None
         self._moved_at = 0.0
+        # Since when the speed is measured, and how many bytes there were then.
+        self._measured_at = -math.inf
+        self._measured: int | None = None
+        # Hosts over TLS that have answered, or whose certificate is good, or is being looked at.
+        self.trusted: set[str] = set()
         # Read without the lock by whoever starts a transfer, which is in ``live`` already then.
         self.is_looking = False
         self._lock = threading.RLock()  # A signal handler may cancel or send in here.
@@ -83,14 +95,51 @@ class Watch:
             return
         now = time.monotonic()
         moved = moved_bytes(_ports(self._runtime.servers))
+        slow_since = self._measure(now, moved)
         if moved is None or moved != self._moved:
             self._moved, self._moved_at = moved, now
         for transfer in live:
             begun_at = transfer.begun_at
             silent_since = max(self._moved_at, begun_at)
-            if now - begun_at >= self._longest(transfer) or now - silent_since >= self._timeout:
+            if (
+                now - begun_at >= self._longest(transfer)
+                or now - silent_since >= self._timeout
+                or begun_at <= slow_since
+            ):
                 transfer.give_up(begun_at)
+            elif now - begun_at >= _SUSPICIOUS_SECONDS and transfer.host not in self.trusted:
+                self._ask_certificate(transfer.host)
         self.begin()
+
+    def _measure(self, now: float, moved: int | None) -> float:
+        """Returns since when fewer bytes have moved than is wanted; long ago if there were enough."""
+        since, seconds = self._measured_at, now - self._measured_at
+        slow = False
+        # Connections that end take their bytes with them; then it begins anew.
+        if moved is not None and self._measured is not None and moved >= (self._moved or 0):
+            if seconds < self._config.low_speed_time:
+                return -math.inf
+            slow = moved - self._measured < self._config.low_speed_limit * seconds
+        self._measured, self._measured_at = moved, now
+        return since if slow else -math.inf
+
+    def _ask_certificate(self, host: str) -> None:
+        """Finds out on another thread whether a host that does not answer is one to trust."""
+        self.trusted.add(host)
+        if ("https", host) in self._runtime.servers:
+            with suppress(RuntimeError):  # The interpreter is ending.
+                threading.Thread(target=self._judge, args=(host,), name="s3torch-tls", daemon=True).start()
+
+    def _judge(self, host: str) -> None:
+        reason = distrust(host, self._runtime.bundle, timeout=self._config.connect_timeout)
+        if reason is None:
+            return
+        self.trusted.discard(host)
+        for transfer in list(self._live):
+            if transfer.host == host:
+                error = CertificateError.of(f"https://{host}", reason.verify_message)
+                error.__cause__ = reason
+                transfer.give_up(transfer.begun_at, error)
 
     def _longest(self, transfer: CrtTransfer[Any]) -> float:
         """Returns how many seconds an attempt may take while bytes move."""

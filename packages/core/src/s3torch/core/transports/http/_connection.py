@@ -11,10 +11,11 @@ from s3torch.core.errors import S3ConnectionError, TruncatedError
 from s3torch.core.ranges import KIB, MIB
 from s3torch.core.requests._request import FIRST_ERROR_STATUS
 from s3torch.core.transports.http._messages import MAX_HEAD, ChunkedDecoder, ResponseHead, response_head
-from s3torch.core.transports.http._sockets import ByteSocket, StallTimer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from s3torch.core.transports.http._sockets import ByteSocket
 
 _RECEIVE = 16 * KIB
 # What a head may take besides a body that is received with it, and bodies up to which that is done.
@@ -24,6 +25,7 @@ _SMALL = 256 * KIB
 _SEND = 1 * MIB
 _HEAD_END = b"\r\n\r\n"
 _FIRST_FINAL_STATUS = 200
+_SWITCHING_PROTOCOLS = 101
 
 
 class StaleConnectionError(Exception):
@@ -41,7 +43,7 @@ class Connection:
         headers: What a proxy wants besides.
     """
 
-    def __init__(self, origin: tuple[str, str], connected: ByteSocket, timeout: float) -> None:
+    def __init__(self, origin: tuple[str, str], connected: ByteSocket) -> None:
         self.origin = origin
         self.reused = False
         self.idle_since = 0.0
@@ -49,7 +51,6 @@ class Connection:
         self.headers: tuple[tuple[str, str], ...] = ()
         self._pid = _process.here
         self._socket = connected
-        self._timeout = timeout
         # What was received beyond what was asked for.
         self._ahead = b""
         # How much is asked for with a head. Objects of a dataset are alike, so most answers come in one call.
@@ -99,6 +100,7 @@ class Connection:
             S3ConnectionError: The answer is malformed.
         """
         self._sent = self._received = False
+        self._socket.stall.expect_bytes()
         try:
             answer = self._send(head, body) or self._receive_final_head()
         except TimeoutError:
@@ -109,6 +111,7 @@ class Connection:
             raise
         if not self._sent and answer.status < FIRST_ERROR_STATUS:
             raise S3ConnectionError("the server has accepted a body before it had all of it")
+        self._socket.stall.expect_bytes()
         self._keeps_alive = answer.keeps_alive
         if not has_answer_body:
             self._keeps_alive = answer.may_be_kept
@@ -167,12 +170,11 @@ class Connection:
 
     def _send(self, head: bytes, body: memoryview | None) -> ResponseHead | None:
         """Sends a request; returns the head of an answer that came before the end."""
-        stall = StallTimer(self._timeout)
         try:
             if body is None or len(body) <= _RECEIVE:
-                answer = self._send_all(memoryview(head if body is None else b"".join((head, body))), stall)
+                answer = self._send_all(memoryview(head if body is None else b"".join((head, body))))
             else:
-                answer = self._send_all(memoryview(head), stall) or self._send_all(body, stall)
+                answer = self._send_all(memoryview(head)) or self._send_all(body)
         except TimeoutError:
             raise
         except OSError as exc:
@@ -184,20 +186,22 @@ class Connection:
         self._sent = answer is None
         return answer
 
-    def _send_all(self, data: memoryview, stall: StallTimer) -> ResponseHead | None:
+    def _send_all(self, data: memoryview) -> ResponseHead | None:
         start, size = 0, len(data)
         while start < size:
             with data[start : start + _SEND] as piece:
                 count = self._socket.send(piece)
-            stall.moved(count)
             start += count
             if start < size and self._socket.has_answer():
+                self._socket.stall.expect_head()
                 answer = self._receive_head()
                 if answer.status >= _FIRST_FINAL_STATUS:
                     return answer
+                self._socket.stall.expect_bytes()
         return None
 
     def _receive_final_head(self) -> ResponseHead:
+        self._socket.stall.expect_head()
         head = self._receive_head()
         while head.status < _FIRST_FINAL_STATUS:
             head = self._receive_head()
@@ -214,6 +218,8 @@ class Connection:
         if not 0 <= end <= MAX_HEAD:
             raise S3ConnectionError(f"the head of the answer is longer than {MAX_HEAD} bytes")
         head = response_head(self._ahead[:end])
+        if head.status == _SWITCHING_PROTOCOLS:
+            raise S3ConnectionError("the server has changed to another protocol, which nobody has asked for")
         self._ahead = self._ahead[end + len(_HEAD_END) :]
         return head
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import socket
+import ssl
 import threading
 import time
 import weakref
@@ -15,17 +16,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from s3torch.core.errors import ConfigurationError, S3ConnectionError
+from s3torch.core.errors import CertificateError, ConfigurationError, S3ConnectionError
 from s3torch.core.models import SecretText, hidden
 from s3torch.core.transports.http._connection import Connection
 from s3torch.core.transports.http._messages import MAX_HEAD, request_head, response_head
-from s3torch.core.transports.http._sockets import PlainSocket, TlsSocket, trusting_context
+from s3torch.core.transports.http._sockets import PlainSocket, StallTimer, TlsSocket, trusting_context
 
 if TYPE_CHECKING:
-    import ssl
-
-    from s3torch.core._config import S3ClientConfig
     from s3torch.core.models import BucketEndpoint
+    from s3torch.core.seam import TransportContext
     from s3torch.core.transports.http._messages import ResponseHead
 
 # S3 closes idle connections itself after some seconds more.
@@ -44,13 +43,12 @@ class Connections:
     """Hands out connections and takes them back; may be used by many threads at a time.
 
     Args:
-        config: The settings with the time-outs.
-        limit: How many idle connections are kept; those in use are as many as there are threads.
+        context: The settings, and whom to trust.
     """
 
-    def __init__(self, config: S3ClientConfig, limit: int) -> None:
-        self._maker = _ConnectionMaker(config)
-        self._limit = limit
+    def __init__(self, context: TransportContext) -> None:
+        self._maker = _ConnectionMaker(context)
+        self._limit = context.config.connections
         # In the order in which they were given back; the last one is the warmest.
         self._idle: list[Connection] = []
         # Where a client is dropped without being closed, its sockets must not be left to complain.
@@ -126,9 +124,8 @@ def _close_all(idle: list[Connection]) -> None:
 class _ConnectionMaker:
     """Makes connections; may be used by many threads at a time."""
 
-    def __init__(self, config: S3ClientConfig) -> None:
-        self._connect_timeout = config.connect_timeout
-        self._read_timeout = config.read_timeout
+    def __init__(self, context: TransportContext) -> None:
+        self._session, self._config = context.session, context.config
         self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         self._addresses: dict[str, _Addresses] = {}
         self._tls: ssl.SSLContext | None = None
@@ -143,7 +140,7 @@ class _ConnectionMaker:
         Raises:
             OSError: There is no connection to be had in time.
         """
-        deadline = time.monotonic() + self._connect_timeout
+        deadline = time.monotonic() + self._config.connect_timeout
         proxy = _Proxy.of_environment(scheme, host)
         if proxy is None:
             connected = self._connect_tcp(scheme, host, deadline)
@@ -151,13 +148,16 @@ class _ConnectionMaker:
             connected = self._connect_tcp("http", proxy.host, deadline)
         try:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            plain = PlainSocket(connected, max(0.001, deadline - time.monotonic()))
+            plain = PlainSocket(connected, StallTimer(max(0.001, deadline - time.monotonic())))
+            plain.stall.expect_head()
             secure = self._secure(plain, host, proxy) if scheme == "https" else None
-            plain.set_timeout(self._read_timeout)
+            config = self._config
+            timer = StallTimer(config.read_timeout, config.low_speed_limit, config.low_speed_time)
+            (secure or plain).use(timer)
         except BaseException:
             connected.close()
             raise
-        connection = Connection((scheme, host), secure or plain, self._read_timeout)
+        connection = Connection((scheme, host), secure or plain)
         if proxy is not None and secure is None:
             connection.target_prefix, connection.headers = f"{scheme}://{host}", proxy.headers
         return connection
@@ -167,7 +167,10 @@ class _ConnectionMaker:
         if proxy is not None:
             has_port = urlsplit(f"//{host}").port is not None
             proxy.open_tunnel(plain, host if has_port else f"{host}:{_PORTS['https']}")
-        return TlsSocket(plain, self._tls_context(), name)
+        try:
+            return TlsSocket(plain, self._tls_context(), name)
+        except ssl.SSLCertVerificationError as exc:
+            raise CertificateError.of(f"https://{host}", exc.verify_message) from exc
 
     def _connect_tcp(self, scheme: str, host: str, deadline: float) -> socket.socket:
         """Tries the addresses of a host, the next one first, while there is time."""
@@ -202,7 +205,7 @@ class _ConnectionMaker:
     def _tls_context(self) -> ssl.SSLContext:
         with self._lock:
             if self._tls is None:
-                self._tls = trusting_context()
+                self._tls = trusting_context(self._session.ca_bundle)
             return self._tls
 
 

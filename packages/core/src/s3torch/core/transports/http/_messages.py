@@ -19,7 +19,8 @@ _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: .*)?")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _WITHOUT_BODY = {204, 304}
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?")
-_LENGTH = re.compile(r"[0-9]{1,30}")
+# Of 2 ** 63, as sizes of files have it.
+_LENGTH = re.compile(r"[0-9]{1,19}")
 _MAX_LINE = 16 * 1024
 
 
@@ -85,7 +86,10 @@ def response_head(data: bytes) -> ResponseHead:
     options = headers.get("connection", "").lower()
     keeps_alive = "close" not in options and (found[1] == "1" or "keep-alive" in options)
     is_chunked = _is_chunked(headers)
-    length = 0 if status in _WITHOUT_BODY else None if is_chunked else _length(headers)
+    told = _length(headers)
+    if told is not None:
+        headers["content-length"] = str(told)
+    length = 0 if status in _WITHOUT_BODY else None if is_chunked else told
     ends = is_chunked or length is not None
     return ResponseHead(status, headers, keeps_alive and ends, is_chunked, length, may_be_kept=keeps_alive)
 
@@ -118,10 +122,8 @@ def _length(headers: dict[str, str]) -> int | None:
     told = headers.get("content-length")
     if told is None:
         return None
-    if _LENGTH.fullmatch(told):
-        return int(told)
     # A length that is told twice in the same way is one; two lengths are none.
-    (length, *others) = {part.strip() for part in told.split(",")}
+    (length, *others) = {part.strip() for part in told.split(",")} if "," in told else (told,)
     if others or not _LENGTH.fullmatch(length):
         raise S3ConnectionError(f"the answer has no usable length: {told[:60]!r}")
     return int(length)

@@ -1,8 +1,8 @@
 """Sockets as the ``http`` transport uses them, plain and with TLS, with few calls for many bytes.
 
 A socket stays in blocking mode and the kernel keeps its time, so one call without the interpreter's
-lock moves megabytes. The calls raise ``TimeoutError`` when no byte has moved for long enough,
-and ``OSError`` when the connection is broken. Only ``interrupt`` may be called by another thread.
+lock moves megabytes. The calls raise ``TimeoutError`` where their ``StallTimer`` says so, and ``OSError``
+when the connection is broken. Only ``interrupt`` may be called by another thread.
 
 Python's own TLS sockets make several system calls for each record of 16 KiB. Here the kernel hands over many
 records at a time, and they are decrypted straight into the caller's memory.
@@ -10,7 +10,7 @@ records at a time, and they are decrypted straight into the caller's memory.
 
 from __future__ import annotations
 
-import os
+import math
 import select
 import socket
 import ssl
@@ -23,11 +23,10 @@ from typing import Protocol
 from s3torch.core.errors import TransportError
 from s3torch.core.ranges import KIB
 
-# How often a send that makes no way looks whether there is an answer already.
+# How often a call that makes no way comes back: a send looks then whether there is an answer already.
 _TICK_SECONDS = 1.0
-# For so long after everything was received it is not worth a call to look whether the other side has left:
-# if it has, the next request tells.
-_FRESH_SECONDS = 1.0
+# The kernel keeps time less exactly than this side counts.
+_NEARLY = 0.999
 # TLS: what is received and sent at a time, and the largest record.
 _RECEIVE = 128 * KIB
 _SEND = 64 * KIB
@@ -36,6 +35,12 @@ _RECORD = 16 * KIB
 
 class ByteSocket(Protocol):
     """A connected socket."""
+
+    stall: StallTimer
+
+    def use(self, stall: StallTimer) -> None:
+        """Sets what ends calls that take too long."""
+        ...
 
     def send(self, data: bytes | memoryview) -> int:
         """Sends some bytes and returns how many; 0 if it could not for a short time, and has to again."""
@@ -66,62 +71,112 @@ class ByteSocket(Protocol):
         ...
 
 
+class StallTimer:
+    """Ends what takes too long: nothing moves, a head does not come to its end, bytes come too slowly.
+
+    Args:
+        timeout: Seconds in which no byte moves, or a head is not whole.
+        low_speed_limit: Bytes a second that have to move, on average; 0 for any number.
+        low_speed_time: Seconds over which that is measured.
+
+    Attributes:
+        tick: Seconds after which a call that waits in vain has to tell.
+    """
+
+    def __init__(self, timeout: float, low_speed_limit: int = 0, low_speed_time: float = math.inf) -> None:
+        self._timeout = timeout
+        self._limit, self._seconds = low_speed_limit, low_speed_time if low_speed_limit else math.inf
+        self.tick = min(timeout / math.ceil(timeout / _TICK_SECONDS), self._seconds)
+        self._silent = 0.0
+        self.expect_bytes()
+
+    def expect_head(self) -> None:
+        """Begins to wait for a head, all of which has to come in time."""
+        self._until, self._least = time.monotonic() + self._timeout, math.inf
+        self._silent = self._moved = 0
+
+    def expect_bytes(self) -> None:
+        """Begins to wait for bytes, or to send them."""
+        self._until, self._least = time.monotonic() + self._seconds, self._limit * self._seconds
+        self._silent = self._moved = 0
+
+    def moved(self, count: int) -> None:
+        """Takes note that a call has moved so many bytes: 0 if it has waited for a tick in vain.
+
+        Raises:
+            TimeoutError: It takes too long.
+        """
+        if count:
+            self._silent = 0
+        else:
+            self._silent += self.tick
+            if self._silent > self._timeout * _NEARLY:
+                raise TimeoutError(f"no byte has moved for {self._timeout:g} seconds")
+        self._moved += count
+        if time.monotonic() < self._until:
+            return
+        if self._least == math.inf:
+            raise TimeoutError(f"the answer has not begun within {self._timeout:g} seconds")
+        if self._moved < self._least:
+            raise TimeoutError(
+                f"fewer than {self._limit} bytes a second have moved for {self._seconds:g} seconds"
+            )
+        self.expect_bytes()
+
+
 class PlainSocket:
     """A TCP connection.
 
     Args:
         connected: The socket.
-        timeout: Seconds without a byte after which a call gives up; within a call that has received some, the
-            same again.
+        stall: What ends calls that take too long.
     """
 
-    def __init__(self, connected: socket.socket, timeout: float) -> None:
+    def __init__(self, connected: socket.socket, stall: StallTimer) -> None:
         self._socket = connected
-        # When a call received less than it could have, so that nothing was left; 0 after any other call.
-        self._drained_at = 0.0
         connected.settimeout(None)
-        self.set_timeout(timeout)
+        self.use(stall)
         self._poll = select.poll()
         self._poll.register(connected, select.POLLIN)
 
-    def set_timeout(self, timeout: float) -> None:
-        """Sets the stall timeout."""
-        self._timeout = timeout
-        tick = min(timeout, _TICK_SECONDS)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(timeout))
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(tick))
+    def use(self, stall: StallTimer) -> None:
+        """Sets what ends calls that take too long."""
+        self.stall = stall
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, _timeval(stall.tick))
 
     def send(self, data: bytes | memoryview) -> int:
         """Waits until the kernel has taken all of it, or for a tick."""
         try:
-            return self._socket.send(data)
+            count = self._socket.send(data)
         except BlockingIOError:
-            return 0
+            count = 0
+        self.stall.moved(count)
+        return count
 
     def receive(self, limit: int, *, whole: bool = False) -> bytes:
         """Receives bytes."""
-        try:
-            data = self._socket.recv(limit, socket.MSG_WAITALL if whole else 0)
-        except BlockingIOError:
-            raise _stalled(self._timeout) from None
-        self._drained_at = time.monotonic() if 0 < len(data) < limit and not whole else 0.0
-        return data
+        while True:
+            try:
+                data = self._socket.recv(limit, socket.MSG_WAITALL if whole else 0)
+            except BlockingIOError:
+                self.stall.moved(0)
+            else:
+                if data:
+                    self.stall.moved(len(data))
+                return data
 
-    def receive_into(self, view: memoryview) -> int:
-        """Fills memory, unless the end or a stall comes first."""
-        self._drained_at = 0.0
-        try:
-            return self._socket.recv_into(view, 0, socket.MSG_WAITALL)
-        except BlockingIOError:
-            raise _stalled(self._timeout) from None
-
-    def receive_some(self, view: memoryview) -> int:
-        """Receives what is there into memory, at least a byte unless the end comes first."""
-        self._drained_at = 0.0
-        try:
-            return self._socket.recv_into(view)
-        except BlockingIOError:
-            raise _stalled(self._timeout) from None
+    def receive_into(self, view: memoryview, *, whole: bool = True) -> int:
+        """Fills memory, unless the end or a stall comes first; or takes what is there, at least a byte."""
+        while True:
+            try:
+                count = self._socket.recv_into(view, 0, socket.MSG_WAITALL if whole else 0)
+            except BlockingIOError:
+                self.stall.moved(0)
+            else:
+                if count:
+                    self.stall.moved(count)
+                return count
 
     def has_answer(self) -> bool:
         """Whether there are bytes to receive, or the end."""
@@ -129,7 +184,7 @@ class PlainSocket:
 
     def is_alive(self) -> bool:
         """An idle connection has nothing to say; if it does, that is its end or no answer to anything."""
-        return time.monotonic() - self._drained_at < _FRESH_SECONDS or not self.has_answer()
+        return not self.has_answer()
 
     def interrupt(self) -> None:
         """Ends the connection."""
@@ -141,34 +196,6 @@ class PlainSocket:
         # A forked child may have inherited the descriptor; the server shall know nevertheless.
         self.interrupt()
         self._socket.close()
-
-
-class StallTimer:
-    """Measures for how long no byte has moved.
-
-    Args:
-        timeout: Seconds after which that is too long.
-    """
-
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
-        self._since = time.monotonic()
-
-    def moved(self, count: int) -> None:
-        """Takes note that so many bytes have moved.
-
-        Raises:
-            TimeoutError: None has for too long.
-        """
-        now = time.monotonic()
-        if count:
-            self._since = now
-        elif now - self._since >= self._timeout:
-            raise _stalled(self._timeout)
-
-
-def _stalled(timeout: float) -> TimeoutError:
-    return TimeoutError(f"no byte has moved for {timeout:g} seconds")
 
 
 def _timeval(seconds: float) -> bytes:
@@ -190,6 +217,7 @@ class TlsSocket:
 
     def __init__(self, plain: PlainSocket, context: ssl.SSLContext, name: str) -> None:
         self._plain = plain
+        self.stall = plain.stall
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
         self._cipher = memoryview(bytearray(_RECEIVE))
@@ -201,6 +229,11 @@ class TlsSocket:
         self.interrupt = plain.interrupt
         self.close = plain.close
         self._shake_hands()
+
+    def use(self, stall: StallTimer) -> None:
+        """Sets what ends calls that take too long."""
+        self.stall = stall
+        self._plain.use(stall)
 
     def send(self, data: bytes | memoryview) -> int:
         """Sends some records; 0 means that the same has to be sent again."""
@@ -269,7 +302,7 @@ class TlsSocket:
 
     def _feed(self) -> None:
         """Receives some records."""
-        count = self._plain.receive_some(self._cipher)
+        count = self._plain.receive_into(self._cipher, whole=False)
         if not count:
             raise ConnectionResetError("the server closed the connection without saying so in TLS")
         self._incoming.write(self._cipher[:count])
@@ -295,19 +328,16 @@ class TlsSocket:
             data = data[self._plain.send(data) :]
 
 
-def trusting_context() -> ssl.SSLContext:
-    """Makes the context that trusts the bundle of the environment, else what this machine trusts.
+def trusting_context(bundle: str | None) -> ssl.SSLContext:
+    """Makes the context that trusts a bundle of certificates, or what this machine trusts.
 
     Raises:
         TransportError: The bundle cannot be used.
     """
-    # As botocore does.
-    variable = "AWS_CA_BUNDLE" if os.environ.get("AWS_CA_BUNDLE") else "REQUESTS_CA_BUNDLE"
-    bundle = os.environ.get(variable) or None
     try:
         context = ssl.create_default_context(cafile=bundle or _own_bundle())
     except OSError as exc:
-        raise TransportError(f"{variable}={bundle} cannot be used: {exc}") from exc
+        raise TransportError(f"the certificates in {bundle} (ca_bundle) cannot be used: {exc}") from exc
     context.set_alpn_protocols(["http/1.1"])
     return context
 

@@ -282,10 +282,7 @@ class Download(Generic[T]):
             self._collect(connection, length)
         else:
             if self._memory is None:
-                try:
-                    self._memory = new_bytes(length)
-                except (MemoryError, OverflowError) as exc:
-                    raise S3Error(f"there is no memory for the {length} bytes that are announced") from exc
+                self._memory = _memory_for(length)
             self._fill(connection, self._memory[1], length)
         connection.end_body()
         return self._result()
@@ -385,3 +382,11 @@ class Download(Generic[T]):
 
     def _truncated(self, length: int) -> TruncatedError:
         return TruncatedError(f"got {self._received} of {length} bytes")
+
+
+def _memory_for(length: int) -> tuple[bytes, memoryview]:
+    """Makes memory for a body whose length is what the server says."""
+    try:
+        return new_bytes(length)
+    except (MemoryError, OverflowError, SystemError) as exc:
+        raise S3Error(f"there is no memory for the {length} bytes that the answer announces") from exc

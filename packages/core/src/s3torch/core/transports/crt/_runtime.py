@@ -22,18 +22,18 @@ import os
 import threading
 import time
 import weakref
-from contextlib import suppress
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s3torch.core._process import PerProcess, abandon
+from s3torch.core._process import PerProcess
 from s3torch.core._resources import GBPS_PER_CONNECTION, throughput_share
 from s3torch.core.errors import TransportError
 from s3torch.core.transports._signing import make_signing_config
+from s3torch.core.transports.crt._connections import natives
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Hashable
 
     from awscrt.auth import AwsSigningConfig
     from awscrt.io import ClientBootstrap
@@ -41,14 +41,13 @@ if TYPE_CHECKING:
 
     from s3torch.core.models import BucketEndpoint, Credentials
     from s3torch.core.seam import TransportContext
+    from s3torch.core.transports.crt._connections import SharedClient
 
 # The smallest that the CRT takes. What is in flight is bounded by s3torch; this only must not be in its way.
 _CRT_MEMORY_LIMIT = 1 << 30
 _MAX_EVENT_LOOPS = 8
 # One for each pair of keys and endpoint; directory buckets have keys of their own.
 _MAX_SIGNING_CONFIGS = 64
-_ENDING_SECONDS = 2.0
-_LAST_THREAD_SECONDS = 0.05
 _LEVEL = "S3TORCH_CRT_LOG"
 _FOLDER = "S3TORCH_CRT_LOG_DIR"
 _LEVELS = {
@@ -91,7 +90,7 @@ class CrtRuntime:
             config.connect_timeout,
             self.bundle,
         )
-        self._clients: dict[Hashable, S3Client] = {}
+        self._clients: dict[Hashable, SharedClient] = {}
         # Scheme and host of each.
         self.servers: set[tuple[str, str]] = set()
         # Also where a transport is dropped without being closed.
@@ -99,7 +98,7 @@ class CrtRuntime:
         self._signing: dict[tuple[Credentials, str, str, bool], AwsSigningConfig] = {}
         self._bootstrap = _bootstrap.get()
 
-    def client(self, endpoint: BucketEndpoint) -> S3Client:
+    def client(self, endpoint: BucketEndpoint) -> SharedClient:
         """Returns the native client of a host; a native client knows just one host and port."""
         kind = (endpoint.scheme, endpoint.host, endpoint.signing_region, *self._settings)
         client = self._clients.get(kind)
@@ -107,7 +106,11 @@ class CrtRuntime:
             with self._lock:
                 client = self._clients.get(kind)
                 if client is None:
-                    client = natives.take(kind, lambda: self._make_client(endpoint))
+                    client = natives.take(
+                        kind,
+                        lambda: self._make_client(endpoint),
+                        limit=self._context.config.connections,
+                    )
                     self._clients[kind] = client
                     self.servers.add((endpoint.scheme, endpoint.host))
         return client
@@ -142,7 +145,7 @@ class CrtRuntime:
     def close(self) -> None:
         """Lets go of the native clients; they end when their last request has."""
         with self._lock:
-            natives.let_go(self._clients, os.getpid())
+            natives.let_go(self._clients, os.getpid(), at_once=True)
             self._signing.clear()
 
     def _make_client(self, endpoint: BucketEndpoint) -> S3Client:
@@ -236,66 +239,6 @@ def _tls_options(host: str, bundle: str | None) -> Any:
         raise TransportError(f"the certificates in {bundle} (ca_bundle) cannot be used: {exc}") from exc
     connection.set_server_name(host.rpartition(":")[0] or host)
     return connection
-
-
-class NativeClients:
-    """Makes native clients and lets go of them."""
-
-    def __init__(self) -> None:
-        # Whether this process, or one that it was forked from, has had native clients.
-        self._had_any = False
-        self._begin(ends=True)
-
-    def _begin(self, *, ends: bool) -> None:
-        self._ends = ends
-        self._made: list[tuple[weakref.ref[S3Client], threading.Event]] = []
-        self._kept: dict[Hashable, list[S3Client]] = {}
-
-    def take(self, kind: Hashable, make: Callable[[], S3Client]) -> S3Client:
-        """Returns a client of this kind: one that was kept, or another."""
-        # Without a lock: finalizers give clients back.
-        with suppress(KeyError, IndexError):
-            return self._kept[kind].pop()
-        client = make()
-        self._had_any = True
-        self._made.append((weakref.ref(client), client.shutdown_event))
-        return client
-
-    def let_go(self, clients: dict[Hashable, S3Client], process: int) -> None:
-        """Empties a mapping of clients by kind; they end when their last request has, or are kept.
-
-        Args:
-            clients: The clients.
-            process: The process that made them; in another they are left alone.
-        """
-        if process != os.getpid():
-            abandon(clients)
-            return
-        while clients:
-            kind, client = clients.popitem()
-            if not self._ends:
-                self._kept.setdefault(kind, []).append(client)
-
-    def before_fork(self) -> None:
-        """Lets clients that nobody holds any more come to their end."""
-        ending = [made for made in list(self._made) if made[0]() is None]
-        for made in ending:
-            made[1].wait(_ENDING_SECONDS)
-            self._made.remove(made)
-        if ending:
-            # The CRT tells of the end before the last of its threads is gone, which may still hold locks.
-            time.sleep(_LAST_THREAD_SECONDS)
-
-    def after_fork_in_child(self) -> None:
-        """Forgets the parent's clients without touching them."""
-        abandon(self._kept)
-        self._begin(ends=not self._had_any)
-
-
-natives = NativeClients()
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=natives.before_fork, after_in_child=natives.after_fork_in_child)
 
 
 class NativeLog:

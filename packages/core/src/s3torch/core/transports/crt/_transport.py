@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core.errors import S3Error, TransferCancelledError, TruncatedError
 from s3torch.core.plugins import hookimpl
+from s3torch.core.ranges import MIB
 from s3torch.core.requests import Answer, body_of, request_headers, request_target
 from s3torch.core.transports._retries import decide_retry, tell_retry
 from s3torch.core.transports.crt._errors import NO_RANGE, error_of
@@ -33,12 +34,15 @@ if TYPE_CHECKING:
     from s3torch.core.models import Credentials
     from s3torch.core.requests import Request
     from s3torch.core.seam import TransportContext
+    from s3torch.core.transports.crt._connections import Turns
 
 T = TypeVar("T")
 
 _OK = 200
 # A native request that is still connecting takes many seconds to end.
 _CANCEL_SECONDS = 0.5
+# Transfers from this size on are bounded by whoever starts them.
+_LARGE = 1 * MIB
 
 
 @hookimpl
@@ -67,8 +71,15 @@ class CrtTransport:
         """Starts a request."""
         if self.closed:
             raise ValueError("the transport is closed")
-        transfer = CrtTransfer(request, body_of(request, body), into, self)
-        transfer.attempt()
+        payload = body_of(request, body)
+        turns = None
+        if len(request.byte_range or payload or ()) < _LARGE:
+            with suppress(S3Error):  # The transfer raises it.
+                # Keys that are due are renewed here, and not on the thread of the CRT that gives a turn.
+                self._context.session.credentials(request.bucket)
+                turns = self._runtime.client(self._context.session.endpoint(request.bucket)).turns
+        transfer = CrtTransfer(request, payload, into, self)
+        transfer.begin(turns)
         return transfer
 
     def close(self) -> None:
@@ -99,7 +110,7 @@ class CrtTransport:
         transfer.begun_at = time.monotonic()
         if not self.watch.is_looking:
             self.watch.begin()
-        native: S3Request = self._runtime.client(endpoint).make_request(
+        native: S3Request = self._runtime.client(endpoint).native.make_request(
             type=S3RequestType.GET_OBJECT if ranged else S3RequestType.DEFAULT,
             operation_name=request.operation,
             request=HttpRequest(
@@ -144,9 +155,31 @@ class CrtTransfer(Future[T]):
         self._late = False
         self._is_over = False
         self._waiting = False
+        self._turns: Turns | None = None
         self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         # A native request must be kept until it is done.
         transport.live.add(self)
+
+    def begin(self, turns: Turns | None) -> None:
+        """Sends the first attempt, now or when it is its turn."""
+        if turns is None:
+            self.attempt()
+        else:
+            self._waiting = True
+            turns.enter(lambda: self._take_turn(turns))
+
+    def _take_turn(self, turns: Turns) -> None:
+        self._turns = turns
+        if self._has_ended:
+            self._give_turn_back()
+        else:
+            self.attempt()
+
+    def _give_turn_back(self) -> None:
+        with self._lock:
+            turns, self._turns = self._turns, None
+        if turns is not None:
+            turns.leave()
 
     def cancel(self) -> bool:
         """Asks the CRT to stop; the transfer then fails with ``TransferCancelledError``."""
@@ -324,6 +357,7 @@ class CrtTransfer(Future[T]):
         self._transport.live.discard(self)
         # A native request that has not ended keeps this transfer, which has to keep it.
         self._has_ended = True
+        self._give_turn_back()
 
 
 class Receiver:

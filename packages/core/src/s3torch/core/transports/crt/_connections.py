@@ -1,0 +1,223 @@
+"""How many connections there are: native clients are shared and kept, and small requests take turns.
+
+The CRT opens a connection for every request that finds none idle, and a handshake costs more processor time
+than a small object. So requests wait for a turn, and whether more turns pay is tried out.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from s3torch.core._process import abandon
+from s3torch.core.transports.crt._watch import timer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from awscrt.s3 import S3Client
+
+_FEWEST = 8
+_MORE = 3
+# How much faster answers must come with so many more in flight: much, for a busy machine is uneven.
+_GAIN = 1.6
+_ENOUGH_ANSWERS = 128
+_ENOUGH_SECONDS = 0.1
+# After so many answers more are tried again.
+_HOLD = 4000
+_STALL_SECONDS = 0.25
+# S3 closes idle connections after some seconds itself.
+_KEPT_SECONDS = 15.0
+_ENDING_SECONDS = 2.0
+_LAST_THREAD_SECONDS = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class SharedClient:
+    """A native client, and the turns of the small requests that it is sent."""
+
+    native: S3Client
+    turns: Turns
+
+
+class NativeClients:
+    """The native clients of a process: those who ask for the same kind share one, and its connections.
+
+    A client that nobody holds any more is kept for a while, because the next dataset or checkpoint of the
+    same settings would have to connect again.
+    """
+
+    def __init__(self) -> None:
+        # Whether this process, or one that it was forked from, has had native clients.
+        self._had_any = False
+        self._begin(ends=True)
+
+    def _begin(self, *, ends: bool) -> None:
+        self._ends = ends
+        self._made: list[tuple[weakref.ref[S3Client], threading.Event]] = []
+        self._shared: WeakValueDictionary[Hashable, SharedClient] = WeakValueDictionary()
+        # With the time until which they are kept.
+        self._kept: dict[Hashable, tuple[SharedClient, float]] = {}
+        self._lock = threading.RLock()  # A signal handler may cancel or send in here.
+
+    def take(self, kind: Hashable, make: Callable[[], S3Client], *, limit: int) -> SharedClient:
+        """Returns the client of this kind."""
+        with self._lock:
+            client = self._shared.get(kind)
+            if client is None:
+                native = make()
+                client = self._shared[kind] = SharedClient(native, Turns(limit))
+                self._had_any = True
+                self._made.append((weakref.ref(native), native.shutdown_event))
+                if len(self._shared) == 1:
+                    self._end_kept()
+        return client
+
+    def let_go(self, clients: dict[Hashable, SharedClient], process: int, *, at_once: bool = False) -> None:
+        """Empties a mapping of clients by kind; those that nobody else holds end when their last request has.
+
+        Without a lock: finalizers call it.
+
+        Args:
+            clients: The clients.
+            process: The process that made them; in another they are left alone.
+            at_once: Whether they end now, and not after a while.
+        """
+        if process != os.getpid():
+            abandon(clients)
+            return
+        while clients:
+            kind, client = clients.popitem()
+            if not self._ends:
+                self._kept[kind] = client, math.inf
+            elif at_once:
+                self._kept.pop(kind, None)
+            else:
+                self._kept[kind] = client, time.monotonic() + _KEPT_SECONDS
+
+    def _end_kept(self) -> None:
+        """Lets go of those whose time is over; a finalizer could not start the thread that calls this."""
+        now = time.monotonic()
+        for kind, (_, until) in list(self._kept.items()):
+            if until <= now:
+                self._kept.pop(kind, None)
+        if self._shared:
+            timer.get().call_later(_KEPT_SECONDS, self._end_kept)
+
+    def before_fork(self) -> None:
+        """Lets clients that nobody holds any more come to their end."""
+        ending = [made for made in list(self._made) if made[0]() is None]
+        for made in ending:
+            made[1].wait(_ENDING_SECONDS)
+            self._made.remove(made)
+        if ending:
+            # The CRT tells of the end before the last of its threads is gone, which may still hold locks.
+            time.sleep(_LAST_THREAD_SECONDS)
+
+    def after_fork_in_child(self) -> None:
+        """Forgets the parent's clients without touching them."""
+        abandon(self._kept)
+        self._begin(ends=not self._had_any)
+
+
+natives = NativeClients()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=natives.before_fork, after_in_child=natives.after_fork_in_child)
+
+
+class Turns:
+    """Starts small transfers in their order, a few at a time.
+
+    While others wait, the rate of answers is measured, and then that with three times as many in flight,
+    which stay if answers come much faster. Where no answer comes for a while, more get their turn at once:
+    some may be stuck.
+
+    Args:
+        limit: The most that are in flight.
+        clock: Tells the seconds.
+    """
+
+    def __init__(self, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.count = min(_FEWEST, limit)
+        self._limit = limit
+        self._clock = clock
+        self._in_flight = 0
+        self._waiting: deque[Callable[[], object]] = deque()
+        # The count before, and the answers per second that it brought.
+        self._proven: tuple[int, float] | None = None
+        self._answers = 0
+        self._measured_from = self._answered_at = 0.0
+        self._is_looking = False
+        self._lock = threading.RLock()  # A signal handler may cancel or send in here.
+        self._here = threading.local()
+
+    def enter(self, start: Callable[[], object]) -> None:
+        """Calls ``start`` when it is its turn: now, or on the thread that ends another transfer."""
+        with self._lock:
+            self._waiting.append(start)
+        self._start()
+
+    def leave(self) -> None:
+        """Gives a turn back."""
+        with self._lock:
+            self._in_flight -= 1
+            self._answered(self._clock())
+        self._start()
+
+    def _answered(self, now: float) -> None:
+        self._answered_at = now
+        self._answers += 1
+        measured = self._answers - self.count
+        if not self._waiting:
+            self._answers = min(self._answers, 0)  # Fewer are asked for than might be in flight.
+        elif not measured:
+            self._measured_from = now  # Connections are open by now.
+        elif measured >= 2 * self.count and self.count < self._limit:
+            seconds = now - self._measured_from
+            if measured >= _ENOUGH_ANSWERS or seconds >= _ENOUGH_SECONDS:
+                self._judge(measured / max(seconds, 1e-9))
+
+    def _judge(self, rate: float) -> None:
+        self._answers = 0
+        if self._proven is None or rate > _GAIN * self._proven[1]:
+            self._proven = self.count, rate
+            self.count = min(_MORE * self.count, self._limit)
+        else:
+            self.count = self._proven[0]
+            self._proven, self._answers = None, -_HOLD
+
+    def _start(self) -> None:
+        if getattr(self._here, "is_starting", False):
+            return  # A transfer that has failed at once: the loop below goes on.
+        self._here.is_starting = True
+        try:
+            while (start := self._next()) is not None:
+                start()
+        finally:
+            self._here.is_starting = False
+
+    def _next(self) -> Callable[[], object] | None:
+        with self._lock:
+            if self._waiting and self._in_flight < self.count:
+                self._in_flight += 1
+                return self._waiting.popleft()
+            if self._waiting and not self._is_looking and self.count < self._limit:
+                self._is_looking = True
+                timer.get().call_later(_STALL_SECONDS, self._look)
+        return None
+
+    def _look(self) -> None:
+        with self._lock:
+            self._is_looking = False
+            if self._clock() - self._answered_at >= _STALL_SECONDS:
+                self.count = min(_MORE * self.count, self._limit)
+                self._proven, self._answers = None, -_HOLD
+        self._start()

@@ -221,3 +221,29 @@ def test_torch_reads_and_writes_with_a_request_for_each_part(wire):
             torch.save({"a": torch.ones(3)}, writer)
         assert wire.methods == ["PUT"]
     assert torch.equal(torch.load(io.BytesIO(wire.get("new.pt")))["a"], torch.ones(3))
+
+
+def test_no_room_for_a_file_to_map(python):
+    """The error says how to do without."""
+    done = python(
+        """
+        import resource
+        import torch
+        from s3torch.core import S3Checkpoint, S3ClientConfig, S3Error
+        from s3torch.testing import MemoryStore
+
+        MemoryStore.at("http://room").create_bucket("bucket")
+        config = S3ClientConfig(transport="memory", endpoint="http://room")
+        checkpoint = S3Checkpoint("us-east-1", s3client_config=config)
+        with checkpoint.writer("s3://bucket/key") as writer:
+            torch.save(torch.zeros(2**20), writer)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.RLIM_INFINITY))
+        try:
+            checkpoint.load("s3://bucket/key", mmap=True)
+        except S3Error as error:
+            print(error)
+        assert checkpoint.load("s3://bucket/key", mmap=False).numel() == 2**20
+        """
+    )
+    assert "s3://bucket/key" in done.stdout
+    assert "mmap=False" in done.stdout

@@ -6,7 +6,7 @@ import mmap
 import os
 import tempfile
 import zipfile
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
@@ -269,9 +269,11 @@ def _downloaded(source: RangeSource) -> Iterator[str]:
         # Its answer tells the size; the others then start at once.
         first = source.start(0, source.part_size).wait()
     size = source.known_size or 0
-    with _new_file(size) as (descriptor, path):
+    with ExitStack() as stack:
+        with _room(source, size):
+            descriptor, path = stack.enter_context(_new_file(size))
         if size:
-            with _mapped(descriptor, size) as view:
+            with _room(source, size), _mapped(descriptor, size) as view:
                 view[: len(first)] = first
                 receive(source, _wanted(descriptor, view, len(first), source.part_size))
         yield path
@@ -284,6 +286,22 @@ def _wanted(descriptor: int, view: memoryview, start: int, part_size: int) -> It
             # an error here and no signal later.
             os.posix_fallocate(descriptor, part.start, len(part))
         yield Wanted(part.start, part.stop, view[part.start : part.stop])
+
+
+@contextmanager
+def _room(source: RangeSource, size: int) -> Iterator[None]:
+    """Says what to do where neither memory nor a disk takes the file."""
+    try:
+        yield
+    except S3Error:
+        raise
+    except OSError as exc:
+        raise S3Error(
+            f"no room for a file of {size} bytes to map ({exc.strerror}); load it with mmap=False",
+            operation="GetObject",
+            bucket=source.bucket,
+            key=source.key,
+        ) from exc
 
 
 @contextmanager

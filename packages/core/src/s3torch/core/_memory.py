@@ -14,8 +14,9 @@ import threading
 import time
 from collections import deque
 
-from s3torch.core._process import PerProcess
+from s3torch.core._process import PerProcess, start_thread
 from s3torch.core._resources import available_memory, processes_on_node
+from s3torch.core.errors import S3Error
 from s3torch.core.ranges import GIB, MIB
 
 __all__ = [
@@ -180,7 +181,10 @@ class BufferPool:
             finally:
                 self._lock.release()
             if starts:
-                threading.Thread(target=self._watch, name="s3torch-pool", daemon=True).start()
+                try:
+                    start_thread(self._watch, name="s3torch-pool")
+                except S3Error:  # Then they are freed with the process.
+                    self._is_watched = False
 
     def _keep_returned(self) -> None:
         while self._returned:
@@ -233,7 +237,12 @@ def advise_huge_pages(pages: mmap.mmap) -> None:
 def _new_buffer(size: int) -> memoryview:
     if size < _HUGE_PAGE:
         return memoryview(bytearray(size))
-    pages = mmap.mmap(-1, size)
+    try:
+        pages = mmap.mmap(-1, size)
+    except OSError as exc:
+        raise MemoryError(
+            f"no memory for a buffer of {size} bytes ({exc.strerror}); lower memory_limit or part_size"
+        ) from exc
     advise_huge_pages(pages)
     return memoryview(pages)
 

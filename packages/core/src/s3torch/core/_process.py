@@ -18,16 +18,18 @@ import os
 import threading
 import weakref
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from enum import IntEnum
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from s3torch.core.errors import ForkedProcessError
+from s3torch.core.errors import ForkedProcessError, S3Error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Future, ThreadPoolExecutor
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 # Then a fork goes on; a thread may wait for a network that is not there.
@@ -125,6 +127,41 @@ class _Making:
             self._changed.notify_all()
 
 
+def start_thread(target: Callable[..., object], *arguments: object, name: str) -> threading.Thread:
+    """Starts a thread that does not keep the interpreter alive.
+
+    Raises:
+        S3Error: The interpreter is ending, or there are too many threads.
+    """
+    thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
+    with _thread_errors():
+        thread.start()
+    return thread
+
+
+def submit(
+    pool: ThreadPoolExecutor, function: Callable[P, T], *arguments: P.args, **options: P.kwargs
+) -> Future[T]:
+    """Has a function called on a thread of a pool that is open.
+
+    Raises:
+        S3Error: The interpreter is ending, or there are too many threads.
+    """
+    with _thread_errors():
+        return pool.submit(function, *arguments, **options)
+
+
+@contextmanager
+def _thread_errors() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as exc:
+        raise S3Error(
+            f"no thread can be started ({exc}): the interpreter is ending, or there are too many threads; "
+            "use S3 before the program ends, not in atexit functions and finalizers"
+        ) from exc
+
+
 def forked(what: str, pid: int) -> ForkedProcessError:
     """Returns the error for what was opened in another process, before the fork that made this one."""
     return ForkedProcessError(
@@ -169,7 +206,7 @@ class Reaper:
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[Callable[[], object]] = SimpleQueue()
-        threading.Thread(target=self._work, name="s3torch-reaper", daemon=True).start()
+        start_thread(self._work, name="s3torch-reaper")
 
     def take(self, end: Callable[[], object]) -> None:
         """Calls a function soon; may be called from finalizers, for ``put`` of this queue is reentrant."""

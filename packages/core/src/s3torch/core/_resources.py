@@ -6,6 +6,7 @@ workers. What is meant for a node is divided between them.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import sys
@@ -20,6 +21,7 @@ __all__ = [
     "available_memory",
     "connections_for_throughput",
     "connections_share",
+    "exhausted_files",
     "processes_on_node",
     "throughput_share",
 ]
@@ -45,6 +47,28 @@ def available_memory(root: Path = Path("/")) -> int:
     """
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([machine, *_cgroup_limits(root)])
+
+
+def exhausted_files(count: int = 1) -> str | None:
+    """Says that this process cannot open so many more files, and what to do; ``None`` if it can.
+
+    Libraries hide it behind errors of their own: a host is unknown, a module is missing, the process aborts.
+    """
+    opened: list[int] = []
+    try:
+        for _ in range(count):
+            opened.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401 - They are closed also after an error.
+    except OSError as exc:
+        if exc.errno not in {errno.EMFILE, errno.ENFILE}:
+            return None
+        return (
+            f"this process cannot open more files ({exc.strerror}); close some, raise the limit (ulimit -n) "
+            "or lower max_connections"
+        )
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    return None
 
 
 def processes_on_node() -> int:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from s3torch.core import requests
+from s3torch.core._process import submit
 from s3torch.core._uri import is_directory_bucket
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.operations._globs import Glob, without_covered
@@ -212,7 +213,8 @@ class TreeListing:
             if isinstance(item, list):
                 waiting += len(item)
             elif item.answer is None:
-                item.answer = pool.submit(
+                item.answer = submit(
+                    pool,
                     self._ask,
                     prefix=item.prefix,
                     delimiter="/" if item.folded else "",

@@ -7,6 +7,7 @@ out, because it may have nothing to do with what the program does; ``failures`` 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 from functools import lru_cache
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from s3torch.core._process import PerProcess
+from s3torch.core._resources import exhausted_files
 from s3torch.core.errors import ConfigurationError, S3Error, TransportError
 from s3torch.core.plugins import _hookspecs
 
@@ -47,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 def transport_names() -> list[str]:
     """Lists the names of all transports that are installed."""
-    return sorted({entry.name for entry in entry_points(group=TRANSPORT_GROUP)})
+    return sorted({entry.name for entry in _entries(TRANSPORT_GROUP)})
 
 
 def default_transport(*, encrypted: bool) -> str:
@@ -125,6 +127,7 @@ def _find_transport(name: str) -> EntryPoint:
     known = _transports(tuple(sys.path))
     if name not in known:
         # It may have been installed since then.
+        importlib.invalidate_caches()
         _transports.cache_clear()
         known = _transports(tuple(sys.path))
     if name in known:
@@ -136,7 +139,15 @@ def _find_transport(name: str) -> EntryPoint:
 @lru_cache(maxsize=1)
 def _transports(path: tuple[str, ...]) -> dict[str, EntryPoint]:  # noqa: ARG001 - The key of the cache.
     """The transports by their names; to look through all that is installed takes 10 ms or more."""
-    return {entry.name: entry for entry in reversed(tuple(entry_points(group=TRANSPORT_GROUP)))}
+    return {entry.name: entry for entry in reversed(_entries(TRANSPORT_GROUP))}
+
+
+def _entries(group: str) -> tuple[EntryPoint, ...]:
+    """Lists what is installed; folders that cannot be opened would be taken for empty ones."""
+    exhausted = exhausted_files()
+    if exhausted:
+        raise TransportError(f"transports and plugins cannot be looked for: {exhausted}")
+    return tuple(entry_points(group=group))
 
 
 def _named(what: str, name: str, found: list[Mapping[str, Callable[..., Any]]]) -> Callable[..., Any]:
@@ -163,7 +174,7 @@ class _Plugins:
     def __init__(self) -> None:
         self.manager = _new_manager()
         self.failures: dict[str, Exception] = {}
-        for entry in entry_points(group=PLUGIN_GROUP):
+        for entry in _entries(PLUGIN_GROUP):
             self._load(entry)
 
     def ask(self, hook: str, *, read: Callable[[Any], Any] | None = None) -> list[Any]:

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeVar
 
+from s3torch.core._process import submit
 from s3torch.core.ranges import MIB
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def run_ahead(function: Callable[[A], T], items: Iterable[A], *, workers: int, n
     running: deque[Future[T]] = deque()
     try:
         for item in chain(first, rest):
-            running.append(pool.submit(function, item))
+            running.append(submit(pool, function, item))
             if len(running) == workers:
                 yield running.popleft().result()
         while running:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from s3torch.core._resources import exhausted_files
 from s3torch.core.errors import (
     CertificateError,
     S3ConnectionError,
@@ -46,7 +47,6 @@ _TIMEOUTS = {
 }
 # All that can go wrong in a handshake but that the connection breaks or time runs out.
 _DISTRUST = "AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE"
-_NO_FILES = {"AWS_ERROR_MAX_FDS_EXCEEDED"}
 # Where the CRT finds the certificates of a machine; OpenSSL may have others.
 _SYSTEM_BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",
@@ -151,6 +151,6 @@ def error_of(
         return CertificateError.of(f"https://{host}", f"the TLS handshake failed ({name})")
     if name in _TRUNCATED:
         return TruncatedError(_TRUNCATED[name])
-    text = f"{host}: {getattr(error, 'message', None) or str(error)} ({name})"
+    text = f"{host}: {exhausted_files() or getattr(error, 'message', None) or str(error)} ({name})"
     kind = S3TimeoutError if name in _TIMEOUTS else S3ConnectionError
     return kind(text)

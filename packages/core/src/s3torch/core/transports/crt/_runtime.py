@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core._process import PerProcess
-from s3torch.core._resources import GBPS_PER_CONNECTION, throughput_share
+from s3torch.core._resources import GBPS_PER_CONNECTION, exhausted_files, throughput_share
 from s3torch.core.errors import TransportError
 from s3torch.core.transports._signing import make_signing_config
 from s3torch.core.transports.crt._connections import natives
@@ -48,6 +48,8 @@ _CRT_MEMORY_LIMIT = 1 << 30
 _MAX_EVENT_LOOPS = 8
 # One for each pair of keys and endpoint; directory buckets have keys of their own.
 _MAX_SIGNING_CONFIGS = 64
+_FILES_PER_LOOP = 3
+_SPARE_FILES = 8
 _LEVEL = "S3TORCH_CRT_LOG"
 _FOLDER = "S3TORCH_CRT_LOG_DIR"
 _LEVELS = {
@@ -72,11 +74,12 @@ class CrtRuntime:
 
     def __init__(self, context: TransportContext) -> None:
         try:
-            import awscrt.s3  # noqa: F401
+            # What came last of all that is needed here.
+            from awscrt.s3 import S3RetryConfig  # noqa: F401
         except ImportError as exc:
             raise TransportError(
                 f"transport 'crt' needs awscrt, which cannot be imported here ({exc}); "
-                "install it with pip install awscrt, or use transport='http'"
+                "install it with pip install awscrt --upgrade, or use transport='http'"
             ) from exc
         self._context = context
         self._lock = threading.RLock()  # A signal handler may cancel or send in here.
@@ -152,6 +155,8 @@ class CrtRuntime:
         from awscrt.s3 import S3Client, S3RequestTlsMode, S3RetryConfig, S3RetryMode
 
         native_log.get()
+        # A client has two more groups of as many event loops.
+        _check_files(2 * _event_loops())
         config = self._context.config
         tls = endpoint.scheme == "https"
         return S3Client(
@@ -214,10 +219,22 @@ class BodyStream(io.RawIOBase):
         return self._position
 
 
+def _event_loops() -> int:
+    return max(1, min((os.cpu_count() or 2) // 2 + 1, _MAX_EVENT_LOOPS))
+
+
+def _check_files(loops: int) -> None:
+    """Refuses to begin what would end the process, for want of files, within native code."""
+    exhausted = exhausted_files(loops * _FILES_PER_LOOP + _SPARE_FILES)
+    if exhausted:
+        raise TransportError(f"transport 'crt' cannot start its event loops: {exhausted}")
+
+
 def _make_bootstrap() -> ClientBootstrap:
     from awscrt.io import ClientBootstrap, DefaultHostResolver, EventLoopGroup
 
-    loops = EventLoopGroup(max(1, min((os.cpu_count() or 2) // 2 + 1, _MAX_EVENT_LOOPS)))
+    _check_files(_event_loops())
+    loops = EventLoopGroup(_event_loops())
     return ClientBootstrap(loops, DefaultHostResolver(loops))
 
 

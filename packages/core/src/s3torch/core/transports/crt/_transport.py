@@ -19,6 +19,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from s3torch.core._process import start_thread
 from s3torch.core.errors import S3Error, TransferCancelledError, TruncatedError
 from s3torch.core.plugins import hookimpl
 from s3torch.core.ranges import MIB
@@ -302,7 +303,10 @@ class CrtTransfer(Future[T]):
         elif decision.action == "renew":
             self._renewed = True
             # Fetching credentials may take a while and must not hold up a thread of the CRT.
-            threading.Thread(target=self._renew, args=(error,), name="s3torch-renew", daemon=True).start()
+            try:
+                start_thread(self._renew, error, name="s3torch-renew")
+            except S3Error as exc:
+                self.fail(exc)
         else:
             self._again(error, decision.seconds)
 

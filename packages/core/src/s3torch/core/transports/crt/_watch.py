@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from s3torch.core._process import PerProcess
-from s3torch.core.errors import CertificateError
+from s3torch.core._process import PerProcess, start_thread
+from s3torch.core.errors import CertificateError, S3Error
 from s3torch.core.ranges import MIB
 from s3torch.core.transports.crt._errors import distrust
 
@@ -83,7 +83,11 @@ class Watch:
             if self.is_looking:
                 return
             self.is_looking = True
-        self._look_later()
+        try:
+            self._look_later()
+        except S3Error:
+            self.is_looking = False
+            raise
 
     def _look_later(self) -> None:
         timer.get().call_later(min(self._timeout / _LOOKS_PER_TIMEOUT, 1.0), self._look)
@@ -127,8 +131,8 @@ class Watch:
         """Finds out on another thread whether a host that does not answer is one to trust."""
         self.trusted.add(host)
         if ("https", host) in self._runtime.servers:
-            with suppress(RuntimeError):  # The interpreter is ending.
-                threading.Thread(target=self._judge, args=(host,), name="s3torch-tls", daemon=True).start()
+            with suppress(S3Error):  # Then the CRT tells, some time later.
+                start_thread(self._judge, host, name="s3torch-tls")
 
     def _judge(self, host: str) -> None:
         reason = distrust(host, self._runtime.bundle, timeout=self._config.connect_timeout)
@@ -213,8 +217,7 @@ class Timer:
         with self._changed:
             heapq.heappush(self._due, (time.monotonic() + seconds, next(self._numbers), function))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="s3torch-timer", daemon=True)
-                self._thread.start()
+                self._thread = start_thread(self._run, name="s3torch-timer")
             self._changed.notify()
 
     def _run(self) -> None:

@@ -7,6 +7,7 @@ A host's addresses are used in turn. The proxies are those of ``HTTP_PROXY``, ``
 from __future__ import annotations
 
 import base64
+import encodings.idna  # noqa: F401 - The first look-up of a host imports it, and may find no file to be opened.
 import socket
 import ssl
 import threading

@@ -17,11 +17,10 @@ those of botocore. ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY`` are heeded.
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from s3torch.core._memory import new_bytes
-from s3torch.core._resources import connections_for_throughput
+from s3torch.core._resources import connections_for_throughput, exhausted_files
 from s3torch.core.errors import (
     PreconditionFailedError,
     S3ConnectionError,
@@ -226,10 +225,8 @@ def _answer(head: ResponseHead, body: bytes, region: str) -> Answer:
 
 
 def _words(error: OSError) -> str:
-    """Says what has broken, and what to do where it is not the network."""
-    if error.errno in {errno.EMFILE, errno.ENFILE}:
-        return f"no more files can be opened ({error}); raise the limit (ulimit -n) or lower max_connections"
-    return str(error)
+    """Says what has broken; without files to open, hosts are unknown, too."""
+    return exhausted_files() or str(error)
 
 
 class Download(Generic[T]):

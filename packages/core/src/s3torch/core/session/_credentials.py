@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.errors import ConfigurationError, NoCredentialsError, S3Error, bare_cause
@@ -43,7 +44,13 @@ def session_credentials(session: BotocoreSession, *, profile: str | None) -> Cre
     if not access or not secret:
         named = profile or os.environ.get("AWS_PROFILE") or "default"
         raise NoCredentialsError(f"no credentials found in {_PLACES.format(profile=named)}; {_WAY_OUT}")
-    return Credentials(access, secret, token)
+    return _checked(access, secret, token)
+
+
+@lru_cache(maxsize=16)
+def _checked(access_key: str, secret_key: str, session_token: str | None) -> Credentials:
+    """Makes keys; to check them takes longer than to find the same ones, as most requests do."""
+    return Credentials(access_key, secret_key, session_token)
 
 
 # By the path where a user has models of his own.

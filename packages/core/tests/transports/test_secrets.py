@@ -61,7 +61,8 @@ def settings(transport, **others):
 @pytest.fixture
 def hides(caplog, recwarn):
     """Calls a function, which has to fail, and looks for secrets in all that can be seen of the failure."""
-    caplog.set_level(logging.DEBUG)
+    # What botocore logs at this level is all of a request; that is its own.
+    caplog.set_level(logging.DEBUG, "s3torch")
 
     def hides(call, kind=S3Error):
         with pytest.raises(kind) as caught:
@@ -103,6 +104,16 @@ def test_a_server_that_quotes_the_request(client, stub, answer, hides, operation
 def test_a_connection_that_breaks(client, stub, answer, hides, operation):
     stub.will(*[answer(200, b"data", cut=-1)] * 2)
     hides(functools.partial(OPERATIONS[operation], client))
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_session_with_a_directory_bucket_that_fails(client, stub, answer, hides, broken):
+    told = f"<Error><Code>AccessDenied</Code><Message>We got {QUOTED}</Message></Error>".encode()
+    stub.will(*[answer(cut=-1) if broken else answer(403, told)] * 5)
+    del told
+    error = hides(functools.partial(client.head_object, "data--use1-az4--x-s3", "key"))
+    assert error.operation == "CreateSession"
+    assert TOKEN in stub.requests[0].headers["x-amz-security-token"]
 
 
 def test_an_answer_that_stays_away(client, stub, answer, hides):

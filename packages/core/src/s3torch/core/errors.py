@@ -298,14 +298,15 @@ def redacted(text: str) -> str:
     return _IN_URL.sub(rf"\1{_HIDDEN}@", _NAMED.sub(rf"\1{_HIDDEN}", text))
 
 
-def bare_cause(exc: BaseException) -> BaseException | None:
-    """Returns an exception of another library as the cause of one of ours, without its frames.
+def bare_cause(exc: Exception) -> Exception:
+    """Returns an exception of another library as the cause of one of ours, with no more than its text.
 
-    They hold requests with all of their headers, and so do those of its own causes. ``None`` where even the
-    text has a secret.
+    Its frames and attributes hold requests with all of their headers, and so do those of its own causes.
     """
+    exc.args = (redacted(str(exc)),)
+    vars(exc).clear()
     exc.__traceback__ = exc.__cause__ = exc.__context__ = None
-    return exc if redacted(str(exc)) == str(exc) else None
+    return exc
 
 
 def error_from_response(

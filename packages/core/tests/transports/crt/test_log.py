@@ -61,6 +61,7 @@ print(os.getpid(), *pids)
     for pid, log in files.items():
         assert "connection refused" in log.lower()
         assert f"process {pid} ends" in log
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.log")} == {0o600}
 
 
 def test_a_child_of_a_process_with_a_log_goes_on_without(ask, tmp_path):

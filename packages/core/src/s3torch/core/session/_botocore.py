@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from urllib.parse import urlsplit
@@ -175,7 +176,13 @@ def session_credentials(session: BotocoreSession, *, profile: str | None) -> Cre
     if not access or not secret:
         named = profile or os.environ.get("AWS_PROFILE") or "default"
         raise NoCredentialsError(f"no credentials found in {_PLACES.format(profile=named)}; {_WAY_OUT}")
-    return Credentials(access, secret, token)
+    return _checked(access, secret, token)
+
+
+@lru_cache(maxsize=16)
+def _checked(access_key: str, secret_key: str, session_token: str | None) -> Credentials:
+    """Makes keys; to check them takes longer than to find the same ones, as most requests do."""
+    return Credentials(access_key, secret_key, session_token)
 
 
 # By the path where a user has models of his own.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from s3torch.core import requests
 from s3torch.core.errors import ChecksumMismatchError, NotFoundError, PreconditionFailedError
 from s3torch.core.models import MultipartUpload, PutOptions
 from s3torch.core.ranges import MIN_PART_SIZE, ByteRange
@@ -25,10 +26,11 @@ from s3torch.testing._transport.case import (
     refused,
     send_part,
 )
+from s3torch.testing.scripted import ScriptedAnswer
 
 if TYPE_CHECKING:
     from s3torch.core.models import UploadInfo
-    from s3torch.testing._transport.case import TransportCalls
+    from s3torch.testing._transport.case import Script, TransportCalls
 
 _NEW = PutOptions(if_none_match="*")
 
@@ -110,6 +112,16 @@ class PutTests(TransportCase):
         with pytest.raises(ChecksumMismatchError) as caught:
             put(transport, bucket, key, data, checksum=wrong)
         assert (caught.value.status, caught.value.key) == (400, key)
+
+    def test_no_checksum_where_they_are_off(self, script: Script) -> None:
+        """A store that knows none is sent none, and asked for none, also not in a trailer."""
+        script.server.will(*[ScriptedAnswer()] * 3)
+        transport = script.connect(checksum_algorithm="off")
+        transport.put("bucket", "key", memoryview(b"data")).result(PATIENCE)
+        transport.get("bucket", "key").result(PATIENCE)
+        transport.send(requests.delete_object("bucket", "key")).result(PATIENCE)
+        names = {name for told in script.server.requests for name in told.headers}
+        assert not [name for name in names if "checksum" in name or "trailer" in name]
 
     def test_wrong_checksum_replaces_nothing(self, transport: TransportCalls, bucket: str, key: str) -> None:
         if not self.verifies_checksums:

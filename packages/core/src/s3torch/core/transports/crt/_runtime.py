@@ -282,6 +282,8 @@ class NativeLog:
             _log.warning("there is no native log: %s", exc)
             return
         if target is not None:
+            # From "info" on it has the headers of requests, session tokens and customer keys among them.
+            Path(target).chmod(0o600)
             # Workers of multiprocessing end without the functions of the interpreter and the C library.
             Finalize(None, _complete, (target,), exitpriority=0)
         if hasattr(os, "register_at_fork"):

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from s3torch.core.errors import ConfigurationError, S3ConnectionError
-from s3torch.core.models import SecretBytes, SecretText
+from s3torch.core.models import SecretBytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -51,16 +51,17 @@ def request_head(method: str, target: str, headers: Sequence[tuple[str, str]]) -
     Raises:
         ConfigurationError: A header could not be told from what follows it.
     """
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
-    text = SecretText(f"{method} {target} HTTP/1.1\r\n{lines}\r\n")
-    del lines
+    lines = [f"{method} {target} HTTP/1.1", *[f"{name}: {value}" for name, value in headers], "", ""]
+    data = SecretBytes("\r\n".join(lines).encode(errors="replace"))
     # One line break too many may look like one more header.
-    breaks = len(headers) + 2
-    clean = text.count("\r") == text.count("\n") == breaks and "\0" not in text and " " not in target
+    breaks = len(lines) - 1
+    # For an error tracker, which shows what the names of a frame stand for.
+    del lines
+    clean = data.count(b"\r") == data.count(b"\n") == breaks and not data.count(b"\0") and " " not in target
     if not clean or None in [_lower(name) for name, _ in headers]:
         wrong = next((name for name, value in headers if not _is_header(name, value)), target)
         raise ConfigurationError(f"{wrong!r} cannot be sent: it has characters that HTTP does not allow")
-    return SecretBytes(text.encode())
+    return data
 
 
 def response_head(data: bytes) -> ResponseHead:

@@ -21,7 +21,7 @@ from s3torch.core.errors import (
 from s3torch.core.models import PutOptions
 from s3torch.core.operations._copying import CopyJob, copy_ranges
 from s3torch.core.operations._globs import Glob
-from s3torch.core.operations._search import _WholeFolders
+from s3torch.core.operations._listing import _WholeFolders
 from s3torch.core.ranges import GIB, MAX_PARTS, MIB, MIN_PART_SIZE
 from s3torch.testing.faults import Fault
 from s3torch.testing.transport_tests import TransportCalls

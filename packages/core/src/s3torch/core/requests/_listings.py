@@ -8,7 +8,7 @@ than the parser where torch has been imported.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote_plus
 from xml.parsers import expat
 
@@ -28,6 +28,8 @@ from s3torch.core.requests._request import Answer, Request, local_name, query_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from xml.etree.ElementTree import Element
+
+T = TypeVar("T")
 
 _ROOT = "ListBucketResult"
 _DEPTH_OF_ENTRIES = 2
@@ -56,23 +58,25 @@ def list_objects(
             raise S3Error("the answer is no listing")
         return page
 
-    return Request(
-        operation="ListObjectsV2",
-        method="GET",
-        bucket=bucket,
-        key="",
-        read=read,
-        query=query_of(
-            list_type=2,
-            encoding_type="url",
-            prefix=prefix,
-            delimiter=delimiter or None,
-            max_keys=max_keys,
-            continuation_token=continuation_token or None,
-            start_after=start_after or None,
-        ),
-        headers=[("x-amz-optional-object-attributes", "RestoreStatus")],
+    request = _page_request(
+        "ListObjectsV2",
+        bucket,
+        read,
+        list_type=2,
+        prefix=prefix,
+        delimiter=delimiter or None,
+        max_keys=max_keys,
+        continuation_token=continuation_token or None,
+        start_after=start_after or None,
     )
+    return request._replace(headers=[("x-amz-optional-object-attributes", "RestoreStatus")])
+
+
+def _page_request(
+    operation: str, bucket: str, read: Callable[[Answer], T], **query: str | int | None
+) -> Request[T]:
+    query |= {"encoding_type": "url"}
+    return Request(operation, "GET", bucket, key="", read=read, query=query_of(**query))
 
 
 def _check_directory_listing(bucket: str, prefix: str, delimiter: str, start_after: str | None) -> None:
@@ -113,21 +117,16 @@ def list_object_versions(
         marker: The ``next_marker`` of the page before.
     """
     key, version_id = marker or (None, None)
-    return Request(
-        operation="ListObjectVersions",
-        method="GET",
-        bucket=bucket,
-        key="",
-        read=_version_page,
-        query=query_of(
-            versions="",
-            encoding_type="url",
-            prefix=prefix or None,
-            delimiter=delimiter or None,
-            max_keys=max_keys,
-            key_marker=key or None,
-            version_id_marker=version_id or None,
-        ),
+    return _page_request(
+        "ListObjectVersions",
+        bucket,
+        _version_page,
+        versions="",
+        prefix=prefix or None,
+        delimiter=delimiter or None,
+        max_keys=max_keys,
+        key_marker=key or None,
+        version_id_marker=version_id or None,
     )
 
 
@@ -169,20 +168,15 @@ def list_multipart_uploads(
         marker: The ``next_marker`` of the page before.
     """
     key, upload_id = marker or (None, None)
-    return Request(
-        operation="ListMultipartUploads",
-        method="GET",
-        bucket=bucket,
-        key="",
-        read=_upload_page,
-        query=query_of(
-            uploads="",
-            encoding_type="url",
-            prefix=prefix or None,
-            max_uploads=max_uploads,
-            key_marker=key or None,
-            upload_id_marker=upload_id or None,
-        ),
+    return _page_request(
+        "ListMultipartUploads",
+        bucket,
+        _upload_page,
+        uploads="",
+        prefix=prefix or None,
+        max_uploads=max_uploads,
+        key_marker=key or None,
+        upload_id_marker=upload_id or None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Operations on objects."""
+"""Operations on objects that are there: read, asked about, deleted."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ import re
 from email.utils import parsedate_to_datetime
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 from xml.sax.saxutils import escape
 
 from s3torch.core.errors import ConfigurationError, RangeNotSatisfiableError, S3Error, TruncatedError
-from s3torch.core.models import DeleteFailure, GetResult, HeadObjectResult, PutResult, RestoreStatus
-from s3torch.core.requests._headers import checksum_headers, condition_headers, put_headers
-from s3torch.core.requests._request import Answer, Request, local_name, query_of, xml_fields, xml_root
+from s3torch.core.models import DeleteFailure, GetResult, HeadObjectResult, RestoreStatus
+from s3torch.core.requests._request import Answer, Request, local_name, query_of, xml_root
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from s3torch.core.models import PutOptions
     from s3torch.core.ranges import ByteRange
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
@@ -108,40 +105,6 @@ def head_object(bucket: str, key: str, *, version_id: str | None = None) -> Requ
     )
 
 
-def put_object(
-    bucket: str, key: str, *, options: PutOptions, checksum: tuple[str, str] | None = None
-) -> Request[PutResult]:
-    """Stores an object of up to 5 GiB; its bytes are the ``body`` of ``Transport.send``.
-
-    Args:
-        bucket: The bucket.
-        key: The key.
-        options: How the object is stored.
-        checksum: The algorithm and the checksum of the bytes in base64.
-    """
-    headers = [*put_headers(options), *condition_headers(options), *checksum_headers(checksum)]
-    return Request(
-        operation="PutObject", method="PUT", bucket=bucket, key=key, read=put_result, headers=headers
-    )
-
-
-def put_result(answer: Answer) -> PutResult:
-    """Reads the answer of what makes an object appear."""
-    etag = promised(answer.headers.get("etag") or xml_fields(answer.body).get("ETag"))
-    return PutResult(etag, answer.headers.get("x-amz-version-id"))
-
-
-def promised(etag: str | None) -> str:
-    """Returns the ETag of what was stored, without which nobody knows that it was.
-
-    Raises:
-        S3Error: The answer has none.
-    """
-    if not etag:
-        raise S3Error("the answer has no ETag, so nothing tells that the bytes were stored")
-    return etag
-
-
 def delete_object(bucket: str, key: str, *, version_id: str | None = None) -> Request[None]:
     """Deletes an object, or one version of it for good; a missing one is no error."""
     return Request(
@@ -200,56 +163,6 @@ def _delete_failures(answer: Answer) -> list[DeleteFailure]:
         )
         for one in told
     ]
-
-
-def copy_object(
-    src_bucket: str,
-    src_key: str,
-    dst_bucket: str,
-    dst_key: str,
-    *,
-    options: PutOptions | None = None,
-    version_id: str | None = None,
-    if_match: str | None = None,
-) -> Request[None]:
-    """Copies an object of up to 5 GiB within S3.
-
-    Args:
-        src_bucket: The bucket of the source.
-        src_key: Its key.
-        dst_bucket: The bucket of the copy.
-        dst_key: Its key.
-        options: How the copy is stored. Metadata and what else describes the content are those of the source,
-            unless the options say any of that; so are the tags, unless the options have some.
-        version_id: The version of the source.
-        if_match: The ETag that the source must have, else ``PreconditionFailedError``.
-    """
-    headers = source_headers(src_bucket, src_key, version_id, if_match)
-    if options is not None:
-        headers += [*put_headers(options), *condition_headers(options)]
-        if options.describes:
-            headers.append(("x-amz-metadata-directive", "REPLACE"))
-        if options.tags:
-            headers.append(("x-amz-tagging-directive", "REPLACE"))
-    return Request(
-        operation="CopyObject", method="PUT", bucket=dst_bucket, key=dst_key, read=_copied, headers=headers
-    )
-
-
-def _copied(answer: Answer) -> None:
-    promised(xml_fields(answer.body).get("ETag"))
-
-
-def source_headers(
-    bucket: str, key: str, version_id: str | None, if_match: str | None
-) -> list[tuple[str, str]]:
-    """Names the source of a copy."""
-    within = "/object/" if bucket.startswith("arn:") else "/"
-    source = quote(f"{bucket}{within}{key}", safe="/~")
-    if version_id is not None:
-        source = f"{source}?{query_of(versionId=version_id)}"
-    condition = [] if if_match is None else [("x-amz-copy-source-if-match", if_match)]
-    return [("x-amz-copy-source", source), *condition]
 
 
 def get_object_tagging(bucket: str, key: str, *, version_id: str | None = None) -> Request[dict[str, str]]:

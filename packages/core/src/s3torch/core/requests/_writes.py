@@ -13,7 +13,15 @@ from xml.sax.saxutils import escape
 from s3torch.core._config import checksum_type
 from s3torch.core.errors import NotFoundError, S3Error
 from s3torch.core.models import CompletedPart, MultipartUpload, PutResult
-from s3torch.core.requests._request import Answer, Request, query_of, xml_fields
+from s3torch.core.requests._request import (
+    Answer,
+    Request,
+    promised,
+    query_of,
+    quoted_etag,
+    result_document,
+    xml_fields,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -38,25 +46,12 @@ def put_object(
     """
     headers = [*put_headers(options), *condition_headers(options), *checksum_headers(checksum)]
     return Request(
-        operation="PutObject", method="PUT", bucket=bucket, key=key, read=put_result, headers=headers
+        operation="PutObject", method="PUT", bucket=bucket, key=key, read=_put_result, headers=headers
     )
 
 
-def put_result(answer: Answer) -> PutResult:
-    """Reads the answer of what makes an object appear."""
-    etag = promised(answer.headers.get("etag") or xml_fields(answer.body).get("ETag"))
-    return PutResult(etag, answer.headers.get("x-amz-version-id"))
-
-
-def promised(etag: str | None) -> str:
-    """Returns the ETag of what was stored, without which nobody knows that it was.
-
-    Raises:
-        S3Error: The answer has none.
-    """
-    if not etag:
-        raise S3Error("the answer has no ETag, so nothing tells that the bytes were stored")
-    return etag
+def _put_result(answer: Answer) -> PutResult:
+    return PutResult(promised(answer.headers, "etag"), answer.headers.get("x-amz-version-id"))
 
 
 def copy_object(
@@ -94,7 +89,12 @@ def copy_object(
 
 
 def _copied(answer: Answer) -> None:
-    promised(xml_fields(answer.body).get("ETag"))
+    _etag_in(answer, "CopyObjectResult")
+
+
+def _etag_in(answer: Answer, document: str) -> str:
+    """Returns the ETag of what was stored, without which nobody knows that it was."""
+    return promised(xml_fields(result_document(answer, document)), "ETag")
 
 
 def create_multipart_upload(
@@ -111,10 +111,8 @@ def create_multipart_upload(
     """
 
     def read(answer: Answer) -> MultipartUpload:
-        upload_id = xml_fields(answer.body).get("UploadId")
-        if not upload_id:
-            raise S3Error("the answer names no upload id")
-        return MultipartUpload(bucket, key, upload_id)
+        begun = xml_fields(result_document(answer, "InitiateMultipartUploadResult"))
+        return MultipartUpload(bucket, key, promised(begun, "UploadId"))
 
     headers = put_headers(options)
     if checksum_algorithm is not None:
@@ -137,7 +135,7 @@ def upload_part(
     """Stores the part with this number, from 1; its bytes are the ``body`` of ``Transport.send``."""
 
     def read(answer: Answer) -> CompletedPart:
-        return CompletedPart(number, promised(answer.headers.get("etag")), checksum and checksum[1])
+        return CompletedPart(number, promised(answer.headers, "etag"), checksum and checksum[1])
 
     return Request(
         operation="UploadPart",
@@ -177,7 +175,7 @@ def upload_part_copy(
         method="PUT",
         bucket=upload.bucket,
         key=upload.key,
-        read=lambda answer: CompletedPart(number, promised(xml_fields(answer.body).get("ETag"))),
+        read=lambda answer: CompletedPart(number, _etag_in(answer, "CopyPartResult")),
         query=query_of(partNumber=number, uploadId=upload.upload_id),
         headers=[*headers, ("x-amz-copy-source-range", byte_range.header)],
     )
@@ -206,11 +204,17 @@ def complete_multipart_upload(
         method="POST",
         bucket=upload.bucket,
         key=upload.key,
-        read=put_result,
+        read=_completed,
         query=query_of(uploadId=upload.upload_id),
         headers=headers,
         content="".join(_part_list(parts, checksum and checksum[0])).encode(),
     )
+
+
+def _completed(answer: Answer) -> PutResult:
+    # S3 begins to answer before it has completed anything, so no header tells that it has.
+    etag = _etag_in(answer, "CompleteMultipartUploadResult")
+    return PutResult(etag, answer.headers.get("x-amz-version-id"))
 
 
 def _part_list(parts: Sequence[CompletedPart], algorithm: str | None) -> Iterator[str]:
@@ -250,7 +254,7 @@ def source_headers(
     source = quote(f"{bucket}{within}{key}", safe="/~")
     if version_id is not None:
         source = f"{source}?{query_of(versionId=version_id)}"
-    condition = [] if if_match is None else [("x-amz-copy-source-if-match", if_match)]
+    condition = [] if if_match is None else [("x-amz-copy-source-if-match", quoted_etag(if_match))]
     return [("x-amz-copy-source", source), *condition]
 
 
@@ -301,4 +305,4 @@ def encryption_context(context: Mapping[str, str]) -> str | None:
 def condition_headers(options: PutOptions) -> list[tuple[str, str]]:
     """Returns the headers of the conditions under which an object may appear."""
     conditions = (("If-None-Match", options.if_none_match), ("If-Match", options.if_match))
-    return [(name, value) for name, value in conditions if value is not None]
+    return [(name, quoted_etag(value)) for name, value in conditions if value is not None]

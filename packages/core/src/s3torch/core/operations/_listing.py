@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 from s3torch.core import requests
 from s3torch.core._uri import is_directory_bucket
-from s3torch.core.errors import ConfigurationError
+from s3torch.core.errors import ConfigurationError, ServerError
 from s3torch.core.models import ListObjectResult, ListVersionsResult
 from s3torch.core.operations._globs import Glob, without_covered
 from s3torch.core.requests._request import check_bucket, check_text
@@ -22,9 +22,37 @@ if TYPE_CHECKING:
     from s3torch.core.models import ObjectInfo
 
 Page = TypeVar("Page")
+M = TypeVar("M")
 
 _PAGE = 1000
 _MAX_REQUESTS = 64
+
+
+class Trail:
+    """Notices when a listing comes back to where it was, which would never end.
+
+    Of the markers that it follows it remembers one, later and later ones (the algorithm of Brent).
+    """
+
+    def __init__(self, bucket: str | None = None) -> None:
+        self._bucket = bucket
+        self._remembered: object = None
+        self._steps = 0
+        self._limit = 1
+
+    def follow(self, marker: M) -> M:
+        """Takes note of where the next page begins, and returns that.
+
+        Raises:
+            ServerError: The listing was there before.
+        """
+        if marker is not None and marker == self._remembered:
+            text = f"the listing goes round in circles: it comes to {marker!r} again"
+            raise ServerError(text, bucket=self._bucket)
+        self._steps += 1
+        if self._steps == self._limit:
+            self._remembered, self._steps, self._limit = marker, 0, 2 * self._limit
+        return marker
 
 
 class PageStream(ABC, Generic[Page]):
@@ -61,6 +89,7 @@ class PageStream(ABC, Generic[Page]):
         self.max_keys = max_keys
         self.complete = False
         self._handle = handle
+        self._trail = Trail(bucket)
 
     def __iter__(self) -> Self:
         return self
@@ -92,7 +121,7 @@ class ListObjectStream(PageStream[ListObjectResult]):
             start_after=self.start_after if self.continuation_token is None else None,
         )
         page = self._handle.call(request)
-        self.continuation_token = page.continuation_token
+        self.continuation_token = self._trail.follow(page.continuation_token)
         return page, page.continuation_token is None
 
 
@@ -110,7 +139,7 @@ class ListVersionStream(PageStream[ListVersionsResult]):
             marker=self.next_marker,
         )
         page = self._handle.call(request)
-        self.next_marker = page.next_marker
+        self.next_marker = self._trail.follow(page.next_marker)
         return page, page.next_marker is None
 
 
@@ -240,6 +269,7 @@ class _Place:
     # Whether it is asked for folders instead of what is in them.
     folded: bool = False
     token: str | None = None
+    trail: Trail = field(default_factory=Trail)
     answer: Future[ListObjectResult] | None = None
 
 
@@ -354,5 +384,6 @@ class TreeListing:
         if position < len(objects):
             found.append(objects[position:])
         if page.continuation_token is not None:
-            found.append(_Place(place.prefix, place.folded, page.continuation_token))
+            token = place.trail.follow(page.continuation_token)
+            found.append(_Place(place.prefix, place.folded, token, place.trail))
         return found

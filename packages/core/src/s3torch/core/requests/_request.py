@@ -49,7 +49,9 @@ _KEYED = {
 _COPIES = {"CopyObject", "UploadPartCopy"}
 # What is no result although its status says so: an error, or a web page of what is between S3 and this side.
 # White space may come before the document, to keep the connection alive.
-_NO_RESULT = re.compile(rb"\s*(?:<\?xml[^>]*\?>\s*)?<(?:Error|(?i:html|!doctype\s+html))[\s/>]")
+_NO_RESULT = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*\?>\s*)?<(?:Error|(?i:html|!doctype\s+html))[\s/>]"
+)
 # The digits of the largest size that a machine can count.
 _DIGITS = 19
 

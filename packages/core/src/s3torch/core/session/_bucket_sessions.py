@@ -19,6 +19,7 @@ from s3torch.core.errors import (
     S3ConnectionError,
     S3Error,
     S3TimeoutError,
+    ServerError,
     error_from_response,
 )
 from s3torch.core.models import Credentials
@@ -104,9 +105,13 @@ def _seconds_left(keys: Credentials) -> float:
 def create_session(client: Any, bucket: str) -> Credentials:
     """Sends one CreateSession request with a boto3 client, which knows how it is signed and retried."""
     try:
-        keys = client.create_session(Bucket=bucket)["Credentials"]
+        keys = client.create_session(Bucket=bucket).get("Credentials", {})
     except Exception as exc:
         raise error_from_boto(exc, operation="CreateSession", bucket=bucket) from exc
+    for name in ("AccessKeyId", "SecretAccessKey", "SessionToken", "Expiration"):
+        if not keys.get(name):
+            text = f"the answer has no {name}; is this a directory bucket of S3?"
+            raise ServerError(text, operation="CreateSession", bucket=bucket)
     return Credentials(keys["AccessKeyId"], keys["SecretAccessKey"], keys["SessionToken"], keys["Expiration"])
 
 

@@ -18,7 +18,8 @@ from s3torch.core.errors import ConfigurationError, S3Error
 from s3torch.core.models import MultipartUpload, PutOptions
 from s3torch.core.ranges import ByteRange
 from s3torch.core.transports.http._connection import Connection
-from s3torch.core.transports.http._download import Download
+from s3torch.core.transports.http._sockets import StallTimer
+from s3torch.core.transports.http._transport import Download
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +58,10 @@ class _Wire:
     def __init__(self, data: bytes, step: int) -> None:
         self._data = data
         self._step = step
+        self.stall = StallTimer(1.0)
+
+    def use(self, stall: StallTimer) -> None:
+        self.stall = stall
 
     def send(self, data: bytes | memoryview) -> int:
         return len(data)
@@ -90,7 +95,7 @@ def http(data: bytes) -> None:
     """
     which, step, into = (*data[:3], 0, 0, 0)[:3]
     request = _OPERATIONS[which % len(_OPERATIONS)]._replace(read=lambda answer: answer)
-    connection = Connection(("http", "host"), _Wire(data[3:], 1 + step * step), 1.0)
+    connection = Connection(("http", "host"), _Wire(data[3:], 1 + step * step))
     buffer = memoryview(bytearray(9)) if into % 2 and request.streams else None
     # Broken connections are errors of the operating system, which the transport translates.
     with suppress(OSError), _our_errors():

@@ -14,6 +14,7 @@ import pytest
 
 from s3torch.core import S3Client, S3ClientConfig
 from s3torch.core.transports.memory import MemoryStore
+from s3torch.testing.scripted import ScriptedServer
 
 PATIENCE = 20
 
@@ -93,6 +94,14 @@ def client(store):
     config = S3ClientConfig(transport="memory", endpoint=store.endpoint, part_size=5 * 2**20)
     with S3Client("us-east-1", s3client_config=config) as client:
         yield client
+
+
+@pytest.fixture
+def scripted_server():
+    """A server that answers as a test says."""
+    with ScriptedServer() as server:
+        yield server
+        server.release()
 
 
 _buckets = {}

@@ -6,7 +6,9 @@ import pickle
 
 import pytest
 
-from s3torch.core.errors import ConfigurationError, NotFoundError
+from s3torch.core import S3Client, S3ClientConfig
+from s3torch.core.errors import ConfigurationError, NotFoundError, ServerError
+from s3torch.testing.scripted import ScriptedAnswer
 
 KEYS = ["a", "b/1", "b/2", "b/c/3", "d", "ü"]
 
@@ -99,3 +101,41 @@ def test_on_a_real_server(wire):
     (page,) = client.list_objects(wire.bucket, "", "/")
     assert page.common_prefixes == ["x/"]
     assert page.object_info[0].last_modified > 1_700_000_000
+
+
+# Listings of stores that go astray.
+
+
+@pytest.fixture(params=["crt", "http"])
+def scripted(request, scripted_server, monkeypatch):
+    """A client of a server that answers as a test says."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    config = S3ClientConfig(transport=request.param, max_attempts=1)
+    with S3Client("us-east-1", endpoint=scripted_server.endpoint, s3client_config=config) as client:
+        yield client
+
+
+WAYS = {
+    "list_objects": ("ListBucketResult", "NextContinuationToken", lambda c: c.list_objects("bucket")),
+    "walk": ("ListBucketResult", "NextContinuationToken", lambda c: c.walk("bucket", requests=1)),
+    "delete_prefix": ("ListBucketResult", "NextContinuationToken", lambda c: c.delete_prefix("bucket", "p")),
+    "versions": ("ListVersionsResult", "NextKeyMarker", lambda c: c.list_object_versions("bucket")),
+    "uploads": ("ListMultipartUploadsResult", "NextKeyMarker", lambda c: c.list_multipart_uploads("bucket")),
+}
+
+
+@pytest.mark.parametrize(("root", "element", "ask"), WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("markers", [[None], ["a", "a"], ["a", "b"], ["a", "b", "c", "d"]], ids=str)
+def test_a_listing_that_does_not_end_is_an_error(scripted, scripted_server, root, element, ask, markers):
+    def page(marker):
+        told = "" if marker is None else f"<{element}>{marker}</{element}>"
+        return ScriptedAnswer(
+            body=f"<{root}><IsTruncated>true</IsTruncated>{told}<Unknown/></{root}>".encode()
+        )
+
+    scripted_server.will(*[page(marker) for marker in markers] * 9)
+    with pytest.raises(ServerError, match="listing") as caught:
+        list(ask(scripted))
+    assert caught.value.code is None
+    assert len(scripted_server.requests) <= 4 * len(markers)

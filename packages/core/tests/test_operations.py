@@ -17,11 +17,12 @@ from s3torch.core.errors import (
     NotFoundError,
     PreconditionFailedError,
     S3Error,
+    ServerError,
 )
 from s3torch.core.models import PutOptions
 from s3torch.core.operations._copying import CopyJob, copy_ranges
 from s3torch.core.operations._globs import Glob
-from s3torch.core.operations._search import _WholeFolders
+from s3torch.core.operations._listing import _WholeFolders
 from s3torch.core.ranges import GIB, MAX_PARTS, MIB, MIN_PART_SIZE
 from s3torch.testing.faults import Fault
 from s3torch.testing.transport_tests import TransportCalls
@@ -43,6 +44,53 @@ def test_many_keys_are_deleted_1000_at_a_time(wire):
     client = wire.client()
     assert client.delete_objects(wire.bucket, (f"none/{number}" for number in range(2001))) == []
     assert wire.methods == ["POST"] * 3
+
+
+def is_batch(request):
+    return "delete" in request.query
+
+
+NO_BATCHES = [
+    Fault.error(501, "NotImplemented"),
+    Fault.error(405, "MethodNotAllowed"),
+    Fault.answer("<html><body>Please log in</body></html>"),
+    Fault.answer(""),
+    Fault.answer("<DeleteResult><Err"),
+]
+
+
+@pytest.mark.parametrize("fault", NO_BATCHES, ids=["501", "405", "page", "empty", "half"])
+def test_a_store_that_deletes_one_by_one(wire, caplog, fault):
+    names = [f"p.{number}" for number in range(20)]
+    for key in (*names, "q"):
+        wire.put(key)
+    wire.proxy.add(fault, method="POST", match=is_batch)
+    deletion = wire.client(max_attempts=1).delete_prefix(wire.bucket, "p.")
+    assert (deletion.deleted, deletion.failures) == (20, [])
+    assert wire.methods == ["GET", "POST", *["DELETE"] * 20]
+    assert keys(wire.client().walk(wire.bucket)) == ["q"]
+    assert ["one by one" in record.message for record in caplog.records] == [True]
+
+
+def test_what_is_not_deleted_one_by_one_is_told(wire):
+    for key in ("a", "b", "c"):
+        wire.put(key)
+    wire.proxy.add(Fault.error(501, "NotImplemented"), method="POST", match=is_batch)
+    denied = wire.proxy.add(Fault.error(403, "AccessDenied"), method="DELETE", match=lambda r: r.key == "b")
+    (failure,) = wire.client().delete_objects(wire.bucket, ["a", "b", "c"])
+    assert (failure.key, failure.code, denied.hits) == ("b", "AccessDenied", 1)
+    assert keys(wire.client().walk(wire.bucket)) == ["b"]
+    wire.proxy.add(Fault.error(500, "InternalError"), method="DELETE")
+    with pytest.raises(ServerError):
+        wire.client(max_attempts=1).delete_objects(wire.bucket, ["b"])
+
+
+def test_a_refusal_to_delete_many_is_an_error(wire):
+    wire.put("a")
+    wire.proxy.add(Fault.error(403, "AccessDenied"), method="POST", match=is_batch)
+    with pytest.raises(AccessDeniedError):
+        wire.client().delete_objects(wire.bucket, ["a"])
+    assert wire.get("a") == b"data"
 
 
 @pytest.mark.promise(9)
@@ -169,6 +217,16 @@ def test_a_large_object_is_copied_in_parts(wire, large):
     assert wire.direct.get_object_tagging(Bucket=wire.bucket, Key="to")["TagSet"] == [
         {"Key": "t", "Value": "x y"}
     ]
+    assert wire.uploads() == []
+
+
+def test_a_copy_whose_success_was_not_heard_of(wire, large):
+    rule = wire.proxy.add(
+        Fault.drop(side="response"), method="POST", match=lambda request: "uploadId" in request.query, times=1
+    )
+    job(wire, size=LARGE).run(large._handle.get())
+    assert rule.hits == 1
+    assert wire.get("to") == wire.content(LARGE)
     assert wire.uploads() == []
 
 

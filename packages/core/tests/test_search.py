@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from s3torch.core.errors import NotFoundError
 from s3torch.core.operations._globs import Glob
-from s3torch.core.operations._search import EveryBranch, TreeListing
+from s3torch.core.operations._listing import EveryBranch, TreeListing
 from s3torch.core.transports.memory import MemoryStore
 
 
@@ -123,7 +123,7 @@ def test_a_pattern_spares_folders_that_cannot_match():
 
 
 def test_pages_that_come_too_early_are_bounded(monkeypatch):
-    monkeypatch.setattr("s3torch.core.operations._search._PAGE", 3)
+    monkeypatch.setattr("s3torch.core.operations._listing._PAGE", 3)
     keys = [f"{folder:02}/{number}" for folder in range(60) for number in range(9)]
     pages = Pages(keys, page=30)
     listing = pages.listing(requests=2).pages()

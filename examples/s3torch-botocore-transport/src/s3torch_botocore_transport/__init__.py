@@ -178,7 +178,8 @@ def _receive(request: Request[Any], room: int | None, transfer: WorkerTransfer[A
     headers = {name.lower(): value for name, value in response.headers.items()}
     streams = request.streams and response.status_code < _FIRST_ERROR_STATUS
     # Raises if the answer announces other bytes than those that were asked for.
-    limit = announced_length(headers, request.byte_range) if streams else None
+    status = response.status_code
+    limit = announced_length(headers, request.byte_range, status=status) if streams else None
     room = room if streams else None
     if room is not None:
         limit = room if limit is None else min(limit, room)
@@ -197,7 +198,7 @@ def _receive(request: Request[Any], room: int | None, transfer: WorkerTransfer[A
     length = headers.get("content-length")
     if request.method != "HEAD" and length is not None and received != int(length):
         raise TruncatedError(f"got {received} of {length} bytes")
-    return Answer(response.status_code, headers, b"".join(pieces) if room is None else None, received)
+    return Answer(status, headers, b"".join(pieces) if room is None else None, received)
 
 
 def _translated(error: Exception, host: str) -> S3Error:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from s3torch.core import Credentials, S3Client, S3ClientConfig
-from s3torch.core.errors import AccessDeniedError, ConfigurationError, ThrottledError
+from s3torch.core.errors import AccessDeniedError, ConfigurationError, S3Error, ThrottledError
 from s3torch.testing.faults import Fault
 
 HOUR = timedelta(hours=1)
@@ -193,6 +193,24 @@ def test_a_refused_session_is_told_with_its_operation(zone):
         client.get_object(zone.bucket, "key").read()
     assert (caught.value.operation, caught.value.bucket) == ("CreateSession", zone.bucket)
     assert "own-secret-key" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        # So do moto and others, which know no sessions.
+        "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>",
+        "<CreateSessionResult><Credentials/></CreateSessionResult>",
+        "<CreateSessionResult><Credentials><AccessKeyId>A</AccessKeyId></Credentials></CreateSessionResult>",
+        "<html><body>Please log in</body></html>",
+    ],
+    ids=["a listing", "nothing", "half", "a web page"],
+)
+def test_a_session_without_keys_is_an_error(zone, answer):
+    zone.proxy.add(Fault.answer(answer), match=asks_for_session)
+    with pytest.raises(S3Error) as caught:
+        zone.client().get_object(zone.bucket, "key").read()
+    assert (caught.value.operation, caught.value.bucket) == ("CreateSession", zone.bucket)
 
 
 def test_a_bucket_that_is_busy_is_asked_for_a_session_as_often_as_allowed(zone):

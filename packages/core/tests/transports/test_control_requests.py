@@ -65,14 +65,16 @@ FAILURES = b"""<?xml version="1.0" encoding="UTF-8"?>
 </DeleteResult>"""
 
 UPLOAD = MultipartUpload("bucket", "key", "u1")
-COPIED = b"<CopyResult><ETag>e</ETag></CopyResult>"
+COPIED = b"<CopyObjectResult><ETag>e</ETag></CopyObjectResult>"
+PART_COPIED = b"<CopyPartResult><ETag>e</ETag></CopyPartResult>"
 RESULTS = {
     "ListObjectsV2": LISTING.encode(),
     "ListObjectVersions": VERSIONS,
     "ListMultipartUploads": UPLOADS,
     "DeleteObjects": b"<DeleteResult/>",
     "CopyObject": COPIED,
-    "UploadPartCopy": COPIED,
+    "UploadPartCopy": PART_COPIED,
+    "GetObjectTagging": b"<Tagging><TagSet/></Tagging>",
 }
 
 

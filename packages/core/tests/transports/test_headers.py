@@ -56,7 +56,8 @@ KEY_HEADERS = {
     "server-side-encryption-customer-key-md5": base64.b64encode(hashlib.md5(KEY).digest()).decode(),
 }
 COPIES = {"CopyObject", "UploadPartCopy"}
-COPIED = b"<CopyResult><ETag>e</ETag></CopyResult>"
+COPIED = b"<CopyObjectResult><ETag>e</ETag></CopyObjectResult>"
+PART_COPIED = b"<CopyPartResult><ETag>e</ETag></CopyPartResult>"
 KEYLESS = {
     "AbortMultipartUpload",
     "DeleteObject",
@@ -114,7 +115,7 @@ def other_requests(transport):
         "DeleteObject": (lambda: transport.delete_object("bucket", "key"), b""),
         "DeleteObjects": (lambda: transport.delete_objects("bucket", ["key"]), b"<DeleteResult/>"),
         "CopyObject": (lambda: transport.copy_object(*source, "bucket", "key"), COPIED),
-        "UploadPartCopy": (lambda: transport.upload_part_copy(UPLOAD, 1, *source, **how), COPIED),
+        "UploadPartCopy": (lambda: transport.upload_part_copy(UPLOAD, 1, *source, **how), PART_COPIED),
         "GetObjectTagging": (lambda: transport.object_tags("bucket", "key"), b"<Tagging/>"),
         "ListObjectsV2": (lambda: transport.list_objects("bucket"), b"<ListBucketResult/>"),
         "ListObjectVersions": (

@@ -128,7 +128,7 @@ def test_server_that_fails_is_asked_again(transport, stub, answer, refusal, stat
         (400, "BadDigest", ChecksumMismatchError),
         (403, "SignatureDoesNotMatch", AccessDeniedError),
         (404, "NoSuchKey", NotFoundError),
-        (409, "ConditionalRequestConflict", ConflictError),
+        (409, "BucketNotEmpty", ConflictError),
         (501, "NotImplemented", ServerError),
     ],
 )

@@ -60,7 +60,8 @@ class PutOptions:
         storage_class: As in ``"STANDARD_IA"`` or ``"INTELLIGENT_TIERING"``.
         content_type: The media type.
         metadata: The user's own metadata, up to 2 KB of ASCII.
-        if_none_match: ``"*"`` stores the object only if there is none with this key.
+        if_none_match: ``"*"`` stores the object only if there is none with this key. A store that does not
+            know conditions refuses the request or, worse, ignores them, which no answer tells.
         if_match: Stores the object only if the present one has this ETag.
         tags: Up to 10 tags.
         cache_control: How long caches may keep the object.

@@ -15,7 +15,7 @@
     ├── RangeNotSatisfiableError                     the range begins behind the end of the object
     ├── WrongRegionError                             the bucket is in ``expected_region``
     ├── ThrottledError                               S3 asks to slow down, to the last attempt
-    ├── ServerError                                  S3 failed, to the last attempt
+    ├── ServerError                                  S3 failed, or its answer is none, to the last attempt
     ├── S3ConnectionError       (ConnectionError)    no connection, or it broke
     │   └── CertificateError                         the certificate of the server is not trusted
     ├── S3TimeoutError          (TimeoutError)       no answer in time
@@ -189,7 +189,11 @@ class ThrottledError(S3Error):
 
 
 class ServerError(S3Error):
-    """S3 answered with an internal error, to the last attempt."""
+    """S3 answered with an internal error, to the last attempt.
+
+    With the status of a success (2xx) it is the answer that is wrong: it lacks what S3 promises, or has a
+    malformed value. Whether the store has done what was asked is not known then.
+    """
 
 
 class S3ConnectionError(S3Error, ConnectionError):
@@ -344,6 +348,8 @@ def error_from_response(
         cls, text = (
             (ServerError, "S3 failed") if (status or 0) >= 500 else (S3Error, "S3 refused the request")
         )
+        if status is not None and status < 300 and code is None:
+            cls, text = ServerError, "the answer is an error or a web page, and no result"
     # S3 names the region in many answers; beside a 400 without a code (a HEAD) it is what was wrong.
     wrong_region = cls is WrongRegionError or (status == 400 and code is None)
     if wrong_region and region:

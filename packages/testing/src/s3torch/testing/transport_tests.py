@@ -42,6 +42,7 @@ import pytest
 from s3torch.core.errors import NotFoundError, RangeNotSatisfiableError, TruncatedError
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import MIB, ByteRange
+from s3torch.testing._transport.answers import AnswerTests, EtagTests, PromiseTests, SizeTests
 from s3torch.testing._transport.case import (
     CUT_OFF,
     NOWHERE,
@@ -67,7 +68,7 @@ from s3torch.testing._transport.transfers import (
     SilenceTests,
     TransferTests,
 )
-from s3torch.testing._transport.wire import AnswerTests, RetryTests, WireTests
+from s3torch.testing._transport.wire import RetryTests, WireTests
 from s3torch.testing._transport.writes import MultipartTests, PartCopyTests, PutTests, UploadListingTests
 from s3torch.testing.scripted import ScriptedAnswer
 
@@ -374,6 +375,9 @@ class TransportTests(
     SilenceTests,
     WireTests,
     AnswerTests,
+    PromiseTests,
+    SizeTests,
+    EtagTests,
     RetryTests,
     ConnectionTests,
     CertificateTests,

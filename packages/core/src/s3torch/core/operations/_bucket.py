@@ -10,8 +10,13 @@ from s3torch.core.errors import NotFoundError
 from s3torch.core.models import PutOptions
 from s3torch.core.operations._bulk import abort_stale_uploads, delete_many, delete_prefix, list_uploads
 from s3torch.core.operations._copying import CopyJob
-from s3torch.core.operations._listing import ListObjectStream, ListVersionStream
-from s3torch.core.operations._search import ObjectFilter, find_by_pattern, find_by_prefix
+from s3torch.core.operations._listing import (
+    ListObjectStream,
+    ListVersionStream,
+    ObjectFilter,
+    find_by_pattern,
+    find_by_prefix,
+)
 from s3torch.core.requests._request import (
     check_bucket,
     check_kind,

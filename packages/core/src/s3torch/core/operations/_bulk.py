@@ -12,15 +12,15 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from s3torch.core import requests
-from s3torch.core.errors import AccessDeniedError, ConfigurationError, S3Error
+from s3torch.core.errors import AccessDeniedError, ConfigurationError, S3Error, ServerError
 from s3torch.core.models import DeleteFailure, MultipartUpload, ObjectVersion
-from s3torch.core.operations._listing import ListObjectStream, ListVersionStream
+from s3torch.core.operations._listing import ListObjectStream, ListVersionStream, Trail
 from s3torch.core.transfer import run_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from s3torch.core._runtime import RuntimeHandle
+    from s3torch.core._runtime import Runtime, RuntimeHandle
     from s3torch.core.models import UploadInfo
     from s3torch.core.seam import Transfer
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _KEYS_PER_REQUEST = 1000
 _REQUESTS = 8
 _ABORTS_IN_FLIGHT = 32
+# MethodNotAllowed and NotImplemented.
+_NO_BATCHES = {405, 501}
+_ANSWERED = range(200, 300)
 # Characters that keys may have and XML may not.
 _NO_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
@@ -72,30 +75,61 @@ def delete_prefix(handle: RuntimeHandle, bucket: str, prefix: str, *, versions: 
 
 def _delete(handle: RuntimeHandle, bucket: str, targets: Iterator[Target]) -> Deletion:
     deleted, failures = 0, []
-
-    def send(batch: list[Target]) -> tuple[int, list[DeleteFailure]]:
-        _log.debug("DeleteObjects s3://%s, %d keys", bucket, len(batch))
-        return len(batch), _send(handle, bucket, batch)
-
+    send = _Deleter(handle.get(), bucket)
     for count, failed in run_ahead(send, _batches(targets), workers=_REQUESTS, name="s3torch-delete"):
         deleted += count - len(failed)
         failures += failed
     return Deletion(deleted, failures)
 
 
-def _send(handle: RuntimeHandle, bucket: str, batch: list[Target]) -> list[DeleteFailure]:
-    runtime = handle.get()
-    listed = [target for target in batch if not _NO_XML.search(target[0])]
-    failures = runtime.call(requests.delete_objects(bucket, listed)) if listed else []
-    for key, version_id in batch:
-        if _NO_XML.search(key):
-            # It cannot be named in a list of many.
+class _Deleter:
+    """Deletes a batch in one request, or one by one where the store has no request for many."""
+
+    def __init__(self, runtime: Runtime, bucket: str) -> None:
+        self._runtime = runtime
+        self._bucket = bucket
+        self._one_by_one = False
+
+    def __call__(self, batch: list[Target]) -> tuple[int, list[DeleteFailure]]:
+        _log.debug("DeleteObjects s3://%s, %d keys", self._bucket, len(batch))
+        listed = [] if self._one_by_one else [target for target in batch if not _NO_XML.search(target[0])]
+        failures: list[DeleteFailure] = []
+        try:
+            if listed:
+                failures = self._runtime.call(requests.delete_objects(self._bucket, listed))
+        except S3Error as error:
+            if not _knows_no_batches(error):
+                raise
+            if not self._one_by_one:
+                self._one_by_one = True
+                _log.warning(
+                    "Objects of s3://%s are deleted one by one, which takes longer: %s", self._bucket, error
+                )
+            listed = []
+        # What cannot be named in a list of many goes alone in any case.
+        gone = set(listed)
+        failures += self._delete_each([target for target in batch if target not in gone])
+        return len(batch), failures
+
+    def _delete_each(self, targets: list[Target]) -> list[DeleteFailure]:
+        def delete(target: Target) -> DeleteFailure | None:
+            key, version_id = target
             try:
-                runtime.call(requests.delete_object(bucket, key, version_id=version_id))
+                self._runtime.call(requests.delete_object(self._bucket, key, version_id=version_id))
             except AccessDeniedError as error:
-                code = error.code or "AccessDenied"
-                failures.append(DeleteFailure(key, code, error.message, version_id))
-    return failures
+                return DeleteFailure(key, error.code or "AccessDenied", error.message, version_id)
+            return None
+
+        outcomes = run_ahead(delete, targets, workers=_REQUESTS, name="s3torch-delete-one")
+        return [failure for failure in outcomes if failure is not None]
+
+
+def _knows_no_batches(error: S3Error) -> bool:
+    """Whether a store has no DeleteObjects, or answers without saying what it has deleted.
+
+    To delete an object again is no error, so the objects may be deleted one by one then.
+    """
+    return error.status in _NO_BATCHES or (isinstance(error, ServerError) and error.status in _ANSWERED)
 
 
 def _batches(targets: Iterator[Target]) -> Iterator[list[Target]]:
@@ -116,12 +150,13 @@ def _target(key: object) -> Target:
 def list_uploads(handle: RuntimeHandle, bucket: str, prefix: str) -> Iterator[UploadInfo]:
     """Lists the multipart uploads in progress; see ``S3Client.list_multipart_uploads``."""
     marker: tuple[str, str] | None = None
+    trail = Trail(bucket)
     while True:
         page = handle.call(requests.list_multipart_uploads(bucket, prefix=prefix, marker=marker))
         yield from page.uploads
-        if page.next_marker is None or page.next_marker == marker:
+        marker = trail.follow(page.next_marker)
+        if marker is None:
             return
-        marker = page.next_marker
 
 
 def abort_stale_uploads(

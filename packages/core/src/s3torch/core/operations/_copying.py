@@ -13,6 +13,7 @@ from s3torch.core.errors import AccessDeniedError, S3Error, ServerError
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import GIB, MIB, planned_part_size, split_range
 from s3torch.core.transfer import run_ahead
+from s3torch.core.transfer._upload_parts import etag_of_parts, resolve_ambiguous_commit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -123,10 +124,24 @@ class CopyJob:
         ranges = enumerate(copy_ranges(head.size, part_size=self.part_size), 1)
         try:
             parts = list(run_ahead(copy, ranges, workers=_REQUESTS, name="s3torch-copy"))
-            runtime.call(requests.complete_multipart_upload(upload, parts, options=options))
+            self._complete(runtime, upload, parts, options)
         except BaseException as error:
             self._abort(runtime, upload, error)
             raise
+
+    def _complete(
+        self, runtime: Runtime, upload: MultipartUpload, parts: list[CompletedPart], options: PutOptions
+    ) -> None:
+        try:
+            runtime.call(requests.complete_multipart_upload(upload, parts, options=options))
+        except S3Error as error:
+            resolve_ambiguous_commit(
+                error,
+                lambda: runtime.call(requests.head_object(self.dst_bucket, self.dst_key)),
+                options=options,
+                checksum=None,
+                etag=lambda: etag_of_parts(parts),
+            )
 
     def _abort(self, runtime: Runtime, upload: MultipartUpload, error: BaseException) -> None:
         try:

@@ -7,14 +7,12 @@ A function of this package is an operation. ``Transport.send`` moves what it ret
 from s3torch.core.requests._listings import list_multipart_uploads, list_object_versions, list_objects
 from s3torch.core.requests._objects import (
     announced_length,
-    copy_object,
     delete_object,
     delete_objects,
     get_headers,
     get_object,
     get_object_tagging,
     head_object,
-    put_object,
 )
 from s3torch.core.requests._request import (
     Answer,
@@ -24,10 +22,12 @@ from s3torch.core.requests._request import (
     request_headers,
     request_target,
 )
-from s3torch.core.requests._uploads import (
+from s3torch.core.requests._writes import (
     abort_multipart_upload,
     complete_multipart_upload,
+    copy_object,
     create_multipart_upload,
+    put_object,
     upload_part,
     upload_part_copy,
 )

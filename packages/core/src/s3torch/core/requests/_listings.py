@@ -8,12 +8,13 @@ than the parser where torch has been imported.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote_plus
 from xml.parsers import expat
 
 from s3torch.core._uri import is_directory_bucket
-from s3torch.core.errors import ConfigurationError, S3Error
+from s3torch.core.errors import ConfigurationError, ServerError
 from s3torch.core.models import (
     ListObjectResult,
     ListUploadsResult,
@@ -23,11 +24,22 @@ from s3torch.core.models import (
     RestoreStatus,
     UploadInfo,
 )
-from s3torch.core.requests._request import Answer, Request, local_name, query_of, xml_root
+from s3torch.core.requests._request import (
+    Answer,
+    Request,
+    local_name,
+    malformed,
+    natural,
+    promised,
+    query_of,
+    result_document,
+    xml_fields,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from xml.etree.ElementTree import Element
+T = TypeVar("T")
+Marker = TypeVar("Marker", str, tuple[str, str])
 
 _ROOT = "ListBucketResult"
 _DEPTH_OF_ENTRIES = 2
@@ -50,29 +62,25 @@ def list_objects(
     if is_directory_bucket(bucket):
         _check_directory_listing(bucket, prefix, delimiter, start_after)
 
-    def read(answer: Answer) -> ListObjectResult:
-        page = read_listing(answer.body or b"")
-        if page is None:
-            raise S3Error("the answer is no listing")
-        return page
-
-    return Request(
-        operation="ListObjectsV2",
-        method="GET",
-        bucket=bucket,
-        key="",
-        read=read,
-        query=query_of(
-            list_type=2,
-            encoding_type="url",
-            prefix=prefix,
-            delimiter=delimiter or None,
-            max_keys=max_keys,
-            continuation_token=continuation_token or None,
-            start_after=start_after or None,
-        ),
-        headers=[("x-amz-optional-object-attributes", "RestoreStatus")],
+    request = _page_request(
+        "ListObjectsV2",
+        bucket,
+        lambda answer: read_listing(answer.body or b"", asked=continuation_token),
+        list_type=2,
+        prefix=prefix,
+        delimiter=delimiter or None,
+        max_keys=max_keys,
+        continuation_token=continuation_token or None,
+        start_after=start_after or None,
     )
+    return request._replace(headers=[("x-amz-optional-object-attributes", "RestoreStatus")])
+
+
+def _page_request(
+    operation: str, bucket: str, read: Callable[[Answer], T], **query: str | int | None
+) -> Request[T]:
+    query |= {"encoding_type": "url"}
+    return Request(operation, "GET", bucket, key="", read=read, query=query_of(**query))
 
 
 def _check_directory_listing(bucket: str, prefix: str, delimiter: str, start_after: str | None) -> None:
@@ -113,34 +121,29 @@ def list_object_versions(
         marker: The ``next_marker`` of the page before.
     """
     key, version_id = marker or (None, None)
-    return Request(
-        operation="ListObjectVersions",
-        method="GET",
-        bucket=bucket,
-        key="",
-        read=_version_page,
-        query=query_of(
-            versions="",
-            encoding_type="url",
-            prefix=prefix or None,
-            delimiter=delimiter or None,
-            max_keys=max_keys,
-            key_marker=key or None,
-            version_id_marker=version_id or None,
-        ),
+    return _page_request(
+        "ListObjectVersions",
+        bucket,
+        partial(_version_page, marker),
+        versions="",
+        prefix=prefix or None,
+        delimiter=delimiter or None,
+        max_keys=max_keys,
+        key_marker=key or None,
+        version_id_marker=version_id or None,
     )
 
 
-def _version_page(answer: Answer) -> ListVersionsResult:
+def _version_page(asked: tuple[str, str] | None, answer: Answer) -> ListVersionsResult:
     told, entries, decode = _page_of(answer, "ListVersionsResult")
     versions = [
         ObjectVersion(
-            key=decode(entry["Key"]),
+            key=decode(promised(entry, "Key")),
             version_id=entry.get("VersionId") or "null",
             is_latest=entry.get("IsLatest") == "true",
-            last_modified=_seconds(entry["LastModified"]),
+            last_modified=_seconds(promised(entry, "LastModified")),
             etag=entry.get("ETag", ""),
-            size=int(entry.get("Size") or 0),
+            size=0 if name == "DeleteMarker" else natural("Size", promised(entry, "Size")),
             storage_class=entry.get("StorageClass"),
             is_delete_marker=name == "DeleteMarker",
         )
@@ -150,7 +153,8 @@ def _version_page(answer: Answer) -> ListVersionsResult:
     # Within a key the latest is first, and the time of the others tells their order to the second.
     versions.sort(key=lambda one: (one.key.encode(), not one.is_latest, -one.last_modified))
     prefixes = [decode(entry.get("Prefix", "")) for name, entry in entries if name == "CommonPrefixes"]
-    return ListVersionsResult(versions, prefixes, _marker(told, "NextVersionIdMarker", decode))
+    following = _marker(told, "NextVersionIdMarker", decode)
+    return ListVersionsResult(versions, prefixes, _following(told, following, asked))
 
 
 def list_multipart_uploads(
@@ -169,59 +173,74 @@ def list_multipart_uploads(
         marker: The ``next_marker`` of the page before.
     """
     key, upload_id = marker or (None, None)
-    return Request(
-        operation="ListMultipartUploads",
-        method="GET",
-        bucket=bucket,
-        key="",
-        read=_upload_page,
-        query=query_of(
-            uploads="",
-            encoding_type="url",
-            prefix=prefix or None,
-            max_uploads=max_uploads,
-            key_marker=key or None,
-            upload_id_marker=upload_id or None,
-        ),
+    return _page_request(
+        "ListMultipartUploads",
+        bucket,
+        partial(_upload_page, marker),
+        uploads="",
+        prefix=prefix or None,
+        max_uploads=max_uploads,
+        key_marker=key or None,
+        upload_id_marker=upload_id or None,
     )
 
 
-def _upload_page(answer: Answer) -> ListUploadsResult:
+def _upload_page(asked: tuple[str, str] | None, answer: Answer) -> ListUploadsResult:
     told, entries, decode = _page_of(answer, "ListMultipartUploadsResult")
     uploads = [
         UploadInfo(
-            decode(entry["Key"]), entry["UploadId"], _seconds(entry["Initiated"]), entry.get("StorageClass")
+            decode(promised(entry, "Key")),
+            promised(entry, "UploadId"),
+            _seconds(promised(entry, "Initiated")),
+            entry.get("StorageClass"),
         )
         for name, entry in entries
         if name == "Upload"
     ]
-    return ListUploadsResult(uploads, _marker(told, "NextUploadIdMarker", decode))
+    following = _marker(told, "NextUploadIdMarker", decode)
+    return ListUploadsResult(uploads, _following(told, following, asked))
 
 
 def _page_of(
     answer: Answer, root_name: str
 ) -> tuple[dict[str, str], list[tuple[str, dict[str, str]]], Callable[[str], str]]:
     """Reads a page: its own facts, its entries in order, and how keys are decoded."""
-    root = xml_root(answer.body)
-    if root is None or local_name(root) != root_name:
-        raise S3Error("the answer is no listing")
+    root = result_document(answer, root_name)
     told = {local_name(child): child.text or "" for child in root if not len(child)}
-    entries = [(local_name(child), _facts(child)) for child in root if len(child)]
+    entries = [(local_name(child), xml_fields(child)) for child in root if len(child)]
     return told, entries, unquote_plus if told.get("EncodingType") == "url" else str
 
 
-def _facts(entry: Element) -> dict[str, str]:
-    return {local_name(fact): fact.text or "" for fact in entry}
-
-
 def _marker(told: Mapping[str, str], second: str, decode: Callable[[str], str]) -> tuple[str, str] | None:
-    if told.get("IsTruncated") != "true":
+    # SeaweedFS tells the second alone.
+    marker = decode(told.get("NextKeyMarker", "")), told.get(second, "")
+    return marker if any(marker) else None
+
+
+def _following(told: Mapping[str, str], marker: Marker | None, asked: Marker | None) -> Marker | None:
+    """Returns where the next page begins; ``None`` after the last one.
+
+    Raises:
+        ServerError: The listing goes on, and the answer does not say where, or says what was asked.
+    """
+    truncated = told.get("IsTruncated", "true" if marker else "false").strip()
+    if truncated not in {"true", "false"}:
+        raise malformed("IsTruncated", truncated)
+    if truncated == "false":
         return None
-    return decode(told.get("NextKeyMarker", "")), told.get(second, "")
+    if not marker:
+        raise ServerError("the listing goes on, and the answer does not say where")
+    if marker == asked:
+        raise ServerError("the listing goes on where this page began")
+    return marker
 
 
-def read_listing(body: bytes) -> ListObjectResult | None:
-    """Reads one page; ``None`` where this is no listing."""
+def read_listing(body: bytes, *, asked: str | None = None) -> ListObjectResult:
+    """Reads one page, which was asked for with this token.
+
+    Raises:
+        ServerError: It is no listing, or it has a malformed value.
+    """
     page = _Page()
     parser = expat.ParserCreate()
     parser.buffer_text = True
@@ -230,16 +249,18 @@ def read_listing(body: bytes) -> ListObjectResult | None:
     parser.CharacterDataHandler = page.text
     try:
         parser.Parse(body, True)  # noqa: FBT003 - expat limits entity expansion.
-    except expat.ExpatError:
-        return None
+    except KeyError as exc:
+        raise ServerError(f"the answer has an object without {exc.args[0]}") from exc
+    except (expat.ExpatError, LookupError, ValueError) as exc:  # The others are about encodings.
+        raise ServerError(f"the answer is no {_ROOT}") from exc
     if page.root != _ROOT:
-        return None
+        raise ServerError(f"the answer is no {_ROOT}")
     told = page.told
     decode = unquote_plus if told.get("EncodingType") == "url" else str
     return ListObjectResult(
         page.object_info(decode),
         [decode(prefix) for prefix in page.common_prefixes],
-        told.get("NextContinuationToken") if told.get("IsTruncated") == "true" else None,
+        _following(told, told.get("NextContinuationToken"), asked),
     )
 
 
@@ -288,7 +309,9 @@ class _Page:
         facts = zip(self._keys, self._etags, self._sizes, self._times, self._classes, strict=True)
         restored = self._restored
         return [
-            ObjectInfo(decode(key), etag, int(size), _seconds(time), storage_class, restored.get(number))
+            ObjectInfo(
+                decode(key), etag, natural("Size", size), _seconds(time), storage_class, restored.get(number)
+            )
             for number, (key, etag, size, time, storage_class) in enumerate(facts)
         ]
 
@@ -309,5 +332,8 @@ def _restore_status(told: Mapping[str, str]) -> RestoreStatus:
 
 
 def _seconds(time: str) -> int:
-    told = datetime.fromisoformat(time)
-    return int((told if told.tzinfo else told.replace(tzinfo=UTC)).timestamp())
+    try:
+        told = datetime.fromisoformat(time)
+        return int((told if told.tzinfo else told.replace(tzinfo=UTC)).timestamp())
+    except (ValueError, OverflowError) as exc:
+        raise malformed("time", time) from exc

@@ -1,4 +1,4 @@
-"""Operations on objects."""
+"""Operations on objects that are there: read, asked about, deleted."""
 
 from __future__ import annotations
 
@@ -8,27 +8,32 @@ import re
 from email.utils import parsedate_to_datetime
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 from xml.sax.saxutils import escape
 
-from s3torch.core.errors import ConfigurationError, RangeNotSatisfiableError, S3Error, TruncatedError
-from s3torch.core.models import DeleteFailure, GetResult, HeadObjectResult, PutResult, RestoreStatus
+from s3torch.core.errors import (
+    ConfigurationError,
+    RangeNotSatisfiableError,
+    S3Error,
+    ServerError,
+    TruncatedError,
+)
+from s3torch.core.models import DeleteFailure, GetResult, HeadObjectResult, RestoreStatus
 from s3torch.core.requests._request import (
     Answer,
     Request,
-    checksum_headers,
-    condition_headers,
+    is_weak,
     local_name,
-    put_headers,
+    malformed,
+    natural,
     query_of,
+    quoted_etag,
+    result_document,
     xml_fields,
-    xml_root,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from s3torch.core.models import PutOptions
     from s3torch.core.ranges import ByteRange
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
@@ -37,7 +42,9 @@ _OWN = "x-amz-"
 _OF_ALL_ANSWERS = {"x-amz-request-id", "x-amz-id-2"}
 _META = "x-amz-meta-"
 _CHECKSUM = "x-amz-checksum-"
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
+_PARTIAL = 206
+_OBJECT_STATUS = {200, _PARTIAL}
 _RESTORE = re.compile(r'ongoing-request="(true|false)"(?:, expiry-date="([^"]*)")?')
 _EMPTY = HeadObjectResult(etag="", size=0, last_modified=0)
 # What an XML parser would change.
@@ -59,9 +66,13 @@ def get_object(
         key: The key.
         byte_range: The bytes that are wanted; ``None`` for all. At the end of the object the result may be
             shorter than the range.
-        if_match: The ETag that the object must have, else ``PreconditionFailedError``.
+        if_match: The ETag that the object must have, else ``PreconditionFailedError``; a weak one is not
+            sent.
         version_id: The version that is wanted.
     """
+    if if_match is not None and is_weak(if_match):
+        # It holds for nothing, whatever the object is; who reads on compares the ETags of the answers.
+        if_match = None
     return Request(
         operation="GetObject",
         method="GET",
@@ -78,10 +89,12 @@ def get_object(
 
 
 def _get_result(byte_range: ByteRange | None, answer: Answer) -> GetResult:
-    announced = announced_length(answer.headers, byte_range)
+    announced = announced_length(answer.headers, byte_range, status=answer.status)
     if announced is not None and announced != answer.length:
         raise TruncatedError(f"got {answer.length} of {announced} bytes")
-    return GetResult(head_from_headers(answer.headers), answer.length, answer.body)
+    if byte_range is not None and answer.length > len(byte_range):
+        raise TruncatedError(f"asked for {byte_range.header}, got {answer.length} bytes")
+    return GetResult(head_from_headers(answer.headers, answer.length), answer.length, answer.body)
 
 
 def _empty_object(error: S3Error, body: bytes | None) -> GetResult:
@@ -100,7 +113,7 @@ def get_headers(byte_range: ByteRange | None, if_match: str | None) -> list[tupl
         # The range may turn out to be the whole object.
         headers.append(("x-amz-checksum-mode", "ENABLED"))
     if if_match is not None:
-        headers.append(("If-Match", if_match))
+        headers.append(("If-Match", quoted_etag(if_match)))
     return headers
 
 
@@ -115,40 +128,6 @@ def head_object(bucket: str, key: str, *, version_id: str | None = None) -> Requ
         query=query_of(versionId=version_id),
         headers=[("x-amz-checksum-mode", "ENABLED")],
     )
-
-
-def put_object(
-    bucket: str, key: str, *, options: PutOptions, checksum: tuple[str, str] | None = None
-) -> Request[PutResult]:
-    """Stores an object of up to 5 GiB; its bytes are the ``body`` of ``Transport.send``.
-
-    Args:
-        bucket: The bucket.
-        key: The key.
-        options: How the object is stored.
-        checksum: The algorithm and the checksum of the bytes in base64.
-    """
-    headers = [*put_headers(options), *condition_headers(options), *checksum_headers(checksum)]
-    return Request(
-        operation="PutObject", method="PUT", bucket=bucket, key=key, read=put_result, headers=headers
-    )
-
-
-def put_result(answer: Answer) -> PutResult:
-    """Reads the answer of what makes an object appear."""
-    etag = promised(answer.headers.get("etag") or xml_fields(answer.body).get("ETag"))
-    return PutResult(etag, answer.headers.get("x-amz-version-id"))
-
-
-def promised(etag: str | None) -> str:
-    """Returns the ETag of what was stored, without which nobody knows that it was.
-
-    Raises:
-        S3Error: The answer has none.
-    """
-    if not etag:
-        raise S3Error("the answer has no ETag, so nothing tells that the bytes were stored")
-    return etag
 
 
 def delete_object(bucket: str, key: str, *, version_id: str | None = None) -> Request[None]:
@@ -200,9 +179,8 @@ def delete_objects(bucket: str, targets: Sequence[tuple[str, str | None]]) -> Re
 
 
 def _delete_failures(answer: Answer) -> list[DeleteFailure]:
-    root = xml_root(answer.body)
-    errors = [] if root is None else [child for child in root if local_name(child) == "Error"]
-    told = [{local_name(fact): fact.text or "" for fact in error} for error in errors]
+    root = result_document(answer, "DeleteResult")
+    told = [xml_fields(child) for child in root if local_name(child) == "Error"]
     return [
         DeleteFailure(
             one.get("Key", ""), one.get("Code", ""), one.get("Message", ""), one.get("VersionId") or None
@@ -211,64 +189,13 @@ def _delete_failures(answer: Answer) -> list[DeleteFailure]:
     ]
 
 
-def copy_object(
-    src_bucket: str,
-    src_key: str,
-    dst_bucket: str,
-    dst_key: str,
-    *,
-    options: PutOptions | None = None,
-    version_id: str | None = None,
-    if_match: str | None = None,
-) -> Request[None]:
-    """Copies an object of up to 5 GiB within S3.
-
-    Args:
-        src_bucket: The bucket of the source.
-        src_key: Its key.
-        dst_bucket: The bucket of the copy.
-        dst_key: Its key.
-        options: How the copy is stored. Metadata and what else describes the content are those of the source,
-            unless the options say any of that; so are the tags, unless the options have some.
-        version_id: The version of the source.
-        if_match: The ETag that the source must have, else ``PreconditionFailedError``.
-    """
-    headers = source_headers(src_bucket, src_key, version_id, if_match)
-    if options is not None:
-        headers += [*put_headers(options), *condition_headers(options)]
-        if options.describes:
-            headers.append(("x-amz-metadata-directive", "REPLACE"))
-        if options.tags:
-            headers.append(("x-amz-tagging-directive", "REPLACE"))
-    return Request(
-        operation="CopyObject", method="PUT", bucket=dst_bucket, key=dst_key, read=_copied, headers=headers
-    )
-
-
-def _copied(answer: Answer) -> None:
-    promised(xml_fields(answer.body).get("ETag"))
-
-
-def source_headers(
-    bucket: str, key: str, version_id: str | None, if_match: str | None
-) -> list[tuple[str, str]]:
-    """Names the source of a copy."""
-    within = "/object/" if bucket.startswith("arn:") else "/"
-    source = quote(f"{bucket}{within}{key}", safe="/~")
-    if version_id is not None:
-        source = f"{source}?{query_of(versionId=version_id)}"
-    condition = [] if if_match is None else [("x-amz-copy-source-if-match", if_match)]
-    return [("x-amz-copy-source", source), *condition]
-
-
 def get_object_tagging(bucket: str, key: str, *, version_id: str | None = None) -> Request[dict[str, str]]:
     """Asks for the tags of an object."""
 
     def read(answer: Answer) -> dict[str, str]:
-        root = xml_root(answer.body)
-        tags = [] if root is None else [element for element in root.iter() if local_name(element) == "Tag"]
-        pairs = [{local_name(fact): fact.text or "" for fact in tag} for tag in tags]
-        return {pair["Key"]: pair["Value"] for pair in pairs}
+        elements = result_document(answer, "Tagging").iter()
+        pairs = [xml_fields(element) for element in elements if local_name(element) == "Tag"]
+        return {pair.get("Key", ""): pair.get("Value", "") for pair in pairs}
 
     query = query_of(tagging="", versionId=version_id)
     return Request(operation="GetObjectTagging", method="GET", bucket=bucket, key=key, read=read, query=query)
@@ -278,26 +205,25 @@ def _nothing(_: Answer) -> None:
     return None
 
 
-def _is_whole(content_range: str) -> bool:
-    """Whether a range, if there is one, has all bytes of its object."""
-    match = _CONTENT_RANGE.fullmatch(content_range)
-    if match is None:
-        return not content_range
-    first, last, total = map(int, match.groups())
-    return first == 0 and last + 1 == total
-
-
-def head_from_headers(headers: Mapping[str, str]) -> HeadObjectResult:
+def head_from_headers(headers: Mapping[str, str], length: int | None = None) -> HeadObjectResult:
     """Reads the facts of an object from the headers of a GET; names are in lower case.
 
-    The size is that of the whole object: from ``Content-Range`` if there is one, else ``Content-Length``.
+    Args:
+        headers: The headers.
+        length: How many bytes have come, if they are all of the object where the headers do not tell.
+
+    Raises:
+        ServerError: A value is malformed, or nothing tells the size of the whole object.
     """
-    content_range = headers.get("content-range", "")
-    total = content_range.rpartition("/")[2]
+    found = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
+    size = int(found[3]) if found is not None else _content_length(headers)
+    size = length if size is None else size
+    if size is None:
+        raise ServerError("the answer does not tell the size of the object: it has no Content-Length")
     modified = headers.get("last-modified")
     return HeadObjectResult(
         etag=headers.get("etag", ""),
-        size=int(total) if total.isdecimal() else int(headers.get("content-length", "0")),
+        size=size,
         last_modified=_seconds(modified) if modified else 0,
         content_type=headers.get("content-type"),
         cache_control=headers.get("cache-control"),
@@ -305,7 +231,7 @@ def head_from_headers(headers: Mapping[str, str]) -> HeadObjectResult:
         content_encoding=headers.get("content-encoding"),
         content_language=headers.get("content-language"),
         expires=headers.get("expires"),
-        **_amazon_facts(headers, is_whole=_is_whole(content_range)),
+        **_amazon_facts(headers, is_whole=found is None or (found[1] == "0" and int(found[2]) + 1 == size)),
     )
 
 
@@ -329,38 +255,65 @@ def _amazon_facts(headers: Mapping[str, str], *, is_whole: bool) -> dict[str, An
         },
         "server_side_encryption": headers.get("x-amz-server-side-encryption"),
         "kms_key_id": headers.get("x-amz-server-side-encryption-aws-kms-key-id"),
-        "tag_count": int(headers.get("x-amz-tagging-count") or 0),
+        "tag_count": natural("x-amz-tagging-count", headers.get("x-amz-tagging-count") or "0"),
     }
 
 
 @lru_cache(maxsize=1024)
 def _seconds(date: str) -> int:
     """Reads a date of HTTP; objects of one upload often share theirs, and to read it takes long."""
-    return int(parsedate_to_datetime(date).timestamp())
+    try:
+        return int(parsedate_to_datetime(date).timestamp())
+    except (ValueError, OverflowError) as exc:
+        raise malformed("date", date) from exc
 
 
-def announced_length(headers: Mapping[str, str], byte_range: ByteRange | None) -> int | None:
+def announced_length(
+    headers: Mapping[str, str], byte_range: ByteRange | None, *, status: int = 200
+) -> int | None:
     """Returns how long the body of a GET has to be; names of headers are in lower case.
+
+    Args:
+        headers: The headers.
+        byte_range: The bytes that were asked for; ``None`` for all.
+        status: The status, which tells a range from a whole object.
 
     Returns:
         The length, ``None`` where the response does not announce one.
 
     Raises:
         TruncatedError: The response has other bytes than those that were asked for.
+        ServerError: It has no bytes of an object, or a malformed length.
     """
-    told = headers.get("content-length", "")
-    length = int(told) if told.isdecimal() else None
-    if byte_range is None:
-        return length
-    found = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
+    if status not in _OBJECT_STATUS:
+        raise ServerError(f"the store answered with no object, but with status {status}", status=status)
+    length = _content_length(headers)
+    told = headers.get("content-range", "")
+    found = _CONTENT_RANGE.fullmatch(told)
     if found is None:
-        if byte_range.start == 0 and length is not None and length <= len(byte_range):
+        is_whole = not told and status != _PARTIAL
+        if is_whole and (byte_range is None or _may_be(length, byte_range)):
             return length
-        raise TruncatedError("the store answered a request for a range without a range")
+        raise TruncatedError(f"the store answered a request for a range without a range ({status}, {told!r})")
     first, last, size = (int(number) for number in found.groups())
-    if first != byte_range.start or last + 1 != min(byte_range.stop, size):
-        raise TruncatedError(f"asked for {byte_range.header}, got {found[0]}")
-    return last + 1 - first
+    start, stop = (0, size) if byte_range is None else (byte_range.start, min(byte_range.stop, size))
+    if first != start or last + 1 != stop:
+        asked = "all bytes" if byte_range is None else byte_range.header
+        raise TruncatedError(f"asked for {asked}, got {found[0]}")
+    return stop - start
+
+
+def _may_be(length: int | None, byte_range: ByteRange) -> bool:
+    """Whether all bytes of an object of this length are the answer to a range."""
+    return byte_range.start == 0 and (length is None or length <= len(byte_range))
+
+
+def _content_length(headers: Mapping[str, str]) -> int | None:
+    told = headers.get("content-length")
+    if told is not None and "," in told:
+        # A length that is told twice in the same way is one.
+        told = ",".join({one.strip() for one in told.split(",")})
+    return None if told is None else natural("Content-Length", told)
 
 
 def restore_status(header: str | None) -> RestoreStatus | None:

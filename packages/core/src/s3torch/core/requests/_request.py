@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
-from datetime import UTC
-from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from urllib.parse import quote, urlencode
 from xml.etree import ElementTree as ET
 
-from s3torch.core.errors import ConfigurationError, S3Error, error_from_response
+from s3torch.core.errors import (
+    ConfigurationError,
+    RangeNotSatisfiableError,
+    S3Error,
+    ServerError,
+    error_from_response,
+)
 from s3torch.core.models import SecretText
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from datetime import datetime
 
     from s3torch.core._config import S3ClientConfig
-    from s3torch.core.models import BucketEndpoint, PutOptions
+    from s3torch.core.models import BucketEndpoint
     from s3torch.core.ranges import ByteRange
     from s3torch.core.seam import TransportContext
 
@@ -28,9 +30,11 @@ T = TypeVar("T")
 
 # From here on an answer is an error, and its body is not that of an object.
 FIRST_ERROR_STATUS = 300
-_META = "x-amz-meta-"
 _ASKS_FOR_CHECKSUMS = ("x-amz-checksum-mode", "ENABLED")
 _WITH_BODY = {"POST", "PUT"}
+_CONDITIONS = {"If-Match", "If-None-Match"}
+# What stores without conditional writes answer.
+_REFUSES_CONDITIONS = {400, 501}
 # Names, aliases and ARNs of buckets; nothing that would change the URL of a request.
 _BUCKET = re.compile(r"[A-Za-z0-9._:/-]+")
 # What needs the key of objects that are encrypted with a key of the customer (SSE-C).
@@ -45,8 +49,13 @@ _KEYED = {
     "UploadPart",
 }
 _COPIES = {"CopyObject", "UploadPartCopy"}
+# What is no result although its status says so: an error, or a web page of what is between S3 and this side.
 # White space may come before the document, to keep the connection alive.
-_ERROR_DOCUMENT = re.compile(rb"\s*(?:<\?xml[^>]*\?>\s*)?<Error[\s>]")
+_NO_RESULT = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*\?>\s*)?<(?:Error|(?i:html|!doctype\s+html))[\s/>]"
+)
+# The digits of the largest size that a machine can count.
+_DIGITS = 19
 
 
 # Named tuples, because they are made in a fraction of the time of frozen dataclasses, once for each request.
@@ -112,10 +121,16 @@ class Request(NamedTuple, Generic[T]):
             for.
         """
         if answer.status >= FIRST_ERROR_STATUS or (
-            not self.streams and answer.body and _ERROR_DOCUMENT.match(answer.body)
+            not self.streams and answer.body and _NO_RESULT.match(answer.body)
         ):
             raise self.error(answer)
-        return self.read(answer)
+        try:
+            return self.read(answer)
+        except ServerError as error:
+            # With the status of a success it is the answer that is wrong, and the next one may be right.
+            error.status = answer.status
+            error.request_id = answer.headers.get("x-amz-request-id")
+            raise
 
     def failed(self, error: S3Error, *, into: object = None) -> T:
         """Returns a result where this error means success, as for an empty object; else raises it.
@@ -136,14 +151,14 @@ class Request(NamedTuple, Generic[T]):
 
     def error(self, answer: Answer) -> S3Error:
         """Makes the error that an answer tells."""
-        fields = xml_fields(answer.body)
+        fields = xml_fields(xml_root(answer.body))
         headers = answer.headers
         code = fields.get("Code")
         region = headers.get("x-amz-bucket-region") or fields.get("Region")
         if code is None and region == answer.region:
             # S3 names the region of the bucket also where that is not what is wrong.
             region = None
-        return error_from_response(
+        error = error_from_response(
             operation=self.operation,
             bucket=self.bucket,
             key=self.key or None,
@@ -155,6 +170,20 @@ class Request(NamedTuple, Generic[T]):
             region=region,
             location=headers.get("location") or fields.get("Endpoint"),
         )
+        if isinstance(error, RangeNotSatisfiableError) and self.byte_range is not None:
+            size = fields.get("ActualObjectSize") or headers.get("content-range", "").rpartition("/")[2]
+            if len(size) <= _DIGITS and size.isdecimal() and int(size) > self.byte_range.start:
+                return ServerError(
+                    f"the store refuses {self.byte_range.header} of an object of {size} bytes",
+                    operation=self.operation,
+                    bucket=self.bucket,
+                    key=self.key,
+                    status=answer.status,
+                )
+        elif type(error) in {S3Error, ServerError} and answer.status in _REFUSES_CONDITIONS:
+            for name in _CONDITIONS.intersection(name for name, _ in self.headers):
+                error.message += f"; not every store knows {name}, which this request has"
+        return error
 
 
 def request_target(request: Request[Any], endpoint: BucketEndpoint) -> str:
@@ -224,74 +253,82 @@ def _customer_key_headers(prefix: str, key: bytes) -> list[tuple[str, str]]:
     ]
 
 
-def checksum_headers(checksum: tuple[str, str] | None) -> list[tuple[str, str]]:
-    """Returns the header that carries a checksum, of which the algorithm comes first."""
-    return [] if checksum is None else [(f"x-amz-checksum-{checksum[0].lower()}", checksum[1])]
-
-
-def put_headers(options: PutOptions) -> list[tuple[str, str]]:
-    """Returns the headers that store an object as the options say, without the conditions."""
-    headers = [(_META + name, value) for name, value in options.metadata.items()]
-    given = (
-        ("Content-Type", options.content_type),
-        ("Cache-Control", options.cache_control),
-        ("Content-Disposition", options.content_disposition),
-        ("Content-Encoding", options.content_encoding),
-        ("Content-Language", options.content_language),
-        ("Expires", http_date(options.expires)),
-        ("x-amz-storage-class", options.storage_class),
-        ("x-amz-acl", options.acl),
-        ("x-amz-tagging", tagging(options.tags)),
-        ("x-amz-server-side-encryption", options.server_side_encryption),
-        ("x-amz-server-side-encryption-aws-kms-key-id", options.kms_key_id),
-        ("x-amz-server-side-encryption-context", encryption_context(options.kms_encryption_context)),
-        (
-            "x-amz-server-side-encryption-bucket-key-enabled",
-            None if options.bucket_key is None else str(options.bucket_key).lower(),
-        ),
-    )
-    return headers + [(name, value) for name, value in given if value is not None]
-
-
-def http_date(when: datetime | None) -> str | None:
-    """Writes a time as headers have it; ``None`` for none."""
-    return None if when is None else format_datetime(when.astimezone(UTC), usegmt=True)
-
-
-def tagging(tags: Mapping[str, str]) -> str | None:
-    """Writes tags as S3 takes them in a header; ``None`` for none."""
-    return urlencode(tags, quote_via=quote, safe="") or None
-
-
-def encryption_context(context: Mapping[str, str]) -> str | None:
-    """Writes an encryption context as S3 takes it in a header; ``None`` for none."""
-    return base64.b64encode(json.dumps(dict(context)).encode()).decode() if context else None
-
-
-def condition_headers(options: PutOptions) -> list[tuple[str, str]]:
-    """Returns the headers of the conditions under which an object may appear."""
-    conditions = (("If-None-Match", options.if_none_match), ("If-Match", options.if_match))
-    return [(name, value) for name, value in conditions if value is not None]
-
-
 def query_of(**parameters: str | int | None) -> str:
     """Quotes and sorts the parameters of a query; ``None`` leaves one out, ``_`` in names means ``-``."""
     given = {name.replace("_", "-"): str(value) for name, value in parameters.items() if value is not None}
     return urlencode(sorted(given.items()), quote_via=quote, safe="")
 
 
-def xml_fields(body: bytes | None) -> dict[str, str]:
-    """Reads the elements directly below the root of an XML document; empty if it is no XML."""
-    root = xml_root(body)
-    return {} if root is None else {local_name(child): child.text or "" for child in root}
+def xml_fields(element: ET.Element | None) -> dict[str, str]:
+    """Reads the texts of the elements directly below one; empty for ``None``."""
+    return {} if element is None else {local_name(child): child.text or "" for child in element}
 
 
 def xml_root(body: bytes | None) -> ET.Element | None:
     """Reads an XML document; ``None`` if it is none."""
     try:
         return ET.fromstring((body or b"").strip())  # noqa: S314 - Expat limits entity expansion.
-    except ET.ParseError:
+    except (ET.ParseError, LookupError, ValueError):  # The others are about encodings.
         return None
+
+
+def result_document(answer: Answer, name: str) -> ET.Element:
+    """Reads the document that an operation promises.
+
+    Raises:
+        ServerError: The answer has another one, a part of it, or none.
+    """
+    root = xml_root(answer.body)
+    if root is None or local_name(root) != name:
+        raise ServerError(f"the answer is no {name}")
+    return root
+
+
+def promised(facts: Mapping[str, str], name: str) -> str:
+    """Returns a fact that an answer promises: an element, or a header.
+
+    Raises:
+        ServerError: The answer does not have it, so nobody knows what was done.
+    """
+    value = facts.get(name)
+    if not value:
+        raise ServerError(f"the answer has no {name}")
+    return value
+
+
+def natural(name: str, value: str) -> int:
+    """Reads a size or a count of an answer.
+
+    Raises:
+        ServerError: It is none.
+    """
+    if value.isdigit() and value.isascii() and len(value) <= _DIGITS:
+        return int(value)
+    raise malformed(name, value)
+
+
+def malformed(name: str, value: str) -> ServerError:
+    """Makes the error for a value of an answer that is not what its name promises."""
+    return ServerError(f"the answer has a malformed {name}: {value[:60]!r}")
+
+
+def same_etag(one: str, other: str) -> bool:
+    """Compares ETags: weak ones and those without quotes, as some stores and proxies tell them, as well."""
+    return one == other or _bare(one) == _bare(other)
+
+
+def quoted_etag(etag: str) -> str:
+    """Writes an ETag as a condition has it: strong, because a weak one holds for nothing."""
+    return etag if etag == "*" else f'"{_bare(etag)}"'
+
+
+def is_weak(etag: str) -> bool:
+    """Whether an ETag promises no equal bytes, so that no condition with it holds."""
+    return etag.startswith("W/")
+
+
+def _bare(etag: str) -> str:
+    return etag.removeprefix("W/").strip('"')
 
 
 def local_name(element: ET.Element) -> str:

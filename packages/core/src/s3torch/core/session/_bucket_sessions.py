@@ -19,6 +19,7 @@ from s3torch.core.errors import (
     S3ConnectionError,
     S3Error,
     S3TimeoutError,
+    ServerError,
     bare_cause,
     error_from_response,
 )
@@ -105,11 +106,15 @@ def _seconds_left(keys: Credentials) -> float:
 def create_session(client: Any, bucket: str) -> Credentials:
     """Sends one CreateSession request with a boto3 client, which knows how it is signed and retried."""
     try:
-        told = client.create_session(Bucket=bucket)["Credentials"]
+        told = client.create_session(Bucket=bucket).get("Credentials", {})
     except Exception as exc:  # noqa: BLE001 - It is raised as one of ours.
         raise error_from_boto(exc, operation="CreateSession", bucket=bucket) from bare_cause(exc)
-    for name in ("AccessKeyId", "SecretAccessKey", "SessionToken"):
-        told[name] = SecretText(told[name])
+    for name in ("AccessKeyId", "SecretAccessKey", "SessionToken", "Expiration"):
+        if not told.get(name):
+            text = f"the answer has no {name}; is this a directory bucket of S3?"
+            raise ServerError(text, operation="CreateSession", bucket=bucket)
+        if name != "Expiration":
+            told[name] = SecretText(told[name])
     return Credentials(told["AccessKeyId"], told["SecretAccessKey"], told["SessionToken"], told["Expiration"])
 
 

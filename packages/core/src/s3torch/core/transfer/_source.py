@@ -26,6 +26,7 @@ from s3torch.core.errors import (
     TruncatedError,
 )
 from s3torch.core.ranges import ByteRange
+from s3torch.core.requests._request import same_etag
 from s3torch.core.transfer._checksums import verify
 from s3torch.core.transfer._window import IN_FLIGHT, Admission, Window
 
@@ -283,7 +284,7 @@ class ObjectSource(RangeSource):
         )
 
     def _learn(self, head: HeadObjectResult) -> None:
-        if self._etag is not None and head.etag and head.etag != self._etag:
+        if self._etag is not None and head.etag and not same_etag(head.etag, self._etag):
             raise self.changed(f"ETag {head.etag} instead of {self._etag}")
         if self._size is not None and head.size != self._size:
             raise self.changed(f"{head.size} bytes instead of {self._size}")

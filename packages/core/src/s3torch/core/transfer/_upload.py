@@ -259,6 +259,7 @@ class Upload:
             return resolve_ambiguous_commit(
                 error,
                 lambda: self._handle.call(requests.head_object(self.bucket, self.key)),
+                options=self._options,
                 checksum=self.checksum,
                 etag=etag,
             )

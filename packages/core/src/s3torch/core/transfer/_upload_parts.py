@@ -8,14 +8,25 @@ import time
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 
-from s3torch.core.errors import NotFoundError, PreconditionFailedError, S3Error, TransferCancelledError
+from s3torch.core.errors import (
+    ConflictError,
+    NotFoundError,
+    PreconditionFailedError,
+    S3ConnectionError,
+    S3Error,
+    S3TimeoutError,
+    ServerError,
+    TransferCancelledError,
+    TruncatedError,
+)
 from s3torch.core.models import CompletedPart, PutResult
+from s3torch.core.requests._request import FIRST_ERROR_STATUS, quoted_etag, same_etag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from s3torch.core._memory import BufferPool
-    from s3torch.core.models import HeadObjectResult, MultipartUpload
+    from s3torch.core.models import HeadObjectResult, MultipartUpload, PutOptions
     from s3torch.core.seam import Transfer
     from s3torch.core.transfer._window import Admission
 
@@ -159,34 +170,65 @@ def resolve_ambiguous_commit(
     error: S3Error,
     head: Callable[[], HeadObjectResult],
     *,
+    options: PutOptions,
     checksum: tuple[str, str] | None,
     etag: Callable[[], str | None],
 ) -> PutResult:
-    """Returns what was stored, if only the answer that says so was lost; else raises the error.
+    """Returns what was stored, if only the answer that says so was lost or is none; else raises the error.
 
     A request that makes an object appear may succeed while its answer is lost with the connection. The next
     attempt then meets the object of the first: the condition of a create-only upload does not hold any more,
     and the multipart upload is gone. Neither is a failure if the object that is there is the one that was
-    sent: it has the same checksum, or the same ETag, and more than one attempt was made. An upload of another
-    writer with the very same bytes, between two attempts of this one, cannot be told from it; who uses
-    create-only uploads as locks has to write something that is only theirs.
+    sent: it has the same checksum, or the same ETag. The same is asked where the last attempt had no answer,
+    or one that nobody can judge. An upload of another writer with the very same bytes, between two attempts
+    of this one, cannot be told from it; who uses create-only uploads as locks has to write something that is
+    only theirs.
+
+    Raises:
+        ConflictError: A conditional multipart upload is gone, as S3 lets it go after a conflict.
+        S3Error: The error.
     """
-    refused = isinstance(error, PreconditionFailedError) or (
-        isinstance(error, NotFoundError) and error.code == "NoSuchUpload"
-    )
-    if not refused or (error.attempts or 1) < 2:
+    is_gone = isinstance(error, NotFoundError) and error.code == "NoSuchUpload"
+    is_refused = is_gone or isinstance(error, PreconditionFailedError)
+    if not (_is_unanswered(error) or (is_refused and (error.attempts or 1) > 1)):
         raise error
     try:
         found = head()
+    except NotFoundError:
+        found = None
     except S3Error as exc:
-        error.add_note(f"Whether an earlier attempt was stored could not be asked: {exc}")
+        error.add_note(f"Whether an attempt was stored could not be asked: {exc}")
         raise error from exc
-    known = None if checksum is None else found.checksums.get(checksum[0])
-    # Neither is empty where they are equal.
-    same = known == checksum[1] if checksum is not None and known is not None else found.etag == etag()
-    if not same:
-        raise error
-    return PutResult(found.etag, found.version_id)
+    if found is not None and _is_same(found, checksum, etag):
+        return PutResult(found.etag, found.version_id)
+    if is_gone and (options.if_none_match or options.if_match):
+        # https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html: after a 409 the
+        # upload has to be made again, with all of its parts.
+        raise ConflictError(
+            "another request changed the object or removed the upload; nothing was stored, write it again",
+            operation=error.operation,
+            bucket=error.bucket,
+            key=error.key,
+            code="ConditionalRequestConflict",
+        ) from error
+    raise error
+
+
+def _is_same(
+    found: HeadObjectResult, checksum: tuple[str, str] | None, etag: Callable[[], str | None]
+) -> bool:
+    algorithm, sent = checksum or ("", "")
+    if algorithm in found.checksums:
+        return found.checksums[algorithm] == sent
+    known = etag()
+    return known is not None and same_etag(found.etag, known)
+
+
+def _is_unanswered(error: S3Error) -> bool:
+    """Whether nobody knows what the last attempt has done."""
+    if isinstance(error, ServerError):
+        return error.status is not None and error.status < FIRST_ERROR_STATUS
+    return isinstance(error, S3ConnectionError | S3TimeoutError | TruncatedError)
 
 
 def etag_of_body(body: memoryview) -> str:
@@ -196,7 +238,7 @@ def etag_of_body(body: memoryview) -> str:
 
 def etag_of_parts(parts: Sequence[CompletedPart]) -> str | None:
     """Computes the ETag of an object of these parts; ``None`` where their ETags are no MD5 sums."""
-    told = [part.etag.strip('"') for part in parts]
+    told = [quoted_etag(part.etag)[1:-1] for part in parts]
     try:
         digests = [bytes.fromhex(text) for text in told if len(text) == _MD5_LENGTH]
     except ValueError:

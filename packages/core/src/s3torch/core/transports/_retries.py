@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from s3torch.core.errors import (
     CertificateError,
+    ConflictError,
     S3ConnectionError,
     S3Error,
     S3TimeoutError,
@@ -16,6 +17,7 @@ from s3torch.core.errors import (
     ThrottledError,
     TruncatedError,
 )
+from s3torch.core.requests._request import FIRST_ERROR_STATUS
 
 if TYPE_CHECKING:
     from s3torch.core.requests import Request
@@ -27,6 +29,10 @@ _MAX_BACKOFF_SECONDS = 20.0
 _MAX_CONNECTION_BACKOFF_SECONDS = 1.0
 _BAD_REQUEST = 400
 _RETRIED_STATUS = {500, 502, 504}
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html: the same upload may succeed
+# when it is made again; if the condition does not hold any more, that is refused with 412. For a completion
+# S3 advises to upload the parts again, too; as long as it has them, to complete again is enough.
+_RETRIED_CONFLICTS = {"ConditionalRequestConflict", "OperationAborted"}
 # How the CRT calls it; connections that break in the middle of a handshake have another name.
 _DISTRUST = "AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE"
 _RETRIED_ERRORS = (S3ConnectionError, S3TimeoutError, ThrottledError, TruncatedError)
@@ -93,7 +99,11 @@ def may_succeed_now(error: S3Error) -> bool:
     if isinstance(error, CertificateError) or _is_distrust(error.__cause__):
         return False
     if isinstance(error, ServerError):
-        return error.status in _RETRIED_STATUS or error.code == "InternalError"
+        # With a success, it is only the answer that was wrong.
+        is_answered = error.status is not None and error.status < FIRST_ERROR_STATUS
+        return is_answered or error.status in _RETRIED_STATUS or error.code == "InternalError"
+    if isinstance(error, ConflictError):
+        return error.code in _RETRIED_CONFLICTS
     return isinstance(error, _RETRIED_ERRORS)
 
 

@@ -35,6 +35,7 @@ _STATUS_BY_NAME = {
 _CANCELLED = {"AWS_ERROR_S3_CANCELED", "AWS_ERROR_S3_PAUSED"}
 # Answers that have other bytes than were asked for; the CRT keeps what they were to itself.
 NO_RANGE = "AWS_ERROR_S3_MISSING_CONTENT_RANGE_HEADER"
+NO_ETAG = "AWS_ERROR_S3_MISSING_ETAG"
 _TRUNCATED = {
     NO_RANGE: "the store answered a request for a range without a range",
     "AWS_ERROR_S3_INVALID_CONTENT_RANGE_HEADER": "the store answered with another range than was asked for",

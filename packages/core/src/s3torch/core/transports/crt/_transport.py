@@ -25,7 +25,7 @@ from s3torch.core.plugins import hookimpl
 from s3torch.core.ranges import MIB
 from s3torch.core.requests import Answer, body_of, request_headers, request_target
 from s3torch.core.transports._retries import decide_retry, tell_retry
-from s3torch.core.transports.crt._errors import NO_RANGE, error_of
+from s3torch.core.transports.crt._errors import NO_ETAG, NO_RANGE, error_of
 from s3torch.core.transports.crt._runtime import BodyStream, CrtRuntime
 from s3torch.core.transports.crt._watch import Watch, timer
 
@@ -65,6 +65,8 @@ class CrtTransport:
         self.attempts = context.config.attempts
         self.on_retry = context.on_retry
         self.closed = False
+        # Whether the store tells ETags, without which the CRT takes no range.
+        self.has_etags = True
 
     def send(
         self, request: Request[T], *, body: memoryview | None = None, into: memoryview | None = None
@@ -140,6 +142,8 @@ class CrtTransfer(Future[T]):
         super().__init__()
         self.request = request
         self.receiver = Receiver(request, into)
+        if not transport.has_etags:
+            self.receiver.take_plain()
         self.body: BodyStream | None = None
         self._payload = body
         self.credentials: Credentials | None = None
@@ -288,7 +292,12 @@ class CrtTransfer(Future[T]):
     def _failed(self, error: S3Error) -> None:
         """Tries again where that may help, else ends the transfer."""
         error.attempts = self._attempts
-        if getattr(error.__cause__, "name", None) == NO_RANGE and self.receiver.take_whole():
+        name = getattr(error.__cause__, "name", None)
+        if name == NO_ETAG:
+            self._transport.has_etags = False
+        if (
+            name == NO_ETAG or (name == NO_RANGE and self.receiver.start == 0)
+        ) and self.receiver.take_plain():
             self._again(error, 0)
             return
         decision = decide_retry(
@@ -374,7 +383,7 @@ class Receiver:
 
     def __init__(self, request: Request[Any], into: memoryview | None) -> None:
         byte_range = request.byte_range
-        self._start = 0 if byte_range is None else byte_range.start
+        self.start = 0 if byte_range is None else byte_range.start
         # The length of the range that is asked for, where there is one.
         self.part_size = None if byte_range is None else len(byte_range)
         self.into = into
@@ -400,7 +409,7 @@ class Receiver:
     def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
         """Puts a piece of the body where it belongs; the offset is that in the object."""
         self._received += len(chunk)
-        begin = offset - self._start
+        begin = offset - self.start
         if begin < 0 or (self._room is not None and begin + len(chunk) > self._room):
             raise TruncatedError(f"the body has more than the {self._room} bytes asked for")
         if not self.has_buffer:
@@ -415,11 +424,10 @@ class Receiver:
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         return Answer(self._status, self._headers, None if self.has_buffer else body, self._received)
 
-    def take_whole(self) -> bool:
-        """Lets the CRT take an answer without a range from now on; ``False`` where none can be right."""
-        is_new = self.part_size is not None and self._start == 0
-        if is_new:
-            self.part_size = None
+    def take_plain(self) -> bool:
+        """Lets the CRT pass on whatever is answered from now on; ``False`` where it does already."""
+        is_new = self.part_size is not None
+        self.part_size = None
         return is_new
 
     def release(self) -> None:

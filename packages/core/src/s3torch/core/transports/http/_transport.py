@@ -39,7 +39,7 @@ from s3torch.core.requests import (
     request_headers,
     request_target,
 )
-from s3torch.core.requests._request import FIRST_ERROR_STATUS
+from s3torch.core.requests._request import FIRST_ERROR_STATUS, is_weak, same_etag
 from s3torch.core.transports._retries import decide_retry, tell_retry
 from s3torch.core.transports._signing import Signer
 from s3torch.core.transports._workers import WorkerPool, WorkerTransfer
@@ -315,23 +315,23 @@ class Download(Generic[T]):
     def _begin(self, answer: ResponseHead) -> int | None:
         """Checks what an answer brings against what was asked for; returns the length of all attempts."""
         try:
-            length = announced_length(answer.headers, self._missing)
+            length = announced_length(answer.headers, self._missing, status=answer.status)
         except TruncatedError:
             if not self._received:
                 raise
             # A server that does not know ranges, or not this one, begins anew, and so does this side.
             self._forget()
-            length = announced_length(answer.headers, self._wanted)
+            length = announced_length(answer.headers, self._wanted, status=answer.status)
         etag = answer.headers.get("etag")
         if self._received:
-            if etag != self._etag:
+            if not same_etag(etag or "", self._etag or ""):
                 self._forget()
                 raise TruncatedError(f"the object was replaced while it was read (ETag {etag})")
             return self._length
         self._headers, self._status = answer.headers, answer.status
         self._length = length or 0
         # A weak ETag never matches, so what has come would be of no use.
-        self._etag = etag if length is not None and etag and not etag.startswith("W/") else None
+        self._etag = etag if length is not None and etag and not is_weak(etag) else None
         return length
 
     def _fill(self, connection: Connection, memory: memoryview, length: int) -> None:
@@ -355,6 +355,8 @@ class Download(Generic[T]):
     ) -> None:
         """Receives a body whose end is not told by its length."""
         most = self._room if length is None else length
+        if most is None and self._wanted is not None:
+            most = len(self._wanted)
         target = buffer if self._memory is None else self._memory[1]
         for piece in connection.pieces(answer):
             stop = self._received + len(piece)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from s3torch.core.errors import ConfigurationError, S3Error, error_from_response
 from s3torch.core.models import HeadObjectResult, ObjectInfo, ObjectVersion, PutOptions
 from s3torch.core.ranges import MIN_PART_SIZE
-from s3torch.core.requests._request import http_date
+from s3torch.core.requests._request import same_etag
+from s3torch.core.requests._writes import http_date
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -233,7 +234,7 @@ def check_conditions(
         return
     if present is None:
         raise refusal(operation, bucket, key, 404, "NoSuchKey")
-    if not same_etag(options.if_match, present.etag):
+    if options.if_match != "*" and not same_etag(options.if_match, present.etag):
         raise refusal(operation, bucket, key, 412, "PreconditionFailed")
 
 
@@ -246,11 +247,6 @@ def check_customer_key(
     if stored.customer_key is None or customer_key is None:
         raise refusal(operation, bucket, key, 400, "InvalidRequest")
     raise refusal(operation, bucket, key, 403, "AccessDenied")
-
-
-def same_etag(wanted: str, etag: str) -> bool:
-    """Compares ETags, with or without their quotes."""
-    return wanted == "*" or wanted.strip('"') == etag.strip('"')
 
 
 def join_parts(

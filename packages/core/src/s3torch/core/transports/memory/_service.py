@@ -13,8 +13,8 @@ from xml.sax.saxutils import escape
 from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions, PutResult
 from s3torch.core.ranges import ByteRange
 from s3torch.core.requests import Answer
-from s3torch.core.requests._request import local_name, xml_root
-from s3torch.core.transports.memory._bucket import options_of_copy, refusal, same_etag
+from s3torch.core.requests._request import local_name, same_etag, xml_fields, xml_root
+from s3torch.core.transports.memory._bucket import options_of_copy, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -177,7 +177,8 @@ class Service:
     def _complete_multipart_upload(self, _request: Request[Any], told: _Told, body: bytes) -> Answer:
         parts = [CompletedPart(int(facts["PartNumber"]), facts["ETag"]) for facts in _elements(body, "Part")]
         stored = self._store.complete_upload(told.upload, parts, options=told.options, checksum=told.checksum)
-        return _stored(stored)
+        document = _document("CompleteMultipartUploadResult", [_element("ETag", stored.etag)])
+        return document._replace(headers={**_stored(stored).headers, **document.headers})
 
     def _abort_multipart_upload(self, _request: Request[Any], told: _Told, _: bytes) -> Answer:
         self._store.abort_upload(told.upload)
@@ -380,8 +381,7 @@ def _element(name: str, value: object) -> str:
 
 def _elements(body: bytes, name: str) -> list[dict[str, str]]:
     root = xml_root(body)
-    found = [] if root is None else [element for element in root if local_name(element) == name]
-    return [{local_name(fact): fact.text or "" for fact in element} for element in found]
+    return [xml_fields(element) for element in root or () if local_name(element) == name]
 
 
 def _time(seconds: int) -> str:

@@ -21,6 +21,7 @@ from s3torch.core.models import (
     PutResult,
     UploadInfo,
 )
+from s3torch.core.requests._request import same_etag
 from s3torch.core.transports.memory._bucket import (
     Bucket,
     StoredObject,
@@ -33,7 +34,6 @@ from s3torch.core.transports.memory._bucket import (
     list_entries,
     md5_of,
     refusal,
-    same_etag,
     versions_behind,
 )
 

@@ -8,7 +8,7 @@ import operator
 import os
 from array import array
 from bisect import bisect_right
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from multiprocessing.context import get_spawning_popen
@@ -21,12 +21,12 @@ from s3torch.core import parse_s3_uri
 from s3torch.core.errors import ConfigurationError, NotFoundError
 from s3torch.datasets._base import COMMON_OPTIONS, S3Dataset, apply
 from s3torch.datasets._opening import Ahead, check_prefetch, look_ahead, open_ranges
+from s3torch.datasets._private_files import PrivateFolder, path_for_key
 from s3torch.datasets._ranges import RangeInParts
 from s3torch.datasets.formats import DamagedShardError
 from s3torch.datasets.shards._dataset import ShardSource, name_of
 from s3torch.datasets.shards._tar_archive import ArchiveError, ForwardStream, read_members
 from s3torch.datasets.shards._tar_format import group_members
-from s3torch.datasets.sources._manifest import write_whole
 from s3torch.datasets.sources._sources import facts_of, uri_of
 from s3torch.datasets.sources._table import describe_objects
 
@@ -210,7 +210,8 @@ class IndexStore:
     """Loads and saves indexes as bytes.
 
     The index of ``s3://bucket/key`` is ``bucket/key.index.json`` under the location, which is an S3 URI or a
-    folder; ``None`` keeps it beside the archive.
+    folder; ``None`` keeps it beside the archive. In a folder, a key that is no local path has a digest
+    instead, new files are private, and those of others than the owner of the folder are refused.
     """
 
     def __init__(self, location: str | os.PathLike[str] | None) -> None:
@@ -222,9 +223,7 @@ class IndexStore:
     def load(self, client: S3Client, items: Sequence[S3BucketKeyData]) -> Iterator[bytes | None]:
         """Yields the index of each archive, ``None`` where there is none, with many requests in flight."""
         if not self._is_remote:
-            for item in items:
-                path = self._path(item)
-                yield path.read_bytes() if path.exists() else None
+            yield from map(self._read, items)
             return
         readers = (client.get_object(*self._key(item)) for item in items)
         for reader in look_ahead(readers, _AHEAD):
@@ -240,9 +239,23 @@ class IndexStore:
             with client.put_object(*self._key(item)) as writer:
                 writer.write(data)
             return
-        path = self._path(item)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, data)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        *folders, name = path_for_key(item.bucket, item.key, INDEX_SUFFIX)
+        with self._opened(folders, create=True) as folder:
+            folder.publish(name, data)
+
+    def _read(self, item: S3BucketKeyData) -> bytes | None:
+        *folders, name = path_for_key(item.bucket, item.key, INDEX_SUFFIX)
+        with suppress(FileNotFoundError), self._opened(folders) as folder, folder.read(name) as file:
+            return file.read()
+        return None
+
+    def _opened(self, folders: Iterable[str], *, create: bool = False) -> PrivateFolder:
+        root = self._folder.resolve()
+        opened = PrivateFolder.open(root, owners={os.geteuid(), root.stat().st_uid})
+        for name in folders:
+            opened = opened.folder(name, create=create)
+        return opened
 
     def _key(self, item: S3BucketKeyData) -> tuple[str, str]:
         if self._place is None:
@@ -250,9 +263,6 @@ class IndexStore:
         bucket, prefix = self._place
         folder = f"{prefix.rstrip('/')}/" if prefix else ""
         return bucket, f"{folder}{item.bucket}/{item.key}{INDEX_SUFFIX}"
-
-    def _path(self, item: S3BucketKeyData) -> Path:
-        return self._folder / item.bucket / f"{item.key.lstrip('/')}{INDEX_SUFFIX}"
 
 
 class S3IndexedTarDataset(S3Dataset[dict[str, Any], ResultT], Dataset[ResultT]):

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -110,7 +111,7 @@ class Manifest:
             with _client_for(path, client).put_object(*parse_s3_uri(path)) as writer:
                 writer.write(data)
             return
-        write_whole(Path(path), data)
+        _write_whole(Path(path), data)
 
     def refresh(self, source: ObjectSource, client: S3Client) -> tuple[Manifest, ManifestChanges]:
         """Lists the source anew; objects that stay keep their place, new ones come at the end.
@@ -189,11 +190,12 @@ def _info(key: str, etag: str, size: int, last_modified: int, version: str | Non
     return ObjectInfo(*known) if version in {None, _NO_VERSION} else VersionedInfo(*known, version_id=version)
 
 
-def write_whole(target: Path, data: bytes) -> None:
+def _write_whole(target: Path, data: bytes) -> None:
     """Writes a file, whole or not at all."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = target.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        part.write_bytes(data)
+        with part.open("xb") as file:
+            file.write(data)
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)

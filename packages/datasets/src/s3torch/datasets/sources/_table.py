@@ -26,7 +26,6 @@ from s3torch.datasets.sources._sources import VersionedInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
     from typing import Self
 
 _MD5 = re.compile(r'"[0-9a-f]{32}"')
@@ -78,18 +77,14 @@ class ObjectTable(Sequence[S3BucketKeyData]):
         return cls(builder.finish())
 
     @classmethod
-    def mapped(cls, path: Path) -> Self:
-        """Maps a file that ``write`` has written; processes that map it share the memory."""
-        with path.open("rb") as file:
-            return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-    def write(self, file: BinaryIO) -> None:
-        """Writes the table for ``mapped``."""
-        file.write(self._buffer)
+    def mapped(cls, file: BinaryIO) -> Self:
+        """Maps a file that has ``buffer``; processes that map it share the memory."""
+        return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     @property
-    def nbytes(self) -> int:
-        return len(memoryview(self._buffer))
+    def buffer(self) -> memoryview:
+        """The whole table, for ``mapped``."""
+        return memoryview(self._buffer)
 
     @cached_property
     def digest(self) -> str:

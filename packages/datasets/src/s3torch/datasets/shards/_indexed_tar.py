@@ -25,8 +25,8 @@ from s3torch.datasets._private_files import PrivateFolder, path_for_key
 from s3torch.datasets._ranges import RangeInParts
 from s3torch.datasets.formats import DamagedShardError
 from s3torch.datasets.shards._dataset import ShardSource, name_of
-from s3torch.datasets.shards._tar_archive import ArchiveError, ForwardStream, read_members
-from s3torch.datasets.shards._tar_format import group_members
+from s3torch.datasets.shards._tar_archive import ArchiveError, read_members
+from s3torch.datasets.shards._tar_format import group_members, plain_stream
 from s3torch.datasets.sources._sources import facts_of, uri_of
 from s3torch.datasets.sources._table import describe_objects
 
@@ -122,6 +122,8 @@ class TarIndex:
         fits = len(self._keys) == len(self._first) - 1 and max(self._suffix, default=-1) < len(self._suffixes)
         if not fits or {len(self._suffix), len(self._offset), len(self._length)} != {files}:
             raise ConfigurationError("the columns of the index do not fit together")
+        if len(set(self._keys)) < len(self._keys):
+            raise ConfigurationError("the index has a sample twice")
 
     @classmethod
     def build(
@@ -151,7 +153,7 @@ class TarIndex:
         columns: dict[str, Any] = {name: [] for name in _COLUMNS}
         numbers: dict[str, int] = {}
         with client.get_object(bucket, key, object_info=info, version_id=version_id) as reader:
-            members = read_members(ForwardStream(reader, seekable=True, chunk=_CHUNK))
+            members = read_members(plain_stream(reader, chunk=_CHUNK))
             try:
                 for sample in group_members(members, lambda member: (member.offset, member.size)):
                     columns["keys"].append(sample.key)

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from s3torch.core.errors import ConfigurationError, S3Error
 from s3torch.datasets._opening import start_download
 from s3torch.datasets.formats import DamagedShardError
-from s3torch.datasets.shards._tar_archive import ArchiveError, ForwardStream, GzipStream, read_members
+from s3torch.datasets.shards._tar_archive import (
+    ArchiveError,
+    ArchiveLimits,
+    ForwardStream,
+    GzipStream,
+    read_members,
+)
 from s3torch.datasets.sources._sources import size_of
 
 if TYPE_CHECKING:
@@ -27,6 +33,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _GZIP = (".tar.gz", ".tgz")
 _ZSTANDARD = (".tar.zst", ".tzst")
+# What a sample has beside its files.
+_RESERVED = frozenset({"__key__", "__url__"})
+_REMEMBERED = 1_000_000
+_MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +66,12 @@ def split_name(name: str) -> tuple[str, str] | None:
 def group_members(members: Iterable[TarMember], load: Callable[[TarMember], T]) -> Iterator[SampleParts[T]]:
     """Yields the samples of an archive; ``load`` makes a part of each file before the next one is read.
 
-    A sample that has a suffix twice raises ``ArchiveError``.
+    A sample that has a suffix twice, a reserved one, or files that are not side by side raises
+    ``ArchiveError``. To be bounded in memory, only the first million samples are remembered for that.
     """
     sample: SampleParts[T] | None = None
+    # Hashes take less than half of the memory of the keys.
+    seen: set[int] = set()
     for member in members:
         split = split_name(member.name)
         if split is None:
@@ -67,7 +80,13 @@ def group_members(members: Iterable[TarMember], load: Callable[[TarMember], T]) 
         if sample is None or key != sample.key:
             if sample is not None:
                 yield sample
-            sample = SampleParts(key, member.start, {})
+            sample, mark = SampleParts(key, member.start, {}), hash(key)
+            if mark in seen:
+                raise ArchiveError(member.start, f"the files of the sample {key!r} are not side by side")
+            if len(seen) < _REMEMBERED:
+                seen.add(mark)
+        if suffix in _RESERVED:
+            raise ArchiveError(member.start, f"{member.name!r} has a suffix that names no file of a sample")
         if suffix in sample.parts:
             raise ArchiveError(member.start, f"the sample {key!r} has two files with the suffix {suffix!r}")
         sample.parts[suffix] = load(member)
@@ -90,10 +109,19 @@ class TarFormat:
     Attributes:
         suffixes: What keys end with.
         require_end: Refuses archives without an end marker, because they may be truncated.
+        max_file_size: The most bytes of a file in a compressed archive, so that a small one cannot fill the
+            memory; ``None`` for 100 times the size of the archive and at least 64 MiB. All that is
+            decompressed may be 1000 times the size of the archive and at least 1 GiB.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".tar", *_GZIP, *_ZSTANDARD)
     require_end: bool = True
+    max_file_size: int | None = None
+
+    def __post_init__(self) -> None:
+        size = self.max_file_size
+        if size is not None and (type(size) is not int or size < 0):
+            raise ConfigurationError(f"max_file_size must be an integer from 0 on, got {size!r}")
 
     def open(self, shard: ShardObject) -> _TarShard:
         return _TarShard(shard, self)
@@ -116,7 +144,7 @@ class _TarPiece:
     def __init__(self, shard: ShardObject, chosen: TarFormat) -> None:
         self.size = size_of(shard.item)
         self._shard = shard
-        self._require_end = chosen.require_end
+        self._chosen = chosen
         self._reader: S3Reader | None = None
 
     def prefetch(self) -> None:
@@ -124,11 +152,11 @@ class _TarPiece:
 
     def samples(self, position: int) -> Iterator[tuple[int, dict[str, Any]]]:
         place = self._shard.item
-        stream = _stream(self._open(), place.key)
+        stream = _stream(self._open(), place.key, self._chosen.max_file_size)
         try:
             # After the end there is no header, which is found out below.
             stream.skip(position)
-            members = read_members(stream, require_end=self._require_end)
+            members = read_members(stream, require_end=self._chosen.require_end)
             base = {"__url__": self._shard.uri}
             before: dict[str, Any] | None = None
             end = position
@@ -163,10 +191,23 @@ class _TarPiece:
         return self._reader
 
 
-def _stream(reader: S3Reader, key: str) -> ForwardStream:
+def plain_stream(reader: S3Reader, **options: Any) -> ForwardStream:
+    """Returns a stream of an archive that is not compressed."""
+
+    def limits() -> ArchiveLimits:
+        return ArchiveLimits(reader.size, reader.size, "the archive")
+
+    return ForwardStream(reader, seekable=True, limits=limits, **options)
+
+
+def _stream(reader: S3Reader, key: str, largest: int | None) -> ForwardStream:
+    def limits() -> ArchiveLimits:
+        member = max(64 * _MIB, 100 * reader.size) if largest is None else largest
+        return ArchiveLimits(member, max(1024 * _MIB, 1000 * reader.size), f"a file of {reader.size} bytes")
+
     name = key.lower()
     if name.endswith(_GZIP):
-        return ForwardStream(GzipStream(reader))
+        return ForwardStream(GzipStream(reader), limits=limits)
     if name.endswith(_ZSTANDARD):
         try:
             import zstandard
@@ -175,8 +216,10 @@ def _stream(reader: S3Reader, key: str) -> ForwardStream:
                 f'{key!r} needs zstandard; pip install "s3torch-datasets[zstd]"'
             ) from exc
         decompressor = zstandard.ZstdDecompressor()
-        return ForwardStream(decompressor.stream_reader(reader, read_across_frames=True, closefd=False))
-    return ForwardStream(reader, seekable=True)
+        return ForwardStream(
+            decompressor.stream_reader(reader, read_across_frames=True, closefd=False), limits=limits
+        )
+    return plain_stream(reader)
 
 
 def _decompression_errors() -> tuple[type[Exception], ...]:

@@ -17,8 +17,13 @@ from hypothesis import strategies as st
 from s3torch.core.errors import ConfigurationError
 from s3torch.datasets import S3IndexedTarDataset, S3ShardDataset, TarFormat, TarIndex
 from s3torch.datasets.formats import DamagedShardError
-from s3torch.datasets.shards._tar_archive import ArchiveError, ForwardStream, GzipStream, read_members
-from s3torch.datasets.shards._tar_format import group_members
+from s3torch.datasets.shards._tar_archive import (
+    ArchiveError,
+    ForwardStream,
+    GzipStream,
+    group_members,
+    read_members,
+)
 
 MIB = 1024 * 1024
 END = bytes(1024)

@@ -7,16 +7,22 @@ sizes in base 256) and PAX. Sparse members are refused.
 The layout is that of POSIX (pax, "ustar Interchange Format"): a header of 512 bytes before each member, whose
 bytes are padded to a multiple of 512, and two blocks of zeros at the end. What follows those is another
 archive (``cat a.tar b.tar``), or zeros.
+
+Samples are those of WebDataset: files that follow each other and have the same name up to the first dot of
+the file name. Of ``dir/0001.jpg`` and ``dir/0001.seg.png`` the key is ``dir/0001``, and the parts are ``jpg``
+and ``seg.png``.
 """
 
 from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+T = TypeVar("T")
 
 _BLOCK = 512
 _CHUNK = 1024 * 1024
@@ -26,6 +32,9 @@ _LONGEST_NUMBER = 20
 _FILES = frozenset(b"\x0007")
 _EXTENSIONS = frozenset(b"xgXLK")
 _ZEROS = bytes(_BLOCK)
+# What a sample has beside its files.
+RESERVED = frozenset({"__key__", "__url__"})
+_REMEMBERED = 1_000_000
 _COMPRESSED_CHUNK = 256 * 1024
 _GZIP = 16 + zlib.MAX_WBITS
 
@@ -328,3 +337,58 @@ def _finish(stream: ForwardStream, data: int, size: int, place: int) -> None:
     if not stream.skip(end - stream.offset) and stream.offset < data + size:
         why = f"it ends within the member that begins at {place} and has {size} bytes"
         raise ArchiveError(stream.offset, why)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleParts(Generic[T]):
+    """One sample of an archive, whose first header is at ``start``.
+
+    ``parts`` has what was made of each file, by its suffix in lower case and without the dot.
+    """
+
+    key: str
+    start: int
+    parts: dict[str, T]
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Returns the key and the suffix of a file; ``None`` for files that belong to no sample.
+
+    Those are files without a suffix, hidden ones, and those that WebDataset reserves (``__name__``).
+    """
+    folder, slash, file = name.rpartition("/")
+    stem, dot, suffix = file.partition(".")
+    if not stem or not dot or (file.startswith("__") and file.endswith("__")):
+        return None
+    return f"{folder}{slash}{stem}", suffix.lower()
+
+
+def group_members(members: Iterable[TarMember], load: Callable[[TarMember], T]) -> Iterator[SampleParts[T]]:
+    """Yields the samples of an archive; ``load`` makes a part of each file before the next one is read.
+
+    A sample that has a suffix twice, a reserved one, or files that are not side by side raises
+    ``ArchiveError``. To be bounded in memory, only the first million samples are remembered for that.
+    """
+    sample: SampleParts[T] | None = None
+    # Hashes take less than half of the memory of the keys.
+    seen: set[int] = set()
+    for member in members:
+        split = split_name(member.name)
+        if split is None:
+            continue
+        key, suffix = split
+        if sample is None or key != sample.key:
+            if sample is not None:
+                yield sample
+            sample, mark = SampleParts(key, member.start, {}), hash(key)
+            if mark in seen:
+                raise ArchiveError(member.start, f"the files of the sample {key!r} are not side by side")
+            if len(seen) < _REMEMBERED:
+                seen.add(mark)
+        if suffix in RESERVED:
+            raise ArchiveError(member.start, f"{member.name!r} has a suffix that names no file of a sample")
+        if suffix in sample.parts:
+            raise ArchiveError(member.start, f"the sample {key!r} has two files with the suffix {suffix!r}")
+        sample.parts[suffix] = load(member)
+    if sample is not None:
+        yield sample

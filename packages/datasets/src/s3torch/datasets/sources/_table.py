@@ -32,6 +32,7 @@ _MD5 = re.compile(r'"[0-9a-f]{32}"')
 _MD5_LENGTH = 16
 _LONGEST_ETAG = 255
 _MOST_CLASSES = 255
+_TOO_LARGE = 1 << 63
 # Of these arrays, in this order; ``records`` has ETag, key and version of each object, and ``versions`` how
 # long the last is, unless no object has one.
 _ARRAYS: tuple[tuple[str, Literal["Q", "q", "B"]], ...] = (
@@ -183,8 +184,9 @@ class _Builder:
             and 0 < len(version) < _LONGEST_ETAG
             and info.key == item.key
             and type(info.size) is int
-            and info.size >= 0
+            and 0 <= info.size < _TOO_LARGE
             and type(info.last_modified) is int
+            and abs(info.last_modified) < _TOO_LARGE
             and isinstance(info.etag, str)
             and len(info.etag) < _LONGEST_ETAG
             and info.etag.isascii()

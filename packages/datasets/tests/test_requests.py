@@ -60,6 +60,7 @@ def test_batches_send_no_more_than_samples(server, options, sent):
     assert sent() == {"LIST": 1, "GET": len(DATA)}
 
 
+@pytest.mark.filterwarnings("ignore:several workers")
 def test_without_sharding_every_worker_yields_everything(server, options):
     dataset = S3IterableDataset.from_prefix(server.uri("train/"), **options)
     loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork")

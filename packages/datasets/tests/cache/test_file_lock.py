@@ -8,7 +8,8 @@ from multiprocessing import get_context
 import pytest
 
 from s3torch.core import S3BucketKeyData
-from s3torch.datasets._cache import DiskCache, exclusive
+from s3torch.datasets._cache import DiskCache
+from s3torch.datasets._private_files import PrivateFolder
 from s3torch.datasets.sources._shared import SharedFolder, shared_pages
 
 
@@ -40,18 +41,18 @@ def is_free(path):
 
 
 def test_a_lock_is_held(tmp_path):
-    path = tmp_path / "lock"
-    with exclusive(path, mode=0o600):
+    path, folder = tmp_path / "lock", PrivateFolder.open(tmp_path)
+    with folder.locked("lock"):
         assert path.stat().st_mode & 0o777 == 0o600
         assert not is_free(path)
     assert is_free(path)
-    with pytest.raises(LookupError), exclusive(path):
+    with pytest.raises(LookupError), folder.locked("lock"):
         raise LookupError
     assert is_free(path)
 
 
 def test_a_child_that_is_forked_meanwhile_does_not_keep_a_lock(tmp_path, forked):
-    with exclusive(tmp_path / "lock"):
+    with PrivateFolder.open(tmp_path).locked("lock"):
         forked()
     assert is_free(tmp_path / "lock")
 
@@ -59,7 +60,7 @@ def test_a_child_that_is_forked_meanwhile_does_not_keep_a_lock(tmp_path, forked)
 def test_a_child_does_not_keep_the_lock_of_a_cache(tmp_path, forked):
     cache = DiskCache(tmp_path)
     cache.put("name", memoryview(b"data"))
-    with cache._locked():
+    with PrivateFolder.open(tmp_path / "s3torch-cache-1").locked("lock"):
         forked()
     assert all(is_free(path) for path in tmp_path.rglob("lock"))
     cache.put("other", memoryview(b"data"))

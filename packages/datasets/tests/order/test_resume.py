@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from itertools import islice
 from operator import methodcaller
 
@@ -238,6 +240,7 @@ def test_a_loader_that_leaves_objects_out_resumes_with_other_workers(lenient):
     assert sorted(seen) == LEFT
 
 
+@pytest.mark.filterwarnings("ignore:several workers")
 def test_ranks_that_leave_objects_out_merge_their_states(lenient):
     def loaders(ranks):
         datasets = ranks_of(lenient, ranks)
@@ -258,3 +261,108 @@ def test_ranks_that_leave_objects_out_merge_their_states(lenient):
     next(iter(repeated))
     with pytest.raises(ConfigurationError, match="repeat every sample"):
         repeated.state_dict()
+
+
+def loader_of(make, kind, workers):
+    options = {"num_workers": workers, "multiprocessing_context": "fork"} if workers else {}
+    if kind == "map":
+        dataset = make(S3MapDataset)
+        options["sampler"] = S3Sampler(dataset, seed=3)
+    else:
+        dataset = make(shuffle=kind == "shuffled", seed=3, enable_sharding=True)
+    return ResumableLoader(DataLoader(dataset, batch_size=4, collate_fn=list, **options))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["map", "listed", "shuffled"])
+def test_a_state_of_the_end_of_an_epoch_goes_on_with_the_next(make, kind, workers):
+    first, expected = (loader_of(make, kind, workers) for _ in range(2))
+    for _ in first:
+        pass
+    state = json.loads(json.dumps(first.state_dict()))
+    assert state["epoch"] == 0
+    expected.set_epoch(1)
+    second = list(expected)
+    for others in {workers, 0}:
+        again = loader_of(make, kind, others)
+        again.load_state_dict(state)
+        assert again.state_dict() == state
+        batches = list(again)
+        assert sorted(sample for batch in batches for sample in batch) == DATA
+        assert others != workers or batches == second
+        assert again.state_dict()["epoch"] == 1
+    # Who says that it is the epoch that has ended gets what is left of that: nothing.
+    again = loader_of(make, kind, workers)
+    again.load_state_dict(state)
+    again.set_epoch(0)
+    assert list(again) == []
+    again.set_epoch(1)
+    assert list(again) == second
+
+
+def test_a_dataset_that_was_read_to_its_end_goes_on_with_the_next_epoch(make):
+    dataset, again = make(shuffle=True), make(shuffle=True)
+    whole = list(dataset)
+    again.load_state_dict(json.loads(json.dumps(dataset.state_dict())))
+    second = list(again)
+    assert again.state_dict()["epoch"] == 1
+    dataset.set_epoch(1)
+    assert second == list(dataset) != whole
+    parts = ranks_of(make, 2, shuffle=True)
+    for part in parts:
+        list(part)
+    states = [part.state_dict() for part in parts]
+    others = ranks_of(make, 3, shuffle=True)
+    for other in others:
+        other.load_state_dict(states[0])
+    assert sorted(sample for other in others for sample in other) == DATA
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["map", "listed", "shuffled"])
+def test_torchdata_goes_on_with_the_next_epoch(make, kind, workers):
+    def loader():
+        plain = loader_of(make, kind, workers).loader
+        options = {"sampler": plain.sampler} if kind == "map" else {}
+        return StatefulDataLoader(
+            plain.dataset,
+            batch_size=4,
+            num_workers=workers,
+            multiprocessing_context="fork" if workers else None,
+            collate_fn=list,
+            **options,
+        )
+
+    first, again = loader(), loader()
+    list(first)
+    again.load_state_dict(first.state_dict())
+    for _ in range(2):
+        assert sorted(sample for batch in again for sample in batch) == DATA
+
+
+COPIES = """
+from operator import methodcaller
+from torch.utils.data import DataLoader
+from s3torch.core import S3ClientConfig
+from s3torch.core.transports.memory import MemoryStore
+from s3torch.datasets import S3IterableDataset
+
+store = MemoryStore.at("http://copies.memory")
+store.create_bucket("data")
+store.put("data", "a", b"a")
+config = S3ClientConfig(transport="memory", endpoint="http://copies.memory")
+for sharding in (True, False):
+    dataset = S3IterableDataset.from_prefix(
+        "s3://data/", s3client_config=config, transform=methodcaller("read"), enable_sharding=sharding
+    )
+    for workers in (0, 1, 2, 2):
+        context = "fork" if workers else None
+        list(DataLoader(dataset, num_workers=workers, multiprocessing_context=context))
+"""
+
+
+def test_workers_that_repeat_every_sample_are_told_once():
+    run = subprocess.run([sys.executable, "-c", COPIES], check=True, capture_output=True, text=True)
+    assert run.stderr.count("UserWarning: several workers without enable_sharding repeat every sample") == 1
+    assert "enable_sharding=True" in run.stderr

@@ -17,7 +17,7 @@ from s3torch.core import S3Client, S3ClientConfig
 from s3torch.core.errors import ConfigurationError, ObjectChangedError
 from s3torch.datasets import S3IndexedTarDataset, S3ShardDataset
 from s3torch.datasets.formats import DamagedShardError
-from s3torch.datasets.shards._indexed_tar import TarIndex
+from s3torch.datasets.shards._tar_format import TarIndex
 
 FILES = [
     [(f"d/{shard}-{number}.{suffix}", b"%d%d" % (shard, number) * 400) for number in range(4)]
@@ -139,6 +139,7 @@ SAMPLES = st.lists(
         st.tuples(st.sampled_from(["jpg", "cls", "a.b"]), st.integers(0, 9999)),
         min_size=1,
         max_size=3,
+        unique_by=lambda file: file[0],
     ),
     max_size=5,
 )

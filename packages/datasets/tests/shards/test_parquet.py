@@ -167,7 +167,9 @@ def test_damage_shifts_nothing_that_is_behind_it(make, store, buffer):
             dataset = make(rank=rank, world_size=2, **options)
             dataset.load_state_dict(merge_states(states))
             seen += [row["id"] for row in dataset]
-        assert sorted(seen) == expected
+        # Where all ranks had come to the end, the next epoch is whole.
+        epochs = 2 if all("finished" in state for state in states) else 1
+        assert sorted(seen) == sorted(expected * epochs)
     loader = DataLoader(make(**options), batch_size=None, num_workers=2, multiprocessing_context="fork")
     assert sorted(row["id"] for row in loader) == expected
     assert loader.dataset.skipped == 2

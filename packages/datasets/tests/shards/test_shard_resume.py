@@ -104,6 +104,45 @@ def test_ranks_go_on_as_others(make, ranks, others):
     assert sorted(seen) == ALL
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_states_of_the_end_of_an_epoch_go_on_with_the_next(make, workers):
+    def loaders(ranks):
+        return [
+            ResumableLoader(loader_of(make(rank=rank, world_size=ranks), workers)) for rank in range(ranks)
+        ]
+
+    first, expected = loaders(2), loaders(2)
+    for loader in first:
+        list(loader)
+    states = [copied(loader.state_dict()) for loader in first]
+    for loader in expected:
+        loader.set_epoch(1)
+    second = [list(loader) for loader in expected]
+    for again, state in zip(loaders(2), states, strict=True):
+        again.load_state_dict(state)
+        assert again.state_dict() == state
+        assert list(again) == second[states.index(state)]
+        assert again.state_dict()["epoch"] == 1
+    merged, seen = merge_states(states), []
+    for again in loaders(3):
+        again.load_state_dict(merged)
+        seen += chain.from_iterable(again)
+    assert sorted(seen) == ALL
+    # Where one rank has something left, the epoch is not over.
+    late = loaders(2)[0]
+    next(iter(late))
+    seen = []
+    for again in loaders(3):
+        again.load_state_dict(merge_states([copied(late.state_dict()), states[1]]))
+        seen += chain.from_iterable(again)
+    assert 0 < len(seen) == len(set(seen)) < len(ALL)
+    # Nothing is left of the epoch for who says that it is that.
+    again = loaders(2)[0]
+    again.load_state_dict(states[0])
+    again.set_epoch(0)
+    assert list(again) == []
+
+
 def test_workers_that_stay_begin_anew_after_an_early_break(make):
     loader = ResumableLoader(loader_of(make(), 2, persistent_workers=True))
     for _ in range(2):

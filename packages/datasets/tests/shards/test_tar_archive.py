@@ -9,8 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3torch.datasets.shards._tar_archive import ArchiveError, ForwardStream, read_members
-from s3torch.datasets.shards._tar_format import group_members, split_name
+from s3torch.datasets.shards._tar_archive import (
+    ArchiveError,
+    ForwardStream,
+    group_members,
+    read_members,
+    split_name,
+)
 
 NAMES = st.lists(
     st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=120),

@@ -175,8 +175,8 @@ def test_the_last_rank_takes_the_folder_along(launch, monkeypatch, tmp_path):
 def test_a_folder_of_somebody_else_is_not_read(launch, memory, fill, caplog, tmp_path):
     fill(*KEYS)
     dataset = S3MapDataset.from_prefix("s3://data/train/", s3client_config=memory)
-    dataset._folder._path.mkdir(mode=0o755)
-    (dataset._folder._path / "listing").write_bytes(b"not what it seems")
+    dataset._folder.path.mkdir(mode=0o755)
+    (dataset._folder.path / "listing").write_bytes(b"not what it seems")
     assert len(dataset) == 11
     assert "belongs to somebody else" in caplog.text
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from s3torch.datasets.formats import DamagedShardError
     from s3torch.datasets.order._loader import ResumableLoader, S3Sampler, merge_states
     from s3torch.datasets.shards._dataset import S3ShardDataset
-    from s3torch.datasets.shards._indexed_tar import S3IndexedTarDataset, TarIndex
+    from s3torch.datasets.shards._indexed_tar import S3IndexedTarDataset
     from s3torch.datasets.shards._parquet import ParquetFormat
-    from s3torch.datasets.shards._tar_format import TarFormat
+    from s3torch.datasets.shards._tar_format import TarFormat, TarIndex
     from s3torch.datasets.sources._manifest import Manifest, ManifestChanges
     from s3torch.datasets.sources._sources import (
         GlobSource,
@@ -72,9 +72,9 @@ _MODULES = {
     "formats": "DamagedShardError",
     "order._loader": "ResumableLoader S3Sampler merge_states",
     "shards._dataset": "S3ShardDataset",
-    "shards._indexed_tar": "S3IndexedTarDataset TarIndex",
+    "shards._indexed_tar": "S3IndexedTarDataset",
     "shards._parquet": "ParquetFormat",
-    "shards._tar_format": "TarFormat",
+    "shards._tar_format": "TarFormat TarIndex",
     "sources._manifest": "Manifest ManifestChanges",
     "sources._sources": "GlobSource ListingProgress ObjectSource ObjectsSource PrefixSource"
     " ReportedSource Selection VersionedInfo",

@@ -1,8 +1,8 @@
 """A disk cache of what was read from S3, for all processes of a machine, and the lock between them.
 
 An entry is a range of one object with one ETag, in a file of its own: its bytes, followed by a checksum. A
-file appears under its name only when it is complete, and a damaged one is removed and read from S3 again. The
-file system has to support ``flock``.
+file appears under its name only when it is complete, and a damaged one is removed and read from S3 again.
+Files of other users, and symbolic links, are not read. The file system has to support ``flock``.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import shutil
 import struct
 import time
-import uuid
 import zlib
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.transfer import new_bytes
+from s3torch.datasets._private_files import PrivateFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,11 +36,13 @@ _log = logging.getLogger(__name__)
 _FOLDER = "s3torch-cache-1"
 _MAGIC = b"s3tcache"
 _TRAILER = struct.Struct("<8sQI")
-_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n"
+_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n"
 # Evicting a tenth at once spares most publications the look at all files.
 _KEPT = 0.9
 _PAUSE = 60.0
 _ABANDONED = 60.0
+_DIGITS = 20
+_FOLDER_OF_ENTRIES = re.compile("[0-9a-f]{2}").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,11 @@ class DiskCache:
     """A cache in a folder, shared by all processes that name the same one.
 
     It may be used by threads, after a fork, and can be pickled. When the disk is full, or the folder cannot
-    be written, one warning is logged and reading goes on from S3.
+    be written or belongs to another user, one warning is logged and reading goes on from S3.
 
     Args:
         directory: The folder; it is made when something is stored. Everything is below ``s3torch-cache-1`` in
-            it.
+            it, which is closed to other users: each has to name a folder of their own.
         limit: How many bytes it may have; what was not used for longest goes first. ``None`` for half of what
             the file system has for it.
 
@@ -72,6 +75,7 @@ class DiskCache:
         self.directory = Path(directory)
         self.limit = limit
         self._root = self.directory / _FOLDER
+        self._opened: PrivateFolder | None = None
         self._prepared = False
         self._warned = False
         self._paused_until = 0.0
@@ -84,9 +88,10 @@ class DiskCache:
             length: How many bytes it has.
             into: Takes the bytes.
         """
-        path = self._path(name)
+        place = _place(name)
         try:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            folder = self._folder()
+            file = folder.open_file(place)
         except OSError as exc:
             if not isinstance(exc, FileNotFoundError):
                 self._warn(exc)
@@ -104,9 +109,9 @@ class DiskCache:
             return None
         finally:
             os.close(file)
-        _log.warning("removing %s: it is damaged", path)
+        _log.warning("removing %s: it is damaged", folder.path / place)
         with contextlib.suppress(OSError):
-            path.unlink()
+            folder.unlink(place)
         return None
 
     def put(self, name: str, data: memoryview) -> None:
@@ -114,106 +119,61 @@ class DiskCache:
         size = len(data) + _TRAILER.size
         if time.monotonic() < self._paused_until or (self.limit is not None and size > self.limit):
             return
-        path = self._path(name)
+        place = _place(name)
         try:
-            if not path.exists():
-                self._publish(path, data, _trailer(name, data))
-                self._account(size)
+            self._prepare()
+            folder = self._folder()
+            if folder.stat(place) is None:
+                with folder.folder("new") as new, folder.folder(place[:2], create=True) as entries:
+                    entries.publish(place[3:], data, _trailer(name, data), part_in=new)
+                self._account(folder, size)
         except OSError as exc:
-            self._prepared = False
+            self._opened, self._prepared = None, False
             self._paused_until = time.monotonic() + _PAUSE
             self._warn(exc)
 
     def usage(self) -> CacheUsage:
         """Counts the entries and their bytes, by looking at all files."""
-        sizes = [size for _, size, _ in self._entries()]
-        return CacheUsage(len(sizes), sum(sizes))
+        with contextlib.suppress(FileNotFoundError):
+            sizes = [size for _, size, _ in _entries(self._folder())]
+            return CacheUsage(len(sizes), sum(sizes))
+        return CacheUsage(0, 0)
 
     def clear(self) -> None:
         """Removes all entries; readers that are reading some of them go on."""
-        if not self._root.exists():
-            return
-        with self._locked():
-            self._set_usage(self._evict(0))
+        with contextlib.suppress(FileNotFoundError):
+            folder = self._folder()
+            with folder.locked("lock"):
+                _set_usage(folder, _evict(folder, 0))
 
-    def _path(self, name: str) -> Path:
-        digest = blake2b(name.encode("utf-8", "surrogateescape"), digest_size=20).hexdigest()
-        return self._root / digest[:2] / digest[2:]
+    def _folder(self) -> PrivateFolder:
+        if self._opened is None:
+            folder = PrivateFolder.open(self._root)
+            folder.keep_out_others()
+            self._opened = folder
+        return self._opened
 
-    def _publish(self, path: Path, *pieces: memoryview | bytes) -> None:
-        folder = self._root / "new"
+    def _prepare(self) -> None:
+        """Makes the folder, unless this process has done so."""
         if not self._prepared:
-            folder.mkdir(parents=True, exist_ok=True)
-            (self._root / "CACHEDIR.TAG").write_text(_TAG)
-            self._sweep()
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            PrivateFolder.open(self._root, create=True).close()
+            self._opened = None
+            self._folder().write("CACHEDIR.TAG", _TAG)
+            _sweep(self._folder())
             self._prepared = True
-        temporary = folder / uuid.uuid4().hex
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            # Whoever finds the file without this lock knows that its process has died.
-            fcntl.flock(file, fcntl.LOCK_EX)
-            for piece in pieces:
-                left = memoryview(piece)
-                while left:
-                    left = left[os.write(file, left) :]
-            path.parent.mkdir(exist_ok=True)
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        finally:
-            os.close(file)
 
-    def _account(self, added: int) -> None:
-        with self._locked():
+    def _account(self, folder: PrivateFolder, added: int) -> None:
+        with folder.locked("lock"):
             try:
-                used = int((self._root / "usage").read_text()) + added
+                with folder.read("usage") as file:
+                    used = int(file.read(_DIGITS)) + added
             except (FileNotFoundError, ValueError):
                 used = self.usage().bytes
             limit = self.limit
             if limit is None:
                 limit = (used + shutil.disk_usage(self._root).free) // 2
-            self._set_usage(used if used <= limit else self._evict(int(limit * _KEPT)))
-
-    def _evict(self, target: int) -> int:
-        """Removes the least recently used entries, down to so many bytes; returns how many are left."""
-        entries = sorted(self._entries())
-        used = sum(size for _, size, _ in entries)
-        for _, size, path in entries:
-            if used <= target:
-                break
-            with contextlib.suppress(FileNotFoundError):
-                Path(path).unlink()
-            used -= size
-        self._sweep()
-        return used
-
-    def _entries(self) -> Iterator[tuple[int, int, str]]:
-        """Yields the time of last use, the size and the path of each entry."""
-        for folder in self._root.glob("[0-9a-f][0-9a-f]"):
-            with os.scandir(folder) as found:
-                for entry in found:
-                    with contextlib.suppress(FileNotFoundError):
-                        facts = entry.stat()
-                        yield facts.st_mtime_ns, facts.st_size, entry.path
-
-    def _sweep(self) -> None:
-        """Removes what processes that died had not published yet."""
-        for path in (self._root / "new").glob("*"):
-            with contextlib.suppress(FileNotFoundError, BlockingIOError):
-                if time.time() - path.stat().st_mtime < _ABANDONED:
-                    continue
-                with path.open("rb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()
-
-    def _locked(self) -> contextlib.AbstractContextManager[None]:
-        return exclusive(self._root / "lock")
-
-    def _set_usage(self, used: int) -> None:
-        # Under the lock; what a crash leaves of it is no number, or is put right by the next eviction.
-        (self._root / "usage").write_text(str(used))
+            _set_usage(folder, used if used <= limit else _evict(folder, int(limit * _KEPT)))
 
     def _warn(self, exc: OSError) -> None:
         if not self._warned:
@@ -234,25 +194,51 @@ def _trailer(name: str, data: memoryview) -> bytes:
     return _TRAILER.pack(_MAGIC, len(data), checksum)
 
 
-@contextlib.contextmanager
-def exclusive(path: Path, *, mode: int = 0o666) -> Iterator[None]:
-    """Waits for the lock on a file, which is created if there is none, and holds it.
-
-    ``mode`` is the mode of a new file, less the umask.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        unlock(descriptor)
+def _place(name: str) -> str:
+    """Returns where an entry is, below the folder of the cache."""
+    digest = blake2b(name.encode("utf-8", "surrogateescape"), digest_size=20).hexdigest()
+    return f"{digest[:2]}/{digest[2:]}"
 
 
-def unlock(descriptor: int) -> None:
-    """Releases a lock and closes the file.
+def _entries(folder: PrivateFolder) -> Iterator[tuple[int, int, str]]:
+    """Yields the time of last use, the size and the place of each entry."""
+    for name in folder.names():
+        if not _FOLDER_OF_ENTRIES(name):
+            continue
+        with contextlib.suppress(OSError), folder.folder(name) as found:
+            for entry in found.names():
+                facts = found.stat(entry)
+                if facts is not None:
+                    yield facts.st_mtime_ns, facts.st_size, f"{name}/{entry}"
 
-    Closing it is not enough: a child that another thread forked meanwhile also has the file open, and would
-    keep the lock until it ends.
-    """
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
+
+def _evict(folder: PrivateFolder, target: int) -> int:
+    """Removes the least recently used entries, down to so many bytes; returns how many are left."""
+    entries = sorted(_entries(folder))
+    used = sum(size for _, size, _ in entries)
+    for _, size, place in entries:
+        if used <= target:
+            break
+        with contextlib.suppress(FileNotFoundError):
+            folder.unlink(place)
+        used -= size
+    _sweep(folder)
+    return used
+
+
+def _sweep(folder: PrivateFolder) -> None:
+    """Removes what processes that died had not published yet."""
+    with folder.folder("new", create=True) as new:
+        for name in new.names():
+            with contextlib.suppress(FileNotFoundError, BlockingIOError):
+                facts = new.stat(name)
+                if facts is None or time.time() - facts.st_mtime < _ABANDONED:
+                    continue
+                with new.read(name) as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    new.unlink(name)
+
+
+def _set_usage(folder: PrivateFolder, used: int) -> None:
+    # Under the lock; what a crash leaves of it is no number, or is put right by the next eviction.
+    folder.write("usage", b"%d" % used)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from s3torch.core import S3Reader
 from s3torch.core.errors import ConfigurationError
@@ -57,8 +58,9 @@ class StreamedDataset(S3Dataset[InputT, SampleT], IterableDataset[SampleT]):
 
         A state that was loaded for another epoch is forgotten.
         """
-        if self._saved is not None and self._saved.epoch != epoch:
-            self._saved = None
+        saved = self._saved
+        if saved is not None:
+            self._saved = replace(saved, finished=False) if saved.epoch == epoch else None
         self._epoch[0] = epoch
 
     @abstractmethod
@@ -73,6 +75,8 @@ class StreamedDataset(S3Dataset[InputT, SampleT], IterableDataset[SampleT]):
         """Lets the next iteration go on where a state was saved.
 
         That of shards, for other numbers of ranks or workers than there were, is that of ``merge_states``.
+        One that was saved when the iteration had ended lets it go on with the next epoch, unless
+        ``set_epoch`` says which one comes.
 
         Raises:
             ConfigurationError: It is no such state, or the dataset has another order.
@@ -175,6 +179,9 @@ class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, Sample
         shard = self._shard(current_worker())
         saved, self._saved = self._saved, None
         begin = EpochPosition(int(self._epoch), shard=shard) if saved is None else saved.for_shard(shard)
+        if saved is not None:
+            self._epoch[0] = begin.epoch
+        self._warn_of_copies()
         self._reached = (begin, begin.taken)
         self._iterations += 1
         return self._run(begin)
@@ -185,11 +192,21 @@ class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, Sample
     def _loaded(self, state: Mapping[str, Any]) -> EpochPosition:
         return ObjectState.from_dict(state, self._order()).resumed()
 
+    def _warn_of_copies(self) -> None:
+        worker = current_worker()
+        if worker.size > 1 and worker.index == 0 and not self.enable_sharding:
+            # In shared memory, so that it comes once.
+            if not self._counter.total("repeated"):
+                warnings.warn(f"{_REPEATED}; enable_sharding=True shares them out", stacklevel=3)
+            self._counter.add("repeated")
+
     def begun(self, *, workers: int) -> dict[str, Any]:
         saved, self._saved = self._saved, None
         if workers == 0:
             saved = self._now
-        state = ObjectState(self._order(), position=(saved or EpochPosition(int(self._epoch))).for_all())
+        position = (saved or EpochPosition(int(self._epoch))).for_all()
+        self._epoch[0] = position.epoch
+        state = ObjectState(self._order(), position=position)
         if self.needs_marks and (workers <= 1 or self.enable_sharding):
             places = [Place(number, workers) for number in range(workers)] or [Place()]
             state.counts = True
@@ -235,10 +252,14 @@ class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, Sample
         return order | self.listing_identity()
 
     def _run(self, begin: EpochPosition) -> Iterator[SampleT]:
+        taken = 0
         with closing(self._opener().ahead(self._chosen(begin))) as readers:
             for taken, sample in self._samples(readers):
                 self._reached = (begin, begin.taken + taken)
                 yield sample
+        # A worker does not know whether others have ended.
+        if get_worker_info() is None:
+            self._reached = (replace(begin, finished=True), begin.taken + taken)
 
     def _chosen(self, begin: EpochPosition) -> Iterator[S3BucketKeyData]:
         settings = self._settings

@@ -8,6 +8,7 @@ such a sequence, and may be shared out in another way.
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _SLOTS = 256
-_COUNTED = ("skipped", "hedged")
+_COUNTED = ("skipped", "hedged", "repeated")
+_LARGEST = (1 << 63) - 1
+
+
+def check_count(name: str, value: Any, *, lowest: int = 0) -> int:
+    """Returns an integer from ``lowest`` on that is no larger than counters can be; refuses all else."""
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise ConfigurationError(f"{name} must be an integer, got {value!r:.80}")
+    number = operator.index(value)
+    if not lowest <= number <= _LARGEST:
+        raise ConfigurationError(f"{name} must be from {lowest} to {_LARGEST}, got {value!r:.80}")
+    return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +51,9 @@ class Place:
     size: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.index < self.size:
+        if {type(self.index), type(self.size)} != {int} or not 0 <= self.index < self.size:
             raise ConfigurationError(
-                f"expected 0 <= index < size, got index {self.index} of size {self.size}"
+                f"expected 0 <= index < size, got index {self.index!r:.80} of size {self.size!r:.80}"
             )
 
 
@@ -53,8 +65,9 @@ class StridedShard:
     step: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.first < self.step:
-            raise ConfigurationError(f"expected 0 <= first < step, got {self.first} and {self.step}")
+        if {type(self.first), type(self.step)} != {int} or not 0 <= self.first < self.step:
+            why = f"expected 0 <= first < step, got {self.first!r:.80} and {self.step!r:.80}"
+            raise ConfigurationError(why)
 
     def __contains__(self, number: int) -> bool:
         return number % self.step == self.first
@@ -221,9 +234,7 @@ class ConsumedPrefix:
 
     def __post_init__(self) -> None:
         for name, lowest in (("ranks", 1), ("workers", 1), ("batch_size", 1), ("batches", 0)):
-            value = getattr(self, name)
-            if type(value) is not int or value < lowest:
-                raise ConfigurationError(f"{name} must be an integer from {lowest} on, got {value!r}")
+            check_count(name, getattr(self, name), lowest=lowest)
 
     @property
     def has_gaps(self) -> bool:
@@ -260,8 +271,10 @@ class ConsumedShares:
 
     def __post_init__(self) -> None:
         taken = tuple(self.taken)
-        if not taken or any(type(count) is not int or count < 0 for count in taken):
-            raise ConfigurationError(f"taken must be numbers of samples, got {self.taken!r}")
+        if not taken:
+            raise ConfigurationError("taken must have the number of samples of each share, got none")
+        for count in taken:
+            check_count("taken", count)
         stretches: list[tuple[int, int, list[int]]] = []
         for begin in sorted(set(taken)):
             number = 0
@@ -288,12 +301,14 @@ class EpochPosition:
         epoch: The number of the epoch.
         consumed: What was consumed before, each of what the one before it left.
         shard: The part of the rest that the reader reads, of which it has ``taken`` so many samples.
+        finished: Whether the iteration has ended, so that the next one is that of the next epoch.
     """
 
     epoch: int = 0
     consumed: tuple[ConsumedPrefix | ConsumedShares, ...] = ()
     shard: WorkerShard = field(default_factory=WorkerShard)
     taken: int = 0
+    finished: bool = False
 
     def position(self, number: int) -> int:
         """Returns where in the epoch the sample is that comes as ``number`` among those left."""
@@ -335,10 +350,14 @@ class EpochPosition:
 
     def for_shard(self, shard: WorkerShard) -> EpochPosition:
         """Returns where a reader of this shard goes on; refuses a position of one of several others."""
+        if self.finished:
+            return EpochPosition(self.epoch + 1, shard=shard)
         return self if self.shard == shard else replace(self.for_all(), shard=shard)
 
     def for_all(self) -> EpochPosition:
         """Returns the position of all ranks and workers together; refuses one of one of several."""
+        if self.finished:
+            return EpochPosition(self.epoch + 1)
         if self.taken == 0:
             return replace(self, shard=WorkerShard())
         if self.shard.strided.step == 1:

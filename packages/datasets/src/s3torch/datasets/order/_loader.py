@@ -17,15 +17,15 @@ from s3torch.datasets.order._epoch import (
     Permutation,
     Place,
     Uneven,
+    check_count,
     check_uneven,
     current_rank,
     even_length,
     given_place,
 )
-from s3torch.datasets.order._state import merged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sized
+    from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 
     from torch.utils.data import DataLoader
 
@@ -80,6 +80,7 @@ class S3Sampler(Sampler[int]):
         self._epoch = 0
         self._start = 0
         self._resumed = False
+        self._finished = False
         self._ranks = 1
         self._taken = 0
 
@@ -87,36 +88,38 @@ class S3Sampler(Sampler[int]):
         """Chooses the order of the next iteration; a state that was loaded for another epoch is forgotten."""
         if epoch != self._epoch:
             self._start, self._resumed = 0, False
-        self._epoch = epoch
+        self._epoch, self._finished = epoch, False
 
     def __len__(self) -> int:
         place = self._place()
-        left = max(0, len(self._source) - (self._start if self._resumed else 0))
-        return len(range(place.index, even_length(left, place.size, self._uneven), place.size))
+        return len(range(place.index, self._length(place, self._begin()[1]), place.size))
 
     def __iter__(self) -> Iterator[int]:
         # A state counts for one iteration; the next one has the whole order.
-        self._start = self._start if self._resumed else 0
-        self._resumed = False
+        self._epoch, self._start = self._begin()
+        self._resumed = self._finished = False
         place = self._place()
         self._ranks, self._taken = place.size, 0
         return self._indices(place, self._start)
+
+    def _begin(self) -> tuple[int, int]:
+        """Returns the epoch of the next iteration, and where in it that begins."""
+        if self._finished:
+            return self._epoch + 1, 0
+        return self._epoch, self._start if self._resumed else 0
+
+    def _length(self, place: Place, start: int) -> int:
+        """Returns how many indices all ranks take together from ``start`` on."""
+        return even_length(max(0, len(self._source) - start), place.size, self._uneven)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns how far the last iteration is; the size does not depend on the number of samples."""
         return self.state_after(self._taken)
 
-    def begun(self, *, workers: int) -> dict[str, Any]:  # noqa: ARG002 - the sampler is in the main process
+    def begun(self, **_: int) -> dict[str, Any]:
         return self.state_after(0)
 
-    def counted(
-        self,
-        begun: Mapping[str, Any],  # noqa: ARG002
-        *,
-        workers: int,  # noqa: ARG002
-        batch_size: int,
-        batches: int,
-    ) -> dict[str, Any]:
+    def counted(self, _: Mapping[str, Any], *, batch_size: int, batches: int, **__: int) -> dict[str, Any]:
         return self.state_after(batches * batch_size)
 
     def state_after(self, samples: int) -> dict[str, Any]:
@@ -126,7 +129,8 @@ class S3Sampler(Sampler[int]):
         counts, not the sampler.
         """
         start = self._start + samples * self._ranks
-        return {"order": self._order(), "epoch": self._epoch, "start": start}
+        state = {"order": self._order(), "epoch": self._epoch, "start": start}
+        return state | ({"finished": True} if self._finished else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Lets the next iteration go on where a state was saved.
@@ -135,13 +139,15 @@ class S3Sampler(Sampler[int]):
             ConfigurationError: It is no such state, or one of another seed, order or length.
         """
         try:
-            order, epoch, start = dict(state["order"]), int(state["epoch"]), int(state["start"])
+            order = dict(state["order"])
+            epoch, start = check_count("epoch", state["epoch"]), check_count("start", state["start"])
         except (KeyError, TypeError, ValueError) as exc:
             raise ConfigurationError(f"this is no state of an S3Sampler: {exc!r}") from exc
         if order != self._order():
-            raise ConfigurationError(f"the state was saved with {order} and the sampler has {self._order()}")
+            why = f"the state was saved with {order!r:.400} and the sampler has {self._order()}"
+            raise ConfigurationError(why)
         self._epoch, self._start, self._resumed = epoch, start, True
-        self._taken = 0
+        self._finished, self._taken = state.get("finished") is True, 0
 
     def _order(self) -> dict[str, Any]:
         order = {"shuffle": self._shuffle, "seed": self._seed, "count": len(self._source)}
@@ -154,8 +160,7 @@ class S3Sampler(Sampler[int]):
     def _indices(self, place: Place, start: int) -> Iterator[int]:
         count = len(self._source)
         order = Permutation(count, seed=self._seed, epoch=self._epoch) if self._shuffle else range(count)
-        left = max(0, count - start)
-        length = even_length(left, place.size, self._uneven)
+        left, length = max(0, count - start), self._length(place, start)
         for taken, number in enumerate(range(place.index, length, place.size), 1):
             self._taken = taken
             yield order[start + number % left]
@@ -251,6 +256,7 @@ class ResumableLoader:
                 f"got {loader.sampler!r}"
             )
         self._begun: dict[str, Any] | None = None
+        self._finished = False
         self._count = 0
         self._marks: dict[StridedShard, Mark[Any]] = {}
 
@@ -272,8 +278,8 @@ class ResumableLoader:
         finally:
             self.loader.collate_fn = collate
         # The workers have their copies by now; a later iteration has the whole epoch.
-        self._begun, self._count = self._part.begun(workers=self.loader.num_workers), 0
-        self._marks = {}
+        self._begun = self._part.begun(workers=self.loader.num_workers)
+        self._count, self._marks, self._finished = 0, {}, False
         for batch in batches:
             self._count += 1
             if not self._is_marked:
@@ -283,21 +289,24 @@ class ResumableLoader:
                 yield batch.data
             else:
                 raise ConfigurationError("the loader was iterated before without its ResumableLoader")
+        self._finished = True
 
     def state_dict(self) -> dict[str, Any]:
         """Returns how far the iteration is that was started last."""
-        state: dict[str, Any]
         if self._begun is None:
-            state = self._part.state_dict()
-        elif self._is_marked:
+            return dict(self._part.state_dict())
+        if self._is_marked:
             state = self._part.marked(self._begun, self._marks.values())
         else:
             workers, size = max(1, self.loader.num_workers), self.loader.batch_size or 1
             state = self._part.counted(self._begun, workers=workers, batch_size=size, batches=self._count)
-        return state
+        return {**state, "finished": True} if self._finished else dict(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Lets the next iteration go on where a state was saved.
+
+        A state that was saved after the last batch, when the loop over the loader had ended, lets it go on
+        with the next epoch, unless ``set_epoch`` says which one comes.
 
         Raises:
             ConfigurationError: The state does not fit, or persistent workers run already.
@@ -322,9 +331,32 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         ConfigurationError: They do not belong together.
     """
     found = list(states)
-    if not found:
-        raise ConfigurationError("expected the state of each rank, got none")
-    return merged([part for state in found for part in _shard_states(state)] or found)
+    if not found or not all(isinstance(state, Mapping) for state in found):
+        raise ConfigurationError(f"expected the state of each rank, got {found or 'none'!r:.80}")
+    try:
+        return _merged([part for state in found for part in _shard_states(state)] or found)
+    except (AttributeError, KeyError, TypeError, RecursionError) as exc:
+        raise ConfigurationError(f"these are no states of a dataset: {exc!r}") from exc
+
+
+def _merged(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    first, shares = dict(states[0]), dict[tuple[int, ...], Any]()
+    if "shards" in first:
+        first["shards"] = next((state["shards"] for state in states if state.get("shards")), "")
+    if first.get("finished") and not all(state.get("finished") for state in states):
+        del first["finished"]
+    for state in states:
+        same = {"shards": first["shards"]} if state.get("shards") == "" else {}
+        same |= {"shares": (), "finished": False}
+        if {**state, **same} != {**first, **same}:
+            raise ConfigurationError(
+                "the states differ: they were not saved at the same point of the same epoch"
+            )
+        for share in state.get("shares", ()):
+            owner = tuple(share["stripe"] if "shards" in first else share[:2])
+            if shares.setdefault(owner, share) != share:
+                raise ConfigurationError(f"two states are those of the same worker, {owner}")
+    return {**first, "shares": list(shares.values())} if "shares" in first else first
 
 
 def _shard_states(state: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -2,8 +2,8 @@
 
 A state is a few numbers in plain values: what was consumed before the numbers of ranks and workers changed
 last, and how far each worker has been since. ``ObjectState`` is that of a sequence of objects, where a
-worker's progress is a number; ``ShardState`` is that of shards. ``merged`` merges the states of several ranks
-of either kind. The names in the values are those of release 0.1.0, whose states are still loaded.
+worker's progress is a number; ``ShardState`` is that of shards. The names in the values are those of release
+0.1.0, whose states are still loaded.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from s3torch.datasets.order._epoch import (
     Place,
     StridedShard,
     WorkerShard,
+    check_count,
     covers_all,
 )
 
@@ -205,13 +206,13 @@ class IterationState(Generic[P]):
         """Reads what ``to_dict`` returned; refuses all else and, if given, another order of samples."""
         try:
             loaded, version = cls._read(state), state["version"]
-        except (KeyError, TypeError, ValueError) as exc:
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:
             raise ConfigurationError(f"this is no state of an {cls._of}: {exc!r}") from exc
         if version != _VERSION:
-            raise ConfigurationError(f"the state has version {version!r}, this release reads {_VERSION}")
+            raise ConfigurationError(f"the state has version {version!r:.80}, this release reads {_VERSION}")
         if order is not None and dict(loaded.order) != dict(order):
             raise ConfigurationError(
-                f"the state was saved with {loaded.order} and the dataset has {dict(order)}: "
+                f"the state was saved with {loaded.order!r:.400} and the dataset has {dict(order)}: "
                 "the order would differ"
             )
         return loaded
@@ -219,30 +220,6 @@ class IterationState(Generic[P]):
     @classmethod
     @abstractmethod
     def _read(cls, state: Mapping[str, Any]) -> Self: ...
-
-
-def merged(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Makes one state of those of all ranks; refuses those that do not belong together."""
-    first, shares = dict(states[0]), dict[tuple[int, ...], Any]()
-    if "shards" in first:
-        first["shards"] = next((state["shards"] for state in states if state.get("shards")), "")
-    for state in states:
-        listing = {"shards": first["shards"]} if state.get("shards") == "" else {}
-        if {**state, **listing, "shares": ()} != {**first, "shares": ()}:
-            raise ConfigurationError(
-                "the states differ: they were not saved at the same point of the same epoch"
-            )
-        try:
-            owned = [
-                (tuple(one["stripe"] if "shards" in first else one[:2]), one)
-                for one in state.get("shares", ())
-            ]
-        except (KeyError, TypeError) as exc:
-            raise ConfigurationError(f"these are no states of a dataset: {exc!r}") from exc
-        for owner, share in owned:
-            if shares.setdefault(owner, share) != share:
-                raise ConfigurationError(f"two states are those of the same worker, {owner}")
-    return {**first, "shares": list(shares.values())} if "shares" in first else first
 
 
 @dataclass(slots=True)
@@ -272,21 +249,25 @@ class ObjectState(IterationState[int]):
         }
         if self.counts:
             state["shares"] = [[share.first, share.step, taken] for share, taken in self.shares.items()]
-        return state
+        return state | ({"finished": True} if here.finished else {})
 
     @classmethod
     def _read(cls, state: Mapping[str, Any]) -> Self:
         return cls(
             order=dict(state["order"]),
-            shares={StridedShard(*share[:2]): share[2] for share in state.get("shares", ())},
+            shares={
+                StridedShard(first, step): check_count("taken", taken)
+                for first, step, taken in state.get("shares", ())
+            },
             position=EpochPosition(
-                epoch=state["epoch"],
+                epoch=check_count("epoch", state["epoch"]),
                 consumed=tuple(
                     ConsumedShares(one["taken"]) if "taken" in one else ConsumedPrefix(**one)
                     for one in state["legs"]
                 ),
                 shard=WorkerShard(Place(*state["rank"]), Place(*state["worker"])),
-                taken=state["taken"],
+                taken=check_count("taken", state["taken"]),
+                finished=state.get("finished") is True,
             ),
             counts="shares" in state,
         )
@@ -312,12 +293,14 @@ class ShardState(IterationState[ShareProgress]):
         epoch: The number of the epoch.
         quota: How many samples each worker yields, where that is not what the dataset says.
         consumed: What was consumed before ranks or workers changed.
+        finished: Whether the iteration has ended, so that the next one is that of the next epoch.
     """
 
     _of = "S3ShardDataset"
     epoch: int = 0
     quota: int | None = None
     consumed: tuple[ConsumedPieces, ...] = ()
+    finished: bool = False
 
     def taken_up(self, team: Sequence[StridedShard], *, quota: int | None = None) -> ShardState:
         """Returns the state with which workers of a rank go on.
@@ -326,6 +309,8 @@ class ShardState(IterationState[ShareProgress]):
         what is left is divided anew, which needs the states of all ranks. ``team`` are the shares of some
         workers of this rank, and ``quota`` is how many samples each worker yields, as the dataset says.
         """
+        if self.finished:
+            return ShardState(self.order, {share: ShareProgress() for share in team}, epoch=self.epoch + 1)
         steps = {share.step for share in team}
         is_whole = covers_all(self.shares)
         if set(team) <= set(self.shares) and (not is_whole or steps == {one.step for one in self.shares}):
@@ -345,7 +330,7 @@ class ShardState(IterationState[ShareProgress]):
         return replace(self, quota=quota, consumed=consumed, shares=shares)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
+        state = {
             "version": _VERSION,
             "order": dict(self.order),
             "epoch": self.epoch,
@@ -365,19 +350,24 @@ class ShardState(IterationState[ShareProgress]):
                 for share, progress in self.shares.items()
             ],
         }
+        return state | ({"finished": True} if self.finished else {})
 
     @classmethod
     def _read(cls, state: Mapping[str, Any]) -> Self:
+        order, quota, legs = dict(state["order"]), state["quota"], state["legs"]
+        most = check_count("buffer", order.get("buffer", _END.shard))
         return cls(
-            order=dict(state["order"]),
-            shares={StridedShard(*share["stripe"]): _share_progress(share) for share in state["shares"]},
-            listing=state["shards"],
-            epoch=int(state["epoch"]),
-            quota=state["quota"],
+            order=order,
+            shares={
+                StridedShard(*share["stripe"]): _share_progress(share, most=most) for share in state["shares"]
+            },
+            listing=str(state["shards"]),
+            epoch=check_count("epoch", state["epoch"]),
+            quota=None if quota is None else check_count("quota", quota),
             consumed=tuple(
-                ConsumedPieces({StridedShard(*end[:2]): Cursor(*end[2:]) for end in ends})
-                for ends in state["legs"]
+                ConsumedPieces({StridedShard(*end[:2]): _cursor(*end[2:]) for end in ends}) for ends in legs
             ),
+            finished=state.get("finished") is True,
         )
 
 
@@ -387,13 +377,24 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, tuple) else value
 
 
-def _share_progress(share: Mapping[str, Any]) -> ShareProgress:
+def _share_progress(share: Mapping[str, Any], *, most: int) -> ShareProgress:
     replays = tuple(
-        OpenBlock(StridedShard(*owner), consumed, _block(*block))
+        OpenBlock(StridedShard(*owner), check_count("replays", consumed), _block(*block, most=most))
         for owner, consumed, block in share["replays"]
     )
-    return ShareProgress(share["turn"], share["taken"], replays, _block(*share["block"]))
+    turn, taken = check_count("turn", share["turn"]), check_count("taken", share["taken"])
+    return ShareProgress(turn, taken, replays, _block(*share["block"], most=most))
 
 
-def _block(number: int, begin: Any, end: Any, count: int, given: int) -> BlockProgress:
-    return BlockProgress(number, Cursor(*begin), Cursor(*end), count, given)
+def _cursor(*place: Any) -> Cursor:
+    shard, piece, position = (check_count("a place", value) for value in place)
+    return Cursor(shard, piece, position)
+
+
+def _block(number: Any, begin: Any, end: Any, count: Any, given: Any, *, most: int) -> BlockProgress:
+    # All of it is read again, so it may not be larger than a block.
+    if not check_count("given", given) <= check_count("count", count) <= most:
+        raise ConfigurationError(
+            f"a block of up to {most} samples cannot have {count}, {given} of them taken"
+        )
+    return BlockProgress(check_count("block", number), _cursor(*begin), _cursor(*end), count, given)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from torch.utils.data import get_worker_info
+
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
 from s3torch.core.plugins import shard_formats
 from s3torch.datasets._base import COMMON_OPTIONS, apply
@@ -169,6 +171,8 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
         # Decided now, not at the first sample: a group may be gone by then.
         share = self._share()
         self._state = self._taken_up([share])
+        if self._saved is not None:
+            self._epoch[0] = self._state.epoch
         self._saved = None
         return self._run(self._state, share)
 
@@ -183,7 +187,7 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
             return self._state.to_dict()
         places = [Place(number, workers) for number in range(workers)] or [Place()]
         state = self._taken_up([WorkerShard(self._rank(), place).strided for place in places])
-        self._saved = None
+        self._saved, self._epoch[0] = None, state.epoch
         return state.to_dict()
 
     @property
@@ -231,6 +235,8 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
             if here == ShareProgress(begun.turn, begun.taken) and not (state.consumed and here.turn == 0):
                 raise ConfigurationError(nothing)
             state.shares[share] = ShareProgress(here.turn + 1, here.taken)
+        # A worker does not know whether others have ended.
+        state.finished = get_worker_info() is None
         if here.taken == 0 and not state.consumed:
             _log.warning(nothing)
 

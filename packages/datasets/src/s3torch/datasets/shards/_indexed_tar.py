@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import operator
 import os
-from array import array
 from bisect import bisect_right
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
 from itertools import accumulate
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
@@ -21,12 +18,10 @@ from s3torch.core import parse_s3_uri
 from s3torch.core.errors import ConfigurationError, NotFoundError
 from s3torch.datasets._base import COMMON_OPTIONS, S3Dataset, apply
 from s3torch.datasets._opening import Ahead, check_prefetch, look_ahead, open_ranges
+from s3torch.datasets._private_files import PrivateFolder, path_for_key
 from s3torch.datasets._ranges import RangeInParts
-from s3torch.datasets.formats import DamagedShardError
 from s3torch.datasets.shards._dataset import ShardSource, name_of
-from s3torch.datasets.shards._tar_archive import ArchiveError, ForwardStream, read_members
-from s3torch.datasets.shards._tar_format import group_members
-from s3torch.datasets.sources._manifest import write_whole
+from s3torch.datasets.shards._tar_format import TarIndex
 from s3torch.datasets.sources._sources import facts_of, uri_of
 from s3torch.datasets.sources._table import describe_objects
 
@@ -38,6 +33,7 @@ if TYPE_CHECKING:
 
     from s3torch.core import S3BucketKeyData, S3Client
     from s3torch.core.transfer import RangeSource
+    from s3torch.datasets.shards._tar_format import SampleRange
     from s3torch.datasets.sources._sources import ObjectSource, PrefixSource
     from s3torch.datasets.sources._table import DatasetSummary
 
@@ -49,168 +45,15 @@ else:
 _log = logging.getLogger(__name__)
 INDEX_SUFFIX = ".index.json"
 _BYTES_AHEAD = 64 * 1024 * 1024
-
-_FORMAT = "s3torch-tar-index"
-_VERSION = 1
-_COLUMNS = ("keys", "parts", "suffixes", "suffix", "offset", "length")
 _AHEAD = Ahead(32)
-# Members are passed over by a seek when they are larger; nothing is gained by reading more at once.
-_CHUNK = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class SampleRange:
-    """Where the bytes of one sample are.
-
-    ``parts`` has of each file its suffix, where its bytes begin after ``start``, and how many they are.
-    """
-
-    key: str
-    start: int
-    stop: int
-    parts: tuple[tuple[str, int, int], ...]
-
-    def cut(self, data: memoryview) -> dict[str, bytes]:
-        """Returns the bytes of each file, by suffix, out of those from ``start`` to ``stop``."""
-        return {suffix: bytes(data[offset : offset + length]) for suffix, offset, length in self.parts}
-
-
-class TarIndex:
-    r"""Where the samples of one archive are; some bytes of memory for each file.
-
-    An index is a JSON object, by convention under the key of the archive with ``.index.json`` after it::
-
-        {
-          "format": "s3torch-tar-index", "version": 1,
-          "etag": "\"9b2c…\"", "size": 1048576,
-          "keys": ["dir/0001", …],
-          "parts": [2, …],
-          "suffixes": ["jpg", "cls"],
-          "suffix": [0, 1, …],
-          "offset": [512, 2560, …],
-          "length": [1200, 1, …]
-        }
-
-    ``etag`` and ``size`` are those of the archive that was indexed. ``keys`` has the samples in the order of
-    the archive, and ``parts`` how many files each has. The last three columns have a value for each file,
-    sample after sample: the place of its suffix in ``suffixes``, where in the archive its bytes begin, and
-    how many they are. The arguments are the same.
-
-    Raises:
-        ConfigurationError: The columns do not fit together.
-    """
-
-    def __init__(
-        self,
-        etag: str,
-        size: int,
-        *,
-        keys: Sequence[str],
-        parts: Sequence[int],
-        suffixes: Sequence[str],
-        suffix: Sequence[int],
-        offset: Sequence[int],
-        length: Sequence[int],
-    ) -> None:
-        self.etag = etag
-        self.size = size
-        self._keys = list(keys)
-        self._first = array("Q", accumulate(parts, initial=0))
-        self._suffixes = list(suffixes)
-        self._suffix, self._offset, self._length = array("I", suffix), array("Q", offset), array("Q", length)
-        files = self._first[-1]
-        fits = len(self._keys) == len(self._first) - 1 and max(self._suffix, default=-1) < len(self._suffixes)
-        if not fits or {len(self._suffix), len(self._offset), len(self._length)} != {files}:
-            raise ConfigurationError("the columns of the index do not fit together")
-
-    @classmethod
-    def build(
-        cls,
-        client: S3Client,
-        bucket: str,
-        key: str,
-        *,
-        object_info: Any = None,
-        version_id: str | None = None,
-    ) -> TarIndex:
-        """Reads the headers of an archive; members that are larger than a part are skipped.
-
-        Args:
-            client: The client.
-            bucket: The bucket.
-            key: The key of the archive, which is not compressed.
-            object_info: Its facts from a listing; ``None`` sends a HEAD.
-            version_id: The version to index; ``None`` for the latest.
-
-        Raises:
-            DamagedShardError: The archive is damaged.
-        """
-        info = object_info
-        if info is None:
-            info = client.head_object(bucket, key, version_id=version_id)
-        columns: dict[str, Any] = {name: [] for name in _COLUMNS}
-        numbers: dict[str, int] = {}
-        with client.get_object(bucket, key, object_info=info, version_id=version_id) as reader:
-            members = read_members(ForwardStream(reader, seekable=True, chunk=_CHUNK))
-            try:
-                for sample in group_members(members, lambda member: (member.offset, member.size)):
-                    columns["keys"].append(sample.key)
-                    columns["parts"].append(len(sample.parts))
-                    for suffix, (offset, length) in sample.parts.items():
-                        columns["suffix"].append(numbers.setdefault(suffix, len(numbers)))
-                        columns["offset"].append(offset)
-                        columns["length"].append(length)
-            except ArchiveError as exc:
-                raise DamagedShardError.at(bucket, key, exc.offset, exc.why) from exc
-        return cls(info.etag, info.size, **columns | {"suffixes": list(numbers)})
-
-    @classmethod
-    def from_json(cls, data: bytes) -> TarIndex:
-        """Reads what ``to_json`` made; raises ``ConfigurationError`` for anything else."""
-        try:
-            value = json.loads(data)
-            if (value["format"], value["version"]) != (_FORMAT, _VERSION):
-                raise ConfigurationError(f"expected {_FORMAT} {_VERSION}, got {value['format']!r}")
-            return cls(value["etag"], value["size"], **{name: value[name] for name in _COLUMNS})
-        except (KeyError, TypeError, OverflowError, UnicodeDecodeError, json.JSONDecodeError) as exc:
-            raise ConfigurationError(f"this is no index of a tar archive: {exc!r}") from exc
-
-    def to_json(self) -> bytes:
-        """Writes the index in the format above."""
-        value = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "etag": self.etag,
-            "size": self.size,
-            "keys": self._keys,
-            "parts": [after - before for before, after in zip(self._first, self._first[1:], strict=False)],
-            "suffixes": self._suffixes,
-            "suffix": self._suffix.tolist(),
-            "offset": self._offset.tolist(),
-            "length": self._length.tolist(),
-        }
-        return json.dumps(value, separators=(",", ":")).encode()
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __getitem__(self, number: int) -> SampleRange:
-        key = self._keys[number]
-        files = range(self._first[number], self._first[number + 1])
-        start = min(self._offset[file] for file in files)
-        stop = max(self._offset[file] + self._length[file] for file in files)
-        parts = tuple(
-            (self._suffixes[self._suffix[file]], self._offset[file] - start, self._length[file])
-            for file in files
-        )
-        return SampleRange(key, start, stop, parts)
 
 
 class IndexStore:
     """Loads and saves indexes as bytes.
 
     The index of ``s3://bucket/key`` is ``bucket/key.index.json`` under the location, which is an S3 URI or a
-    folder; ``None`` keeps it beside the archive.
+    folder; ``None`` keeps it beside the archive. In a folder, a key that is no local path has a digest
+    instead, new files are private, and those of others than the owner of the folder are refused.
     """
 
     def __init__(self, location: str | os.PathLike[str] | None) -> None:
@@ -222,9 +65,7 @@ class IndexStore:
     def load(self, client: S3Client, items: Sequence[S3BucketKeyData]) -> Iterator[bytes | None]:
         """Yields the index of each archive, ``None`` where there is none, with many requests in flight."""
         if not self._is_remote:
-            for item in items:
-                path = self._path(item)
-                yield path.read_bytes() if path.exists() else None
+            yield from map(self._read, items)
             return
         readers = (client.get_object(*self._key(item)) for item in items)
         for reader in look_ahead(readers, _AHEAD):
@@ -240,9 +81,29 @@ class IndexStore:
             with client.put_object(*self._key(item)) as writer:
                 writer.write(data)
             return
-        path = self._path(item)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, data)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        *folders, name = path_for_key(item.bucket, item.key, INDEX_SUFFIX)
+        with self._opened(folders, create=True) as folder:
+            folder.publish(name, data)
+
+    def place(self, item: S3BucketKeyData) -> str:
+        """Names the index of an archive, for messages."""
+        if self._is_remote:
+            return "s3://{}/{}".format(*self._key(item))
+        return str(self._folder.joinpath(*path_for_key(item.bucket, item.key, INDEX_SUFFIX)))
+
+    def _read(self, item: S3BucketKeyData) -> bytes | None:
+        *folders, name = path_for_key(item.bucket, item.key, INDEX_SUFFIX)
+        with suppress(FileNotFoundError), self._opened(folders) as folder, folder.read(name) as file:
+            return file.read()
+        return None
+
+    def _opened(self, folders: Iterable[str], *, create: bool = False) -> PrivateFolder:
+        root = self._folder.resolve()
+        opened = PrivateFolder.open(root, owners={os.geteuid(), root.stat().st_uid})
+        for name in folders:
+            opened = opened.folder(name, create=create)
+        return opened
 
     def _key(self, item: S3BucketKeyData) -> tuple[str, str]:
         if self._place is None:
@@ -250,9 +111,6 @@ class IndexStore:
         bucket, prefix = self._place
         folder = f"{prefix.rstrip('/')}/" if prefix else ""
         return bucket, f"{folder}{item.bucket}/{item.key}{INDEX_SUFFIX}"
-
-    def _path(self, item: S3BucketKeyData) -> Path:
-        return self._folder / item.bucket / f"{item.key.lstrip('/')}{INDEX_SUFFIX}"
 
 
 class S3IndexedTarDataset(S3Dataset[dict[str, Any], ResultT], Dataset[ResultT]):
@@ -333,9 +191,14 @@ class S3IndexedTarDataset(S3Dataset[dict[str, Any], ResultT], Dataset[ResultT]):
     def _index(self, item: S3BucketKeyData, data: bytes | None) -> TarIndex:
         uri = uri_of(item)
         if data is not None:
-            index = TarIndex.from_json(data)
+            try:
+                index = TarIndex.from_json(data)
+            except ConfigurationError as exc:
+                why = f"{self._store.place(item)}: {exc.message}; delete it, and it is made anew"
+                raise ConfigurationError(why) from exc
             # Without a listing, the first read finds out whether the archive still has this ETag.
-            if item.object_info is None or item.object_info.etag == index.etag:
+            info = item.object_info
+            if info is None or (info.etag, info.size) == (index.etag, index.size):
                 return index
             _log.warning("the index of %s is that of an older archive", uri)
         _log.info("indexing %s", uri)

@@ -90,11 +90,12 @@ class _ParquetShard:
         try:
             metadata = pq.read_metadata(_SparseFile(size, stretches))
             indices = _wanted(metadata, self.chosen.columns)
+            groups = [
+                _stretches(metadata.row_group(number), indices, size)
+                for number in range(metadata.num_row_groups)
+            ]
         except (pa.ArrowException, OSError) as exc:
             raise _damage(self.source, begin, f"the footer: {exc}") from exc
-        groups = [
-            _stretches(metadata.row_group(number), indices) for number in range(metadata.num_row_groups)
-        ]
         return [_RowGroup(self, size, metadata, number, ranges) for number, ranges in enumerate(groups)]
 
     def close(self) -> None:
@@ -134,8 +135,7 @@ class _RowGroup:
         except S3Error:
             raise
         except (pa.ArrowException, OSError) as exc:
-            begin = self._ranges[0].start if self._ranges else 0
-            raise _damage(self._source, begin, f"row group {self._number}: {exc}") from exc
+            raise self._damage(exc) from exc
         finally:
             self.close()
         rows = self._chosen.batch_rows
@@ -144,7 +144,11 @@ class _RowGroup:
                 position += batch.num_rows
                 yield position, batch
                 continue
-            for row in batch.to_pylist():
+            try:
+                found = batch.to_pylist()
+            except (pa.ArrowException, ValueError) as exc:
+                raise self._damage(exc) from exc
+            for row in found:
                 position += 1
                 yield position, row
 
@@ -152,6 +156,10 @@ class _RowGroup:
         fetched, self._fetched = self._fetched, None
         for stretch in fetched or ():
             stretch.close()
+
+    def _damage(self, exc: Exception) -> DamagedShardError:
+        begin = self._ranges[0].start if self._ranges else 0
+        return _damage(self._source, begin, f"row group {self._number}: {exc}")
 
     def _table(self) -> Any:
         import pyarrow.parquet as pq
@@ -221,7 +229,7 @@ def _wanted(metadata: Any, columns: Sequence[str] | None) -> list[int]:
     return sorted({number for numbers in found.values() for number in numbers})
 
 
-def _stretches(group: Any, indices: Sequence[int]) -> list[Part[ByteRange]]:
+def _stretches(group: Any, indices: Sequence[int], size: int) -> list[Part[ByteRange]]:
     """Returns where the chunks of some columns are, in order, those that are close to each other as one."""
     chunks = []
     for index in indices:
@@ -229,6 +237,9 @@ def _stretches(group: Any, indices: Sequence[int]) -> list[Part[ByteRange]]:
         start = column.data_page_offset
         if column.has_dictionary_page and column.dictionary_page_offset:
             start = min(start, column.dictionary_page_offset)
-        if column.total_compressed_size:
-            chunks.append(ByteRange(start, start + column.total_compressed_size))
+        length = column.total_compressed_size
+        if not 0 <= start <= start + length <= size:
+            raise OSError(f"it names {length} bytes at {start}, of {size}")
+        if length:
+            chunks.append(ByteRange(start, start + length))
     return plan_parts(chunks, part_size=MAX_OBJECT_SIZE, max_gap=_GAP)

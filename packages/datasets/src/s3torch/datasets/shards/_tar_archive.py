@@ -5,25 +5,36 @@ member, and takes five times as long for each member. What it writes is supporte
 sizes in base 256) and PAX. Sparse members are refused.
 
 The layout is that of POSIX (pax, "ustar Interchange Format"): a header of 512 bytes before each member, whose
-bytes are padded to a multiple of 512, and two blocks of zeros at the end.
+bytes are padded to a multiple of 512, and two blocks of zeros at the end. What follows those is another
+archive (``cat a.tar b.tar``), or zeros.
+
+Samples are those of WebDataset: files that follow each other and have the same name up to the first dot of
+the file name. Of ``dir/0001.jpg`` and ``dir/0001.seg.png`` the key is ``dir/0001``, and the parts are ``jpg``
+and ``seg.png``.
 """
 
 from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+T = TypeVar("T")
 
 _BLOCK = 512
 _CHUNK = 1024 * 1024
 # Names and attributes; what claims to be larger is damaged.
-_LONGEST_EXTENSION = 16 * 1024 * 1024
+_LONGEST_EXTENSION = 1024 * 1024
+_LONGEST_NUMBER = 20
 _FILES = frozenset(b"\x0007")
 _EXTENSIONS = frozenset(b"xgXLK")
 _ZEROS = bytes(_BLOCK)
+# What a sample has beside its files.
+RESERVED = frozenset({"__key__", "__url__"})
+_REMEMBERED = 1_000_000
 _COMPRESSED_CHUNK = 256 * 1024
 _GZIP = 16 + zlib.MAX_WBITS
 
@@ -52,31 +63,67 @@ class TarMember:
         return self.offset + -(-self.size // _BLOCK) * _BLOCK
 
 
-class ForwardStream:
-    """Reads bytes one after the other from a file, with few calls of it; skips by ``seek`` if it can."""
+@dataclass(frozen=True, slots=True)
+class ArchiveLimits:
+    """The most bytes that a member may have, and where the last one has to end; ``what`` says of what."""
 
-    def __init__(self, file: Any, *, seekable: bool = False, chunk: int = _CHUNK) -> None:
+    member: int
+    end: int
+    what: str
+
+
+class ForwardStream:
+    """Reads bytes one after the other from a file, with few calls of it; skips by ``seek`` if it can.
+
+    ``limits`` returns what members may have; it is called once something was read.
+    """
+
+    def __init__(
+        self,
+        file: Any,
+        *,
+        seekable: bool = False,
+        chunk: int = _CHUNK,
+        limits: Callable[[], ArchiveLimits] | None = None,
+    ) -> None:
         self.offset = 0
         self._file = file
         self._seekable = seekable
         self._size = chunk
         self._chunk = b""
         self._at = 0
+        self._limits = limits
+        # Whatever ends before is within the limits.
+        self._safe = 0
+
+    def check(self, name: str, size: int) -> None:
+        """Raises ``ArchiveError`` if something that begins here cannot or must not have so many bytes."""
+        if self._limits is not None and self.offset + size > self._safe:
+            limits = self._limits()
+            self._safe = min(limits.member, limits.end)
+            most = min(limits.member, limits.end - self.offset)
+            if size > most:
+                why = f"{name!r} claims {size} bytes, and {limits.what} has room for {most}"
+                raise ArchiveError(self.offset, why)
 
     def take(self, count: int) -> bytes:
         """Returns the next ``count`` bytes, fewer only at the end."""
         ready = self._chunk[self._at : self._at + count]
         self._at += len(ready)
-        while len(ready) < count:
-            missing = count - len(ready)
-            if missing >= self._size:
-                data = self._file.read(missing)
-            else:
-                self._chunk, self._at = self._file.read(self._size), missing
-                data = self._chunk[:missing]
-            if not data:
-                break
-            ready = ready + data if ready else data
+        if len(ready) < count:
+            pieces, missing = [ready], count - len(ready)
+            while missing:
+                if missing >= self._size:
+                    data = self._file.read(missing)
+                else:
+                    self._chunk, self._at = self._file.read(self._size), missing
+                    data = self._chunk[:missing]
+                if not data:
+                    break
+                pieces.append(data)
+                missing -= len(data)
+            # A single one is not copied.
+            ready = b"".join(pieces if ready else pieces[1:])
         self.offset += len(ready)
         return ready
 
@@ -142,14 +189,16 @@ def read_members(stream: ForwardStream, *, require_end: bool = True) -> Iterator
 
     The stream is before a header. While a file is yielded, its bytes may be taken from the stream, all or
     none of them. With ``require_end``, an archive without a block of zeros at its end, as few programs write,
-    is truncated. A damaged one, and one with a sparse member, raises ``ArchiveError``.
+    is truncated. A damaged one, one with a sparse member, and one whose members claim more than the limits of
+    the stream raises ``ArchiveError``.
     """
     start, attributes = stream.offset, _Attributes()
     while True:
-        place = stream.offset
-        header = stream.take(_BLOCK)
-        if _is_end(header, place, marked=require_end or bool(attributes)):
+        header = _next_header(stream, needs_end=require_end or bool(attributes))
+        if header is None:
             return
+        place = stream.offset - _BLOCK
+        start = start if attributes else place
         kind = header[156]
         size = attributes.size
         if kind in _EXTENSIONS or size is None:
@@ -159,6 +208,7 @@ def read_members(stream: ForwardStream, *, require_end: bool = True) -> Iterator
             attributes.extend(kind, _extension(stream, size, place), place)
         elif kind in _FILES:
             name = attributes.name or _name(header)
+            stream.check(name, size)
             if not name.endswith("/"):
                 yield TarMember(name, start, data, size)
             attributes = _Attributes()
@@ -167,20 +217,25 @@ def read_members(stream: ForwardStream, *, require_end: bool = True) -> Iterator
         else:
             # Links, devices and folders have no bytes, whatever their header says; other kinds do.
             size = 0 if kind in b"123456" else size
+            stream.check(_name(header), size)
             attributes = _Attributes()
         _finish(stream, data, size, place)
-        if not attributes:
-            start = stream.offset
 
 
-def _is_end(header: bytes, place: int, *, marked: bool) -> bool:
-    """Whether the archive ends here, which has to be ``marked`` or not; also checks the header."""
-    if header == _ZEROS or not (header or marked):
-        return True
-    if len(header) < _BLOCK:
-        raise ArchiveError(place, "it ends here, without an end marker")
-    _check(header, place)
-    return False
+def _next_header(stream: ForwardStream, *, needs_end: bool) -> bytes | None:
+    """Returns the next header, checked; ``None`` where the archive ends, which has to be marked or not."""
+    header = stream.take(_BLOCK)
+    if len(header) < _BLOCK or header == _ZEROS:
+        is_marked = header == _ZEROS
+        while header == _ZEROS:
+            stream.check("the padding", 0)
+            header = stream.take(_BLOCK)
+        if not header.strip(b"\0") and (is_marked or not (header or needs_end)):
+            return None
+        if len(header) < _BLOCK:
+            raise ArchiveError(stream.offset - len(header), "it ends here, without an end marker")
+    _check(header, stream.offset - _BLOCK)
+    return header
 
 
 class _Attributes:
@@ -208,8 +263,8 @@ class _Attributes:
             if "path" in records:
                 self.name = _text(records["path"])
             size = records.get("size")
-            if size is not None and not size.isdigit():
-                raise ArchiveError(place, f"the size {size!r} is no number")
+            if size is not None and not (size.isdigit() and len(size) <= _LONGEST_NUMBER):
+                raise ArchiveError(place, f"the size {size[:_LONGEST_NUMBER]!r} is no number")
             self.size = self.size if size is None else int(size)
         self._seen = True
 
@@ -229,14 +284,14 @@ def _number(field: bytes, place: int) -> int:
         if field[0] & 0x40:
             raise ArchiveError(place, "a number of the header is negative")
         return int.from_bytes(field, "big") - (1 << (8 * len(field) - 1))
-    digits = field.partition(b"\0")[0].strip()
-    try:
-        value = int(digits or b"0", 8)
-    except ValueError:
-        raise ArchiveError(place, "a number of the header is none") from None
-    if value < 0:
-        raise ArchiveError(place, "a number of the header is negative")
-    return value
+    digits = field.partition(b"\0")[0].strip() or b"0"
+    # int() also takes signs and underscores.
+    if digits.isdigit():
+        try:
+            return int(digits, 8)
+        except ValueError:
+            pass
+    raise ArchiveError(place, f"a number of the header is none: {digits!r}")
 
 
 def _name(header: bytes) -> str:
@@ -263,16 +318,16 @@ def _extension(stream: ForwardStream, size: int, place: int) -> bytes:
 def _records(data: bytes, place: int) -> dict[str, bytes]:
     """Reads a PAX header: records of length, name, value and a line feed, where the length counts it all."""
     records: dict[str, bytes] = {}
-    rest = data.rstrip(b"\0")
-    while rest:
-        digits, space, _ = rest.partition(b" ")
-        length = int(digits) if digits.isdigit() else 0
-        record = rest[len(digits) + 1 : length]
-        name, equals, value = record.partition(b"=")
-        if not (space and equals and length <= len(rest) and value.endswith(b"\n")):
+    at, end = 0, len(data.rstrip(b"\0"))
+    while at < end:
+        space = data.find(b" ", at, at + _LONGEST_NUMBER)
+        digits = data[at:space]
+        stop = at + int(digits) if space > 0 and digits.isdigit() else 0
+        name, equals, value = data[space + 1 : stop].partition(b"=")
+        if not (equals and space < stop <= end and value.endswith(b"\n")):
             raise ArchiveError(place, "a PAX header is damaged")
         records[name.decode("utf-8", "replace")] = value[:-1]
-        rest = rest[length:]
+        at = stop
     return records
 
 
@@ -282,3 +337,58 @@ def _finish(stream: ForwardStream, data: int, size: int, place: int) -> None:
     if not stream.skip(end - stream.offset) and stream.offset < data + size:
         why = f"it ends within the member that begins at {place} and has {size} bytes"
         raise ArchiveError(stream.offset, why)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleParts(Generic[T]):
+    """One sample of an archive, whose first header is at ``start``.
+
+    ``parts`` has what was made of each file, by its suffix in lower case and without the dot.
+    """
+
+    key: str
+    start: int
+    parts: dict[str, T]
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Returns the key and the suffix of a file; ``None`` for files that belong to no sample.
+
+    Those are files without a suffix, hidden ones, and those that WebDataset reserves (``__name__``).
+    """
+    folder, slash, file = name.rpartition("/")
+    stem, dot, suffix = file.partition(".")
+    if not stem or not dot or (file.startswith("__") and file.endswith("__")):
+        return None
+    return f"{folder}{slash}{stem}", suffix.lower()
+
+
+def group_members(members: Iterable[TarMember], load: Callable[[TarMember], T]) -> Iterator[SampleParts[T]]:
+    """Yields the samples of an archive; ``load`` makes a part of each file before the next one is read.
+
+    A sample that has a suffix twice, a reserved one, or files that are not side by side raises
+    ``ArchiveError``. To be bounded in memory, only the first million samples are remembered for that.
+    """
+    sample: SampleParts[T] | None = None
+    # Hashes take less than half of the memory of the keys.
+    seen: set[int] = set()
+    for member in members:
+        split = split_name(member.name)
+        if split is None:
+            continue
+        key, suffix = split
+        if sample is None or key != sample.key:
+            if sample is not None:
+                yield sample
+            sample, mark = SampleParts(key, member.start, {}), hash(key)
+            if mark in seen:
+                raise ArchiveError(member.start, f"the files of the sample {key!r} are not side by side")
+            if len(seen) < _REMEMBERED:
+                seen.add(mark)
+        if suffix in RESERVED:
+            raise ArchiveError(member.start, f"{member.name!r} has a suffix that names no file of a sample")
+        if suffix in sample.parts:
+            raise ArchiveError(member.start, f"the sample {key!r} has two files with the suffix {suffix!r}")
+        sample.parts[suffix] = load(member)
+    if sample is not None:
+        yield sample

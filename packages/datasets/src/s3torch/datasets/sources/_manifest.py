@@ -6,7 +6,10 @@ import gzip
 import io
 import json
 import os
+import uuid
+import zlib
 from dataclasses import dataclass
+from itertools import count as count_up
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 _HEADS_AT_A_TIME = 32
 # What S3 calls the version of an object that was stored while its bucket kept none; it can be overwritten.
 _NO_VERSION = "null"
+# A key may have 1024 bytes, each escaped.
+_LONGEST_LINE = 1024 * 1024
+_LARGEST = (1 << 63) - 1
 _REQUIRED = ("bucket", "key", "size", "etag")
 _COLUMNS = (*_REQUIRED, "last_modified", "version_id")
 
@@ -110,7 +116,7 @@ class Manifest:
             with _client_for(path, client).put_object(*parse_s3_uri(path)) as writer:
                 writer.write(data)
             return
-        write_whole(Path(path), data)
+        _write_whole(Path(path), data)
 
     def refresh(self, source: ObjectSource, client: S3Client) -> tuple[Manifest, ManifestChanges]:
         """Lists the source anew; objects that stay keep their place, new ones come at the end.
@@ -184,16 +190,27 @@ def _pinned(item: S3BucketKeyData) -> S3BucketKeyData:
     return S3BucketKeyData(item.bucket, item.key, known)
 
 
-def _info(key: str, etag: str, size: int, last_modified: int, version: str | None) -> ObjectInfo:
-    known = (key, etag, size, last_modified)
+def _info(key: str, etag: str, size: Any, last_modified: Any, version: str | None) -> ObjectInfo:
+    known = (key, etag, _number("size", size, lowest=0), _number("last_modified", last_modified))
     return ObjectInfo(*known) if version in {None, _NO_VERSION} else VersionedInfo(*known, version_id=version)
 
 
-def write_whole(target: Path, data: bytes) -> None:
-    """Writes a file, whole or not at all."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+def _number(name: str, value: Any, *, lowest: int = -_LARGEST) -> int:
     try:
-        part.write_bytes(data)
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = lowest - 1
+    if not lowest <= number <= _LARGEST or (isinstance(value, float) and value != number):
+        raise ConfigurationError(f"{name} must be an integer from {lowest} on, got {value!r:.80}")
+    return number
+
+
+def _write_whole(target: Path, data: bytes) -> None:
+    """Writes a file, whole or not at all."""
+    part = target.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        with part.open("xb") as file:
+            file.write(data)
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
@@ -214,16 +231,23 @@ def _to_lines(objects: Iterable[S3BucketKeyData]) -> bytes:
     for item in objects:
         fields = zip(_COLUMNS, _row(item), strict=True)
         known = {name: value for name, value in fields if value is not None}
-        lines.write(json.dumps(known, ensure_ascii=False).encode("utf-8") + b"\n")
+        lines.write(json.dumps(known, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
     return lines.getvalue()
 
 
 def _from_lines(data: bytes) -> Iterator[S3BucketKeyData]:
-    for number, line in enumerate(data.splitlines(), 1):
+    return _read_lines(io.BytesIO(data))
+
+
+def _read_lines(file: Any) -> Iterator[S3BucketKeyData]:
+    for number in count_up(1):
         try:
+            line = file.readline(_LONGEST_LINE)
+            if not line:
+                return
             fields = json.loads(line)
             yield _item(**{name: fields[name] for name in _COLUMNS if name in fields})
-        except (ValueError, KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise ConfigurationError(f"line {number} is not that of a manifest: {exc!r}") from exc
 
 
@@ -234,10 +258,10 @@ def _to_gzip(objects: Iterable[S3BucketKeyData]) -> bytes:
 
 def _from_gzip(data: bytes) -> Iterator[S3BucketKeyData]:
     try:
-        lines = gzip.decompress(data)
-    except (OSError, EOFError) as exc:
+        # Line by line: a few bytes can decompress to very many.
+        yield from _read_lines(gzip.GzipFile(fileobj=io.BytesIO(data)))
+    except (OSError, EOFError, zlib.error) as exc:
         raise ConfigurationError(f"this is no gzipped manifest: {exc}") from exc
-    return _from_lines(lines)
 
 
 def _to_parquet(objects: Iterable[S3BucketKeyData]) -> bytes:
@@ -245,7 +269,11 @@ def _to_parquet(objects: Iterable[S3BucketKeyData]) -> bytes:
     columns = list(zip(*map(_row, objects), strict=True)) or [()] * len(_COLUMNS)
     text, number = pyarrow.string(), pyarrow.int64()
     kinds = [text, text, number, text, number, text]
-    arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
+    try:
+        arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
+    except UnicodeError as exc:
+        why = f"a key cannot be kept in Parquet, choose a name that ends in .jsonl: {exc}"
+        raise ConfigurationError(why) from exc
     target = io.BytesIO()
     parquet.write_table(pyarrow.table(arrays, names=list(_COLUMNS)), target, compression="zstd")
     return target.getvalue()
@@ -253,16 +281,18 @@ def _to_parquet(objects: Iterable[S3BucketKeyData]) -> bytes:
 
 def _from_parquet(data: bytes) -> Iterator[S3BucketKeyData]:
     pyarrow, parquet = _pyarrow()
+    number = 0
     try:
         file = parquet.ParquetFile(io.BytesIO(data))
         present = [name for name in _COLUMNS if name in file.schema_arrow.names]
         if not set(_REQUIRED) <= set(present):
             raise ConfigurationError(f"a manifest has the columns {_REQUIRED}, this file {present}")
-    except pyarrow.ArrowException as exc:
-        raise ConfigurationError(f"this is no Parquet file: {exc}") from exc
-    for batch in file.iter_batches(columns=present):
-        for row in batch.to_pylist():
-            yield _item(**row)
+        for batch in file.iter_batches(columns=present):
+            for row in batch.to_pylist():
+                number += 1
+                yield _item(**row)
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError) as exc:
+        raise ConfigurationError(f"this is no manifest in Parquet, from row {number} on: {exc}") from exc
 
 
 class _Format(NamedTuple):
@@ -294,12 +324,19 @@ def _row(item: S3BucketKeyData) -> tuple[str, str, int, str, int, str | None]:
 
 
 def _item(
-    bucket: str, key: str, size: int, etag: str, last_modified: int = 0, version_id: str | None = None
+    bucket: str, key: str, size: Any, etag: str, last_modified: Any = 0, version_id: str | None = None
 ) -> S3BucketKeyData:
-    if not isinstance(bucket, str) or not isinstance(key, str) or not isinstance(etag, str):
-        raise ConfigurationError(f"expected names of an object, got {bucket!r}, {key!r} and {etag!r}")
-    version = None if version_id is None else str(version_id)
-    return S3BucketKeyData(bucket, key, _info(key, etag, int(size), int(last_modified or 0), version))
+    for name, value in (
+        ("bucket", bucket),
+        ("key", key),
+        ("etag", etag),
+        ("version_id", "" if version_id is None else version_id),
+    ):
+        if not isinstance(value, str):
+            raise ConfigurationError(f"{name} must be a text, got {value!r:.80}")
+    return S3BucketKeyData(
+        bucket, key, _info(key, etag, size, 0 if last_modified is None else last_modified, version_id)
+    )
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -9,13 +9,11 @@ last rank that has it.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
 import pickle
 import shutil
-import stat
 import struct
 import tempfile
 import uuid
@@ -27,7 +25,7 @@ from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from s3torch.datasets._cache import exclusive, unlock
+from s3torch.datasets._private_files import PrivateFolder, unlock
 from s3torch.datasets.sources._table import ObjectTable
 
 if TYPE_CHECKING:
@@ -40,6 +38,8 @@ _log = logging.getLogger(__name__)
 _CANNOT_SHARE = "the workers cannot share a listing: %s"
 # Begins the names of files that say which ranks have a folder.
 _USER = "user-"
+_LISTING = "listing"
+_PAGES = "pages-"
 _LENGTH = struct.Struct("<Q")
 _made: Counter[str] = Counter()
 
@@ -91,53 +91,47 @@ class SharedFolder:
     def __init__(self, subject: str | None = None) -> None:
         common = None if subject is None else common_name(subject)
         name = uuid.uuid4().hex if common is None else blake2b(common.encode(), digest_size=16).hexdigest()
-        self._path = Path(tempfile.gettempdir()) / f"s3torch-{name}"
+        self.path = Path(tempfile.gettempdir()) / f"s3torch-{name}"
         self._owner = os.getpid()
         self.spans_ranks = common is not None
-        self._cleanup = weakref.finalize(self, _leave, self._path, self._owner)
+        self._cleanup = weakref.finalize(self, _leave, self.path, self._owner)
 
     @property
     def is_alone(self) -> bool:
         """Whether nobody else can use the folder so far: no worker, and no other rank."""
         return self._owner == os.getpid() and not self.spans_ranks
 
-    @property
-    def path(self) -> Path:
-        """The folder, which need not exist; raises ``PermissionError`` if somebody else has made it."""
-        if self.spans_ranks:
-            # Its name can be found out, so another user may have been there first.
-            with suppress(FileNotFoundError):
-                found = self._path.lstat()
-                if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-                    raise PermissionError(errno.EACCES, "it belongs to somebody else", str(self._path))
-        return self._path
+    def open(self, *, create: bool = False) -> PrivateFolder:
+        """Opens the folder, whose name others may have found out and used before; see ``PrivateFolder``."""
+        folder = PrivateFolder.open(self.path, create=create)
+        folder.refuse_others()
+        return folder
 
     @contextmanager
-    def locked(self, name: str) -> Iterator[None]:
+    def locked(self, name: str) -> Iterator[PrivateFolder]:
         """Holds a lock against all other processes; raises ``OSError`` if the folder cannot be made."""
-        self._path.mkdir(mode=0o700, exist_ok=True)
-        # The last one to leave removes it.
-        (self.path / f"{_USER}{self._owner}").touch(mode=0o600)
-        with exclusive(self._path / name, mode=0o600):
-            yield
+        with self.open(create=True) as folder:
+            # The last one to leave removes it.
+            folder.write(f"{_USER}{self._owner}")
+            with folder.locked(name):
+                yield folder
 
     @contextmanager
-    def locked_if_possible(self, name: str) -> Iterator[bool]:
-        """Holds a lock, or warns that the processes go on alone; yields which of both."""
+    def locked_if_possible(self, name: str) -> Iterator[PrivateFolder | None]:
+        """Holds a lock and yields the folder, or warns that the processes go on alone and yields ``None``."""
         with ExitStack() as stack:
+            folder = None
             try:
-                stack.enter_context(self.locked(name))
-                is_shared = True
+                folder = stack.enter_context(self.locked(name))
             except OSError as exc:
                 _log.warning(_CANNOT_SHARE, exc)
-                is_shared = False
-            yield is_shared
+            yield folder
 
     def __getstate__(self) -> dict[str, Any]:
         # Only a worker that is started now is a process of this dataset; other pickles are of another one.
         if get_spawning_popen() is None:
             return {}
-        return {"_path": self._path, "_owner": self._owner, "spans_ranks": self.spans_ranks}
+        return {"path": self.path, "_owner": self._owner, "spans_ranks": self.spans_ranks}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc] # A pickle of its own is a new folder.
@@ -150,11 +144,12 @@ def _leave(path: Path, owner: int) -> None:
     """Removes the folder, unless another rank has it."""
     if os.getpid() != owner:
         return
-    with suppress(OSError):
-        (path / f"{_USER}{owner}").unlink()
-    users = (int(user.name.removeprefix(_USER)) for user in path.glob(f"{_USER}*"))
-    if not any(map(_is_alive, users)):
-        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError), PrivateFolder.open(path) as folder:
+        with suppress(FileNotFoundError):
+            folder.unlink(f"{_USER}{owner}")
+        users = [name.removeprefix(_USER) for name in folder.names() if name.startswith(_USER)]
+        if not any(user.isdecimal() and _is_alive(int(user)) for user in users):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_alive(process: int) -> bool:
@@ -180,45 +175,48 @@ class SharedListing:
             # Forked workers inherit it, and spawned ones find it, see __getstate__.
             self._table = ObjectTable.of(list_objects())
         if self._table is None:
-            with self._folder.locked_if_possible("listing.lock") as is_shared:
-                table = self._mapped() if is_shared else None
+            with self._folder.locked_if_possible("listing.lock") as folder:
+                table = None if folder is None else _mapped(folder)
                 if table is None:
                     table = ObjectTable.of(list_objects())
-                    table = self._published(table) if is_shared else table
+                    table = table if folder is None else _published(folder, table)
                 self._table = table
         return self._table
 
-    @property
-    def _file(self) -> Path:
-        return self._folder.path / "listing"
-
     def _mapped(self) -> ObjectTable | None:
         try:
-            return ObjectTable.mapped(self._file)
+            with self._folder.open() as folder:
+                return _mapped(folder)
         except OSError:
             return None
-
-    def _published(self, table: ObjectTable) -> ObjectTable:
-        try:
-            part = self._file.with_suffix(f".{os.getpid()}")
-            with part.open("wb") as file:
-                table.write(file)
-            part.replace(self._file)
-            return ObjectTable.mapped(self._file)
-        except OSError as exc:
-            _log.warning(_CANNOT_SHARE, exc)
-            return table
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         if get_spawning_popen() is not None and self._table is not None:
             # So that it is not sent to each worker that is spawned.
-            with self._folder.locked_if_possible("listing.lock") as is_shared:
-                if is_shared and not self._file.exists():
-                    self._published(self._table)
-                if is_shared and self._file.exists():
+            with self._folder.locked_if_possible("listing.lock") as folder:
+                if folder is not None and folder.stat(_LISTING) is None:
+                    _published(folder, self._table)
+                if folder is not None and folder.stat(_LISTING) is not None:
                     state["_table"] = None
         return state
+
+
+def _mapped(folder: PrivateFolder) -> ObjectTable | None:
+    try:
+        with folder.read(_LISTING) as file:
+            return ObjectTable.mapped(file)
+    except OSError:
+        return None
+
+
+def _published(folder: PrivateFolder, table: ObjectTable) -> ObjectTable:
+    try:
+        folder.publish(_LISTING, table.buffer)
+    except OSError as exc:
+        _log.warning(_CANNOT_SHARE, exc)
+        return table
+    return _mapped(folder) or table
 
 
 class _Page(NamedTuple):
@@ -254,13 +252,14 @@ class _Pages:
 
     def __init__(self, folder: SharedFolder, epoch: str) -> None:
         self._folder = folder
-        self._path = folder.path / f"pages-{epoch}"
+        self._name = f"{_PAGES}{epoch}"
         self._descriptor: int | None = None
         self._is_alone = False
 
     def read(self, offset: int) -> _Page | None:
         if self._descriptor is None and not self._is_alone:
-            self._descriptor = _open_shared(self._path)
+            with suppress(OSError), self._folder.open() as folder:
+                self._descriptor = _open_shared(folder, self._name)
         if self._descriptor is None:
             return None
         head = os.pread(self._descriptor, _LENGTH.size, offset)
@@ -274,26 +273,29 @@ class _Pages:
     def listed(self, offset: int, cursor: str | None, source: PagedSource, client: S3Client) -> _Page:
         """Lists the page for all, unless another worker has done so meanwhile."""
         with ExitStack() as stack:
-            if not (self._is_alone or stack.enter_context(self._folder.locked_if_possible("pages.lock"))):
+            folder = None
+            if not self._is_alone:
+                folder = stack.enter_context(self._folder.locked_if_possible("pages.lock"))
+            if folder is None:
                 self._give_up()
             page = self.read(offset)
             if page is None:
                 found = source.page(client, cursor)
-                page = _Page(*found, self._appended(offset, pickle.dumps(found)))
+                stop = offset if folder is None else self._appended(folder, offset, pickle.dumps(found))
+                page = _Page(*found, stop)
             return page
 
-    def _appended(self, offset: int, data: bytes) -> int:
+    def _appended(self, folder: PrivateFolder, offset: int, data: bytes) -> int:
         """Stores a page for the others and returns where the next one begins."""
-        if self._is_alone:
-            return offset
         try:
             if offset == 0:
-                _remove_unread(self._folder.path)
-            with self._path.open("ab") as file:
+                _remove_unread(folder)
+            with os.fdopen(folder.open_file(self._name, os.O_WRONLY | os.O_CREAT), "wb") as file:
                 file.truncate(offset)
+                file.seek(offset)
                 file.write(_LENGTH.pack(len(data)) + data)
             if self._descriptor is None:
-                self._descriptor = _open_shared(self._path)
+                self._descriptor = _open_shared(folder, self._name)
         except OSError as exc:
             _log.warning(_CANNOT_SHARE, exc)
             self._give_up()
@@ -311,9 +313,9 @@ class _Pages:
             self._descriptor = None
 
 
-def _open_shared(path: Path) -> int | None:
+def _open_shared(folder: PrivateFolder, name: str) -> int | None:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = folder.open_file(name)
     except OSError:
         return None
     fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -323,11 +325,9 @@ def _open_shared(path: Path) -> int | None:
     return descriptor
 
 
-def _remove_unread(folder: Path) -> None:
-    for path in folder.glob("pages-*"):
-        with suppress(FileNotFoundError), path.open("rb") as file:
-            try:
+def _remove_unread(folder: PrivateFolder) -> None:
+    for name in folder.names():
+        if name.startswith(_PAGES):
+            with suppress(FileNotFoundError, BlockingIOError), folder.read(name) as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            path.unlink()
+                folder.unlink(name)

@@ -26,13 +26,13 @@ from s3torch.datasets.sources._sources import VersionedInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
     from typing import Self
 
 _MD5 = re.compile(r'"[0-9a-f]{32}"')
 _MD5_LENGTH = 16
 _LONGEST_ETAG = 255
 _MOST_CLASSES = 255
+_TOO_LARGE = 1 << 63
 # Of these arrays, in this order; ``records`` has ETag, key and version of each object, and ``versions`` how
 # long the last is, unless no object has one.
 _ARRAYS: tuple[tuple[str, Literal["Q", "q", "B"]], ...] = (
@@ -78,18 +78,14 @@ class ObjectTable(Sequence[S3BucketKeyData]):
         return cls(builder.finish())
 
     @classmethod
-    def mapped(cls, path: Path) -> Self:
-        """Maps a file that ``write`` has written; processes that map it share the memory."""
-        with path.open("rb") as file:
-            return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-    def write(self, file: BinaryIO) -> None:
-        """Writes the table for ``mapped``."""
-        file.write(self._buffer)
+    def mapped(cls, file: BinaryIO) -> Self:
+        """Maps a file that has ``buffer``; processes that map it share the memory."""
+        return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     @property
-    def nbytes(self) -> int:
-        return len(memoryview(self._buffer))
+    def buffer(self) -> memoryview:
+        """The whole table, for ``mapped``."""
+        return memoryview(self._buffer)
 
     @cached_property
     def digest(self) -> str:
@@ -188,8 +184,9 @@ class _Builder:
             and 0 < len(version) < _LONGEST_ETAG
             and info.key == item.key
             and type(info.size) is int
-            and info.size >= 0
+            and 0 <= info.size < _TOO_LARGE
             and type(info.last_modified) is int
+            and abs(info.last_modified) < _TOO_LARGE
             and isinstance(info.etag, str)
             and len(info.etag) < _LONGEST_ETAG
             and info.etag.isascii()

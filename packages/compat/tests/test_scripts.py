@@ -136,7 +136,9 @@ def test_distributed_checkpoints(folder, thread_count):
     dcp.load(fresh, storage_reader=reader)
     assert fresh["step"] == 7
     assert torch.equal(fresh["model"]["weight"], state["model"]["weight"])
-    assert S3FileSystem(REGION).exists(f"{folder}/dcp/shard0/epoch_1/__0_0.distcp")
+    files = S3FileSystem(REGION).ls(f"{folder}/dcp/shard0/epoch_1")
+    assert files
+    assert all(file.rpartition("/")[2].startswith("__0_") for file in files)
 
 
 def test_compressed_checkpoints(folder):

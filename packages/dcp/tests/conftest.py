@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from s3torch.core.transports.memory import MemoryStore
 from s3torch.dcp import S3FileSystem, S3StorageReader, S3StorageWriter
 
 REGION = "us-east-1"
+SAVE_ID = re.compile(r"-[0-9a-f]{16}(?=\.\w+$)")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,20 @@ class Place:
     def listed(self, prefix=""):
         pages = self.client().list_objects(self.bucket, prefix)
         return sorted(info.key for page in pages for info in page.object_info)
+
+    def plain(self, prefix=""):
+        """The keys without the ids of saves."""
+        return [SAVE_ID.sub("", key) for key in self.listed(prefix)]
+
+    def key(self, plain):
+        """The key of the only file with a name, whatever the id of its save."""
+        (found,) = (key for key in self.listed() if SAVE_ID.sub("", key) == plain)
+        return found
+
+    def weight_map(self, index):
+        """The map of an index, with the names of the files without the ids of saves."""
+        found = json.loads(self.get(index))["weight_map"]
+        return {name: SAVE_ID.sub("", file) for name, file in found.items()}
 
     def get(self, key):
         with self.client().get_object(self.bucket, key) as reader:

@@ -142,9 +142,10 @@ def test_an_upload_that_breaks_within_an_extension_is_told_as_it_is(
 
 def test_bytes_that_are_damaged(place):
     dcp.save({"a": torch.zeros(1000)}, storage_writer=place.writer(_extensions=KINDS["zstandard"]))
-    data = bytearray(place.get("checkpoint/__0_0.distcp"))
+    key = place.key("checkpoint/__0_0.distcp")
+    data = bytearray(place.get(key))
     data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
-    place.put("checkpoint/__0_0.distcp", data)
+    place.put(key, data)
     with pytest.raises(CheckpointException):
         dcp.load({"a": torch.zeros(1000)}, storage_reader=place.reader())
 

@@ -197,7 +197,7 @@ def test_a_rank_that_is_killed_while_another_one_works(saves_of):
     saves = saves_of(2)
     phases = [
         # While the first rank plans, writes and commits, the second waits for it, and the other way round.
-        (1, 0, {"method": "GET", "key": ""}),
+        (1, 0, {"method": "HEAD", "key": ".metadata"}),
         (1, 0, {"method": "PUT", "key": ".distcp"}),
         (0, 1, {"method": "PUT", "key": ".distcp"}),
         (1, 0, {"method": "PUT", "key": ".metadata"}),
@@ -217,10 +217,11 @@ def test_what_each_rank_sends(saves_of):
     saves = saves_of(2)
     saves.complete()
     first, second = ([(one.method, one.key) for one in proxy.requests()] for proxy in saves.proxies)
-    assert first == [("GET", ""), ("PUT", "checkpoint/__0_0.distcp"), ("PUT", "checkpoint/.metadata")]
+    file, other = (saves.place.key(f"checkpoint/__{rank}_0.distcp") for rank in range(2))
+    assert first == [("HEAD", "checkpoint/.metadata"), ("PUT", file), ("PUT", "checkpoint/.metadata")]
     # Only its own file, in two parts.
     assert [method for method, _ in second] == ["POST", "PUT", "PUT", "POST"]
-    assert {key for _, key in second} == {"checkpoint/__1_0.distcp"}
+    assert {key for _, key in second} == {other}
 
 
 def test_a_job_under_torchrun_goes_on_from_its_checkpoint(seaweed_place, seaweedfs, fault_proxy, tmp_path):

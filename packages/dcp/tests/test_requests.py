@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -19,8 +20,8 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:Detected an existing checkpoint",
 )
 
-# The listing that begins a save.
-LOOK = ("GET", "")
+# What begins a save: whether there is a checkpoint already.
+LOOK = ("HEAD", "checkpoint/.metadata")
 ONE = {"a": torch.arange(100.0), "b": torch.ones(7), "object": {"step": 3}}
 
 
@@ -36,8 +37,8 @@ def proxied(seaweed_place, proxy):
 
 
 def sent(proxy):
-    """Method and key of each request."""
-    return [(request.method, request.key) for request in proxy.requests()]
+    """Method and key of each request, the key without the id of a save."""
+    return [(request.method, re.sub("-[0-9a-f]{16}", "", request.key)) for request in proxy.requests()]
 
 
 def failure_of(caught):
@@ -54,10 +55,15 @@ def test_building_sends_nothing(proxied, proxy):
 
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_a_save_of_one_file_is_three_requests(proxied, proxy, overwrite):
+    if not overwrite:
+        # The first such save asks once whether the store ignores conditions.
+        dcp.save(ONE, storage_writer=proxied.writer("other", overwrite=False))
+        assert sent(proxy)[2:] == [("PUT", "other/.metadata")] * 2
+        proxy.clear()
     dcp.save(ONE, storage_writer=proxied.writer(overwrite=overwrite))
     assert sent(proxy) == [LOOK, ("PUT", "checkpoint/__0_0.distcp"), ("PUT", "checkpoint/.metadata")]
     conditions = [request.headers.get("if-none-match") for request in proxy.requests()]
-    assert conditions == [None, "*", "*"]
+    assert conditions == [None, None, "*"]
 
 
 def test_the_parts_of_a_file_are_equal(proxied, proxy, monkeypatch):
@@ -157,7 +163,7 @@ def test_a_commit_that_fails_leaves_no_checkpoint(proxied, proxy):
     with pytest.raises(CheckpointException) as caught:
         dcp.save(ONE, storage_writer=proxied.writer())
     assert isinstance(failure_of(caught), AccessDeniedError)
-    assert proxied.listed() == ["checkpoint/__0_0.distcp"]
+    assert proxied.plain() == ["checkpoint/__0_0.distcp"]
 
 
 def test_a_commit_whose_answer_is_lost_has_happened(proxied, proxy):
@@ -168,7 +174,7 @@ def test_a_commit_whose_answer_is_lost_has_happened(proxied, proxy):
 
 
 def test_an_early_check_that_fails_is_no_missing_checkpoint(proxied, proxy):
-    proxy.add(Fault.error(403, "AccessDenied"), method="GET")
+    proxy.add(Fault.error(403, "AccessDenied"), method="HEAD")
     with pytest.raises(CheckpointException) as caught:
         dcp.save(ONE, storage_writer=proxied.writer())
     assert isinstance(failure_of(caught), AccessDeniedError)
@@ -190,8 +196,8 @@ def test_a_rename_tries_the_deletion_again(proxied, proxy):
 def test_a_download_that_breaks_goes_on(proxied, proxy, constructor, threads):
     state = {str(n): torch.full((5000,), float(n)) for n in range(12)}
     dcp.save(state, storage_writer=proxied.writer(thread_count=3))
-    proxy.add(Fault.reset(after=1000), method="GET", key="__0_1.distcp", times=1)
-    proxy.add(Fault.slow_down(), method="GET", key="__0_2.distcp", times=1)
+    proxy.add(Fault.reset(after=1000), method="GET", key="__0_1-", times=1)
+    proxy.add(Fault.slow_down(), method="GET", key="__0_2-", times=1)
     load(proxied, state, reader_constructor=constructor, thread_count=threads)
 
 
@@ -199,7 +205,7 @@ def test_a_download_that_breaks_goes_on(proxied, proxy, constructor, threads):
 def test_a_download_that_is_refused_fails_the_load(proxied, proxy, threads):
     state = {str(n): torch.ones(5000) for n in range(12)}
     dcp.save(state, storage_writer=proxied.writer(thread_count=3))
-    proxy.add(Fault.error(403, "AccessDenied"), method="GET", key="__0_1.distcp")
+    proxy.add(Fault.error(403, "AccessDenied"), method="GET", key="__0_1-")
     with pytest.raises(CheckpointException) as caught:
         load(proxied, state, thread_count=threads)
     assert isinstance(failure_of(caught), AccessDeniedError)

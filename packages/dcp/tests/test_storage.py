@@ -38,7 +38,7 @@ def test_round_trip(place, state, blank_of, are_same, threads, single_file_per_r
     assert are_same(loaded, state)
     files = threads if single_file_per_rank else len(metadata.storage_data)
     names = [f"checkpoint/__0_{n}.distcp" for n in range(files)]
-    assert place.listed() == sorted(["checkpoint/.metadata", *names])
+    assert sorted(place.plain()) == sorted(["checkpoint/.metadata", *names])
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_stock_torch_reads_ours(place, state, blank_of, are_same, tmp_path, thre
     writer = place.writer(prefix_strategy=strategy, thread_count=threads)
     dcp.save(state, storage_writer=writer)
     place.download("checkpoint", tmp_path)
-    assert (tmp_path / "0000000000/epoch_3/__0_0.distcp").exists()
+    assert len(list(tmp_path.glob("0000000000/epoch_3/__0_0-*.distcp"))) == 1
     loaded = blank_of(state)
     dcp.load(loaded, storage_reader=dcp.FileSystemReader(tmp_path))
     assert are_same(loaded, state)
@@ -126,14 +126,15 @@ def test_the_metadata_has_only_classes_of_torch(place, state):
     metadata = pickle.loads(data)
     assert metadata.version == "1.0.0"
     assert metadata.storage_meta.checkpoint_id == place.uri("other")
-    assert {place.relative_path for place in metadata.storage_data.values()} == {"0000000000/__0_0.distcp"}
+    file = place.key("other/0000000000/__0_0.distcp").removeprefix("other/")
+    assert {one.relative_path for one in metadata.storage_data.values()} == {file}
 
 
 @pytest.mark.parametrize("written", ["folder", "folder/"])
 @pytest.mark.parametrize("read", ["folder", "folder/"])
 def test_a_trailing_slash_changes_nothing(place, written, read):
     dcp.save({"a": torch.ones(3)}, storage_writer=place.writer(written))
-    assert place.listed() == ["folder/.metadata", "folder/__0_0.distcp"]
+    assert place.plain() == ["folder/.metadata", "folder/__0_0.distcp"]
     loaded = {"a": torch.zeros(3)}
     dcp.load(loaded, storage_reader=place.reader(read))
     assert torch.equal(loaded["a"], torch.ones(3))
@@ -244,7 +245,8 @@ def test_overlapping_repeated_and_empty_chunks(place, constructor):
     data = bytes(range(200))
     place.put("checkpoint/a", data)
     place.put("checkpoint/b", data[::-1])
-    reader = place.reader(reader_constructor=constructor)
+    # The planner has a format of its own for objects.
+    reader = place.reader(reader_constructor=constructor, weights_only=False)
     places = {"x": (0, 50), "y": (40, 60), "inside": (45, 5), "z": (150, 50), "none": (120, 0)}
     reader.storage_data = {MetadataIndex(n): _StorageInfo("a", *at) for n, at in places.items()}
     reader.storage_data[MetadataIndex("other")] = _StorageInfo("b", 3, 4)
@@ -290,14 +292,15 @@ def failure_of(caught):
 @pytest.mark.parametrize("threads", [1, 4])
 def test_a_file_is_missing(place, threads):
     dcp.save({"a": torch.ones(5), "b": torch.ones(6)}, storage_writer=place.writer(thread_count=2))
-    place.client().delete_object(place.bucket, "checkpoint/__0_1.distcp")
+    file = place.key("checkpoint/__0_1.distcp")
+    place.client().delete_object(place.bucket, file)
     with pytest.raises(dcp.api.CheckpointException) as caught:
         dcp.load(
             {"a": torch.zeros(5), "b": torch.zeros(6)},
             storage_reader=place.reader(thread_count=threads),
         )
     assert isinstance(failure_of(caught), NotFoundError)
-    assert failure_of(caught).key == "checkpoint/__0_1.distcp"
+    assert failure_of(caught).key == file
 
 
 @pytest.mark.parametrize(
@@ -305,7 +308,8 @@ def test_a_file_is_missing(place, threads):
 )
 def test_a_file_is_too_short(place, constructor):
     dcp.save({"a": torch.ones(500)}, storage_writer=place.writer())
-    place.put("checkpoint/__0_0.distcp", place.get("checkpoint/__0_0.distcp")[:1000])
+    key = place.key("checkpoint/__0_0.distcp")
+    place.put(key, place.get(key)[:1000])
     with pytest.raises(dcp.api.CheckpointException) as caught:
         dcp.load({"a": torch.zeros(500)}, storage_reader=place.reader(reader_constructor=constructor))
     assert isinstance(failure_of(caught), TruncatedError)

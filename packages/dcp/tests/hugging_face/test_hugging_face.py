@@ -62,12 +62,14 @@ def check(place, path="model", state=None):
 def test_written_and_read(server_place):
     dcp.save(STATE, storage_writer=writer_of(server_place, fqn_to_index_mapping=FILES, thread_count=2))
     names = [f"model/model-0000{n}-of-00002.safetensors" for n in (1, 2)]
-    assert server_place.listed() == [*names, INDEX]
+    assert server_place.plain() == [*names, INDEX]
     index = json.loads(server_place.get(INDEX))
-    assert index["weight_map"] == {name: f"model-0000{FILES[name]}-of-00002.safetensors" for name in STATE}
+    assert server_place.weight_map(INDEX) == {
+        name: f"model-0000{FILES[name]}-of-00002.safetensors" for name in STATE
+    }
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in STATE.values())
     for key in names:
-        for name, tensor in safetensors_load(server_place.get(key)).items():
+        for name, tensor in safetensors_load(server_place.get(server_place.key(key))).items():
             assert torch.equal(tensor, STATE[name])
     check(server_place)
 
@@ -136,7 +138,7 @@ def test_only_tensors(place):
 
 def test_distributed_files(place, tmp_path):
     dcp.save(STATE, storage_writer=writer_of(place, save_distributed=True))
-    assert place.listed() == ["model/.metadata", "model/shard-00001-model-00001-of-00001.safetensors"]
+    assert place.plain() == ["model/.metadata", "model/shard-00001-model-00001-of-00001.safetensors"]
     check(place)
     place.download("model", tmp_path)
     loaded = {"wide": torch.zeros(64, 33)}
@@ -152,7 +154,7 @@ def test_distributed_files(place, tmp_path):
 
 def test_each_rank_for_itself(place):
     dcp.save(STATE, storage_writer=writer_of(place, save_distributed=True), use_collectives=False)
-    assert place.listed() == ["model/__0.metadata", "model/shard-00001-model-00001-of-00001.safetensors"]
+    assert place.plain() == ["model/__0.metadata", "model/shard-00001-model-00001-of-00001.safetensors"]
     check(place)
     with pytest.raises(ConfigurationError, match="needs save_distributed"):
         dcp.save(STATE, storage_writer=writer_of(place, "other"), use_collectives=False)
@@ -180,7 +182,7 @@ def test_ranks_that_share_whole_tensors_out(place):
     results = [writer.write_data(planner.finish_plan(plan), planner).wait() for plan, planner in pairs]
     writer.finish(metadata, results)
     names = ["model-00001-of-00001.safetensors", "rank-00002-model-00001-of-00001.safetensors"]
-    assert place.listed() == [f"model/{name}" for name in sorted([*names, "model.safetensors.index.json"])]
+    assert place.plain() == [f"model/{name}" for name in sorted([*names, "model.safetensors.index.json"])]
     check(place)
 
 

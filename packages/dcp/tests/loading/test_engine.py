@@ -65,7 +65,7 @@ def test_each_file_is_read_from_front_to_back_on_one_thread(place, log):
     assert all(torch.equal(loaded[name], value) for name, value in state.items())
     threads = set()
     for file in range(3):
-        reads = [read for read in log if read[0] == f"checkpoint/__0_{file}.distcp"]
+        reads = [read for read in log if read[0] == place.key(f"checkpoint/__0_{file}.distcp")]
         assert len(reads) == 4
         assert reads == sorted(reads)
         assert len({thread for *_, thread in reads}) == 1
@@ -88,7 +88,7 @@ def test_archives_of_others_are_read_once(place, log, tmp_path):
 def test_the_first_error_ends_the_load(place):
     class Failing(Reader):
         def readinto(self, buf):
-            if self.key.endswith("_1.distcp"):
+            if "/__0_1-" in self.key:
                 raise ArithmeticError("broken")
             return super().readinto(buf)
 
@@ -106,7 +106,8 @@ def test_a_file_that_ends_early_is_no_short_read(place, base):
         pass
 
     dcp.save({"a": torch.ones(500)}, storage_writer=place.writer())
-    place.put("checkpoint/__0_0.distcp", place.get("checkpoint/__0_0.distcp")[:1000])
+    key = place.key("checkpoint/__0_0.distcp")
+    place.put(key, place.get(key)[:1000])
     with pytest.raises(CheckpointException) as caught:
         dcp.load({"a": torch.zeros(500)}, storage_reader=place.reader(reader_constructor=Mine))
     assert isinstance(caught.value.failures[0][0], TruncatedError)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import time
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save as safetensors_save
 
 from s3torch.core import NotFoundError, S3Error
-from s3torch.dcp import CheckpointError, S3HuggingFaceStorageWriter
+from s3torch.dcp import CheckpointError, S3HuggingFaceStorageWriter, S3StorageWriter
 from s3torch.dcp.manage import (
     delete_checkpoint,
     latest_checkpoint,
@@ -61,7 +63,8 @@ def test_a_whole_checkpoint(server_place, depth):
     assert report.is_whole
     assert report.problems == ()
     assert report.files == 3
-    assert report.size == sum(len(server_place.get(f"checkpoint/__0_{n}.distcp")) for n in range(3))
+    files = [server_place.key(f"checkpoint/__0_{n}.distcp") for n in range(3)]
+    assert report.size == sum(len(server_place.get(file)) for file in files)
     assert report.unchecked == () or depth == "checksums"
 
 
@@ -69,20 +72,22 @@ def test_a_whole_checkpoint(server_place, depth):
 def test_what_is_wrong_is_told(place):
     save(place, "checkpoint", thread_count=4)
     client, uri = place.client(), place.uri("checkpoint")
-    data = bytearray(place.get("checkpoint/__0_1.distcp"))
+    files = [place.key(f"checkpoint/__0_{n}.distcp") for n in range(4)]
+    data = bytearray(place.get(files[1]))
     data[700] ^= 1
-    place.put("checkpoint/__0_1.distcp", data)
-    place.put("checkpoint/__0_2.distcp", data[:100])
-    client.delete_object(place.bucket, "checkpoint/__0_3.distcp")
+    place.put(files[1], data)
+    place.put(files[2], data[:100])
+    client.delete_object(place.bucket, files[3])
+    names = [file.removeprefix("checkpoint/") for file in files]
     by_size = verify_checkpoint(uri, client=client)
     assert [text.split(" ")[:3] for text in by_size.problems] == [
-        ["__0_2.distcp", "has", "100"],
-        ["__0_3.distcp", "is", "missing"],
+        [names[2], "has", "100"],
+        [names[3], "is", "missing"],
     ]
     assert not by_size.is_whole
     by_bytes = verify_checkpoint(uri, depth="bytes", client=client)
     assert len(by_bytes.problems) == 3
-    assert by_bytes.problems[0].startswith("__0_1.distcp has the CRC64NVME")
+    assert by_bytes.problems[0].startswith(f"{names[1]} has the CRC64NVME")
 
 
 @pytest.mark.promise(2)
@@ -90,14 +95,15 @@ def test_what_is_wrong_is_told(place):
 def test_a_flipped_byte_in_a_stored_file_is_found(place, depth):
     save(place, "checkpoint")
     client, uri = place.client(), place.uri("checkpoint")
-    data = bytearray(place.get("checkpoint/__0_0.distcp"))
+    key = place.key("checkpoint/__0_0.distcp")
+    data = bytearray(place.get(key))
     data[len(data) // 2] ^= 1
-    place.put("checkpoint/__0_0.distcp", data)
+    place.put(key, data)
     assert verify_checkpoint(uri, depth="sizes", client=client).is_whole
     report = verify_checkpoint(uri, depth=depth, client=client)
     assert not report.is_whole
     (problem,) = report.problems
-    assert problem.startswith("__0_0.distcp has the CRC64NVME ")
+    assert problem.startswith(f"{key.removeprefix('checkpoint/')} has the CRC64NVME ")
     assert report.unchecked == ()
 
 
@@ -130,9 +136,10 @@ def test_a_deleted_checkpoint_is_gone_whole(place):
     place.put("run/step-1/config.json", b"{}")
     delete_checkpoint(place.uri("run/step-1"), client=place.client())
     assert names(list_checkpoints(place.uri("run"), client=place.client())) == ["", "step-10"]
-    assert place.listed("run/step-1/") == []
+    assert place.listed("run/step-1/") == ["run/step-1/config.json"]
     delete_checkpoint(place.uri("run"), client=place.client())
-    assert place.listed() == [f"run/step-10/{name}" for name in (".metadata", "__0_0.distcp", "__0_1.distcp")]
+    files = [f"run/step-10/{name}" for name in (".metadata", "__0_0.distcp", "__0_1.distcp")]
+    assert place.plain() == ["run/step-1/config.json", *files]
     with pytest.raises(NotFoundError, match="there is no checkpoint"):
         delete_checkpoint(place.uri("run"), client=place.client())
 
@@ -162,6 +169,82 @@ def test_pruning(place):
     assert len(list_checkpoints(root, client=client)) == 6
     assert prune_checkpoints(root, **rules) == chosen
     assert names(list_checkpoints(root, client=client)) == ["step-2", "step-3", "step-5", "step-6"]
+
+
+OTHERS = {
+    "run/logs/events.1": b"log",
+    "run/last.ckpt": b"a checkpoint of one file",
+    "run/config.json": b"{}",
+    "run/export/model-00001-of-00001.safetensors": b"weights",
+    "run/going/__0_0-0123456789abcdef.distcp": b"of a save that is going on",
+}
+
+
+@pytest.mark.promise(9)
+def test_pruning_a_root_that_is_a_checkpoint_itself(place):
+    save(place, "run")
+    for key, data in OTHERS.items():
+        place.put(key, data)
+    for step in range(1, 4):
+        save(place, f"run/step-{step}")
+    before = place.listed()
+    client, root = place.client(), place.uri("run")
+    assert names(prune_checkpoints(root, last=1, client=client)) == ["step-1", "step-2"]
+    gone = set(before) - set(place.listed())
+    assert gone == {key for key in before if key.startswith(("run/step-1/", "run/step-2/"))}
+    assert names(list_checkpoints(root, client=client)) == ["", "step-3"]
+
+
+@pytest.mark.promise(9)
+@pytest.mark.parametrize("path", ["", "run"])
+def test_deleting_removes_the_files_of_the_checkpoint_and_nothing_else(place, path):
+    for key, data in OTHERS.items():
+        place.put(key, data)
+    save(place, "run/step-1")
+    before = place.listed()
+    if not path:
+        with pytest.raises(NotFoundError):
+            delete_checkpoint(place.uri(path), client=place.client())
+        assert place.listed() == before
+    save(place, path, prefix_strategy="hex", thread_count=2)
+    delete_checkpoint(place.uri(path), client=place.client())
+    assert place.listed() == before
+
+
+@pytest.mark.promise(9)
+def test_deleting_leaves_a_save_that_is_going_on(place):
+    class Interrupted(S3StorageWriter):
+        def finish(self, metadata, results):
+            time.sleep(1.1)
+            delete_checkpoint(place.uri("checkpoint"), client=place.client())
+            super().finish(metadata, results)
+
+    save(place, "checkpoint")
+    time.sleep(1.1)
+    dcp.save(STATE, storage_writer=Interrupted("us-east-1", place.uri("checkpoint"), place.config))
+    assert verify_checkpoint(place.uri("checkpoint"), depth="bytes", client=place.client()).is_whole
+
+
+@pytest.mark.promise(9)
+def test_deleting_a_checkpoint_whose_metadata_is_refused(place):
+    save(place, "checkpoint")
+    place.put("checkpoint/.metadata", pickle.dumps(os.getcwd))
+    with pytest.warns(UserWarning, match="which is not known to be harmless.* sweep_checkpoint removes"):
+        delete_checkpoint(place.uri("checkpoint"), client=place.client())
+    assert place.plain() == ["checkpoint/__0_0.distcp"]
+    sweep_checkpoint(place.uri("checkpoint"), older_than=-60, client=place.client())
+    assert place.listed() == []
+
+
+@pytest.mark.promise(9)
+def test_deleting_what_an_index_names(place):
+    files = {"a": "1.safetensors", "b": "sub/2.safetensors", "c": "../other.safetensors", "d": ".metadata"}
+    place.put(f"model/{INDEX}", json.dumps({"weight_map": files}).encode())
+    kept = ["model/notes.safetensors", "model/sub/2.safetensors", "other.safetensors"]
+    for key in ("model/1.safetensors", *kept):
+        place.put(key, b"x")
+    delete_checkpoint(place.uri("model"), client=place.client())
+    assert place.listed() == kept
 
 
 @pytest.mark.promise(9)
@@ -250,7 +333,7 @@ def test_a_whole_checkpoint_with_an_index(server_place, depth, options):
     assert report.is_whole
     assert report.files == 2
     assert report.size == sum(
-        len(server_place.get(f"model/model-0000{n}-of-00002.safetensors")) for n in (1, 2)
+        len(server_place.get(server_place.key(f"model/model-0000{n}-of-00002.safetensors"))) for n in (1, 2)
     )
     assert report.unchecked == () or depth == "checksums"
 
@@ -258,7 +341,8 @@ def test_a_whole_checkpoint_with_an_index(server_place, depth, options):
 def test_what_is_wrong_with_files_of_an_index_is_told(place):
     save_face(place, "model", fqn_to_index_mapping={f"t{n}": n + 1 for n in range(6)})
     client, uri = place.client(), place.uri("model")
-    files = [f"model-0000{n}-of-00006.safetensors" for n in (1, 2, 3)]
+    keys = [place.key(f"model/model-0000{n}-of-00006.safetensors") for n in (1, 2, 3)]
+    files = [key.removeprefix("model/") for key in keys]
     data = bytearray(place.get(f"model/{files[0]}"))
     data[-1] ^= 1
     place.put(f"model/{files[0]}", data)

@@ -12,8 +12,12 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
+from s3torch.core import ConflictError
 from s3torch.dcp import S3StorageWriter
+from s3torch.dcp.manage import latest_checkpoint
 from s3torch.testing.faults import Fault
 
 pytestmark = pytest.mark.filterwarnings(
@@ -182,15 +186,23 @@ def test_a_store_without_conditions_can_be_saved_to(proxied, proxy):
 
     proxy.add(Fault.error(501, "NotImplemented"), match=is_conditional)
     for number in (1, 2):
-        save(proxied, number)
+        with pytest.warns(UserWarning, match="refuses conditional PUTs"):
+            save(proxied, number)
         assert loaded_number(proxied) == number
         assert_nothing_is_left(proxied)
+    with pytest.raises(CheckpointException, match="Checkpoint already exists"):
+        save(proxied, 3, overwrite=False)
+    proxied.client().delete_object(proxied.bucket, "checkpoint/.metadata")
+    with pytest.warns(UserWarning, match="refuses conditional PUTs"):
+        save(proxied, 4, overwrite=False)
+    assert loaded_number(proxied) == 4
 
 
 def test_a_store_that_does_not_understand_conditions_can_be_saved_to(proxied, proxy):
     save(proxied, 1)
     proxy.add(Fault.error(412, "PreconditionFailed"), match=lambda r: "if-match" in r.headers)
-    save(proxied, 2)
+    with pytest.warns(UserWarning, match="does not understand conditional PUTs"):
+        save(proxied, 2)
     assert loaded_number(proxied) == 2
 
 
@@ -203,3 +215,85 @@ def test_cached_plans_do_not_write_over_files(place):
         )
         assert loaded_number(place) == number
         assert_nothing_is_left(place)
+
+
+@pytest.fixture
+def ignoring(seaweed_place, proxied, proxy):
+    """A bucket whose store takes create-only PUTs for plain ones."""
+
+    def make_room(request):
+        if request.method in {"PUT", "POST"} and "if-none-match" in request.headers:
+            seaweed_place.client().delete_object(seaweed_place.bucket, request.key)
+        return False
+
+    proxy.add(Fault(), match=make_room)
+    return proxied
+
+
+@pytest.mark.promise(1)
+def test_two_jobs_on_a_store_that_ignores_conditions(ignoring):
+    assert race(ignoring, {"thread_count": 2}) == {}
+    assert loaded_number(ignoring) in {1, 2}
+
+
+def test_a_store_that_ignores_conditions_is_told_of_once(ignoring, recwarn):
+    with pytest.warns(UserWarning, match="ignores conditional PUTs"):
+        save(ignoring, 1, overwrite=False)
+    recwarn.clear()
+    writer = ignoring.writer("other", overwrite=False)
+    dcp.save(state_of(2), storage_writer=writer)
+    assert not [one for one in recwarn if "conditional" in str(one.message)]
+    assert loaded_number(ignoring) == 1
+
+
+HOSTILE = [
+    "../other/__0_0.distcp",
+    "/checkpoint/__0_0.distcp",
+    ".metadata",
+    "nested/.metadata",
+    "nested/__0_0.distcp",
+    "notes.txt",
+    "adapter_model.safetensors",
+    "a//__0_0.distcp",
+]
+
+
+@pytest.mark.promise(9)
+@pytest.mark.parametrize("prefix", ["__0_0.distcp", "hex/__0_0.distcp"])
+def test_of_replaced_metadata_only_names_of_ours_count(place, prefix):
+    """Whatever it says, no other checkpoint, no commit and no file of others goes."""
+    dcp.save(state_of(7), storage_writer=place.writer("checkpoint/nested"))
+    nested = [key.removeprefix("checkpoint/") for key in place.listed("checkpoint/nested/")]
+    names = [prefix, *HOSTILE, *nested]
+    entries = {MetadataIndex(str(n)): _StorageInfo(name, 0, 1) for n, name in enumerate(names)}
+    place.put("checkpoint/.metadata", pickle.dumps(Metadata({}, storage_data=entries)))
+    for key in ("other/__0_0.distcp", f"checkpoint/{prefix}", "checkpoint/a//__0_0.distcp"):
+        place.put(key, b"x")
+    for name in ("notes.txt", "adapter_model.safetensors"):
+        place.put(f"checkpoint/{name}", b"mine")
+    before = set(place.listed())
+    save(place, 1)
+    assert before - set(place.listed()) == {f"checkpoint/{prefix}"}
+    assert loaded_number(place) == 1
+    place.client().delete_object(place.bucket, "checkpoint/.metadata")
+    assert latest_checkpoint(place.uri(), client=place.client()).name == "checkpoint/nested"
+    state = state_of(-1)
+    dcp.load(state, storage_reader=place.reader("checkpoint/nested"))
+    assert state["step"] == 7
+
+
+def test_a_commit_that_is_repeated_keeps_its_files(place):
+    class Twice(S3StorageWriter):
+        def finish(self, metadata, results):
+            super().finish(metadata, results)
+            super().finish(metadata, results)
+
+    dcp.save(state_of(1), storage_writer=Twice("us-east-1", place.uri("checkpoint"), place.config))
+    assert loaded_number(place) == 1
+
+
+def test_a_conflict_that_stays_is_no_existing_checkpoint(proxied, proxy):
+    proxy.add(Fault.error(409, "ConditionalRequestConflict"), method="PUT", key=".metadata")
+    with pytest.raises(CheckpointException) as caught:
+        save(proxied, 1, overwrite=False)
+    assert isinstance(caught.value.failures[0][0], ConflictError)

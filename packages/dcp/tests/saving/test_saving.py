@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled, u
 
 STATE = {f"t{n}": torch.full((50, n + 1), n) for n in range(12)}
 # With this prefix the keys of the files 0 to 9 have 1,024 bytes, the longest that S3 takes.
-LONG = "/".join(["x" * 200] * 6)[: 1024 - len("checkpoint/") - len("0.distcp")]
+LONG = "/".join(["x" * 200] * 6)[: 1024 - len("checkpoint/") - len("0-0123456789abcdef.distcp")]
 
 
 def refuse_two_files(rank):
@@ -102,7 +102,7 @@ def test_nothing_is_committed_when_results_are_missing(place):
         dcp.save(STATE, storage_writer=writer)
     assert isinstance(failure_of(caught), CheckpointError)
     assert "1 entries of the checkpoint were not written" in str(failure_of(caught))
-    assert place.listed() == ["checkpoint/__0_0.distcp"]
+    assert place.plain() == ["checkpoint/__0_0.distcp"]
 
 
 def test_overwrite_warns(place):
@@ -157,7 +157,7 @@ def test_cached_plans_get_the_prefix_of_their_save(place):
             storage_writer=writer,
             planner=DefaultSavePlanner(enable_plan_caching=True),
         )
-        assert place.listed(f"{epoch}/") == [f"{epoch}/.metadata", f"{epoch}/0/epoch_{epoch}/__0_0.distcp"]
+        assert place.plain(f"{epoch}/") == [f"{epoch}/.metadata", f"{epoch}/0/epoch_{epoch}/__0_0.distcp"]
     for epoch in range(3):
         loaded = {"a": torch.zeros(5, dtype=torch.int64)}
         dcp.load(loaded, storage_reader=place.reader(str(epoch)))
@@ -167,7 +167,7 @@ def test_cached_plans_get_the_prefix_of_their_save(place):
 def test_without_collectives(place):
     writer = place.writer(prefix_strategy=HexPrefixStrategy())
     dcp.save({"a": torch.ones(5)}, storage_writer=writer, use_collectives=False)
-    assert place.listed() == ["checkpoint/0000000000/__0_0.distcp", "checkpoint/__0.metadata"]
+    assert place.plain() == ["checkpoint/0000000000/__0_0.distcp", "checkpoint/__0.metadata"]
     loaded = {"a": torch.zeros(5)}
     dcp.load(loaded, storage_reader=place.reader())
     assert torch.equal(loaded["a"], torch.ones(5))
@@ -204,12 +204,12 @@ def test_a_prefix_is_a_string(place):
 def test_a_custom_prefix_is_used_verbatim(place):
     writer = place.writer(prefix_strategy=lambda rank: f"custom_a/{rank}/")
     dcp.save({"a": torch.ones(3)}, storage_writer=writer)
-    assert place.listed() == ["checkpoint/.metadata", "checkpoint/custom_a/0/0.distcp"]
+    assert place.plain() == ["checkpoint/.metadata", "checkpoint/custom_a/0/0.distcp"]
 
 
 def test_a_strategy_can_be_named(place):
     dcp.save({"a": torch.ones(3)}, storage_writer=place.writer(prefix_strategy="binary"))
-    assert place.listed() == ["checkpoint/.metadata", "checkpoint/0000000000/__0_0.distcp"]
+    assert place.plain() == ["checkpoint/.metadata", "checkpoint/0000000000/__0_0.distcp"]
     with pytest.raises(ConfigurationError, match="prefix strategy"):
         place.writer(prefix_strategy="octal")
 
@@ -218,7 +218,7 @@ def test_more_threads_than_tensors(place):
     writer = place.writer(thread_count=4)
     dcp.save({name: STATE[name] for name in ("t1", "t2", "t3")}, storage_writer=writer)
     names = [f"checkpoint/__0_{n}.distcp" for n in range(3)]
-    assert place.listed() == ["checkpoint/.metadata", *names]
+    assert place.plain() == ["checkpoint/.metadata", *names]
 
 
 def test_options_hold_for_all_objects(place):

@@ -91,7 +91,8 @@ class S3StorageReader(CoreStorageReader):
         path: The ``s3://bucket/prefix`` of the checkpoint.
         s3client_config: All other settings.
         reader_constructor: The kind of readers.
-        kwargs: The further options of ``s3torch.dcp.S3StorageReader``.
+        kwargs: The further options of ``s3torch.dcp.S3StorageReader``. ``weights_only`` is False here: what
+            is no tensor may run code, in the hands of torch's planner; what is a tensor does not.
     """
 
     def __init__(
@@ -103,4 +104,6 @@ class S3StorageReader(CoreStorageReader):
         **kwargs: Any,
     ) -> None:
         make = None if reader_constructor is None else drop_in_constructor(reader_constructor)
-        super().__init__(region, path, drop_in_config(s3client_config), make, **kwargs)
+        # As with torch's own readers, objects are as the planner loads them.
+        options = {"weights_only": False, **kwargs}
+        super().__init__(region, path, drop_in_config(s3client_config), make, **options)

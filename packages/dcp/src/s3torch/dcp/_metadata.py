@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import io
-import pathlib
-import pickle
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint import filesystem as torch_filesystem
-from torch.distributed.checkpoint import metadata as torch_metadata
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from s3torch.core.errors import S3Error
+from s3torch.dcp._known import UnsafeError, check_depth
+from s3torch.dcp._unpickler import SafeUnpickler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -25,28 +32,9 @@ T = TypeVar("T")
 METADATA_NAME = ".metadata"
 # The attribute of torch's own storage entries with the facts of the file.
 _NOTE = "file_facts"
-_NAMES = {
-    torch_metadata.__name__: {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    torch_filesystem.__name__: {"_StorageInfo"},
-    "torch.distributed.checkpoint._fsspec_filesystem": {"_StorageInfo"},
-    "torch": {"Size", "device"},
-    "torch.serialization": {"_get_layout"},
-    "collections": {"OrderedDict"},
-    "builtins": {"bytearray", "complex", "frozenset", "range", "set", "slice"},
-}
-_PATHS = {"PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath"}
-# Where these classes live depends on the release of Python.
-_PATH_MODULES = {"pathlib", "pathlib._local", "pathlib._abc"}
-_VALUES = (torch.dtype, torch.layout, torch.memory_format)
+_CHECKED = {"state_dict_metadata", "storage_data"}
+_TOO_LARGE = 2**63
+_SHOWN = 200
 
 
 class CheckpointError(S3Error):
@@ -89,9 +77,19 @@ def decode_metadata(body: bytes, *, uri: str, safe_globals: Iterable[Any] = ()) 
         CheckpointError: It is damaged, or has something that is not allowed.
     """
     try:
-        metadata = _MetadataUnpickler(body, uri, safe_globals).load()
-    except CheckpointError:
-        raise
+        metadata = SafeUnpickler(io.BytesIO(body), safe_globals=safe_globals).load()
+        if isinstance(metadata, Metadata):
+            _check(metadata)
+    except UnsafeError as exc:
+        raise CheckpointError(
+            f"{uri} contains {exc}, so it was not read"
+            + (
+                "; if you trust who wrote it, give it to the reader as safe_globals=[...] or to "
+                "torch.serialization.add_safe_globals"
+                if exc.found
+                else ""
+            )
+        ) from exc
     except Exception as exc:
         raise CheckpointError(
             f"{uri} is damaged, it cannot be read as the metadata of a checkpoint: {exc}"
@@ -102,6 +100,50 @@ def decode_metadata(body: bytes, *, uri: str, safe_globals: Iterable[Any] = ()) 
         # Old releases of torch do not write it.
         metadata.storage_meta = StorageMeta()
     return metadata
+
+
+def _check(metadata: Metadata) -> None:
+    """Checks that what is in metadata has the types that torch and this package rely on."""
+    for name, stored in _entries(metadata.state_dict_metadata, str):
+        if type(stored) is TensorStorageMetadata:
+            _check_tensor(name, stored)
+        elif type(stored) is not BytesStorageMetadata:
+            raise ValueError(f"{name} is a {type(stored).__name__}")
+    for index, info in _entries(metadata.storage_data or {}, MetadataIndex):
+        offset = index.offset
+        if type(index.fqn) is not str or not (offset is None or _are_sizes(offset)):
+            raise ValueError(f"a place of {index.fqn!r}"[:_SHOWN])
+        if type(info) is not _StorageInfo or type(info.relative_path) is not str:
+            raise ValueError(f"the place of {index.fqn} has no file")
+        if not _are_sizes((info.offset, info.length)):
+            raise ValueError(f"{index.fqn} is {info.length!r} bytes at {info.offset!r}"[:_SHOWN])
+    notes = [vars(info) for info in (metadata.storage_data or {}).values()]
+    check_depth([notes, *(value for name, value in vars(metadata).items() if name not in _CHECKED)])
+
+
+def _check_tensor(name: str, stored: TensorStorageMetadata) -> None:
+    sizes = stored.size
+    if type(stored.properties) is not TensorProperties or type(stored.properties.dtype) is not torch.dtype:
+        raise ValueError(f"{name} has no type")
+    if not _are_sizes(sizes) or type(stored.chunks) is not list:
+        raise ValueError(f"{name} has the shape {sizes!r}"[:_SHOWN])
+    for chunk in stored.chunks:
+        if type(chunk) is not ChunkStorageMetadata or not (
+            _are_sizes(chunk.sizes)
+            and _are_sizes(chunk.offsets)
+            and len(chunk.sizes) == len(chunk.offsets) == len(sizes)
+        ):
+            raise ValueError(f"a part of {name} is not a part of a tensor of the shape {tuple(sizes)}")
+
+
+def _entries(values: Any, kind: type) -> Iterable[tuple[Any, Any]]:
+    if type(values) is not dict or not set(map(type, values)) <= {kind}:
+        raise ValueError(f"something else than a map by {kind.__name__}")
+    return values.items()
+
+
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, tuple) and all(type(one) is int and 0 <= one < _TOO_LARGE for one in values)
 
 
 def file_facts(metadata: Metadata) -> dict[str, FileFacts]:
@@ -116,36 +158,6 @@ def file_facts(metadata: Metadata) -> dict[str, FileFacts]:
 def file_names(metadata: Metadata) -> set[str]:
     """Returns the names of all files of a checkpoint, relative to it."""
     return {str(info.relative_path) for info in (metadata.storage_data or {}).values()}
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Builds what torch writes into metadata and nothing else."""
-
-    def __init__(self, body: bytes, uri: str, safe_globals: Iterable[Any]) -> None:
-        super().__init__(io.BytesIO(body))
-        self._uri = uri
-        self._more = dict(map(_named, [*torch.serialization.get_safe_globals(), *safe_globals]))
-
-    def find_class(self, module: str, name: str, /) -> Any:
-        if name in _NAMES.get(module, ()):
-            return super().find_class(module, name)
-        if module in _PATH_MODULES and name in _PATHS:
-            return getattr(pathlib, name)
-        if module == "torch" and isinstance(value := getattr(torch, name, None), _VALUES):
-            return value
-        if f"{module}.{name}" in self._more:
-            return self._more[f"{module}.{name}"]
-        raise CheckpointError(
-            f"{self._uri} contains {module}.{name}, which is not known to be harmless, so it was not read; "
-            "if you trust who wrote it, give the class to the reader as safe_globals=[...] or to "
-            "torch.serialization.add_safe_globals"
-        )
-
-
-def _named(known: Any) -> tuple[str, Any]:
-    if isinstance(known, tuple):
-        return known[1], known[0]
-    return f"{known.__module__}.{known.__qualname__}", known
 
 
 def shared(fetch: Callable[[], T], group: ProcessGroup | None) -> T:

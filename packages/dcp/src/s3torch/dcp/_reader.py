@@ -15,8 +15,10 @@ from torch.futures import Future
 from s3torch.core import S3ReaderConstructor
 from s3torch.core.errors import ConfigurationError, NotFoundError
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path, read_whole
-from s3torch.dcp._metadata import METADATA_NAME, decode_metadata, shared
+from s3torch.dcp._known import UnsafeError
+from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, decode_metadata, shared
 from s3torch.dcp._tensors import noted_layout, tensor_of
+from s3torch.dcp._unpickler import safe_archive
 from s3torch.dcp.loading._engine import PlannedLoad, ReaderSources
 from s3torch.dcp.loading._pieces import chunks_by_file, stored_at
 from s3torch.dcp.plugin import PlannedReads
@@ -60,8 +62,10 @@ class S3StorageReader(FileSystemReader):
             others. ``None`` lets every rank read it. That is the default, because torch does not tell a
             reader whether the other ranks load, too: one that loads with ``no_dist=True``, or calls
             ``read_metadata`` to look into a checkpoint, would wait for them for ever.
-        safe_globals: Classes and functions that may be in the metadata beyond what torch writes, as for
-            ``torch.serialization.add_safe_globals``.
+        safe_globals: Classes and functions that may be in the metadata and in objects, beyond what torch
+            writes and what is plain, as for ``torch.serialization.add_safe_globals``.
+        weights_only: Loads objects, all that is no tensor, without running what is in them. With ``False``
+            the planner gets them as they are, and torch's runs whatever they say.
         _extension_registry: Knows the stream extensions with which the checkpoint was written.
 
     Attributes:
@@ -84,6 +88,7 @@ class S3StorageReader(FileSystemReader):
         thread_count: int = 8,
         process_group: ProcessGroup | None = None,
         safe_globals: Iterable[Any] = (),
+        weights_only: bool = True,
         _extension_registry: ExtensionRegistry | None = None,
     ) -> None:
         if not isinstance(thread_count, int) or thread_count < 1:
@@ -98,6 +103,7 @@ class S3StorageReader(FileSystemReader):
         self.thread_count = thread_count
         self._process_group = process_group
         self._safe_globals = tuple(safe_globals)
+        self._weights_only = weights_only
         self._why_no_metadata = ""
         self.sync_files = False
 
@@ -170,6 +176,7 @@ class S3StorageReader(FileSystemReader):
             CheckpointError: The checkpoint does not have what the plan asks for.
             S3Error: A file is missing, damaged, or cannot be read.
         """
+        _check_kinds(plan, planner, self.path)
         files = chunks_by_file(plan.items, self.storage_data)
         kind = S3ReaderConstructor.get_reader_type_string(self._reader_constructor)
         with ExitStack() as stack:
@@ -203,10 +210,37 @@ class S3StorageReader(FileSystemReader):
         # last must be undone first.
         stream = self.transforms.transform_load_stream(request, chunk.descriptors[::-1], stored)
         if request.type == LoadItemType.BYTE_IO:
-            return stream.read(-1)
+            return self._object(request.storage_index.fqn, stream.read(-1))
         if not stream.seekable():
             stream = io.BytesIO(stream.read(-1))
         return torch.load(stream, map_location="cpu", weights_only=True)
+
+    def _object(self, name: str, body: bytes) -> bytes:
+        """Returns an object as the planner gets it."""
+        if not self._weights_only:
+            return body
+        try:
+            return safe_archive(body, self._safe_globals)
+        except UnsafeError as exc:
+            remedy = f"give {exc.found} to the reader as safe_globals=[...], or " if exc.found else ""
+            raise CheckpointError(
+                f"{name} in {self.path} contains {exc}, so it was not loaded; if you trust who wrote it, "
+                f"{remedy}load it with weights_only=False"
+            ) from exc
+        except Exception as exc:
+            raise CheckpointError(f"{name} in {self.path} is damaged, it cannot be loaded: {exc}") from exc
+
+
+def _check_kinds(plan: LoadPlan, planner: LoadPlanner, path: str) -> None:
+    """An object is no tensor: to load it in the place of one could run code that nobody has asked for."""
+    targets = getattr(planner, "state_dict", None) or {}
+    for item in plan.items:
+        name = item.dest_index.fqn
+        if item.type == LoadItemType.BYTE_IO and isinstance(targets.get(name), torch.Tensor):
+            raise CheckpointError(
+                f"{name} is a tensor in the state dict, but an object in {path}; to load the object, put "
+                "something else in its place, such as None"
+            )
 
 
 def _no_checkpoint(uri: str, error: NotFoundError) -> NotFoundError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint.filesystem import FileSystemWriter, SerializationFormat
@@ -17,8 +17,14 @@ from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path
 from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, decode_metadata, file_names
 from s3torch.dcp._prefixes import DefaultPrefixStrategy
 from s3torch.dcp.saving._commit import Commit
-from s3torch.dcp.saving._files import NewFiles, RankFiles, write_files
-from s3torch.dcp.saving._plan import SUFFIX, plan_files, plan_tensor_files, unstored
+from s3torch.dcp.saving._files import (
+    RankFiles,
+    new_save_id,
+    plan_files,
+    plan_tensor_files,
+    unstored,
+    write_files,
+)
 
 if TYPE_CHECKING:
     import os
@@ -29,8 +35,7 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.storage import WriteResult
 
     from s3torch.core import S3Client, S3ClientConfig
-    from s3torch.dcp.saving._commit import ExistingFiles
-    from s3torch.dcp.saving._plan import FilePlan
+    from s3torch.dcp.saving._files import FilePlan
 
 # The version of the layout, as torch writes it into the metadata.
 _LAYOUT_VERSION = "1.0.0"
@@ -43,25 +48,23 @@ class StorageMetadata:
 
     Attributes:
         prefix: What stands in front of the names of the rank's files.
-        fresh: Nothing was there that has these names; ``None`` where that is not known.
     """
 
     prefix: str
-    fresh: bool | None = field(default=None, compare=False, repr=False)
 
 
 class S3StorageWriter(FileSystemWriter):
     """Writes checkpoints to S3, for ``torch.distributed.checkpoint.save`` and ``async_save``.
 
-    The files are ``{path}/{prefix}{n}.distcp``, in torch's own format. ``{path}/.metadata`` is written
-    last, by one atomic PUT: without it there is no checkpoint, and it is only written when the files of
-    all ranks are complete. An error in any thread of any rank fails the save. The writer can be pickled,
-    and can write one checkpoint after another.
+    The files are ``{path}/{prefix}{n}-{id}.distcp``, in torch's own format, with an id of the save: no save
+    ever writes over a file of another one. ``{path}/.metadata`` is written last, by one atomic PUT: without
+    it there is no checkpoint, and it is only written when the files of all ranks are complete. An error in
+    any thread of any rank fails the save. The writer can be pickled, and can write one checkpoint after
+    another.
 
-    Where there is a checkpoint already, or the rest of one, the new files have other names,
-    ``{prefix}{n}-{id}.distcp``. The old checkpoint stays whole until the new one is committed in its place;
-    then its files are removed. So whatever fails, one of the two can be loaded, and so it is when two jobs
-    save to one path. ``s3torch.dcp.manage.sweep_checkpoint`` removes what interrupted saves leave.
+    An old checkpoint stays whole until the new one is committed in its place; then its files are removed. So
+    whatever fails, one of the two can be loaded, and so it is when two jobs save to one path.
+    ``s3torch.dcp.manage.sweep_checkpoint`` removes what interrupted saves leave.
 
     With ``serialization_format=SerializationFormat.SAFETENSORS`` each file of tensors has the safetensors
     format; ``S3StorageReader`` loads it, stock torch does not.
@@ -86,9 +89,6 @@ class S3StorageWriter(FileSystemWriter):
         ConfigurationError: An argument is wrong. It is also a ``ValueError``.
         TypeError: A keyword is not known.
     """
-
-    # What the names of all files end with.
-    _suffix = SUFFIX
 
     def __init__(
         self,
@@ -118,8 +118,8 @@ class S3StorageWriter(FileSystemWriter):
         named = named_strategy(prefix_strategy)() if isinstance(prefix_strategy, str) else prefix_strategy
         self.prefix_strategy: Callable[[int], str] = named or DefaultPrefixStrategy()
         self._put_options = put_options or PutOptions()
-        # What the rank that plans has seen at the path; of the save that is going on.
-        self._before: ExistingFiles | None = None
+        # Whether the rank that plans has seen a checkpoint at the path; of the save that is going on.
+        self._replaces: bool | None = None
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -131,7 +131,7 @@ class S3StorageWriter(FileSystemWriter):
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:  # noqa: FBT001
         super().set_up_storage_writer(is_coordinator, *args, **kwargs)
-        self._before = None
+        self._replaces = None
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         # Only one rank asks whether there is a checkpoint already.
@@ -153,17 +153,15 @@ class S3StorageWriter(FileSystemWriter):
                 raise ConfigurationError(
                     f"the prefix strategy gives several ranks the same prefix: {prefixes[:16]}"
                 )
-        self._before = self._commit().find_existing(
-            prefixes=prefixes, suffix=self._suffix, overwrite=self.overwrite
-        )
-        if self._before.committed:
+        self._replaces = self._commit().exists(overwrite=self.overwrite)
+        if self._replaces:
             warnings.warn(
                 f"Detected an existing checkpoint in {self.path}, overwriting since self.overwrite=True. "
                 "It stays whole until the new one is complete.",
                 stacklevel=2,
             )
         return [
-            replace(plan, storage_data=StorageMetadata(prefix, self._before.is_fresh))
+            replace(plan, storage_data=StorageMetadata(prefix))
             for plan, prefix in zip(plans, prefixes, strict=True)
         ]
 
@@ -176,10 +174,11 @@ class S3StorageWriter(FileSystemWriter):
         # A plan that torch has cached carries the prefix of an older save; the rank, where torch tells
         # it, is that of this one.
         prefix = plan.storage_data.prefix if self.rank is None else self._prefix(self.rank)
-        planned = self._plan_files(plan.items, prefix)
-        plain = bool(planned) and self._is_fresh(plan.storage_data, planned[0].name)
-        new = NewFiles(self.fs, self.path, options=self._put_options, plain=plain)
-        files = RankFiles(new, planner, self.transforms, copy_ahead=self.per_thread_copy_ahead)
+        save_id = new_save_id()
+        planned = [file.named_for(save_id) for file in self._plan_files(plan.items, prefix)]
+        files = RankFiles(
+            self.fs, self.path, self._put_options, planner, self.transforms, self.per_thread_copy_ahead
+        )
         done: Future[list[WriteResult]] = Future()
         done.set_result(write_files(planned, files.write, threads=self.thread_count))
         return done
@@ -202,13 +201,8 @@ class S3StorageWriter(FileSystemWriter):
         metadata.version = _LAYOUT_VERSION
         metadata.storage_data = stored
         metadata.storage_meta = self.storage_meta()
-        before, self._before = self._before, None
-        self._commit().run(
-            self._commit_body(metadata),
-            overwrite=self.overwrite,
-            is_new=before is not None and not before.committed,
-            kept={info.relative_path for info in stored.values()},
-        )
+        is_new, self._replaces = self._replaces is False, None
+        self._commit().run(self._commit_body(metadata), overwrite=self.overwrite, is_new=is_new)
 
     def _plan_files(self, items: list[WriteItem], prefix: str) -> list[FilePlan]:
         make = plan_tensor_files if self._is_safetensors else plan_files
@@ -224,14 +218,6 @@ class S3StorageWriter(FileSystemWriter):
     def _names_in(self, body: bytes) -> set[str]:
         """Lists the files that a checkpoint with this body has."""
         return file_names(decode_metadata(body, uri=self._metadata_uri()))
-
-    def _is_fresh(self, noted: StorageMetadata, first_name: str) -> bool:
-        """Whether files can have their plain names, as the rank that planned has seen it."""
-        # A plan that torch has cached tells it of an older save: what was used once is not known any more.
-        fresh, noted.fresh = noted.fresh, None
-        if self._before is not None:
-            return self._before.is_fresh
-        return fresh if fresh is not None else not self.fs.exists(join_path(self.path, first_name))
 
     def _prefix(self, rank: int) -> str:
         prefix = self.prefix_strategy(rank)

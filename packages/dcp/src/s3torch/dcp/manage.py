@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
 from s3torch.core import parse_s3_uri
@@ -20,9 +22,9 @@ from s3torch.core.errors import ConfigurationError, NotFoundError, S3Error
 from s3torch.core.ranges import MIB
 from s3torch.core.transfer import PartedChecksum, checksum_type
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path, read_whole
-from s3torch.dcp._metadata import METADATA_NAME, decode_metadata, file_facts, file_names
+from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, decode_metadata, file_facts, file_names
 from s3torch.dcp.hugging_face._safetensors import INDEX_NAME, parse_index, read_headers
-from s3torch.dcp.saving._commit import complete_folders, is_commit, orphans, own_objects
+from s3torch.dcp.saving._commit import complete_folders, is_commit, is_own_file, orphans, own_objects
 
 if TYPE_CHECKING:
     import os
@@ -171,9 +173,10 @@ def verify_checkpoint(
 
 
 def delete_checkpoint(path: str | os.PathLike[str], *, client: S3Client | None = None) -> None:
-    """Deletes a checkpoint: its metadata first, so that it is never half visible, then all else there.
+    """Deletes a checkpoint: its metadata first, so that it is never half visible, then the files it names.
 
-    Other checkpoints in folders below it stay.
+    With them go files in the same folder that saves before this one left. Everything else stays: logs and
+    other objects, checkpoints in folders below, and what is newer, as the files of a save that is going on.
 
     Raises:
         NotFoundError: There is no checkpoint.
@@ -182,11 +185,31 @@ def delete_checkpoint(path: str | os.PathLike[str], *, client: S3Client | None =
     uri, fs = checked_uri(path), S3FileSystem(None, client)
     objects = own_objects(fs.walk_objects(uri))
     _commits_in(uri, objects)
-    commits = [info.key for info in objects if is_commit(info)]
+    commits = [info for info in objects if is_commit(info)]
+    try:
+        going = _files_to_delete(fs, uri, objects, commits)
+    except CheckpointError as exc:
+        going = []
+        warnings.warn(
+            f"{exc}. Only that was deleted; sweep_checkpoint removes files that nothing names",
+            stacklevel=2,
+        )
     # Of what was consolidated the index, and then the metadata of the parts.
-    for name in sorted(commits, key=lambda name: name.count("/")):
-        fs.rm_file(join_path(uri, name))
-    fs.rm_files(join_path(uri, info.key) for info in objects if info.key not in commits)
+    for info in sorted(commits, key=lambda info: info.key.count("/")):
+        fs.rm_file(join_path(uri, info.key))
+    fs.rm_files(join_path(uri, name) for name in going)
+
+
+def _files_to_delete(
+    fs: S3FileSystem, uri: str, objects: Collection[ObjectInfo], commits: Collection[ObjectInfo]
+) -> list[str]:
+    """Chooses the files of a checkpoint, and what old saves to the same folder have left."""
+    named = set(filter(is_own_file, _named(fs, uri, commits)))
+    others = set(_named(fs, uri, [info for info in objects if not is_commit(info)]))
+    committed = min(info.last_modified for info in commits)
+    left = {info.key for info in orphans(objects, named | others) if info.last_modified <= committed}
+    going = named & {info.key for info in objects} | {key for key in left if "/" not in key}
+    return sorted(going - others)
 
 
 def prune_checkpoints(
@@ -199,6 +222,8 @@ def prune_checkpoints(
     client: S3Client | None = None,
 ) -> list[CheckpointInfo]:
     """Deletes old checkpoints of a run and returns them, oldest first.
+
+    A checkpoint with others in folders below it, as an old one in ``root`` itself, stays and is not counted.
 
     Args:
         root: The folder with the checkpoints.
@@ -314,7 +339,9 @@ def _superfluous(
     if isinstance(protect, str):
         raise ConfigurationError(f"protect must be several URIs, got {protect!r}")
     kept = {uri.rstrip("/") for uri in protect}
-    by_age = sorted(checkpoints, key=lambda one: one.order)
+    above = {parent for one in checkpoints for parent in accumulate(one.uri.split("/")[:-1], "{}/{}".format)}
+    leaves = [one for one in checkpoints if one.uri.rstrip("/") not in above]
+    by_age = sorted(leaves, key=lambda one: one.order)
     return [
         one
         for one in by_age[:-last]

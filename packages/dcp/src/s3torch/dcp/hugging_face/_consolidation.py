@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint._hf_utils import FORMAT_KEY, FORMAT_VALUE, SUFFIX, _gen_file_name
+from torch.distributed.checkpoint._hf_utils import FORMAT_KEY, FORMAT_VALUE, _gen_file_name
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
@@ -29,8 +29,7 @@ from s3torch.dcp.hugging_face._safetensors import (
     parse_index,
 )
 from s3torch.dcp.saving._commit import Commit
-from s3torch.dcp.saving._files import NewFiles, write_files
-from s3torch.dcp.saving._plan import FilePlan
+from s3torch.dcp.saving._files import FilePlan, new_save_id, write_file, write_files
 
 if TYPE_CHECKING:
     import io
@@ -41,11 +40,9 @@ if TYPE_CHECKING:
 
     from s3torch.core import S3Client
     from s3torch.dcp._metadata import FileFacts
-    from s3torch.dcp.saving._commit import ExistingFiles
 
 # Bytes of tensors that each thread holds.
 _WINDOW = 64 * MIB
-_FILE_PREFIX = "model-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +146,13 @@ def consolidate_safetensors_files(
     work = _Consolidation(
         shards, checked_uri(output_dir), dict(fqn_to_index_mapping or {}), put_options or PutOptions()
     )
-    before = shared(lambda: work.find_existing(overwrite=overwrite), process_group)
+    replaces = shared(lambda: work.target.exists(overwrite=overwrite), process_group)
     rank, size = (0, 1)
     if process_group is not None:
         rank, size = dist.get_rank(process_group), dist.get_world_size(process_group)
-    written = everywhere(lambda: work.write(before, work.files[rank::size], num_threads), process_group)
-    everything = [one for ranks in written for one in ranks]
-    shared(lambda: work.commit(before, everything, overwrite=overwrite), process_group)
+    written = everywhere(lambda: work.write(work.files[rank::size], num_threads), process_group)
+    index = work.index([one for ranks in written for one in ranks])
+    shared(lambda: work.target.run(index, overwrite=overwrite, is_new=not replaces), process_group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +177,7 @@ class _Consolidation:
         self._path = path
         self._options = options
         uri = join_path(path, INDEX_NAME)
-        self._commit = Commit(
+        self.target = Commit(
             self._fs, path, INDEX_NAME, options, lambda body: parse_index(body, uri=uri).files
         )
         metadata = shards.read_metadata()
@@ -199,34 +196,27 @@ class _Consolidation:
             self._contents.setdefault(_gen_file_name(numbers.get(name, 1), count), []).append(name)
         self.files = sorted(self._contents)
 
-    def find_existing(self, *, overwrite: bool) -> ExistingFiles:
-        return self._commit.find_existing(prefixes=[_FILE_PREFIX], suffix=SUFFIX, overwrite=overwrite)
-
-    def write(self, before: ExistingFiles, files: list[str], threads: int) -> list[_Written]:
+    def write(self, files: list[str], threads: int) -> list[_Written]:
         """Writes some of the files."""
-        new = NewFiles(self._fs, self._path, options=self._options, plain=before.is_fresh)
+        save_id = new_save_id()
         plans = [FilePlan(name, (), is_safetensors=True) for name in files]
-        return write_files(plans, lambda file, check: [self._write(new, file, check)], threads=threads)
 
-    def commit(self, before: ExistingFiles, written: list[_Written], *, overwrite: bool) -> None:
-        """Writes the index of all files; then the files of the old one go."""
-        self._commit.run(
-            self._index(written),
-            overwrite=overwrite,
-            is_new=not before.committed,
-            kept={one.name for one in written},
-        )
+        def write(file: FilePlan, check: Callable[[], None]) -> list[_Written]:
+            return [self._write(file.name, file.named_for(save_id).name, check)]
 
-    def _index(self, written: list[_Written]) -> bytes:
+        return write_files(plans, write, threads=threads)
+
+    def index(self, written: list[_Written]) -> bytes:
+        """Returns the index of all files."""
         weight_map = {fqn: one.name for one in written for fqn in self._contents[one.plain]}
         facts = {one.name: one.facts for one in written}
         total = sum(math.prod(one.size) * self._dtype(name).itemsize for name, one in self._tensors.items())
         return make_index(Index(weight_map, facts), total_size=total)
 
-    def _write(self, new: NewFiles, file: FilePlan, check: Callable[[], None]) -> _Written:
-        tensors = self._contents[file.name]
+    def _write(self, plain: str, name: str, check: Callable[[], None]) -> _Written:
+        tensors = self._contents[plain]
 
-        def fill(stream: io.IOBase, named: FilePlan) -> str:
+        def fill(stream: io.IOBase) -> None:
             header, _ = make_header(
                 ((name, self._dtype(name), self._tensors[name].size) for name in tensors),
                 {FORMAT_KEY: FORMAT_VALUE},
@@ -235,10 +225,9 @@ class _Consolidation:
             for window in windows(self._bands(tensors), limit=_WINDOW):
                 check()
                 stream.writelines(bytes_of(tensor) for tensor in self._read(window))
-            return named.name
 
-        name, facts = new.write(file, fill)
-        return _Written(file.name, name, facts)
+        _, facts = write_file(self._fs, self._path, name, fill, self._options)
+        return _Written(plain, name, facts)
 
     def _bands(self, names: list[str]) -> Iterator[Band]:
         return itertools.chain.from_iterable(

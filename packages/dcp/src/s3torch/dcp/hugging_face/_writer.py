@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch.distributed.checkpoint._hf_utils import SHARDED_DIR_NAME, SUFFIX, _gen_file_name
+from torch.distributed.checkpoint._hf_utils import SHARDED_DIR_NAME, _gen_file_name
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 
 from s3torch.core.errors import ConfigurationError
@@ -14,7 +14,7 @@ from s3torch.dcp._writer import S3StorageWriter
 from s3torch.dcp.hugging_face._consolidation import consolidate_safetensors_files
 from s3torch.dcp.hugging_face._safetensors import INDEX_NAME, Index, file_count, make_index, parse_index
 from s3torch.dcp.saving._commit import EXISTS
-from s3torch.dcp.saving._plan import plan_numbered_files
+from s3torch.dcp.saving._files import plan_numbered_files
 
 if TYPE_CHECKING:
     import os
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.storage import WriteResult
 
     from s3torch.core import PutOptions, S3Client, S3ClientConfig
-    from s3torch.dcp.saving._plan import FilePlan
+    from s3torch.dcp.saving._files import FilePlan
 
 
 class S3HuggingFaceStorageWriter(S3StorageWriter):
     """Writes tensors in the layout of Hugging Face, as torch's ``HuggingFaceStorageWriter`` does.
 
-    The files are ``{path}/model-00001-of-00002.safetensors`` and so on; ``model.safetensors.index.json`` is
-    written last, and tells which file has which tensor. Where there was such a checkpoint before, new files
-    get other names, and the old ones are removed when the new index is there.
+    The files are ``{path}/model-00001-of-00002-{id}.safetensors`` and so on, with an id of the save;
+    ``model.safetensors.index.json`` is written last, and tells which file has which tensor. The files of an
+    older checkpoint are removed when the new index is there.
 
     With ``save_distributed`` tensors are in several files, which an index cannot tell. Then torch's
     ``.metadata`` is written last in its place, which other readers of safetensors ignore.
@@ -57,8 +57,6 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
     Raises:
         ConfigurationError: An argument is wrong. It is also a ``ValueError``.
     """
-
-    _suffix = SUFFIX
 
     def __init__(
         self,

@@ -11,58 +11,41 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from torch.distributed.checkpoint._hf_utils import SHARDED_DIR_NAME
+from torch.distributed.checkpoint._hf_utils import SUFFIX as TENSOR_SUFFIX
 
+from s3torch.core import parse_s3_uri
 from s3torch.core.errors import ConflictError, NotFoundError, PreconditionFailedError, S3Error
 from s3torch.dcp._filesystem import join_path
 from s3torch.dcp._metadata import METADATA_NAME
 from s3torch.dcp.hugging_face._safetensors import INDEX_NAME
-from s3torch.dcp.saving._plan import SUFFIX
+from s3torch.dcp.saving._files import SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
-    from s3torch.core import ObjectInfo, PutOptions
+    from s3torch.core import ObjectInfo, PutOptions, S3Client
     from s3torch.dcp._filesystem import S3FileSystem
 
 # The objects that make a checkpoint complete: torch's metadata, or the index of Hugging Face.
 _COMMITS = (METADATA_NAME, INDEX_NAME)
-# The names that S3HuggingFaceStorageWriter gives, where something was there before with the id of a save.
+# The names that torch gives, and S3StorageWriter with the id of a save.
+_DATA_FILE = re.compile(rf"[^/]*\d(?:-[0-9a-f]{{16}})?{re.escape(SUFFIX)}")
+# The names that S3HuggingFaceStorageWriter gives, with the id of a save; releases before had it only where
+# something was there already.
 _TENSOR_FILE = re.compile(
     rf"(?:(?:{SHARDED_DIR_NAME}/)?shard-\d{{5}}-|rank-\d{{5}}-)?model-\d{{5}}-of-\d{{5}}"
     r"(?P<id>-[0-9a-f]{16})?\.safetensors"
 )
 # What torch's own writer says.
 EXISTS = "Checkpoint already exists and self.overwrite=False."
-_PAGE = 1000
 _ATTEMPTS = 10
+# The buckets whose stores were asked whether they ignore conditions, by the client.
+_TRIED: WeakKeyDictionary[S3Client, set[str]] = WeakKeyDictionary()
 _NOT_IMPLEMENTED = 501
-
-
-@dataclass(frozen=True, slots=True)
-class ExistingFiles:
-    """What was at the path of a checkpoint before the save.
-
-    Attributes:
-        committed: There is a checkpoint.
-        taken: There are files with the names that this save would use, of a save that was not completed.
-    """
-
-    committed: bool
-    taken: bool
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether files can have their plain names."""
-        return not self.committed and not self.taken
-
-
-def is_refused(error: S3Error) -> bool:
-    """Whether a conditional PUT failed for its condition, or because the store knows no conditions."""
-    return isinstance(error, PreconditionFailedError | ConflictError) or error.status == _NOT_IMPLEMENTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,79 +66,110 @@ class Commit:
     options: PutOptions
     names_in: Callable[[bytes], set[str]]
 
-    def find_existing(self, *, prefixes: Iterable[str], suffix: str, overwrite: bool) -> ExistingFiles:
-        """Lists the path of the checkpoint, with one request in all usual cases.
+    def exists(self, *, overwrite: bool) -> bool:
+        """Whether there is a checkpoint already.
 
         Raises:
             RuntimeError: There is one, and ``overwrite`` is false.
         """
-        names = list(islice(self.fs.walk(self.path), _PAGE))
-        committed = self.name in names
-        if not committed and len(names) == _PAGE:
-            committed = self.fs.exists(join_path(self.path, self.name))
-        if committed and not overwrite:
+        found = self.fs.exists(join_path(self.path, self.name))
+        if found and not overwrite:
             raise RuntimeError(EXISTS)
-        beginnings = tuple(prefix.lstrip("/") for prefix in prefixes)
-        taken = any(name.startswith(beginnings) and name.endswith(suffix) for name in names)
-        return ExistingFiles(committed, taken)
+        return found
 
-    def run(self, body: bytes, *, overwrite: bool, is_new: bool, kept: Collection[str]) -> None:
-        """Commits, and removes the files of the old checkpoint that the new one does not have.
+    def run(self, body: bytes, *, overwrite: bool, is_new: bool) -> None:
+        """Commits, and removes the files of the old checkpoint, of which the new one has none.
 
         Files that cannot be removed stay, with a warning: the new checkpoint is whole without that.
-
-        With ``is_new`` there was nothing when the save began, so nothing is read first. ``kept`` are the
-        names of the files of the new checkpoint.
+        With ``is_new`` there was nothing when the save began, so nothing is read first.
 
         Raises:
             RuntimeError: Something is there, and ``overwrite`` is false.
         """
         if not overwrite:
-            if not self._create(body):
-                raise RuntimeError(EXISTS)
+            self._create(body)
             return
         previous = self._replace(body, None if is_new else self._read())
-        if previous is None:
+        if previous is None or previous.body == body:
             return
         try:
-            replaced = self.names_in(previous.body) - set(kept)
-            self.fs.rm_files(join_path(self.path, name) for name in sorted(replaced))
+            self._remove(self.names_in(previous.body))
         except S3Error as exc:
             warnings.warn(
                 f"the new checkpoint in {self.path} is complete, but files of the old one were left: {exc}",
                 stacklevel=2,
             )
 
-    def _create(self, body: bytes) -> bool:
-        """Commits where nothing is; returns ``False`` where another job was first."""
+    def _remove(self, names: set[str]) -> None:
+        """Removes files of the old checkpoint; of what its metadata names, only what can be its own."""
+        if any("/" in name for name in names):
+            # Other checkpoints may be in folders below.
+            names &= {info.key for info in own_objects(self.fs.walk_objects(self.path))}
+        own = sorted(name for name in names if is_own_file(name, strict=True))
+        self.fs.rm_files(join_path(self.path, name) for name in own)
+
+    def _create(self, body: bytes) -> None:
+        """Commits where nothing is."""
         try:
             self._put(body, replace(self.options, if_none_match="*"))
-        except (PreconditionFailedError, ConflictError):
-            return self._is_ours(self._read(), body)
-        return True
+        except (PreconditionFailedError, ConflictError) as exc:
+            present = self._read()
+            if present is None:
+                raise
+            if not self._is_ours(present, body):
+                raise RuntimeError(EXISTS) from exc
+        except S3Error as exc:
+            if not _knows_no_conditions(exc):
+                raise
+            self.exists(overwrite=False)
+            self._put_anyway(body, "refuses")
+        else:
+            self._try_condition(body)
+
+    def _try_condition(self, body: bytes) -> None:
+        """Finds out, once, whether the store ignores conditions: it may store the same bytes once more."""
+        bucket = parse_s3_uri(self.path).bucket
+        tried = _TRIED.setdefault(self.fs.client, set())
+        if bucket in tried:
+            return
+        tried.add(bucket)
+        try:
+            self._put(body, replace(self.options, if_none_match="*"))
+        except S3Error:
+            return
+        _warn_of_conditions(bucket, "ignores")
 
     def _replace(self, body: bytes, previous: _Stored | None) -> _Stored | None:
         """Commits in the place of what is there, and returns that."""
+        what = "does not settle"
         for _ in range(_ATTEMPTS):
             condition = {"if_match": previous.etag} if previous is not None else {"if_none_match": "*"}
             try:
                 self._put(body, replace(self.options, **condition))
-            except S3Error as exc:
-                if not is_refused(exc) and not (previous is not None and isinstance(exc, NotFoundError)):
+            except (PreconditionFailedError, ConflictError, NotFoundError) as exc:
+                if previous is None and isinstance(exc, NotFoundError):
                     raise
-                if exc.status == _NOT_IMPLEMENTED:
-                    break
                 present = self._read()
                 if self._is_ours(present, body):
                     return previous
                 if present == previous and isinstance(exc, PreconditionFailedError):
-                    # The condition does hold: the store does not know it.
+                    # The condition does hold.
+                    what = "does not understand"
                     break
                 previous = present
+            except S3Error as exc:
+                if not _knows_no_conditions(exc):
+                    raise
+                what = "refuses"
+                break
             else:
                 return previous
-        self._put(body, self.options)
+        self._put_anyway(body, what)
         return previous
+
+    def _put_anyway(self, body: bytes, what: str) -> None:
+        self._put(body, self.options)
+        _warn_of_conditions(parse_s3_uri(self.path).bucket, what)
 
     @staticmethod
     def _is_ours(present: _Stored | None, body: bytes) -> bool:
@@ -172,6 +186,15 @@ class Commit:
     def _put(self, body: bytes, options: PutOptions) -> None:
         with self.fs.create_stream(join_path(self.path, self.name), "wb", put_options=options) as stream:
             stream.write(body)
+
+
+def _warn_of_conditions(bucket: str, what: str) -> None:
+    # Python shows the same text once.
+    warnings.warn(
+        f"the store of the bucket {bucket} {what} conditional PUTs. Checkpoints are whole in any case, but "
+        "of two jobs that save to one path at the same moment one may replace that of the other unseen",
+        stacklevel=2,
+    )
 
 
 def is_commit(info: ObjectInfo) -> bool:
@@ -204,6 +227,18 @@ def own_objects(objects: Iterable[ObjectInfo]) -> list[ObjectInfo]:
     return [info for info in everything if not info.key.startswith(others)] if others else everything
 
 
+def is_own_file(name: str, *, strict: bool = False) -> bool:
+    """Whether a file that metadata or an index names can be the checkpoint's own, by its name.
+
+    Safetensors files of others have any name, but are in the folder of their index; with ``strict`` only
+    those count that our writer may have written.
+    """
+    folder, last = _split(name)
+    if _TENSOR_FILE.fullmatch(name) or (last.endswith(TENSOR_SUFFIX) and not folder and not strict):
+        return True
+    return bool(_DATA_FILE.fullmatch(last)) and not {"", ".", ".."} & set(name.split("/"))
+
+
 def orphans(objects: Collection[ObjectInfo], named: Collection[str]) -> list[ObjectInfo]:
     """Finds the files of saves that were not completed.
 
@@ -216,10 +251,15 @@ def orphans(objects: Collection[ObjectInfo], named: Collection[str]) -> list[Obj
 
 
 def _is_ours(key: str, *, in_complete: Collection[str]) -> bool:
-    if key.endswith(SUFFIX):
+    folder, name = _split(key)
+    if _DATA_FILE.fullmatch(name):
         return True
     match = _TENSOR_FILE.fullmatch(key)
-    return match is not None and (match["id"] is not None or _split(key)[0] in in_complete)
+    return match is not None and (match["id"] is not None or folder in in_complete)
+
+
+def _knows_no_conditions(error: S3Error) -> bool:
+    return error.status == _NOT_IMPLEMENTED or error.code == "NotImplemented"
 
 
 def _split(key: str) -> tuple[str, str]:

@@ -1,14 +1,20 @@
-"""Writes the files of a rank, several at a time: all of them, or none that a checkpoint would name."""
+"""The files of a save: which there are, what it left out, and how they are written, several at a time.
+
+The names of all files contain an id of the save. So no file that a checkpoint may name is written over, in no
+store, whoever saves to the same path.
+"""
 
 from __future__ import annotations
 
+import heapq
 import io
 import json
-import logging
+import math
 import threading
 import uuid
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import chain, filterfalse
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -22,7 +28,7 @@ from torch.distributed.checkpoint._hf_utils import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 
-from s3torch.core.errors import S3Error, TransferCancelledError
+from s3torch.core.errors import TransferCancelledError
 from s3torch.dcp._filesystem import join_path
 from s3torch.dcp._metadata import CheckpointError, FileFacts, note_facts
 from s3torch.dcp._tensors import (
@@ -35,21 +41,155 @@ from s3torch.dcp._tensors import (
     storage_entry,
 )
 from s3torch.dcp.hugging_face._safetensors import make_header
-from s3torch.dcp.saving._commit import is_refused
 from s3torch.dcp.saving._values import HostValues
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch.distributed.checkpoint.planner import SavePlanner, WriteItem
 
     from s3torch.core import PutOptions
     from s3torch.dcp._filesystem import S3FileSystem
-    from s3torch.dcp.saving._plan import FilePlan
     from s3torch.dcp.saving._values import HostValue
 
 T = TypeVar("T")
-_log = logging.getLogger(__name__)
+SUFFIX = ".distcp"
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """A file that a save writes.
+
+    Attributes:
+        name: Its path relative to the checkpoint, ``{prefix}{n}.distcp``, and later with the id of the save.
+        items: What goes into it, in order: objects, then tensors.
+        is_safetensors: It has the safetensors format.
+    """
+
+    name: str
+    items: tuple[WriteItem, ...]
+    is_safetensors: bool = False
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it has: those of its tensors."""
+        return sum(map(_tensor_bytes, self.items))
+
+    def named_for(self, save_id: str) -> FilePlan:
+        """Returns the same file with a name that no other save uses."""
+        stem, dot, suffix = self.name.rpartition(".")
+        return replace(self, name=f"{stem}-{save_id}{dot}{suffix}")
+
+
+def new_save_id() -> str:
+    """Returns what tells the files of this save from those of all others, also at the same moment."""
+    return uuid.uuid4().hex[:16]
+
+
+def plan_files(
+    items: Sequence[WriteItem], prefix: str, *, files: int, single_file_per_rank: bool = True
+) -> list[FilePlan]:
+    """Shares the items of one rank out between files; there is no file without items."""
+    if single_file_per_rank:
+        buckets = [sorted(bucket, key=_is_tensor) for bucket in _share_out(items, files)]
+    else:
+        buckets = [[item] for item in items]
+    return _numbered(prefix, filter(None, buckets))
+
+
+def plan_numbered_files(items: Sequence[WriteItem], name_of: Callable[[str], str]) -> list[FilePlan]:
+    """Puts tensors into the safetensors files that are chosen by their names."""
+    buckets: dict[str, list[WriteItem]] = {}
+    for item in items:
+        buckets.setdefault(name_of(item.index.fqn), []).append(item)
+    return [
+        FilePlan(name, tuple(sorted(bucket, key=_element_size, reverse=True)), is_safetensors=True)
+        for name, bucket in sorted(buckets.items())
+    ]
+
+
+def plan_tensor_files(
+    items: Sequence[WriteItem], prefix: str, *, files: int, single_file_per_rank: bool = True
+) -> list[FilePlan]:
+    """Does what ``plan_files`` does, for the safetensors format: it holds only tensors, and each name once.
+
+    Tensors are sorted by the size of their elements, largest first, so that each is aligned. Objects go into
+    a file of their own.
+    """
+    tensors = list(filter(_is_tensor, items))
+    buckets = _share_out(tensors, files) if single_file_per_rank else [[item] for item in tensors]
+    parts = [sorted(part, key=_element_size, reverse=True) for bucket in buckets for part in _apart(bucket)]
+    objects = list(filterfalse(_is_tensor, items))
+    rest = [objects] if single_file_per_rank else [[item] for item in objects]
+    plans = _numbered(prefix, parts, is_safetensors=True)
+    return plans + _numbered(prefix, filter(None, rest), first=len(plans))
+
+
+def _numbered(
+    prefix: str, buckets: Iterable[Sequence[WriteItem]], *, first: int = 0, is_safetensors: bool = False
+) -> list[FilePlan]:
+    return [
+        FilePlan(f"{prefix}{n}{SUFFIX}", tuple(bucket), is_safetensors)
+        for n, bucket in enumerate(buckets, start=first)
+    ]
+
+
+def unstored(state_dict_metadata: Mapping[str, Any], stored: Iterable[Any]) -> list[str]:
+    """Lists what the metadata promises and no file holds."""
+    there = {(index.fqn, _offsets(index.offset)) for index in stored}
+    promised = chain.from_iterable(
+        [(name, _offsets(chunk.offsets)) for chunk in value.chunks]
+        if hasattr(value, "chunks")
+        else [(name, None)]
+        for name, value in state_dict_metadata.items()
+    )
+    return [name if at is None else f"{name} at {at}" for name, at in promised if (name, at) not in there]
+
+
+def _offsets(offsets: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if offsets is None else tuple(offsets)
+
+
+def _is_tensor(item: WriteItem) -> bool:
+    return item.tensor_data is not None
+
+
+def _tensor_bytes(item: WriteItem) -> int:
+    data = item.tensor_data
+    return 0 if data is None else math.prod(data.chunk.sizes) * data.properties.dtype.itemsize
+
+
+def _element_size(item: WriteItem) -> int:
+    data = item.tensor_data
+    return 0 if data is None else data.properties.dtype.itemsize
+
+
+def _apart(items: Sequence[WriteItem]) -> list[list[WriteItem]]:
+    """Puts the second, third … chunk of one tensor into lists of their own."""
+    parts: list[list[WriteItem]] = []
+    seen: dict[str, int] = {}
+    for item in items:
+        turn = seen.get(item.index.fqn, 0)
+        seen[item.index.fqn] = turn + 1
+        if turn == len(parts):
+            parts.append([])
+        parts[turn].append(item)
+    return parts
+
+
+def _share_out(items: Sequence[WriteItem], count: int) -> list[list[WriteItem]]:
+    """Puts objects into the buckets in turn, and each tensor, largest first, into the emptiest bucket."""
+    if count == 1:
+        return [list(items)]
+    buckets: list[list[WriteItem]] = [[] for _ in range(count)]
+    for n, item in enumerate(filterfalse(_is_tensor, items)):
+        buckets[n % count].append(item)
+    by_fill = [(0, n) for n in range(count)]
+    for item in sorted(filter(_is_tensor, items), key=_tensor_bytes, reverse=True):
+        fill, n = heapq.heappop(by_fill)
+        buckets[n].append(item)
+        heapq.heappush(by_fill, (fill + _tensor_bytes(item), n))
+    return buckets
 
 
 def write_files(
@@ -83,72 +223,47 @@ def write_files(
         pool.shutdown(cancel_futures=True)
 
 
-class NewFiles:
-    """Writes files beside those that are there; many threads may do so.
-
-    Where nothing is, files have their plain names, and S3 is asked to refuse a name that is taken, as it is
-    when another job saves to the same path. Then, and wherever there was something before, the names contain
-    an id of this save. So no file that a checkpoint may name is written over.
-
-    Args:
-        fs: The file system.
-        path: The URI of the checkpoint.
-        options: How the files are stored.
-        plain: Nothing is there that has the plain names.
-    """
-
-    def __init__(self, fs: S3FileSystem, path: str, *, options: PutOptions, plain: bool) -> None:
-        self._fs = fs
-        self._path = path
-        self._options = options
-        self._plain = plain
-        self._save_id = uuid.uuid4().hex[:16]
-
-    def write(self, file: FilePlan, fill: Callable[[io.IOBase, FilePlan], T]) -> tuple[T, FileFacts]:
-        """Writes one file, and returns what ``fill`` has returned, and size and checksum.
-
-        ``fill`` writes the content; it is told the file with its name, and called again where that changes.
-        """
-        if self._plain:
-            try:
-                return self._write(file, fill, replace(self._options, if_none_match="*"))
-            except S3Error as exc:
-                if not is_refused(exc):
-                    raise
-                _log.debug("%s gets another name: %s", file.name, exc)
-                self._plain = False
-        return self._write(file.named_for(self._save_id), fill, self._options)
-
-    def _write(
-        self, file: FilePlan, fill: Callable[[io.IOBase, FilePlan], T], options: PutOptions
-    ) -> tuple[T, FileFacts]:
-        uri = join_path(self._path, file.name)
-        with self._fs.create_stream(uri, "wb", put_options=options, expected_size=file.size) as stream:
-            result = fill(stream, file)
-        return result, FileFacts(stream.tell(), getattr(stream, "checksum", None))
+def write_file(
+    fs: S3FileSystem,
+    path: str,
+    name: str,
+    fill: Callable[[io.IOBase], T],
+    options: PutOptions,
+    *,
+    expected_size: int = 0,
+) -> tuple[T, FileFacts]:
+    """Writes one file, and returns what ``fill``, which writes the content, has returned, and its facts."""
+    uri = join_path(path, name)
+    with fs.create_stream(uri, "wb", put_options=options, expected_size=expected_size) as stream:
+        result = fill(stream)
+    return result, FileFacts(stream.tell(), getattr(stream, "checksum", None))
 
 
+@dataclass(frozen=True, slots=True)
 class RankFiles:
     """Writes files with the items of a plan, and notes the size and the checksum of each.
 
     Tensors are sent from their own memory, which nobody changes before the file is complete.
     """
 
-    def __init__(self, files: NewFiles, planner: SavePlanner, transforms: Any, *, copy_ahead: int) -> None:
-        self._files = files
-        self._planner = planner
-        self._transforms = transforms
-        self._copy_ahead = copy_ahead
+    fs: S3FileSystem
+    path: str
+    options: PutOptions
+    planner: SavePlanner
+    transforms: Any
+    copy_ahead: int
 
     def write(self, file: FilePlan, check: Callable[[], None]) -> list[WriteResult]:
         """Writes one file. Many threads may do so."""
 
-        def fill(stream: Any, named: FilePlan) -> list[WriteResult]:
-            values = HostValues(named.items, self._planner.resolve_data, ahead=self._copy_ahead)
-            write = _write_tensors if named.is_safetensors else self._write_archives
-            return write(stream, named, values, check)
+        def fill(stream: Any) -> list[WriteResult]:
+            values = HostValues(file.items, self.planner.resolve_data, ahead=self.copy_ahead)
+            write = _write_tensors if file.is_safetensors else self._write_archives
+            return write(stream, file, values, check)
 
-        results, facts = self._files.write(file, fill)
+        results, facts = write_file(
+            self.fs, self.path, file.name, fill, self.options, expected_size=file.size
+        )
         note_facts(results[0].storage_data, facts)
         return results
 
@@ -165,10 +280,10 @@ class RankFiles:
             check()
             offset = stream.tell()
             frame = None
-            if value.is_plain and not self._transforms.extensions:
+            if value.is_plain and not self.transforms.extensions:
                 frame = archive_frame(value.data.dtype, tuple(value.data.shape))
             if frame is None:
-                descriptors, layout = _write_whole(stream, value, self._transforms)
+                descriptors, layout = _write_whole(stream, value, self.transforms)
             else:
                 descriptors, layout = [], frame.layout
                 stream.write(frame.head)

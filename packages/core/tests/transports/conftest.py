@@ -17,6 +17,7 @@ from s3torch.core.session import AwsSession
 from s3torch.core.transports.crt import CrtTransport
 from s3torch.core.transports.http import HttpTransport
 from s3torch.testing import scripted
+from s3torch.testing._seaweedfs import certificate_files
 from s3torch.testing.scripted import ScriptedAnswer, ScriptedServer
 from s3torch.testing.transport_tests import TransportCalls
 
@@ -102,6 +103,14 @@ def transport_class(request):
 def connect(connect_with, transport_class):
     """Makes transports to a server, of each class that speaks HTTP in turn."""
     return partial(connect_with, transport_class)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("certificates")
+    for name, content in certificate_files().items():
+        (folder / name).write_bytes(content)
+    return folder
 
 
 @pytest.fixture

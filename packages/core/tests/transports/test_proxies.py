@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import base64
+import socket
+import socketserver
+import ssl
+import threading
+from contextlib import closing, suppress
 
 import pytest
 
 from s3torch.core import S3Client, S3ClientConfig
-from s3torch.core.errors import S3ConnectionError
+from s3torch.core.errors import CertificateError, S3ConnectionError
 from s3torch.core.transports.http import HttpTransport
+from s3torch.testing._seaweedfs import CERTIFICATE, PRIVATE_KEY
+from s3torch.testing.scripted import ScriptedServer
 
 
 @pytest.fixture(params=["crt", "http"])
@@ -43,6 +50,41 @@ def test_tls_goes_through_a_tunnel(read, stub, answer, monkeypatch):
     with pytest.raises(S3ConnectionError):
         read("https://storage.invalid:9000")
     assert (stub.requests[0].method, stub.requests[0].path) == ("CONNECT", "storage.invalid:9000")
+
+
+class Tunnel(socketserver.StreamRequestHandler):
+    """A proxy that connects to whom it is told."""
+
+    def handle(self):
+        name, _, port = self.rfile.readline().split()[1].decode().partition(":")
+        while self.rfile.readline().strip():
+            """The head ends with an empty line."""
+        with socket.create_connection((name, int(port))) as far, suppress(OSError):
+            self.wfile.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+            threading.Thread(target=self.forward, args=(far, self.connection), daemon=True).start()
+            self.forward(self.connection, far)
+
+    @staticmethod
+    def forward(source, target):
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+
+
+def test_who_is_not_trusted_behind_a_tunnel_is_told_at_once(read, certificates, monkeypatch):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / CERTIFICATE, certificates / PRIVATE_KEY)
+    proxy = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Tunnel)
+    proxy.daemon_threads, proxy.block_on_close = True, False
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    with closing(ScriptedServer(tls=context)) as server:
+        set_proxy(monkeypatch, f"http://127.0.0.1:{proxy.server_address[1]}")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        with pytest.raises(CertificateError):
+            read(server.endpoint)
+    proxy.shutdown()
+    proxy.server_close()
 
 
 def test_hosts_that_need_none_are_asked_directly(read, stub, answer, monkeypatch):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
+from contextlib import suppress
 
 import awscrt.exceptions
 import pytest
@@ -72,6 +75,31 @@ def test_a_certificate_that_is_not_trusted_is_told_and_not_asked_for_again(serve
     ):
         client.get_object(bucket, "key").read()
     assert counters.snapshot().retries == 0
+
+
+@pytest.mark.parametrize("transport", ["crt", "http"])
+def test_a_server_that_does_not_speak_tls(transport):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer():
+            with suppress(OSError):
+                while True:
+                    connected, _ = listener.accept()
+                    kept.append(connected)
+                    connected.recv(10_000)
+                    connected.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+        kept = []
+        threading.Thread(target=answer, daemon=True).start()
+        endpoint = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        config = S3ClientConfig(transport=transport, unsigned=True, max_attempts=1)
+        with (
+            S3Client("us-east-1", endpoint=endpoint, s3client_config=config) as client,
+            pytest.raises(S3ConnectionError, match="WRONG_VERSION_NUMBER"),
+        ):
+            client.head_object("bucket", "key")
+        for connected in kept:
+            connected.close()
 
 
 def test_what_the_crt_says_of_such_a_certificate_is_not_tried_again():

@@ -291,6 +291,20 @@ def test_a_server_that_takes_nothing_is_a_timeout(connect, serve):
     done.set()
 
 
+def test_a_server_that_takes_too_little_is_a_timeout_where_that_is_wanted(connect, serve):
+    done = threading.Event()
+
+    def take_a_little(connected):
+        head_from(connected)
+        while not done.wait(0.05):
+            connected.recv(1)
+
+    transport = connect(serve(take_a_little), max_attempts=1, low_speed_limit=2**30, low_speed_time=0.3)
+    with pytest.raises(S3TimeoutError, match="bytes a second"):
+        put(transport, bytes(32 * MIB)).result(PATIENCE)
+    done.set()
+
+
 def test_a_value_that_would_become_another_header_is_refused(transport, stub):
     with pytest.raises(ConfigurationError, match="If-Match"):
         transport.get("bucket", "key", if_match='"e"\r\nx-amz-acl: public-read').result(PATIENCE)

@@ -21,7 +21,7 @@ from s3torch.core.errors import (
 )
 from s3torch.core.ranges import MIB, ByteRange
 from s3torch.core.transports.http import HttpTransport
-from s3torch.testing._seaweedfs import AUTHORITY, CERTIFICATE, PRIVATE_KEY, certificate_files
+from s3torch.testing._seaweedfs import AUTHORITY, CERTIFICATE, PRIVATE_KEY
 from s3torch.testing.servers import start_seaweedfs
 
 PATIENCE = 30
@@ -32,14 +32,6 @@ HEAD = b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: %d\r\n\r\n' % SIZE
 @pytest.fixture
 def connect(connect_with):
     return partial(connect_with, HttpTransport)
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("certificates")
-    for name, content in certificate_files().items():
-        (folder / name).write_bytes(content)
-    return folder
 
 
 @pytest.fixture
@@ -136,6 +128,40 @@ def test_a_body_that_stalls_is_a_timeout(connect, serve):
     with pytest.raises(S3TimeoutError):
         connect(serve(stall), max_attempts=1, read_timeout=0.2).get("bucket", "key").result(PATIENCE)
     done.set()
+
+
+def test_bytes_that_come_too_slowly_are_a_timeout(connect, serve):
+    done = threading.Event()
+
+    def drip(connected):
+        connected.sendall(HEAD)
+        while not done.wait(0.05):
+            connected.sendall(b"x")
+
+    transport = connect(serve(drip), max_attempts=1, low_speed_limit=1000, low_speed_time=0.3)
+    with pytest.raises(S3TimeoutError, match="1000 bytes a second"):
+        transport.get("bucket", "key").result(PATIENCE)
+    done.set()
+
+
+def test_a_handshake_has_an_end(connect, certificates):
+    """Also where a byte of it comes now and then."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        done = threading.Event()
+
+        def drip():
+            connected, _ = listener.accept()
+            with connected, suppress(OSError):
+                for byte in b"\x16\x03\x03\x40\x00" + bytes(1000):
+                    connected.sendall(bytes([byte]))
+                    if done.wait(0.05):
+                        return
+
+        threading.Thread(target=drip, daemon=True).start()
+        endpoint = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(S3TimeoutError):
+            connect(endpoint, max_attempts=1, connect_timeout=0.5).get("bucket", "key").result(PATIENCE)
+        done.set()
 
 
 @pytest.mark.parametrize("with_buffer", [True, False])

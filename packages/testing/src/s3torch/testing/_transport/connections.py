@@ -187,7 +187,13 @@ class CertificateTests(TransportCase):
     def test_bundle_of_the_session(self, tls: Script, authority: Path) -> None:
         assert isinstance(tls.session, StaticSession)
         tls.session.ca_bundle = str(authority / AUTHORITY)
-        assert tls.connect().get("bucket", "key").result(PATIENCE).data == b"right"
+        transport = tls.connect()
+        assert transport.get("bucket", "key").result(PATIENCE).data == b"right"
+        # Also behind TLS nobody has asked for this.
+        tls.server.push(_UNASKED["answer"])
+        time.sleep(0.1)
+        tls.server.will(ScriptedAnswer(body=b"next"))
+        assert transport.get("bucket", "key").result(PATIENCE).data == b"next"
 
 
 class BareRefusalTests(TransportCase):
@@ -229,6 +235,13 @@ class BareRefusalTests(TransportCase):
         error = failure(script.connect().get("bucket", "key"), WrongRegionError)
         assert isinstance(error, WrongRegionError)
         assert error.expected_region == "eu-west-1"
+
+    def test_redirect_that_names_an_endpoint(self, script: Script) -> None:
+        """As S3 did before it told regions, and as others do."""
+        code = "<Code>PermanentRedirect</Code><Endpoint>elsewhere.example</Endpoint>"
+        script.server.will(ScriptedAnswer(301, f"<Error>{code}</Error>".encode()))
+        error = failure(script.connect().get("bucket", "key"), WrongRegionError)
+        assert "elsewhere.example" in str(error)
 
     @pytest.mark.parametrize("status", [301, 302, 307, 308])
     @pytest.mark.parametrize("ask", [requests.get_object, requests.head_object])

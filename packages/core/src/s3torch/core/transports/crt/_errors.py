@@ -1,4 +1,4 @@
-"""What the errors of awscrt mean, and why a server is not trusted."""
+"""What the errors of awscrt mean, and why there is no TLS with a server."""
 
 from __future__ import annotations
 
@@ -46,8 +46,6 @@ _TIMEOUTS = {
     "AWS_ERROR_HTTP_CHANNEL_THROUGHPUT_FAILURE",
     "AWS_ERROR_HTTP_RESPONSE_FIRST_BYTE_TIMEOUT",
 }
-# All that can go wrong in a handshake but that the connection breaks or time runs out.
-_DISTRUST = "AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE"
 # Where the CRT finds the certificates of a machine; OpenSSL may have others.
 _SYSTEM_BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",
@@ -60,10 +58,12 @@ _SYSTEM_BUNDLES = (
 # X509_V_ERR_* of OpenSSL: not yet valid, expired, self-signed, of an unknown authority, for another name or
 # address. Of what else OpenSSL may refuse the CRT may think otherwise.
 _UNTRUSTED = {9, 10, 18, 19, 20, 21, 62, 64}
+# How OpenSSL calls what is no record of TLS.
+_NO_TLS = {"HTTP_REQUEST", "UNKNOWN_PROTOCOL", "WRONG_VERSION_NUMBER"}
 
 
-def distrust(host: str, bundle: str | None, *, timeout: float) -> ssl.SSLCertVerificationError | None:
-    """Returns why a server cannot be trusted; ``None`` if it can, or where that cannot be found out.
+def failed_handshake(host: str, bundle: str | None, *, timeout: float) -> ssl.SSLError | None:
+    """Returns why there can be no TLS with a server; ``None`` if there can, or where that is not sure.
 
     The CRT keeps a failed handshake to itself for 10 to 30 seconds, so this makes one of its own.
 
@@ -81,9 +81,24 @@ def distrust(host: str, bundle: str | None, *, timeout: float) -> ssl.SSLCertVer
             connection.connect()
     except ssl.SSLCertVerificationError as exc:
         return exc if exc.verify_code in _UNTRUSTED else None
+    except ssl.SSLError as exc:
+        return exc if exc.reason in _NO_TLS else None
     except (OSError, HTTPException, ValueError):
         return None
     return None
+
+
+def error_of_handshake(host: str, error: ssl.SSLError) -> S3Error:
+    """Makes the error of a transfer from what ``failed_handshake`` has found."""
+    made: S3Error
+    if isinstance(error, ssl.SSLCertVerificationError):
+        made = CertificateError.of(f"https://{host}", error.verify_message)
+    else:
+        made = S3ConnectionError(
+            f"https://{host} does not speak TLS ({error.reason}); it may be http://{host}"
+        )
+    made.__cause__ = error
+    return made
 
 
 def _connection(host: str, **how: Any) -> HTTPSConnection:
@@ -148,8 +163,6 @@ def error_of(
         return S3TimeoutError(f"no answer from {host} in time")
     if name in _CANCELLED:
         return TransferCancelledError("the transfer was cancelled")
-    if name == _DISTRUST:
-        return CertificateError.of(f"https://{host}", f"the TLS handshake failed ({name})")
     if name in _TRUNCATED:
         return TruncatedError(_TRUNCATED[name])
     text = f"{host}: {exhausted_files() or getattr(error, 'message', None) or str(error)} ({name})"

@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from s3torch.core._process import PerProcess, start_thread
-from s3torch.core.errors import CertificateError, S3Error
+from s3torch.core.errors import S3Error
 from s3torch.core.ranges import MIB
-from s3torch.core.transports.crt._errors import distrust
+from s3torch.core.transports.crt._errors import error_of_handshake, failed_handshake
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -135,15 +135,13 @@ class Watch:
                 start_thread(self._judge, host, name="s3torch-tls")
 
     def _judge(self, host: str) -> None:
-        reason = distrust(host, self._runtime.bundle, timeout=self._config.connect_timeout)
+        reason = failed_handshake(host, self._runtime.bundle, timeout=self._config.connect_timeout)
         if reason is None:
             return
         self.trusted.discard(host)
         for transfer in list(self._live):
             if transfer.host == host:
-                error = CertificateError.of(f"https://{host}", reason.verify_message)
-                error.__cause__ = reason
-                transfer.give_up(transfer.begun_at, error)
+                transfer.give_up(transfer.begun_at, error_of_handshake(host, reason))
 
     def _longest(self, transfer: CrtTransfer[Any]) -> float:
         """Returns how many seconds an attempt may take while bytes move."""

@@ -87,18 +87,22 @@ class StallTimer:
         self._timeout = timeout
         self._limit, self._seconds = low_speed_limit, low_speed_time if low_speed_limit else math.inf
         self.tick = min(timeout / math.ceil(timeout / _TICK_SECONDS), self._seconds)
-        self._silent = 0.0
+        self._silent = self._least = 0.0
+        self._moved = 0
+        # Until when so many bytes have to move; ``None`` spares looking at the clock each time.
+        self._until: float | None = None
         self.expect_bytes()
 
     def expect_head(self) -> None:
         """Begins to wait for a head, all of which has to come in time."""
-        self._until, self._least = time.monotonic() + self._timeout, math.inf
         self._silent = self._moved = 0
+        self._until, self._least = time.monotonic() + self._timeout, math.inf
 
     def expect_bytes(self) -> None:
         """Begins to wait for bytes, or to send them."""
-        self._until, self._least = time.monotonic() + self._seconds, self._limit * self._seconds
         self._silent = self._moved = 0
+        self._until = time.monotonic() + self._seconds if self._limit else None
+        self._least = self._limit * self._seconds if self._limit else 0.0
 
     def moved(self, count: int) -> None:
         """Takes note that a call has moved so many bytes: 0 if it has waited for a tick in vain.
@@ -112,6 +116,8 @@ class StallTimer:
             self._silent += self.tick
             if self._silent > self._timeout * _NEARLY:
                 raise TimeoutError(f"no byte has moved for {self._timeout:g} seconds")
+        if self._until is None:
+            return
         self._moved += count
         if time.monotonic() < self._until:
             return

@@ -13,17 +13,8 @@ from xml.sax.saxutils import escape
 
 from s3torch.core.errors import ConfigurationError, RangeNotSatisfiableError, S3Error, TruncatedError
 from s3torch.core.models import DeleteFailure, GetResult, HeadObjectResult, PutResult, RestoreStatus
-from s3torch.core.requests._request import (
-    Answer,
-    Request,
-    checksum_headers,
-    condition_headers,
-    local_name,
-    put_headers,
-    query_of,
-    xml_fields,
-    xml_root,
-)
+from s3torch.core.requests._headers import checksum_headers, condition_headers, put_headers
+from s3torch.core.requests._request import Answer, Request, local_name, query_of, xml_fields, xml_root
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,16 +8,9 @@ from xml.sax.saxutils import escape
 from s3torch.core._config import checksum_type
 from s3torch.core.errors import NotFoundError, S3Error
 from s3torch.core.models import CompletedPart, MultipartUpload, PutResult
+from s3torch.core.requests._headers import checksum_headers, condition_headers, put_headers
 from s3torch.core.requests._objects import promised, put_result, source_headers
-from s3torch.core.requests._request import (
-    Answer,
-    Request,
-    checksum_headers,
-    condition_headers,
-    put_headers,
-    query_of,
-    xml_fields,
-)
+from s3torch.core.requests._request import Answer, Request, query_of, xml_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from s3torch.core.errors import ConfigurationError, S3Error, error_from_response
 from s3torch.core.models import HeadObjectResult, ObjectInfo, ObjectVersion, PutOptions
 from s3torch.core.ranges import MIN_PART_SIZE
-from s3torch.core.requests._request import http_date
+from s3torch.core.requests._headers import http_date
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

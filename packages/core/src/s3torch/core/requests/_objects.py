@@ -25,6 +25,7 @@ from s3torch.core.requests._request import (
     local_name,
     malformed,
     natural,
+    promised,
     query_of,
     quoted_etag,
     result_document,
@@ -195,7 +196,7 @@ def get_object_tagging(bucket: str, key: str, *, version_id: str | None = None) 
     def read(answer: Answer) -> dict[str, str]:
         elements = result_document(answer, "Tagging").iter()
         pairs = [xml_fields(element) for element in elements if local_name(element) == "Tag"]
-        return {pair.get("Key", ""): pair.get("Value", "") for pair in pairs}
+        return {promised(pair, "Key"): pair.get("Value", "") for pair in pairs}
 
     query = query_of(tagging="", versionId=version_id)
     return Request(operation="GetObjectTagging", method="GET", bucket=bucket, key=key, read=read, query=query)

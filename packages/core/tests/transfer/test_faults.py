@@ -317,3 +317,22 @@ def test_an_object_is_the_same_however_its_etag_is_written(wire, spell, known):
     rule = wire.proxy.add(Fault.header("ETag", told), method="GET", skip=1, times=1)
     assert wire.client().get_object(wire.bucket, "k").read() == data
     assert rule.hits == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 11 * MIB])
+def test_a_size_that_a_head_does_not_tell_is_asked_for_otherwise(wire, size):
+    data = wire.content(size)
+    wire.put("k", data, ContentType="text/x-test")
+    rule = wire.proxy.add(Fault.header("Content-Length", None), method="HEAD")
+    client = wire.client()
+    head = client.head_object(wire.bucket, "k")
+    assert (head.size, head.content_type) == (size, "text/x-test" if size else None)
+    assert wire.methods == ["HEAD", "GET"]
+    reader = client.get_object(wire.bucket, "k")
+    assert reader.seek(0, 2) == size
+    reader.seek(0)
+    assert reader.read() == data
+    assert client.exists(wire.bucket, "k")
+    assert rule.hits == 3
+    with pytest.raises(NotFoundError):
+        client.head_object(wire.bucket, "nothing")

@@ -51,6 +51,7 @@ def is_batch(request):
 
 
 NO_BATCHES = [
+    Fault.error(400, "MissingContentMD5"),
     Fault.error(501, "NotImplemented"),
     Fault.error(405, "MethodNotAllowed"),
     Fault.answer("<html><body>Please log in</body></html>"),
@@ -59,15 +60,18 @@ NO_BATCHES = [
 ]
 
 
-@pytest.mark.parametrize("fault", NO_BATCHES, ids=["501", "405", "page", "empty", "half"])
-def test_a_store_that_deletes_one_by_one(wire, caplog, fault):
+@pytest.mark.parametrize("fault", NO_BATCHES, ids=["400", "501", "405", "page", "empty", "half"])
+def test_a_store_that_deletes_one_by_one(wire, caplog, monkeypatch, fault):
+    monkeypatch.setattr("s3torch.core.operations._bulk._KEYS_PER_REQUEST", 5)
     names = [f"p.{number}" for number in range(20)]
     for key in (*names, "q"):
         wire.put(key)
     wire.proxy.add(fault, method="POST", match=is_batch)
     deletion = wire.client(max_attempts=1).delete_prefix(wire.bucket, "p.")
     assert (deletion.deleted, deletion.failures) == (20, [])
-    assert wire.methods == ["GET", "POST", *["DELETE"] * 20]
+    methods = wire.methods
+    assert (methods.count("GET"), methods.count("DELETE")) == (1, 20)
+    assert 1 <= methods.count("POST") <= 4
     assert keys(wire.client().walk(wire.bucket)) == ["q"]
     assert ["one by one" in record.message for record in caplog.records] == [True]
 

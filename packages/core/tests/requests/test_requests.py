@@ -255,7 +255,7 @@ def test_more_keys_than_one_request_deletes():
 
 
 def test_the_parts_of_an_upload_are_listed_in_order():
-    parts = [CompletedPart(1, '"<e&1>"', "AAAA"), CompletedPart(2, '"e2"')]
+    parts = [CompletedPart(1, '"<e&1>"', "AAAA"), CompletedPart(2, 'W/"e2"')]
     request = requests.complete_multipart_upload(
         UPLOAD, parts, options=PutOptions(), checksum=("CRC32C", "BBBB")
     )

@@ -293,3 +293,46 @@ def test_closing_a_reader_does_not_wait_for_the_server(wire):
     began = time.monotonic()
     reader.close()
     assert time.monotonic() - began < 15  # The server hangs for 20.
+
+
+@pytest.mark.parametrize("spell", ["W/{}", "{}", "'", ""], ids=["weak", "as it is", "unquoted", "none"])
+@pytest.mark.parametrize("known", [False, True], ids=["opened", "listed"])
+def test_an_object_is_the_same_however_its_etag_is_written(wire, spell, known):
+    size = 11 * MIB
+    data = wire.content(size)
+    etag = wire.put("k", data)["ETag"]
+    client = wire.client()
+    info = next(client.list_objects(wire.bucket)).object_info[0] if known else None
+    told = etag.strip('"') if spell == "'" else spell.format(etag) or None
+    wire.proxy.add(Fault.header("ETag", told))
+    for how in (None, S3ReaderConstructor.range_based(buffer_size=0)):
+        reader = client.get_object(wire.bucket, "k", object_info=info, reader_constructor=how)
+        assert reader.read(10) == data[:10]
+        reader.seek(-10, 2)
+        assert reader.read() == data[-10:]
+        reader.seek(0)
+        assert reader.read() == data
+    # Where only some of the answers come through a proxy that weakens them.
+    wire.proxy.heal()
+    rule = wire.proxy.add(Fault.header("ETag", told), method="GET", skip=1, times=1)
+    assert wire.client().get_object(wire.bucket, "k").read() == data
+    assert rule.hits == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 11 * MIB])
+def test_a_size_that_a_head_does_not_tell_is_asked_for_otherwise(wire, size):
+    data = wire.content(size)
+    wire.put("k", data, ContentType="text/x-test")
+    rule = wire.proxy.add(Fault.header("Content-Length", None), method="HEAD")
+    client = wire.client()
+    head = client.head_object(wire.bucket, "k")
+    assert (head.size, head.content_type) == (size, "text/x-test" if size else None)
+    assert wire.methods == ["HEAD", "GET"]
+    reader = client.get_object(wire.bucket, "k")
+    assert reader.seek(0, 2) == size
+    reader.seek(0)
+    assert reader.read() == data
+    assert client.exists(wire.bucket, "k")
+    assert rule.hits == 3
+    with pytest.raises(NotFoundError):
+        client.head_object(wire.bucket, "nothing")

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, TypeVar
 from s3torch.core._memory import Memory
 from s3torch.core._process import PerProcess
 from s3torch.core._resources import throughput_share
+from s3torch.core.errors import ServerError
 from s3torch.core.observers._listening import listening
 from s3torch.core.observers._observed import Observations, ObservedTransport
 from s3torch.core.plugins import create_transport, default_transport
+from s3torch.core.requests._objects import NO_LENGTH, get_for_head
 from s3torch.core.seam import BuffersParts, SupportsSendNow, TransportContext
 from s3torch.core.session import AwsSession
 from s3torch.core.transfer import InFlightTarget
@@ -68,8 +70,14 @@ class Runtime:
 
     def call(self, request: Request[T]) -> T:
         """Sends a request that moves no bytes of an object, and waits for its result."""
-        sends_now = self.sends_now
-        return self.transport.send(request).result() if sends_now is None else sends_now.send_now(request)
+        try:
+            sends_now = self.sends_now
+            return self.transport.send(request).result() if sends_now is None else sends_now.send_now(request)
+        except ServerError as error:
+            if error.code != NO_LENGTH or request.method != "HEAD":
+                raise
+            # What was not said is asked again in another way.
+            return self.call(get_for_head(request))  # type: ignore[arg-type, return-value]
 
     def set_observed(self, *, observed: bool) -> None:
         """Tells observers from now on of what is done, or does so no more."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -88,11 +89,14 @@ class _Deleter:
     def __init__(self, runtime: Runtime, bucket: str) -> None:
         self._runtime = runtime
         self._bucket = bucket
-        self._one_by_one = False
+        # Taken by the batch that finds out that there are no batches.
+        self._one_by_one = threading.Lock()
 
     def __call__(self, batch: list[Target]) -> tuple[int, list[DeleteFailure]]:
         _log.debug("DeleteObjects s3://%s, %d keys", self._bucket, len(batch))
-        listed = [] if self._one_by_one else [target for target in batch if not _NO_XML.search(target[0])]
+        listed = [target for target in batch if not _NO_XML.search(target[0])]
+        if self._one_by_one.locked():
+            listed = []
         failures: list[DeleteFailure] = []
         try:
             if listed:
@@ -100,8 +104,7 @@ class _Deleter:
         except S3Error as error:
             if not _knows_no_batches(error):
                 raise
-            if not self._one_by_one:
-                self._one_by_one = True
+            if self._one_by_one.acquire(blocking=False):
                 _log.warning(
                     "Objects of s3://%s are deleted one by one, which takes longer: %s", self._bucket, error
                 )
@@ -125,11 +128,13 @@ class _Deleter:
 
 
 def _knows_no_batches(error: S3Error) -> bool:
-    """Whether a store has no DeleteObjects, or answers without saying what it has deleted.
+    """Whether a store has no DeleteObjects, or not as it is asked, or does not say what it has deleted.
 
     To delete an object again is no error, so the objects may be deleted one by one then.
     """
-    return error.status in _NO_BATCHES or (isinstance(error, ServerError) and error.status in _ANSWERED)
+    if error.status in _NO_BATCHES or error.code == "MissingContentMD5":
+        return True
+    return isinstance(error, ServerError) and error.status in _ANSWERED
 
 
 def _batches(targets: Iterator[Target]) -> Iterator[list[Target]]:

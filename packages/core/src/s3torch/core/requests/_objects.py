@@ -18,6 +18,7 @@ from s3torch.core.errors import (
     TruncatedError,
 )
 from s3torch.core.models import DeleteFailure, GetResult, HeadObjectResult, RestoreStatus
+from s3torch.core.ranges import ByteRange
 from s3torch.core.requests._request import (
     Answer,
     Request,
@@ -25,6 +26,7 @@ from s3torch.core.requests._request import (
     local_name,
     malformed,
     natural,
+    promised,
     query_of,
     quoted_etag,
     result_document,
@@ -34,8 +36,6 @@ from s3torch.core.requests._request import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from s3torch.core.ranges import ByteRange
-
 # https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 MAX_DELETED = 1000
 _OWN = "x-amz-"
@@ -43,6 +43,8 @@ _OF_ALL_ANSWERS = {"x-amz-request-id", "x-amz-id-2"}
 _META = "x-amz-meta-"
 _CHECKSUM = "x-amz-checksum-"
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
+# The code of answers that do not tell a size; they would not the next time either.
+NO_LENGTH = "MissingContentLength"
 _PARTIAL = 206
 _OBJECT_STATUS = {200, _PARTIAL}
 _RESTORE = re.compile(r'ongoing-request="(true|false)"(?:, expiry-date="([^"]*)")?')
@@ -130,6 +132,16 @@ def head_object(bucket: str, key: str, *, version_id: str | None = None) -> Requ
     )
 
 
+def get_for_head(head: Request[HeadObjectResult]) -> Request[HeadObjectResult]:
+    """Asks for what a HEAD would tell with the first byte, of a server whose HEADs have no length."""
+    first: Request[Any] = get_object(head.bucket, head.key, byte_range=ByteRange(0, 1))
+    return first._replace(
+        query=head.query,
+        read=lambda answer: first.read(answer).head,
+        recover=lambda error, body: _empty_object(error, body).head,
+    )
+
+
 def delete_object(bucket: str, key: str, *, version_id: str | None = None) -> Request[None]:
     """Deletes an object, or one version of it for good; a missing one is no error."""
     return Request(
@@ -195,7 +207,7 @@ def get_object_tagging(bucket: str, key: str, *, version_id: str | None = None) 
     def read(answer: Answer) -> dict[str, str]:
         elements = result_document(answer, "Tagging").iter()
         pairs = [xml_fields(element) for element in elements if local_name(element) == "Tag"]
-        return {pair.get("Key", ""): pair.get("Value", "") for pair in pairs}
+        return {promised(pair, "Key"): pair.get("Value", "") for pair in pairs}
 
     query = query_of(tagging="", versionId=version_id)
     return Request(operation="GetObjectTagging", method="GET", bucket=bucket, key=key, read=read, query=query)
@@ -219,7 +231,8 @@ def head_from_headers(headers: Mapping[str, str], length: int | None = None) -> 
     size = int(found[3]) if found is not None else _content_length(headers)
     size = length if size is None else size
     if size is None:
-        raise ServerError("the answer does not tell the size of the object: it has no Content-Length")
+        text = "the answer does not tell the size of the object: it has no Content-Length"
+        raise ServerError(text, code=NO_LENGTH)
     modified = headers.get("last-modified")
     return HeadObjectResult(
         etag=headers.get("etag", ""),

@@ -222,9 +222,9 @@ def _part_list(parts: Sequence[CompletedPart], algorithm: str | None) -> Iterato
     yield '<CompleteMultipartUpload xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
     for part in parts:
         checksum = f"<{name}>{part.checksum}</{name}>" if algorithm and part.checksum else ""
-        yield (
-            f"<Part><PartNumber>{part.number}</PartNumber><ETag>{escape(part.etag)}</ETag>{checksum}</Part>"
-        )
+        # A proxy may have made it weak; the store knows its own.
+        etag = escape(part.etag.removeprefix("W/"))
+        yield f"<Part><PartNumber>{part.number}</PartNumber><ETag>{etag}</ETag>{checksum}</Part>"
     yield "</CompleteMultipartUpload>"
 
 

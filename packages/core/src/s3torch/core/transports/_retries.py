@@ -101,7 +101,11 @@ def may_succeed_now(error: S3Error) -> bool:
     if isinstance(error, ServerError):
         # With a success, it is only the answer that was wrong.
         is_answered = error.status is not None and error.status < FIRST_ERROR_STATUS
-        return is_answered or error.status in _RETRIED_STATUS or error.code == "InternalError"
+        return (
+            (is_answered and error.code is None)
+            or error.status in _RETRIED_STATUS
+            or error.code == "InternalError"
+        )
     if isinstance(error, ConflictError):
         return error.code in _RETRIED_CONFLICTS
     return isinstance(error, _RETRIED_ERRORS)

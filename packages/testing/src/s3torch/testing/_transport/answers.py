@@ -68,7 +68,6 @@ _NO_RESULTS = {
     "half a document": None,
 }
 _MALFORMED = {
-    "no length": {"Content-Length": None},
     "date": {"Last-Modified": "yesterday"},
     "huge date": {"Last-Modified": "Mon, 01 Jan 99999999999 00:00:00 GMT"},
     "count": {"x-amz-tagging-count": "many"},
@@ -195,6 +194,14 @@ class PromiseTests(TransportCase):
         with pytest.raises(ServerError) as caught:
             script.connect(max_attempts=1).head_object("bucket", "key")
         assert (caught.value.operation, caught.value.key, caught.value.status) == ("HeadObject", "key", 200)
+
+    def test_head_without_a_length(self, script: Script) -> None:
+        """It is an error at once, which a client knows by its code, and asks otherwise."""
+        script.server.will(*[ScriptedAnswer(headers={"Content-Length": None})] * 2)
+        with pytest.raises(ServerError) as caught:
+            script.connect().head_object("bucket", "key")
+        assert (caught.value.status, caught.value.code) == (200, "MissingContentLength")
+        assert len(script.server.requests) == 1
 
     @pytest.mark.parametrize(
         "facts",

@@ -42,7 +42,11 @@ class RangeInParts:
             self._into: memoryview | None = None
             self._pending = [source.start(start, stop)]
             return
-        self._into = into = memoryview(bytearray(stop - start))
+        try:
+            self._into = into = memoryview(bytearray(stop - start))
+        except (MemoryError, OverflowError) as exc:
+            why = f"the {stop - start} bytes from {start} on do not fit in memory"
+            raise S3Error(why, bucket=source.bucket, key=source.key) from exc
         self._pending = [
             source.start(part.start, part.stop, into[part.start - start : part.stop - start])
             for part in split_range(start, stop, source.part_size)

@@ -9,7 +9,7 @@ import pytest
 
 from s3torch.core.errors import ConfigurationError, NotFoundError
 from s3torch.datasets import S3IterableDataset, S3MapDataset
-from s3torch.datasets._ranges import Hedging
+from s3torch.datasets._opening import Hedging
 from s3torch.testing.faults import Fault
 
 DATA = [f"train/{number:02}".encode() for number in range(11)]

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3torch.datasets._opening import Ahead, IndexAccess, look_ahead
+from s3torch.datasets._map_style import IndexAccess
+from s3torch.datasets._opening import Ahead, look_ahead
 
 
 def test_three_indices_in_a_row_are_read_ahead_and_a_jump_drops_it(readers_of):

@@ -17,8 +17,7 @@ import pytest
 from s3torch.core import S3Client, S3ReaderConstructor
 from s3torch.core.errors import ConfigurationError, ObjectChangedError
 from s3torch.datasets import S3IndexedTarDataset, S3IterableDataset, S3MapDataset, S3ShardDataset
-from s3torch.datasets._cache import CacheUsage, DiskCache
-from s3torch.datasets._ranges import CachedReaders
+from s3torch.datasets._cache import CachedReaders, CacheUsage, DiskCache
 
 OVERHEAD = 20
 

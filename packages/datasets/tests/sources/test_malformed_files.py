@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3torch.core import ObjectInfo, S3BucketKeyData
-from s3torch.core.errors import ConfigurationError
+from s3torch.core.errors import ConfigurationError, S3Error
 from s3torch.datasets import Manifest, S3IndexedTarDataset, S3ShardDataset, TarIndex
 from s3torch.datasets.formats import DamagedShardError
 from s3torch.datasets.sources._manifest import format_of
@@ -192,6 +192,15 @@ def test_an_index_for_an_archive_of_another_size_is_made_anew(memory, store, mak
     huge = {"etag": etag, "size": 1 << 62, "length": [1 << 61, 1, 1]}
     store.put("data", "a.tar.index.json", text_of(INDEX | huge).encode())
     assert dataset[0] == {"__key__": "a", "__url__": "s3://data/a.tar", "txt": b"x"}
+
+
+def test_an_index_that_claims_more_than_the_memory_is_an_error(memory, store, make_tar):
+    store.put("data", "a.tar", make_tar([("a.txt", b"x")]))
+    huge = {"size": 1 << 62, "length": [1 << 61, 1, 1]}
+    store.put("data", "a.tar.index.json", text_of(INDEX | huge).encode())
+    # Without a listing, nothing is known of the archive but what the index says.
+    with pytest.raises(S3Error, match=r"s3://data/a\.tar.*do not fit in memory"):
+        S3IndexedTarDataset.from_objects("s3://data/a.tar", s3client_config=memory)[0]
 
 
 def test_a_parquet_footer_that_names_other_bytes_is_damage(memory, store):

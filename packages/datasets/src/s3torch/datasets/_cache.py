@@ -1,4 +1,4 @@
-"""A disk cache of what was read from S3, for all processes of a machine, and the lock between them.
+"""A disk cache of what was read from S3, for all processes of a machine, and readers through it.
 
 An entry is a range of one object with one ETag, in a file of its own: its bytes, followed by a checksum. A
 file appears under its name only when it is complete, and a damaged one is removed and read from S3 again.
@@ -21,14 +21,19 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from s3torch.core import SequentialS3Reader
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.transfer import new_bytes
+from s3torch.core.transfer import RangeSource, new_bytes
 from s3torch.datasets._private_files import PrivateFolder
+from s3torch.datasets.sources._sources import facts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from s3torch.core import S3BucketKeyData, S3Client, S3Reader, S3ReaderConstructorProtocol
+    from s3torch.core.transfer import MemoryBudget, PendingRange
 
 _log = logging.getLogger(__name__)
 
@@ -242,3 +247,109 @@ def _sweep(folder: PrivateFolder) -> None:
 def _set_usage(folder: PrivateFolder, used: int) -> None:
     # Under the lock; what a crash leaves of it is no number, or is put right by the next eviction.
     folder.write("usage", b"%d" % used)
+
+
+class WrappedSource(RangeSource):
+    """What is the same for an object wherever its bytes come from."""
+
+    def __init__(self, source: RangeSource) -> None:
+        self.bucket = source.bucket
+        self.key = source.key
+        self.part_size = source.part_size
+        self._wrapped = source
+
+    @property
+    def known_size(self) -> int | None:
+        return self._wrapped.known_size
+
+    def head(self) -> Any:
+        return self._wrapped.head()
+
+    def budget(self) -> MemoryBudget | None:
+        return self._wrapped.budget()
+
+
+class CachedRanges(WrappedSource):
+    """The ranges of an object, from a cache or from another source."""
+
+    def __init__(self, cache: DiskCache, source: RangeSource) -> None:
+        super().__init__(source)
+        self._cache = cache
+
+    def start(self, start: int, stop: int, into: memoryview | None = None) -> PendingRange:
+        info = self.head()
+        etag = getattr(info, "etag", None)
+        stop = min(stop, info.size)
+        if not etag or stop <= start:
+            return self._wrapped.start(start, stop, into)
+        name = f"{self.bucket}/{self.key}\0{etag}\0{start}-{stop}"
+        found = self._cache.get(name, stop - start, into)
+        if found is not None:
+            return _Cached(found)
+        return _Stored(self._cache, name, self._wrapped.start(start, stop, into))
+
+
+@dataclass(slots=True)
+class _Cached:
+    """A range from the cache."""
+
+    data: memoryview
+
+    def wait(self) -> memoryview:
+        return self.data
+
+    def cancel(self) -> None:
+        """Does nothing."""
+
+
+@dataclass(slots=True)
+class _Stored:
+    """A range in flight, which is stored in the cache when it has arrived."""
+
+    cache: DiskCache
+    name: str
+    pending: PendingRange
+
+    def wait(self) -> memoryview:
+        data = self.pending.wait()
+        self.cache.put(self.name, data)
+        return data
+
+    def cancel(self) -> None:
+        self.pending.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class CachedReaders:
+    """A reader constructor whose readers look into a cache first.
+
+    The readers are those of another constructor, and the cache has the ranges that they ask for: of the
+    default reader whole objects, or the parts of those that are larger than a part. With a listing, the ETag
+    is known and nothing is sent for a range in the cache; for an object that was not listed, a HEAD asks for
+    its ETag. Objects without an ETag are not cached.
+    """
+
+    kind: ClassVar = "disk_cache"
+    cache: DiskCache
+    reader_constructor: S3ReaderConstructorProtocol | None = None
+
+    def __call__(self, source: RangeSource, /) -> S3Reader:
+        make = SequentialS3Reader if self.reader_constructor is None else self.reader_constructor
+        return make(CachedRanges(self.cache, source))
+
+
+def through(
+    cache: DiskCache | None, reader_constructor: S3ReaderConstructorProtocol | None
+) -> S3ReaderConstructorProtocol | None:
+    return reader_constructor if cache is None else CachedReaders(cache, reader_constructor)
+
+
+def open_ranges(
+    client: S3Client, item: S3BucketKeyData, cache: DiskCache | None, **facts: Any
+) -> RangeSource:
+    """Returns an object as a source of ranges, through a cache if there is one.
+
+    ``facts`` are known better than by the item, as arguments of ``S3Client.open_ranges``.
+    """
+    source = client.open_ranges(item.bucket, item.key, **facts_of(item) | facts)
+    return source if cache is None else CachedRanges(cache, source)

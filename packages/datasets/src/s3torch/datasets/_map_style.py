@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import operator
+import os
+import threading
+from collections import deque
 from multiprocessing.context import get_spawning_popen
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
 from s3torch.datasets._base import OBJECT_OPTIONS, ObjectDataset, ReadOptions, SampleT
-from s3torch.datasets._opening import IndexAccess
 from s3torch.datasets.transforms import identity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from typing import SupportsIndex, Unpack
 
     from s3torch.core import S3ClientConfig, S3Reader, S3ReaderConstructorProtocol
     from s3torch.datasets.sources._sources import ObjectSource
+
+# So many indices in a row are a habit; two may be chance, or a sampler of pairs.
+_HABIT = 3
 
 
 class S3MapDataset(ObjectDataset[SampleT], Dataset[SampleT]):
@@ -151,3 +156,71 @@ class S3MapDataset(ObjectDataset[SampleT], Dataset[SampleT]):
         if not -count <= number < count:
             raise IndexError(f"index {number} is out of range for {count} objects")
         return number % count
+
+
+class IndexAccess(threading.local):
+    """Notices when a thread asks for one index after another, or is told what it asks for next.
+
+    Each thread has its own, and so has a forked process.
+    """
+
+    def __init__(self) -> None:
+        self._readers: Generator[S3Reader] | None = None
+        self._batch: deque[int] = deque()
+        self._misled = False
+        self.stop()
+
+    def stop(self) -> None:
+        """Drops what was read ahead for this thread, and forgets what it has asked for."""
+        self._drop()
+        self._pid = os.getpid()
+        self._following = -1
+        self._length = 0
+
+    def _drop(self) -> None:
+        self._batch.clear()
+        self._is_batch = False
+        readers, self._readers = self._readers, None
+        if readers is not None:
+            readers.close()
+
+    def reader(self, index: int, start: Callable[[], Generator[S3Reader]]) -> S3Reader | None:
+        """Returns the reader of an index that was foreseen, else ``None``.
+
+        ``start`` returns the readers from this index on, with more of them started.
+        """
+        if self._pid != os.getpid():
+            self.stop()
+        foreseen = index == (self._batch[0] if self._batch else self._following)
+        if not foreseen:
+            self._misled = self._misled or bool(self._batch)
+            self.stop()
+        self._length = self._length + 1 if index == self._following else 1
+        self._following = index + 1
+        if self._batch:
+            self._batch.popleft()
+        elif self._readers is None and self._length >= _HABIT:
+            self._readers = start()
+        # Also None after an error has ended the generator.
+        reader = None if self._readers is None else next(self._readers, None)
+        if reader is None or (self._is_batch and not self._batch):
+            self._drop()
+        return reader
+
+    def expect(self, indices: Sequence[int], start: Callable[[], Generator[S3Reader]]) -> None:
+        """Announces the batch that this thread asks for next; ``start`` returns its readers.
+
+        A thread that once asked for something else is not believed any more.
+        """
+        if self._pid != os.getpid():
+            self.stop()
+        self._misled = self._misled or bool(self._batch)
+        in_a_row = list(indices) == list(range(self._following, self._following + len(indices)))
+        if self._misled or (in_a_row and self._length >= _HABIT):
+            return
+        self._drop()
+        self._batch.extend(indices)
+        self._readers, self._is_batch = start(), True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (IndexAccess, ())

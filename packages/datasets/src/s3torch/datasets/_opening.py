@@ -1,30 +1,34 @@
 """Readers of the objects of a dataset, with the downloads of the next ones in flight.
 
 ``look_ahead`` is the one bounded look-ahead of this package: of readers, of shards and of ranges.
+
+Hedging sends second requests for late answers: only for small objects, which one request fetches whole. The
+first answer wins and the other request is cancelled. The second one is sent when somebody waits for the
+bytes, so there is no timer, and an object that is read ahead and not needed yet costs nothing.
 """
 
 from __future__ import annotations
 
 import os
-import threading
+import time
 from collections import deque
 from dataclasses import dataclass, replace
 from functools import cache
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from s3torch.core import SequentialS3Reader
-from s3torch.core.errors import ConfigurationError
+from s3torch.core.errors import ConfigurationError, S3Error
+from s3torch.core.ranges import split_range
 from s3torch.core.transfer import default_memory_limit
-from s3torch.datasets._ranges import CachedRanges, CachedReaders, HedgedRanges
+from s3torch.datasets._cache import WrappedSource
 from s3torch.datasets.sources._sources import facts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from s3torch.core import S3BucketKeyData, S3Client, S3Reader, S3ReaderConstructorProtocol
-    from s3torch.core.transfer import RangeSource
-    from s3torch.datasets._cache import DiskCache
-    from s3torch.datasets._ranges import Hedging
+    from s3torch.core.transfer import ObjectRange, ObjectSource, PendingRange, RangeSource
 
 DEFAULT_PREFETCH = 128
 _MIB = 1024 * 1024
@@ -33,8 +37,9 @@ _HIGHEST_BYTES = 256 * _MIB
 _GENTLE_BYTES = 64 * _MIB
 _SHARE_OF_LIMIT = 4
 _UNKNOWN_SIZE = _MIB
-# So many indices in a row are a habit; two may be chance, or a sampler of pairs.
-_HABIT = 3
+_SMALL = _MIB
+_OBSERVED = 512
+_ENOUGH = 32
 
 
 class Closable(Protocol):
@@ -130,23 +135,6 @@ def look_ahead(
             item.close()
 
 
-def through(
-    cache: DiskCache | None, reader_constructor: S3ReaderConstructorProtocol | None
-) -> S3ReaderConstructorProtocol | None:
-    return reader_constructor if cache is None else CachedReaders(cache, reader_constructor)
-
-
-def open_ranges(
-    client: S3Client, item: S3BucketKeyData, cache: DiskCache | None, **facts: Any
-) -> RangeSource:
-    """Returns an object as a source of ranges, through a cache if there is one.
-
-    ``facts`` are known better than by the item, as arguments of ``S3Client.open_ranges``.
-    """
-    source = client.open_ranges(item.bucket, item.key, **facts_of(item) | facts)
-    return source if cache is None else CachedRanges(cache, source)
-
-
 @cache
 def _default_limit(pid: int) -> int:  # noqa: ARG001 - a worker has another one than its parent
     """Asks once in each process, for it takes longer than to start a download."""
@@ -188,69 +176,142 @@ class Opener:
         return look_ahead(opened(), ahead, weigh=lambda _: size, gently=gently)
 
 
-class IndexAccess(threading.local):
-    """Notices when a thread asks for one index after another, or is told what it asks for next.
+class RangeInParts:
+    """The bytes of an object from ``start`` to ``stop``, in flight: one request for each part."""
 
-    Each thread has its own, and so has a forked process.
-    """
-
-    def __init__(self) -> None:
-        self._readers: Generator[S3Reader] | None = None
-        self._batch: deque[int] = deque()
-        self._misled = False
-        self.stop()
-
-    def stop(self) -> None:
-        """Drops what was read ahead for this thread, and forgets what it has asked for."""
-        self._drop()
-        self._pid = os.getpid()
-        self._following = -1
-        self._length = 0
-
-    def _drop(self) -> None:
-        self._batch.clear()
-        self._is_batch = False
-        readers, self._readers = self._readers, None
-        if readers is not None:
-            readers.close()
-
-    def reader(self, index: int, start: Callable[[], Generator[S3Reader]]) -> S3Reader | None:
-        """Returns the reader of an index that was foreseen, else ``None``.
-
-        ``start`` returns the readers from this index on, with more of them started.
-        """
-        if self._pid != os.getpid():
-            self.stop()
-        foreseen = index == (self._batch[0] if self._batch else self._following)
-        if not foreseen:
-            self._misled = self._misled or bool(self._batch)
-            self.stop()
-        self._length = self._length + 1 if index == self._following else 1
-        self._following = index + 1
-        if self._batch:
-            self._batch.popleft()
-        elif self._readers is None and self._length >= _HABIT:
-            self._readers = start()
-        # Also None after an error has ended the generator.
-        reader = None if self._readers is None else next(self._readers, None)
-        if reader is None or (self._is_batch and not self._batch):
-            self._drop()
-        return reader
-
-    def expect(self, indices: Sequence[int], start: Callable[[], Generator[S3Reader]]) -> None:
-        """Announces the batch that this thread asks for next; ``start`` returns its readers.
-
-        A thread that once asked for something else is not believed any more.
-        """
-        if self._pid != os.getpid():
-            self.stop()
-        self._misled = self._misled or bool(self._batch)
-        in_a_row = list(indices) == list(range(self._following, self._following + len(indices)))
-        if self._misled or (in_a_row and self._length >= _HABIT):
+    def __init__(self, source: RangeSource, start: int, stop: int) -> None:
+        self.start = start
+        self.stop = stop
+        if stop - start <= source.part_size:
+            self._into: memoryview | None = None
+            self._pending = [source.start(start, stop)]
             return
-        self._drop()
-        self._batch.extend(indices)
-        self._readers, self._is_batch = start(), True
+        try:
+            self._into = into = memoryview(bytearray(stop - start))
+        except (MemoryError, OverflowError) as exc:
+            why = f"the {stop - start} bytes from {start} on do not fit in memory"
+            raise S3Error(why, bucket=source.bucket, key=source.key) from exc
+        self._pending = [
+            source.start(part.start, part.stop, into[part.start - start : part.stop - start])
+            for part in split_range(start, stop, source.part_size)
+        ]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (IndexAccess, ())
+    def wait(self) -> memoryview:
+        """Waits for the bytes and returns them; an error cancels the other parts."""
+        try:
+            while self._pending:
+                data = self._pending[0].wait()
+                del self._pending[0]
+                if self._into is None:
+                    self._into = data
+        except BaseException:
+            self.close()
+            raise
+        return self._into or memoryview(b"")
+
+    def close(self) -> None:
+        for pending in self._pending:
+            pending.cancel()
+
+
+def check_hedge_after(value: Any) -> float | None:
+    """Returns the seconds, or the quantile as a negative number; ``None`` for no hedging."""
+    if value is None:
+        return None
+    if isinstance(value, str) and value.startswith("p") and value[1:].replace(".", "", 1).isdecimal():
+        quantile = float(value[1:]) / 100
+        if 0 < quantile < 1:
+            return -quantile
+    elif isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+        return float(value)
+    raise ConfigurationError(
+        f"hedge_after must be seconds above 0 or a quantile of latencies like 'p95', got {value!r}"
+    )
+
+
+class Hedging:
+    """Decides when a request is late, from the latencies of others; calls ``count`` for each second one."""
+
+    def __init__(self, hedge_after: float | str, count: Callable[[], object]) -> None:
+        self._after = check_hedge_after(hedge_after) or 0.0
+        self._latencies: deque[float] = deque(maxlen=_OBSERVED)
+        self.count = count
+
+    def observe(self, seconds: float) -> None:
+        if self._after < 0:
+            self._latencies.append(seconds)
+
+    def late_after(self) -> float | None:
+        """Returns after how many seconds an answer is late; ``None`` before enough were seen."""
+        if self._after > 0:
+            return self._after
+        latencies = sorted(self._latencies)
+        if len(latencies) < _ENOUGH:
+            return None
+        return latencies[int(-self._after * len(latencies))]
+
+
+class HedgedRanges(WrappedSource):
+    """The ranges of an object in S3, hedged if it is small."""
+
+    def __init__(self, source: ObjectSource, hedging: Hedging) -> None:
+        super().__init__(source)
+        self._source = source
+        self._hedging = hedging
+
+    def start(self, start: int, stop: int, into: memoryview | None = None) -> PendingRange:
+        size = self._source.known_size
+        # Two requests must not write into one buffer.
+        if into is None and size is not None and size <= _SMALL and size <= self.part_size:
+            return _HedgedRange(lambda: self._source.start(start, stop), self._hedging)
+        return self._source.start(start, stop, into)
+
+
+class _HedgedRange:
+    def __init__(self, start: Callable[[], ObjectRange], hedging: Hedging) -> None:
+        self._start = start
+        self._hedging = hedging
+        self._begun = time.monotonic()
+        self._done: SimpleQueue[ObjectRange] = SimpleQueue()
+        self._running: set[ObjectRange] = set()
+        self._add()
+
+    def wait(self) -> memoryview:
+        ready = self._first_done()
+        while True:
+            self._running.discard(ready)
+            try:
+                data = ready.wait()
+            except S3Error:
+                # The other request may still have an answer.
+                if not self._running:
+                    raise
+                ready = self._done.get()
+            else:
+                self.cancel()
+                return data
+
+    def cancel(self) -> None:
+        running, self._running = self._running, set()
+        for pending in running:
+            pending.cancel()
+
+    def _first_done(self) -> ObjectRange:
+        late_after = self._hedging.late_after()
+        try:
+            if late_after is not None:
+                return self._done.get(timeout=max(0.0, self._begun + late_after - time.monotonic()))
+        except Empty:
+            self._hedging.count()
+            self._add()
+        return self._done.get()
+
+    def _add(self) -> None:
+        pending, begun = self._start(), time.monotonic()
+        self._running.add(pending)
+
+        def arrived() -> None:
+            self._hedging.observe(time.monotonic() - begun)
+            self._done.put(pending)
+
+        pending.add_done_callback(arrived)

@@ -127,9 +127,15 @@ class PrivateFolder:
             )
 
     def keep_out_others(self) -> None:
-        """Closes the folder to others, if it is not yet."""
-        if os.fstat(self._descriptor).st_mode & 0o077:
-            os.fchmod(self._descriptor, 0o700)
+        """Closes the folder to others; raises if that cannot be done and they may write there."""
+        mode = os.fstat(self._descriptor).st_mode
+        if mode & 0o077:
+            try:
+                os.fchmod(self._descriptor, 0o700)
+            except OSError:
+                # A file system that is only read.
+                if mode & 0o022:
+                    raise
 
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from s3torch.core.errors import ConfigurationError, S3Error
 from s3torch.core.plugins import shard_formats
-from s3torch.datasets._opening import open_ranges, through
+from s3torch.datasets._cache import open_ranges, through
 from s3torch.datasets.sources._sources import facts_of, uri_of
 
 if TYPE_CHECKING:

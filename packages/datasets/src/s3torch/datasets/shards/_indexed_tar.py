@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 from s3torch.core import parse_s3_uri
 from s3torch.core.errors import ConfigurationError, NotFoundError
 from s3torch.datasets._base import COMMON_OPTIONS, S3Dataset, apply
-from s3torch.datasets._opening import Ahead, check_prefetch, look_ahead, open_ranges
+from s3torch.datasets._cache import open_ranges
+from s3torch.datasets._opening import Ahead, RangeInParts, check_prefetch, look_ahead
 from s3torch.datasets._private_files import PrivateFolder, path_for_key
-from s3torch.datasets._ranges import RangeInParts
 from s3torch.datasets.shards._dataset import ShardSource, name_of
 from s3torch.datasets.shards._tar_format import TarIndex
 from s3torch.datasets.sources._sources import facts_of, uri_of

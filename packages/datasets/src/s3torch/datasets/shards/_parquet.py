@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from s3torch.core.errors import ConfigurationError, S3Error
 from s3torch.core.ranges import MAX_OBJECT_SIZE, ByteRange, Part, Span, plan_parts
-from s3torch.datasets._ranges import RangeInParts
+from s3torch.datasets._opening import RangeInParts
 from s3torch.datasets.formats import DamagedShardError
 
 if TYPE_CHECKING:

@@ -14,16 +14,21 @@ from safetensors.torch import save as safetensors_save
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 from s3torch.core import ConfigurationError, NotFoundError, ObjectChangedError
 from s3torch.dcp import (
     CheckpointError,
     S3HuggingFaceStorageReader,
     S3HuggingFaceStorageWriter,
+    StorageMetadata,
+    consolidate_safetensors_files,
     load_file,
     load_sharded,
     save_file,
 )
+from s3torch.dcp.manage import verify_checkpoint
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:torch.distributed is disabled, unavailable or uninitialized",
@@ -196,6 +201,15 @@ def part(values, *offsets):
     [
         ([part(torch.ones(2, 3), 0, 0), part(torch.ones(2, 3), 4, 0)], "12 of the 18 elements of w"),
         ([part(torch.ones(2, 3), 0, 0), part(torch.ones(2, 3), 1, 0)], "12 of the 9 elements of w"),
+        (
+            [part(torch.ones(3, 1), 0, 0), part(torch.ones(3, 1), 1, 0), part(torch.ones(2, 1), 0, 1)],
+            "overlapping parts, at .0, 0. and .1, 0., of w, in 0.safetensors, 1.safetensors, 2.safetensors",
+        ),
+        ([part(torch.ones(2), 1e999)], "0.safetensors is damaged"),
+        ([part(torch.ones(2), -1)], "0.safetensors is damaged"),
+        ([part(torch.ones(2), 2**70)], "0.safetensors is damaged"),
+        ([safetensors_save({"w": torch.ones(2)}, {"DCP_SHARDING_INFO": "[" * 10**5})], "is damaged"),
+        ([safetensors_save({"w": torch.ones(2)}, {"DCP_SHARDING_INFO": "[1]"})], "is damaged"),
         ([part(torch.ones(2, 3), 0, 0), part(torch.ones(2, 3), 0, 0)], "w is in 0.safetensors and in 1"),
         ([part(torch.ones(2), 0), part(torch.ones(2).half(), 2)], "not parts of one tensor"),
         ([part(torch.ones(2), 0, 0)], "is damaged: w at"),
@@ -208,6 +222,63 @@ def test_files_that_do_not_fit_together(place, files, said):
         place.put(f"model/{number}.safetensors", data)
     with pytest.raises(CheckpointError, match=said):
         reader_of(place).read_metadata()
+
+
+def shards_of(place, shape, cuts):
+    """Saves a tensor as ranks do that have parts of it, and returns the keys of their files."""
+    whole = torch.randn(shape)
+    writer = writer_of(place, save_distributed=True)
+    writer.set_up_storage_writer(True)
+    keys = []
+    for rank, cut in enumerate(cuts):
+        part = whole[cut]
+        offsets = torch.Size(one.start or 0 for one in cut)
+        chunk = ChunkStorageMetadata(offsets, part.shape)
+        data = TensorWriteData(chunk, TensorProperties(dtype=whole.dtype), whole.shape)
+        item = WriteItem(MetadataIndex("w", offsets), WriteItemType.SHARD, tensor_data=data)
+        plan = SavePlan([item], storage_data=StorageMetadata(f"shard-{rank + 1:05d}-"))
+        planner = DefaultSavePlanner()
+        planner.set_up_planner({"w": part})
+        planner.lookup_object = lambda _, part=part: part
+        (result,) = writer.write_data(plan, planner).wait()
+        keys.append(f"model/{result.storage_data.relative_path}")
+    return whole, keys
+
+
+ROWS = [(slice(n, n + 2), slice(0, 4)) for n in range(0, 6, 2)]
+TILES = [(slice(n, n + 3), slice(m, m + 2)) for n in (0, 3) for m in (0, 2)]
+
+
+@pytest.mark.promise(2)
+@pytest.mark.parametrize("cuts", [ROWS, TILES], ids=["rows", "tiles"])
+def test_a_shard_that_is_missing_is_an_error_wherever_it_is(place, cuts):
+    whole, keys = shards_of(place, (6, 4), cuts)
+    loaded = load_sharded(place.uri("model"), client=place.client())
+    assert torch.equal(loaded["w"], whole)
+    for lost in keys:
+        data = place.get(lost)
+        place.client().delete_object(place.bucket, lost)
+        rest = ", ".join(sorted(key.removeprefix("model/") for key in keys if key != lost))
+        said = rf"s3://bucket/model has \d+ of the 24 elements of w, in {rest}"
+        for load in (
+            lambda: load_sharded(place.uri("model"), client=place.client()),
+            lambda: reader_of(place).read_metadata(),
+            lambda: consolidate_safetensors_files(
+                place.uri("model"), place.uri("whole"), client=place.client()
+            ),
+        ):
+            with pytest.raises(CheckpointError, match=said):
+                load()
+        place.put(lost, data)
+    assert place.listed("whole/") == []
+
+
+def test_torch_reads_shards_with_the_shape_of_the_whole(place, tmp_path):
+    whole, _ = shards_of(place, (6, 4), ROWS)
+    place.download("model", tmp_path)
+    loaded = {"w": torch.zeros(6, 4)}
+    dcp.load(loaded, storage_reader=HuggingFaceStorageReader(str(tmp_path)))
+    assert torch.equal(loaded["w"], whole)
 
 
 def test_an_index_decides_between_two_files(place):
@@ -299,6 +370,34 @@ def test_a_long_header_and_large_tensors(place):
     assert all(torch.equal(loaded[name], state[name]) for name in state)
     # Each has memory of its own, as after torch.load.
     assert loaded["large"].untyped_storage().nbytes() == loaded["large"].nbytes
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"weight_map": null}',
+        b'{"weight_map": {"a": 1}}',
+        b'{"weight_map": {"a": "x", "a": "y"}}',
+        b'{"weight_map": {}, "metadata": 3}',
+        b'{"weight_map": {}, "metadata": {"s3torch_files": {"x": {"size": 1e999, "checksum": null}}}}',
+        b'{"weight_map": {}, "metadata": {"s3torch_files": {"x": {"size": -1, "checksum": null}}}}',
+        b'{"weight_map": {}, "metadata": {"s3torch_files": {"x": {"size": 1, "checksum": ["a"]}}}}',
+        b'{"weight_map": ' + b'{"a":' * 10**5,
+        '{"weight_map": {}}'.encode("utf-16")[:-1],
+    ],
+    ids=range(12),
+)
+def test_a_damaged_index(place, index):
+    place.put(INDEX, index)
+    for look in (
+        reader_of(place).read_metadata,
+        lambda: verify_checkpoint(place.uri("model"), client=place.client()),
+    ):
+        with pytest.raises(CheckpointError, match="/model.safetensors.index.json is damaged"):
+            look()
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"\xff" * 100])

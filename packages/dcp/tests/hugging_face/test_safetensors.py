@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import pytest
 import torch
@@ -88,11 +89,59 @@ def header_of(content):
         header_of({"__metadata__": 7}),
         header_of(b"[" * 100_000),
         header_of({"a": {"dtype": "F32", "shape": [], "data_offsets": [-4, 0]}}),
+        header_of({"__metadata__": None}),
+        header_of({"__metadata__": []}),
+        header_of(b'{"a": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 4]}}'),
+        header_of(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4e0]}}'),
+        header_of(b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}}'),
+        header_of({"a": {"dtype": "F32", "shape": ["1"], "data_offsets": [0, 4]}}),
+        header_of({"a": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}}),
+        header_of({"a": {"dtype": "F32", "shape": [0, 2**64], "data_offsets": [0, 0]}}),
+        header_of({"a": {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}}),
+        header_of({"a": {"dtype": "F32", "shape": [1], "data_offsets": [2**70, 2**70 + 4]}}),
+        header_of({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}}),
+        header_of({"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}),
+        header_of(b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+        header_of(b'{"a": {"dtype": "U8", "shape": [' + b"9" * 5000 + b'], "data_offsets": [0, 4]}}'),
+        header_of(
+            b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},'
+            b'"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}'
+        ),
     ],
+    ids=range(29),
 )
 def test_damaged_headers(data):
     with pytest.raises(CheckpointError, match="s3://b/x"):
         parse_header(data, where="s3://b/x")
+
+
+WHOLE = safetensors_save({"a": torch.ones(4), "b": torch.ones(2, 3).half()}, {"format": "pt"})
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["F32", "U8", "", "0"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["a", "dtype", "shape", "data_offsets", "__metadata__"]), inner, max_size=4
+        )
+    ),
+)
+
+
+@given(st.data())
+def test_a_changed_header_is_read_or_is_one_error(data):
+    body = bytearray(WHOLE)
+    for _ in range(data.draw(st.integers(1, 5))):
+        at = data.draw(st.integers(0, len(body)))
+        body[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+    with suppress(CheckpointError):
+        header = parse_header(bytes(body), where="s3://b/x", size=len(body))
+        assert all(one.stop <= len(body) for one in header.tensors)
+
+
+@given(ODD)
+def test_a_header_of_odd_values_is_read_or_is_one_error(content):
+    with suppress(CheckpointError):
+        parse_header(header_of(content), where="s3://b/x")
 
 
 def test_a_file_that_was_cut():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -32,6 +33,8 @@ T = TypeVar("T")
 METADATA_NAME = ".metadata"
 # The attribute of torch's own storage entries with the facts of the file.
 _NOTE = "file_facts"
+# What reading a value of another kind than was expected may raise.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _CHECKED = {"state_dict_metadata", "storage_data"}
 _TOO_LARGE = 2**63
 _SHOWN = 200
@@ -55,8 +58,9 @@ class FileFacts:
     @classmethod
     def of(cls, note: Mapping[str, Any]) -> FileFacts:
         """Reads what ``note`` has returned, perhaps from JSON."""
-        checksum = note["checksum"]
-        return cls(int(note["size"]), (str(checksum[0]), str(checksum[1])) if checksum else None)
+        algorithm, value = note["checksum"] or ("", "")
+        (size,) = sizes_of([note["size"]])
+        return cls(size, (str(algorithm), str(value)) if value else None)
 
     def note(self) -> dict[str, Any]:
         """Returns what the metadata of a checkpoint says of them."""
@@ -146,13 +150,52 @@ def _are_sizes(values: Any) -> bool:
     return isinstance(values, tuple) and all(type(one) is int and 0 <= one < _TOO_LARGE for one in values)
 
 
+def sizes_of(values: Any) -> tuple[int, ...]:
+    """Returns numbers that can be offsets, or the shape of a tensor.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    sizes = tuple(values)
+    if not _are_sizes(sizes) or math.prod(filter(None, sizes)) >= _TOO_LARGE:
+        raise ValueError(f"{values!r} are no sizes"[:_SHOWN])
+    return sizes
+
+
+def unlike_tiles(tensor: TensorStorageMetadata) -> str | None:
+    """Tells how parts of a tensor fail to be all of it, each element once; ``None`` if they do not."""
+    parts = [(tuple(one.offsets), tuple(one.sizes)) for one in tensor.chunks if 0 not in one.sizes]
+    there, wanted = sum(math.prod(sizes) for _, sizes in parts), math.prod(tensor.size)
+    if there != wanted:
+        return f"{there} of the {wanted} elements"
+    # Sorted along the dimension in which there are most, each part is compared with few others.
+    starts = [len(set(column)) for column in zip(*(offsets for offsets, _ in parts), strict=True)]
+    along = starts.index(max(starts)) if starts else 0
+    near: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    for offsets, sizes in sorted(parts, key=lambda part: part[0][along : along + 1]):
+        near = [one for one in near if one[0][along] + one[1][along] > offsets[along]] if offsets else near
+        for others, counts in near:
+            where = zip(offsets, sizes, others, counts, strict=True)
+            if all(at < other + count and other < at + size for at, size, other, count in where):
+                return f"overlapping parts, at {others} and {offsets},"
+        near.append((offsets, sizes))
+    return None
+
+
 def file_facts(metadata: Metadata) -> dict[str, FileFacts]:
-    """Returns what the metadata notes of the files, by their names; nothing when another library wrote it."""
-    return {
-        info.relative_path: FileFacts.of(note)
-        for info in (metadata.storage_data or {}).values()
-        if isinstance(note := getattr(info, _NOTE, None), dict)
-    }
+    """Returns what the metadata notes of the files, by their names; nothing when another library wrote it.
+
+    Raises:
+        CheckpointError: The notes are damaged.
+    """
+    try:
+        return {
+            info.relative_path: FileFacts.of(note)
+            for info in (metadata.storage_data or {}).values()
+            if isinstance(note := getattr(info, _NOTE, None), dict)
+        }
+    except MALFORMED as exc:
+        raise CheckpointError(f"what the metadata notes of a file is damaged: {exc!r}"[:_SHOWN]) from exc
 
 
 def file_names(metadata: Metadata) -> set[str]:

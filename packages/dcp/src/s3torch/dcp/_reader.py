@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import logging
+import math
+import pickle
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType
 from torch.futures import Future
 
@@ -16,7 +19,7 @@ from s3torch.core import S3ReaderConstructor
 from s3torch.core.errors import ConfigurationError, NotFoundError
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path, read_whole
 from s3torch.dcp._known import UnsafeError
-from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, decode_metadata, shared
+from s3torch.dcp._metadata import MALFORMED, METADATA_NAME, CheckpointError, decode_metadata, shared
 from s3torch.dcp._tensors import noted_layout, tensor_of
 from s3torch.dcp._unpickler import safe_archive
 from s3torch.dcp.loading._engine import PlannedLoad, ReaderSources
@@ -147,7 +150,15 @@ class S3StorageReader(FileSystemReader):
     def _metadata(self) -> Metadata:
         uri = join_path(self.path, METADATA_NAME)
         body = shared(lambda: self._metadata_body(uri), self._process_group)
-        return decode_metadata(body, uri=uri, safe_globals=self._safe_globals)
+        metadata = decode_metadata(body, uri=uri, safe_globals=self._safe_globals)
+        for name, stored in metadata.state_dict_metadata.items():
+            # A part that is missing would be left as it is in the target, without a word.
+            there = sum(math.prod(one.sizes) for one in getattr(stored, "chunks", ()))
+            if isinstance(stored, TensorStorageMetadata) and there < math.prod(stored.size):
+                raise CheckpointError(
+                    f"{uri} has places for {there} of the {math.prod(stored.size)} elements of {name}"
+                )
+        return metadata
 
     def _metadata_of_rank(self, rank: int) -> Metadata:
         uri = join_path(self.path, f"__{rank}.metadata")
@@ -203,17 +214,25 @@ class S3StorageReader(FileSystemReader):
     def _value(self, chunk: StoredChunk, stored: io.BytesIO) -> Any:
         request = chunk.requests[0]
         layout = None if chunk.descriptors else noted_layout(chunk.note, chunk.size)
-        if layout is not None and layout.stop - layout.start == chunk.size:
+        is_object = request.type == LoadItemType.BYTE_IO
+        if layout is not None and not is_object and layout.stop - layout.start == chunk.size:
             # Only the bytes of the tensor, as in a safetensors file.
             return tensor_of(stored.read(), layout.dtype, layout.sizes)
         # torch names first what its data went through first; with several, its own reader forgets that the
         # last must be undone first.
         stream = self.transforms.transform_load_stream(request, chunk.descriptors[::-1], stored)
-        if request.type == LoadItemType.BYTE_IO:
-            return self._object(request.storage_index.fqn, stream.read(-1))
+        name = request.storage_index.fqn
+        if is_object:
+            return self._object(name, stream.read(-1))
         if not stream.seekable():
             stream = io.BytesIO(stream.read(-1))
-        return torch.load(stream, map_location="cpu", weights_only=True)
+        try:
+            tensor = torch.load(stream, map_location="cpu", weights_only=True)
+        except (EOFError, RuntimeError, pickle.UnpicklingError, *MALFORMED) as exc:
+            raise CheckpointError(f"{name} in {self.path} is damaged, it cannot be loaded: {exc}") from exc
+        if not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(f"{name} in {self.path} is a {type(tensor).__name__}, not a tensor")
+        return tensor
 
     def _object(self, name: str, body: bytes) -> bytes:
         """Returns an object as the planner gets it."""

@@ -26,7 +26,7 @@ import sys
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -168,11 +168,13 @@ def noted_layout(note: Any, length: int) -> TensorLayout | None:
     if not isinstance(note, dict) or sys.byteorder != "little":
         return None
     try:
-        start, sizes = int(note["start"]), tuple(int(size) for size in note["sizes"])
+        start, sizes = note["start"], tuple(note["sizes"])
         dtype = getattr(torch, note["dtype"])
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError):
         return None
-    if start < 0 or not isinstance(dtype, torch.dtype) or any(size < 0 for size in sizes):
+    if not all(type(size) is int and 0 <= size <= sys.maxsize for size in (start, *sizes)):
+        return None
+    if dtype not in _STORAGE_OF and dtype not in _UNTYPED:
         return None
     layout = TensorLayout(start, dtype, sizes)
     return layout if layout.stop <= length else None
@@ -208,9 +210,10 @@ def parse_archive(head: memoryview, length: int) -> TensorLayout | None:
         if not isinstance(tensor, _Tensor) or not tensor.is_contiguous:
             return None
         layout = TensorLayout(_record(data, f"{root}/data/{tensor.key}"), tensor.dtype, tensor.sizes)
-    except (_OtherArchiveError, pickle.UnpicklingError, EOFError, struct.error, TypeError, ValueError):
+        is_inside = layout.stop <= length
+    except Exception:  # noqa: BLE001 - Whatever is wrong with it, torch.load tells.
         return None
-    return layout if layout.stop <= length else None
+    return layout if is_inside else None
 
 
 def find_content(head: bytes) -> int | None:
@@ -248,7 +251,8 @@ class _TensorUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str, /) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _describe
+            # Of its own, so that nothing in an archive can change what others use.
+            return partial(_describe)
         if (module, name) == ("collections", "OrderedDict"):
             return dict
         if module == "torch" and name in STORAGES:

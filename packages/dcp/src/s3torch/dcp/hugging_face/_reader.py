@@ -6,31 +6,50 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch.distributed.checkpoint._hf_utils import SUFFIX
+from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY, SUFFIX
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from s3torch.core import S3Client, S3ReaderConstructor
 from s3torch.core.errors import NotFoundError
 from s3torch.dcp._filesystem import checked_uri, join_path, read_whole
-from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, shared
+from s3torch.dcp._metadata import (
+    MALFORMED,
+    METADATA_NAME,
+    CheckpointError,
+    shared,
+    sizes_of,
+    unlike_tiles,
+)
 from s3torch.dcp._reader import S3StorageReader
 from s3torch.dcp.hugging_face._safetensors import (
     INDEX_NAME,
     FileHeader,
-    metadata_of,
     parse_index,
+    parse_json,
     read_headers,
+    short,
 )
+from s3torch.dcp.saving._files import SHAPE_KEY
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
-    from torch.distributed.checkpoint.metadata import Metadata
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
 
     from s3torch.core import ObjectInfo
     from s3torch.core.transfer import ObjectSource
+    from s3torch.dcp.hugging_face._safetensors import FileTensor
+
+_SHOWN = 5
 
 
 class S3HuggingFaceStorageReader(S3StorageReader):
@@ -161,3 +180,87 @@ def _load_all(
     reader.set_up_storage_reader(metadata, is_coordinator=True)
     reader.read_data(planner.finish_plan(planner.create_local_plan()), planner).wait()
     return loaded
+
+
+def metadata_of(
+    headers: Mapping[str, FileHeader], weight_map: Mapping[str, str] | None, *, where: str
+) -> Metadata:
+    """Puts together what torch plans a load with, from the headers of the files by their names.
+
+    Where there is an index, its map decides between files that have tensors of the same name.
+
+    Raises:
+        CheckpointError: Tensors are missing, or parts of them, or there are several and nothing tells which
+            one holds.
+    """
+    tensors: dict[str, TensorStorageMetadata] = {}
+    storage: dict[MetadataIndex, _StorageInfo] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file, header in headers.items():
+        places = _places(header, file)
+        for tensor in header.tensors:
+            if weight_map is not None and weight_map.get(tensor.name, file) != file:
+                continue
+            found, shape = places.get(tensor.name, ((), None))
+            if shape is not None and shapes.setdefault(tensor.name, shape) != shape:
+                raise CheckpointError(f"the parts of {tensor.name} are not parts of one tensor")
+            offsets = torch.Size(found or [0] * len(tensor.sizes))
+            index = MetadataIndex(tensor.name, offsets)
+            if index in storage:
+                raise CheckpointError(
+                    f"{tensor.name} is in {storage[index].relative_path} and in {file} of {where}, and no "
+                    "index tells which one holds"
+                )
+            if len(offsets) != len(tensor.sizes):
+                raise CheckpointError(
+                    f"the header of {file} in {where} is damaged: {tensor.name} at {offsets}"
+                )
+            _add_chunk(tensors, tensor, offsets)
+            storage[index] = tensor.entry(file)
+    if lost := sorted((weight_map or {}).keys() - tensors.keys()):
+        raise CheckpointError(f"{where} lacks tensors that its index names: {lost[:_SHOWN]}")
+    for name, stored in tensors.items():
+        if problem := _unlike_whole(stored, shapes.get(name)):
+            files = {storage[MetadataIndex(name, one.offsets)].relative_path for one in stored.chunks}
+            raise CheckpointError(
+                f"{where} has {problem} of {name}, in {', '.join(sorted(files)[:_SHOWN])}; a file is "
+                "missing, or there is one too many"
+            )
+    return Metadata(tensors, storage_data=storage)  # type: ignore[arg-type] # A dict is invariant.
+
+
+def _places(header: FileHeader, file: str) -> dict[str, tuple[tuple[int, ...], tuple[int, ...] | None]]:
+    """Reads where in the whole tensors the parts in a file belong, and the shapes of those where noted."""
+    try:
+        noted = parse_json(header.metadata.get(CUSTOM_METADATA_KEY) or "{}")
+        return {
+            name: (
+                sizes_of(entry[SAVED_OFFSETS_KEY]),
+                sizes_of(entry[SHAPE_KEY]) if SHAPE_KEY in entry else None,
+            )
+            for name, entry in noted.items()
+        }
+    except MALFORMED as exc:
+        raise CheckpointError(f"the header of {file} is damaged: {short(exc)}") from exc
+
+
+def _add_chunk(tensors: dict[str, TensorStorageMetadata], tensor: FileTensor, offsets: torch.Size) -> None:
+    chunk = ChunkStorageMetadata(offsets=offsets, sizes=torch.Size(tensor.sizes))
+    end = torch.Size(at + size for at, size in zip(offsets, tensor.sizes, strict=True))
+    known = tensors.get(tensor.name)
+    if known is None:
+        tensors[tensor.name] = TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), end, [chunk])
+        return
+    if known.properties.dtype != tensor.dtype or len(known.size) != len(end):
+        raise CheckpointError(f"the parts of {tensor.name} are not parts of one tensor")
+    known.chunks.append(chunk)
+    known.size = torch.Size(max(pair) for pair in zip(known.size, end, strict=True))
+
+
+def _unlike_whole(tensor: TensorStorageMetadata, shape: tuple[int, ...] | None) -> str | None:
+    """A part that nobody has written would be left as it is in the target, without a word."""
+    if shape is not None:
+        end, tensor.size = tensor.size, torch.Size(shape)
+        if len(shape) != len(end) or any(at > most for at, most in zip(end, shape, strict=True)):
+            return f"parts outside of the shape {shape}"
+    return unlike_tiles(tensor)

@@ -8,25 +8,17 @@ https://github.com/huggingface/safetensors describes the format.
 from __future__ import annotations
 
 import json
-import math
 import struct
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY, _metadata_fn
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
+from torch.distributed.checkpoint._hf_utils import _metadata_fn
 
 from s3torch.core import S3Client, parse_s3_uri
 from s3torch.core.errors import ConfigurationError, RangeNotSatisfiableError
 from s3torch.core.ranges import KIB, MIB
-from s3torch.dcp._metadata import CheckpointError, FileFacts
+from s3torch.dcp._metadata import MALFORMED, CheckpointError, FileFacts, sizes_of
 from s3torch.dcp._tensors import TensorLayout, storage_entry
 from s3torch.dcp.saving._values import HostValues
 
@@ -44,6 +36,7 @@ _LENGTH = struct.Struct("<Q")
 _ALIGNMENT = 8
 # What the reference implementation takes.
 _LONGEST_HEADER = 100_000_000
+_LONGEST_TEXT = 300
 _METADATA = "__metadata__"
 _DTYPES = {
     "BOOL": torch.bool,
@@ -73,7 +66,6 @@ _STEP = 4 * MIB
 INDEX_NAME = _metadata_fn
 # What we add to the metadata of an index; others have entries of their own there, too.
 _FILES_NOTE = "s3torch_files"
-_SHOWN = 5
 # As much as torch's own storage writer copies ahead from an accelerator.
 _COPIED_AHEAD = 10_000_000
 
@@ -149,11 +141,11 @@ def parse_header(head: bytes, *, where: str, size: int | None = None) -> FileHea
     """
     begin = header_length(head, where=where)
     try:
-        content = json.loads(head[LENGTH_SIZE:begin])
+        content = parse_json(head[LENGTH_SIZE:begin])
         metadata = {str(name): str(text) for name, text in content.pop(_METADATA, {}).items()}
         tensors = [_tensor(name, entry, begin) for name, entry in content.items()]
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as exc:
-        raise CheckpointError(f"the header of {where} is damaged: {exc!r}") from exc
+    except MALFORMED as exc:
+        raise CheckpointError(f"the header of {where} is damaged: {short(exc)}") from exc
     except CheckpointError as exc:
         raise CheckpointError(f"{where} cannot be read: {exc}") from exc
     tensors.sort(key=lambda one: (one.start, one.stop))
@@ -175,13 +167,30 @@ def _check_places(tensors: Sequence[FileTensor], begin: int, size: int | None, w
 
 
 def _tensor(name: str, entry: Mapping[str, Any], begin: int) -> FileTensor:
-    start, stop = entry["data_offsets"]
+    start, stop = sizes_of(entry["data_offsets"])
     if entry["dtype"] not in _DTYPES:
         raise CheckpointError(f"{name} is of the type {entry['dtype']}, of which no tensor can be made here")
-    tensor = FileTensor(begin + int(start), _DTYPES[entry["dtype"]], tuple(map(int, entry["shape"])), name)
-    if start < 0 or min(tensor.sizes, default=0) < 0 or tensor.stop != begin + stop:
+    tensor = FileTensor(begin + start, _DTYPES[entry["dtype"]], sizes_of(entry["shape"]), name)
+    if tensor.stop != begin + stop:
         raise ValueError(f"{name} is a tensor of {tensor.stop - tensor.start} bytes in {stop - start} bytes")
     return tensor
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Reads JSON in which no name may be there twice."""
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+def short(error: BaseException) -> str:
+    """Returns what an error says, which may be as long as a file."""
+    return repr(error)[:_LONGEST_TEXT]
 
 
 def read_headers(files: Mapping[str, ObjectSource]) -> dict[str, FileHeader]:
@@ -304,83 +313,12 @@ def parse_index(body: bytes, *, uri: str) -> Index:
         CheckpointError: It is damaged.
     """
     try:
-        content = json.loads(body)
-        weight_map = {str(name): str(file) for name, file in content["weight_map"].items()}
+        content = parse_json(body)
+        weight_map = dict(content["weight_map"])
         noted = (content.get("metadata") or {}).get(_FILES_NOTE) or {}
-        facts = {str(name): FileFacts.of(entry) for name, entry in noted.items()}
-    except (AttributeError, LookupError, TypeError, ValueError) as exc:
-        raise CheckpointError(f"{uri} is damaged: {exc!r}") from exc
+        facts = {name: FileFacts.of(entry) for name, entry in noted.items()}
+        if not set(map(type, weight_map.values())) <= {str}:
+            raise TypeError("the name of a file is no text")
+    except MALFORMED as exc:
+        raise CheckpointError(f"{uri} is damaged: {short(exc)}") from exc
     return Index(weight_map, facts)
-
-
-def metadata_of(
-    headers: Mapping[str, FileHeader], weight_map: Mapping[str, str] | None, *, where: str
-) -> Metadata:
-    """Puts together what torch plans a load with, from the headers of the files by their names.
-
-    Where there is an index, its map decides between files that have tensors of the same name.
-
-    Raises:
-        CheckpointError: Tensors are missing, or parts of them, or there are several and nothing tells which
-            one holds.
-    """
-    tensors: dict[str, TensorStorageMetadata] = {}
-    storage: dict[MetadataIndex, _StorageInfo] = {}
-    for file, header in headers.items():
-        offsets_of = _offsets(header, file)
-        for tensor in header.tensors:
-            if weight_map is not None and weight_map.get(tensor.name, file) != file:
-                continue
-            offsets = torch.Size(offsets_of.get(tensor.name) or [0] * len(tensor.sizes))
-            index = MetadataIndex(tensor.name, offsets)
-            if index in storage:
-                raise CheckpointError(
-                    f"{tensor.name} is in {storage[index].relative_path} and in {file} of {where}, and no "
-                    "index tells which one holds"
-                )
-            if len(offsets) != len(tensor.sizes):
-                raise CheckpointError(
-                    f"the header of {file} in {where} is damaged: {tensor.name} at {offsets}"
-                )
-            _add_chunk(tensors, tensor, offsets)
-            storage[index] = tensor.entry(file)
-    _check_whole(tensors, weight_map or {}, where)
-    return Metadata(tensors, storage_data=storage)  # type: ignore[arg-type] # A dict is invariant.
-
-
-def _offsets(header: FileHeader, file: str) -> dict[str, list[int]]:
-    """Reads where in the whole tensors the parts in a file belong."""
-    try:
-        noted = json.loads(header.metadata.get(CUSTOM_METADATA_KEY) or "{}")
-        return {name: list(map(int, entry[SAVED_OFFSETS_KEY])) for name, entry in noted.items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as exc:
-        raise CheckpointError(f"the header of {file} is damaged: {exc!r}") from exc
-
-
-def _add_chunk(tensors: dict[str, TensorStorageMetadata], tensor: FileTensor, offsets: torch.Size) -> None:
-    chunk = ChunkStorageMetadata(offsets=offsets, sizes=torch.Size(tensor.sizes))
-    end = torch.Size(at + size for at, size in zip(offsets, tensor.sizes, strict=True))
-    known = tensors.get(tensor.name)
-    if known is None:
-        tensors[tensor.name] = TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), end, [chunk])
-        return
-    if known.properties.dtype != tensor.dtype or len(known.size) != len(end):
-        raise CheckpointError(f"the parts of {tensor.name} are not parts of one tensor")
-    known.chunks.append(chunk)
-    known.size = torch.Size(max(pair) for pair in zip(known.size, end, strict=True))
-
-
-def _check_whole(
-    tensors: Mapping[str, TensorStorageMetadata], weight_map: Mapping[str, str], where: str
-) -> None:
-    """A part that nobody has written would be left as it is in the target, without a word."""
-    lost = sorted(weight_map.keys() - tensors.keys())
-    if lost:
-        raise CheckpointError(f"{where} lacks tensors that its index names: {lost[:_SHOWN]}")
-    for name, tensor in tensors.items():
-        there = sum(math.prod(chunk.sizes) for chunk in tensor.chunks)
-        if there != math.prod(tensor.size):
-            raise CheckpointError(
-                f"{where} has {there} of the {math.prod(tensor.size)} elements of {name}; a file is missing, "
-                "or there is one too many"
-            )

@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SUFFIX = ".distcp"
+# What we add to what torch notes of the parts of a tensor: the shape of the whole.
+SHAPE_KEY = "global_shape"
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,9 +387,16 @@ def _write_tensors(
 
 
 def _sharding_texts(items: Sequence[WriteItem]) -> dict[str, str]:
-    """Returns what torch's Hugging Face reader wants in a header: where each tensor is in the whole one."""
-    chunks = {item.index.fqn: item.tensor_data.chunk for item in items if item.tensor_data is not None}
-    offsets = {name: {SAVED_OFFSETS_KEY: list(chunk.offsets)} for name, chunk in chunks.items()}
+    """Returns what torch's Hugging Face reader wants in a header: where each tensor is in the whole one.
+
+    Beside that is the shape of the whole, which tells when a part at its end is missing.
+    """
+    found = ((item.index.fqn, item.tensor_data) for item in items)
+    chunks = {name: (data.chunk, data.size) for name, data in found if data is not None}
+    offsets = {
+        name: {SAVED_OFFSETS_KEY: list(chunk.offsets), SHAPE_KEY: list(size)}
+        for name, (chunk, size) in chunks.items()
+    }
     return {
         CUSTOM_METADATA_KEY: json.dumps(offsets),
         DCP_VERSION_KEY: str(HF_DCP_VERSION),

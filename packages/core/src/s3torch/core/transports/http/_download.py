@@ -47,9 +47,11 @@ class Download(Generic[T]):
         if self._etag is None:
             # What has come cannot be told from another version.
             self._forget()
-        if not self._received:
+        if not self._received and self._wanted is self._request.byte_range:
             return self._request
-        return self._request._replace(headers=get_headers(self._missing, self._etag))
+        return self._request._replace(
+            headers=get_headers(self._missing, self._etag or self._request.if_match)
+        )
 
     def receive(self, answer: ResponseHead, connection: Connection, buffer: memoryview | None) -> T:
         """Receives a body, or what is missing of it.
@@ -58,11 +60,14 @@ class Download(Generic[T]):
             TruncatedError: It is not what was asked for, or not whole.
             OSError: The connection broke.
         """
-        length = self._begin(answer)
+        announced = self._begin(answer)
+        length = self._limited(announced)
+        is_all = length == announced
         if length is not None and self._room is not None and length > self._room:
             raise TruncatedError(f"the body has {length} bytes, more than the {self._room} asked for")
-        if answer.length is not None and length is not None and answer.length != length - self._received:
-            raise TruncatedError(f"the answer announces {answer.length} of {length - self._received} bytes")
+        missing = None if length is None else length - self._received
+        if is_all and None not in {answer.length, missing} and answer.length != missing:
+            raise TruncatedError(f"the answer announces {answer.length} of {missing} bytes")
         if answer.length is None or length is None:
             self._receive_pieces(answer, connection, buffer, length)
         elif buffer is not None:
@@ -73,7 +78,8 @@ class Download(Generic[T]):
             if self._memory is None:
                 self._memory = new_bytes(length)
             self._fill(connection, self._memory[1], length)
-        connection.end_body()
+        if is_all:
+            connection.end_body()
         return self._result()
 
     def restarts(self, error: S3Error) -> bool:
@@ -125,6 +131,18 @@ class Download(Generic[T]):
         # A weak ETag never matches, so what has come would be of no use.
         self._etag = etag if length is not None and etag and not etag.startswith("W/") else None
         return length
+
+    def _limited(self, length: int | None) -> int | None:
+        """Returns how much of a body is received; the connection is not used again where that is not all."""
+        at_most = self._request.at_most
+        if at_most is None:
+            return length
+        if length is None:
+            # It may be of any size. The next attempt asks for a range.
+            self._wanted = ByteRange(0, at_most)
+            raise TruncatedError("the answer does not tell its length")
+        self._length = min(length, at_most)
+        return self._length
 
     def _fill(self, connection: Connection, memory: memoryview, length: int) -> None:
         while self._received < length:

@@ -55,6 +55,8 @@ def s3torch_create_transport(context: TransportContext) -> HttpTransport:
 class HttpTransport:
     """Moves bytes over sockets. The rules are those of ``s3torch.core.seam``."""
 
+    ends_early = True
+
     def __init__(self, context: TransportContext) -> None:
         connections = context.config.connections
         self._context = context

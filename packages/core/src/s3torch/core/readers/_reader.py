@@ -346,8 +346,7 @@ class ObjectReader(S3Reader):
         try:
             return take(place)
         except ChecksumMismatchError as exc:
-            if exc.attempts:
-                # It was asked for twice, with one request.
+            if exc.attempts:  # It was asked for twice, with one request.
                 raise
             self._failure = exc
             for part in self._drop():

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 from s3torch.core import S3Error
 from s3torch.core.plugins import create_transport, default_transport, hookimpl
 from s3torch.core.ranges import MAX_PART_SIZE, MIN_PART_SIZE
-from s3torch.core.seam import BuffersParts, SupportsSendNow
+from s3torch.core.seam import BuffersParts, EndsEarly, SupportsSendNow
 from s3torchconnector._error_texts import with_old_text
 from s3torchconnector._s3client.s3client_config import S3ClientConfig
 
@@ -64,6 +64,7 @@ class OldTextTransport:
         self._transport = transport
         self._wrappers = wrappers
         self.buffers_parts = isinstance(transport, BuffersParts) and transport.buffers_parts
+        self.ends_early = isinstance(transport, EndsEarly) and transport.ends_early
 
     def send(
         self, request: Request[T], *, body: memoryview | None = None, into: memoryview | None = None

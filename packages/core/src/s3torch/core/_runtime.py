@@ -14,7 +14,7 @@ from s3torch.core.observers._listening import listening
 from s3torch.core.observers._observed import Observations, ObservedTransport
 from s3torch.core.plugins import create_transport, default_transport
 from s3torch.core.requests._objects import NO_LENGTH, get_for_head
-from s3torch.core.seam import BuffersParts, SupportsSendNow, TransportContext
+from s3torch.core.seam import BuffersParts, EndsEarly, SupportsSendNow, TransportContext
 from s3torch.core.session import AwsSession
 from s3torch.core.transfer import InFlightTarget
 
@@ -36,6 +36,7 @@ class Runtime:
         transport: What moves the bytes.
         sends_now: The same transport, where it can send on the calling thread; ``None`` where it cannot.
         in_flight_target: How much to have in flight where that costs memory; ``None`` where it costs none.
+        ends_early: Whether the transport can end an answer after some of its bytes.
     """
 
     def __init__(self, settings: RuntimeHandle) -> None:
@@ -58,6 +59,7 @@ class Runtime:
         self.memory = Memory.of_this_process(config.memory_limit)
         name = config.transport_name or default_transport(encrypted=self._session.is_encrypted)
         self._transport = create_transport(name, context)
+        self.ends_early = isinstance(self._transport, EndsEarly) and self._transport.ends_early
         self.in_flight_target: InFlightTarget | None = None
         if isinstance(self._transport, BuffersParts) and self._transport.buffers_parts:
             self.in_flight_target = InFlightTarget(

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BuffersParts",
+    "EndsEarly",
     "ResolvedSession",
     "RetryListener",
     "SupportsSendNow",
@@ -133,6 +134,17 @@ class BuffersParts(Protocol):
     """
 
     buffers_parts: bool
+
+
+@runtime_checkable
+class EndsEarly(Protocol):
+    """A transport that can end an answer after ``Request.at_most`` bytes, without receiving the rest.
+
+    s3torch then asks for small objects of unknown size without a range, because many stores tell a checksum
+    only with such an answer. A transport that cannot is never given a request with ``at_most``.
+    """
+
+    ends_early: bool
 
 
 class ResolvedSession(Protocol):

@@ -296,6 +296,25 @@ class BodyTests(TransportCase):
         with pytest.raises(CUT_OFF):
             script.connect(max_attempts=2).list_objects("bucket")
 
+    def test_answer_is_ended_early(self, script: Script) -> None:
+        """Where a transport says that it can, it waits for no more, and tells of the whole object."""
+        transport = script.connect()
+        if not getattr(transport.transport, "ends_early", False):
+            pytest.skip("the transport does not end answers early")
+        script.server.will(ScriptedAnswer(body=_LONG, stall=150), ScriptedAnswer(body=b"other"))
+        first = transport.get("bucket", "key", at_most=100).result(PATIENCE)
+        assert (first.data, first.length, first.head.size) == (_LONG[:100], 100, len(_LONG))
+        assert transport.get("bucket", "key", at_most=100).result(PATIENCE).data == b"other"
+        assert all("range" not in request.headers for request in script.server.requests)
+        # Of an object that may be of any size a range is asked for.
+        part = {"Content-Range": f"bytes 0-99/{len(_LONG)}"}
+        script.server.will(
+            ScriptedAnswer(body=_LONG, headers={"Content-Length": None}),
+            ScriptedAnswer(206, _LONG[:100], part),
+        )
+        assert transport.get("bucket", "key", at_most=100).result(PATIENCE).data == _LONG[:100]
+        assert script.server.requests[-1].headers["range"] == "bytes=0-99"
+
     @pytest.mark.parametrize("buffered", [False, True])
     @pytest.mark.parametrize(
         "told",

@@ -12,6 +12,7 @@ from s3torch.core.requests._objects import (
     get_headers,
     get_object,
     get_object_tagging,
+    head_first_part,
     head_object,
 )
 from s3torch.core.requests._request import (
@@ -47,6 +48,7 @@ __all__ = [
     "get_headers",
     "get_object",
     "get_object_tagging",
+    "head_first_part",
     "head_object",
     "list_multipart_uploads",
     "list_object_versions",

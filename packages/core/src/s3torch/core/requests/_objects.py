@@ -42,6 +42,9 @@ _OWN = "x-amz-"
 _OF_ALL_ANSWERS = {"x-amz-request-id", "x-amz-id-2"}
 _META = "x-amz-meta-"
 _CHECKSUM = "x-amz-checksum-"
+_CHECKSUM_TYPE = "x-amz-checksum-type"
+# The ETag of an object of several parts.
+_OF_PARTS = re.compile(r'-(?!1"?$)\d+"?$')
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 # The code of answers that do not tell a size; they would not the next time either.
 NO_LENGTH = "MissingContentLength"
@@ -60,6 +63,8 @@ def get_object(
     byte_range: ByteRange | None = None,
     if_match: str | None = None,
     version_id: str | None = None,
+    at_most: int | None = None,
+    checksums: bool = True,
 ) -> Request[GetResult]:
     """Reads an object or a range of it.
 
@@ -71,6 +76,9 @@ def get_object(
         if_match: The ETag that the object must have, else ``PreconditionFailedError``; a weak one is not
             sent.
         version_id: The version that is wanted.
+        at_most: How many bytes of the whole object are wanted, from its start; only for transports that
+            ``ends_early``.
+        checksums: Whether the answer should tell the checksum of the object.
     """
     if if_match is not None and is_weak(if_match):
         # It holds for nothing, whatever the object is; who reads on compares the ETags of the answers.
@@ -80,18 +88,21 @@ def get_object(
         method="GET",
         bucket=bucket,
         key=key,
-        read=partial(_get_result, byte_range),
+        read=partial(_get_result, byte_range, at_most),
         query="" if version_id is None else query_of(versionId=version_id),
-        headers=get_headers(byte_range, if_match),
+        headers=get_headers(byte_range, if_match, checksums=checksums),
         byte_range=byte_range,
         if_match=if_match,
         streams=True,
+        at_most=at_most,
         recover=_empty_object if byte_range is None or not byte_range.start else None,
     )
 
 
-def _get_result(byte_range: ByteRange | None, answer: Answer) -> GetResult:
+def _get_result(byte_range: ByteRange | None, at_most: int | None, answer: Answer) -> GetResult:
     announced = announced_length(answer.headers, byte_range, status=answer.status)
+    if announced is not None and at_most is not None:
+        announced = min(announced, at_most)
     if announced is not None and announced != answer.length:
         raise TruncatedError(f"got {answer.length} of {announced} bytes")
     if byte_range is not None and answer.length > len(byte_range):
@@ -106,12 +117,14 @@ def _empty_object(error: S3Error, body: bytes | None) -> GetResult:
     raise error
 
 
-def get_headers(byte_range: ByteRange | None, if_match: str | None) -> list[tuple[str, str]]:
+def get_headers(
+    byte_range: ByteRange | None, if_match: str | None, *, checksums: bool = True
+) -> list[tuple[str, str]]:
     """Returns the headers of a GetObject request."""
     headers = []
     if byte_range is not None:
         headers.append(("Range", byte_range.header))
-    if byte_range is None or not byte_range.start:
+    if checksums and (byte_range is None or not byte_range.start):
         # The range may turn out to be the whole object.
         headers.append(("x-amz-checksum-mode", "ENABLED"))
     if if_match is not None:
@@ -140,6 +153,17 @@ def get_for_head(head: Request[HeadObjectResult]) -> Request[HeadObjectResult]:
         read=lambda answer: first.read(answer).head,
         recover=lambda error, body: _empty_object(error, body).head,
     )
+
+
+def head_first_part(bucket: str, key: str, *, version_id: str | None = None) -> Request[int | None]:
+    """Asks how many bytes the first part has, of which an object was made; ``None`` where nothing tells."""
+
+    def read(answer: Answer) -> int | None:
+        found = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
+        return None if found is None else int(found[2]) + 1 - int(found[1])
+
+    query = query_of(partNumber=1, versionId=version_id)
+    return Request(operation="HeadObject", method="HEAD", bucket=bucket, key=key, read=read, query=query)
 
 
 def delete_object(bucket: str, key: str, *, version_id: str | None = None) -> Request[None]:
@@ -253,7 +277,10 @@ def _amazon_facts(headers: Mapping[str, str], *, is_whole: bool) -> dict[str, An
     own = [name for name in headers if name.startswith(_OWN) and name not in _OF_ALL_ANSWERS]
     if not own:
         return {}
-    of_all = is_whole and headers.get("x-amz-checksum-type", "FULL_OBJECT") == "FULL_OBJECT"
+    kind = headers.get(_CHECKSUM_TYPE)
+    if kind is None and "content-range" in headers and _OF_PARTS.search(headers.get("etag", "")):
+        # Of a range that has all bytes S3 tells the checksum without the number of parts.
+        kind = "COMPOSITE"
     return {
         "storage_class": headers.get("x-amz-storage-class"),
         "restore_status": restore_status(headers.get("x-amz-restore")),
@@ -262,9 +289,9 @@ def _amazon_facts(headers: Mapping[str, str], *, is_whole: bool) -> dict[str, An
         "checksums": {
             name.removeprefix(_CHECKSUM).upper(): headers[name]
             for name in own
-            # A value with a hyphen is a checksum of checksums, not of the bytes.
-            if name.startswith(_CHECKSUM) and of_all and "-" not in headers[name]
-            if name != "x-amz-checksum-type"
+            if name.startswith(_CHECKSUM) and is_whole and name != _CHECKSUM_TYPE
+            # A CRC64NVME is always of the bytes.
+            if kind != "COMPOSITE" or "-" in headers[name] or name == f"{_CHECKSUM}crc64nvme"
         },
         "server_side_encryption": headers.get("x-amz-server-side-encryption"),
         "kms_key_id": headers.get("x-amz-server-side-encryption-aws-kms-key-id"),

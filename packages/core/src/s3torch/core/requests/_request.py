@@ -96,6 +96,8 @@ class Request(NamedTuple, Generic[T]):
         byte_range: The bytes of the object that are asked for, where it is a range.
         if_match: The ETag that the object has to have; ``headers`` has it, too.
         streams: Whether the body of the answer is that of an object.
+        at_most: Bytes of the body after which a transport that ``ends_early`` ends the answer, and takes what
+            it has for all of it; for requests without a range.
         recover: Makes the result of an error that means success, or raises it; it is also given what the
             ``body`` of the answer would be: no bytes, or ``None`` with a buffer of the caller.
     """
@@ -111,6 +113,7 @@ class Request(NamedTuple, Generic[T]):
     byte_range: ByteRange | None = None
     if_match: str | None = None
     streams: bool = False
+    at_most: int | None = None
     recover: Callable[[S3Error, bytes | None], T] | None = None
 
     def result(self, answer: Answer) -> T:

@@ -15,7 +15,6 @@ writes it. A process that ends waits until its file is complete; on stderr the l
 from __future__ import annotations
 
 import ctypes
-import io
 import logging
 import math
 import os
@@ -176,47 +175,6 @@ class CrtRuntime:
             retry_config=S3RetryConfig(retry_mode=S3RetryMode.NONE),
             connect_timeout_ms=math.ceil(config.connect_timeout * 1000),
         )
-
-
-class BodyStream(io.RawIOBase):
-    """Lets the CRT read a buffer without a copy on this side."""
-
-    def __init__(self, body: memoryview) -> None:
-        super().__init__()
-        self.body = body
-        self._position = 0
-        # Whoever lets go of the buffer may change it, so it must not be read at that moment.
-        self._lock = threading.RLock()
-
-    def __len__(self) -> int:
-        return len(self.body)
-
-    def release(self) -> None:
-        """Lets go of the buffer; the CRT keeps the stream for longer than its request."""
-        with self._lock:
-            self.body = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        """True: the CRT begins again at each attempt."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        with self._lock:
-            count = max(0, min(len(buffer), len(self.body) - self._position))
-            buffer[:count] = self.body[self._position : self._position + count]
-            self._position += count
-        return count
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self.body)}
-        self._position = max(0, origin[whence] + offset)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
 
 
 def _event_loops() -> int:

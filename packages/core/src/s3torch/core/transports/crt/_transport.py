@@ -20,13 +20,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core._process import start_thread
-from s3torch.core.errors import S3Error, TransferCancelledError, TruncatedError
+from s3torch.core.errors import S3Error, TransferCancelledError
 from s3torch.core.plugins import hookimpl
 from s3torch.core.ranges import MIB
-from s3torch.core.requests import Answer, body_of, request_headers, request_target
+from s3torch.core.requests import body_of, request_headers, request_target
 from s3torch.core.transports._retries import decide_retry, tell_retry
+from s3torch.core.transports.crt._bodies import BodyStream, Receiver
 from s3torch.core.transports.crt._errors import NO_ETAG, NO_RANGE, error_of
-from s3torch.core.transports.crt._runtime import BodyStream, CrtRuntime
+from s3torch.core.transports.crt._runtime import CrtRuntime
 from s3torch.core.transports.crt._watch import Watch, timer
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_OK = 200
 # A native request that is still connecting takes many seconds to end.
 _CANCEL_SECONDS = 0.5
 # Transfers from this size on are bounded by whoever starts them.
@@ -371,67 +371,3 @@ class CrtTransfer(Future[T]):
         # A native request that has not ended keeps this transfer, which has to keep it.
         self._has_ended = True
         self._give_turn_back()
-
-
-class Receiver:
-    """Takes in what comes back for the attempts of one request; called on threads of the CRT.
-
-    Args:
-        request: What is asked.
-        into: The caller's buffer, if there is one.
-    """
-
-    def __init__(self, request: Request[Any], into: memoryview | None) -> None:
-        byte_range = request.byte_range
-        self.start = 0 if byte_range is None else byte_range.start
-        # The length of the range that is asked for, where there is one.
-        self.part_size = None if byte_range is None else len(byte_range)
-        self.into = into
-        self.has_buffer = into is not None
-        # How many bytes may come; ``None`` for any number.
-        self._room = self.part_size if into is None else len(into)
-        # Once a transfer was cancelled its buffer is not touched any more.
-        self._lock = threading.RLock()  # A signal handler may cancel or send in here.
-        self.begin()
-
-    def begin(self) -> None:
-        """Forgets what came back for the attempt before."""
-        self._status = _OK
-        self._headers: dict[str, str] = {}
-        self._chunks: list[bytes] = []
-        self._received = 0
-
-    def on_headers(self, status_code: int, headers: list[tuple[str, str]], **_: Any) -> None:
-        """Takes the head of the response."""
-        self._status = status_code
-        self._headers = {name.lower(): value for name, value in headers}
-
-    def on_body(self, chunk: bytes, offset: int, **_: Any) -> None:
-        """Puts a piece of the body where it belongs; the offset is that in the object."""
-        self._received += len(chunk)
-        begin = offset - self.start
-        if begin < 0 or (self._room is not None and begin + len(chunk) > self._room):
-            raise TruncatedError(f"the body has more than the {self._room} bytes asked for")
-        if not self.has_buffer:
-            self._chunks.append(chunk)
-            return
-        with self._lock:
-            if self.into is not None:
-                self.into[begin : begin + len(chunk)] = chunk
-
-    def answer(self) -> Answer:
-        """Returns what came back for an attempt that the CRT calls a success."""
-        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        return Answer(self._status, self._headers, None if self.has_buffer else body, self._received)
-
-    def take_plain(self) -> bool:
-        """Lets the CRT pass on whatever is answered from now on; ``False`` where it does already."""
-        is_new = self.part_size is not None
-        self.part_size = None
-        return is_new
-
-    def release(self) -> None:
-        """Lets go of buffers."""
-        self._chunks = []
-        with self._lock:
-            self.into = None

@@ -17,39 +17,33 @@ those of botocore. ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY`` are heeded.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from s3torch.core._memory import new_bytes
 from s3torch.core._resources import connections_for_throughput, exhausted_files
 from s3torch.core.errors import (
-    PreconditionFailedError,
     S3ConnectionError,
     S3Error,
     S3TimeoutError,
-    TruncatedError,
 )
 from s3torch.core.plugins import hookimpl
-from s3torch.core.ranges import KIB, MIB, ByteRange
+from s3torch.core.ranges import KIB, MIB
 from s3torch.core.requests import (
     Answer,
     Request,
-    announced_length,
     body_of,
-    get_headers,
     request_headers,
     request_target,
 )
-from s3torch.core.requests._request import FIRST_ERROR_STATUS, is_weak, same_etag
+from s3torch.core.requests._request import FIRST_ERROR_STATUS
 from s3torch.core.transports._retries import decide_retry, tell_retry
 from s3torch.core.transports._signing import Signer
 from s3torch.core.transports._workers import WorkerPool, WorkerTransfer
 from s3torch.core.transports.http._connection import StaleConnectionError
 from s3torch.core.transports.http._connections import Connections
+from s3torch.core.transports.http._download import Download
 from s3torch.core.transports.http._messages import request_head
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from s3torch.core.models import BucketEndpoint, Credentials
     from s3torch.core.seam import TransportContext
     from s3torch.core.transports.http._connection import Connection
@@ -60,8 +54,6 @@ T = TypeVar("T")
 _MAX_ERROR_BODY = 64 * KIB
 # A listing of 1,000 keys of 1,024 characters, each quoted, with all that is told of them.
 _MAX_ANSWER = 16 * MIB
-# Larger bodies are received into memory that is made for them; smaller ones are joined from their pieces.
-_LARGE = 1 * MIB
 
 
 @hookimpl
@@ -72,6 +64,8 @@ def s3torch_create_transport(context: TransportContext) -> HttpTransport:
 
 class HttpTransport:
     """Moves bytes over sockets. The rules are those of ``s3torch.core.seam``."""
+
+    ends_early = True
 
     def __init__(self, context: TransportContext) -> None:
         connections = context.config.connections
@@ -227,165 +221,3 @@ def _answer(head: ResponseHead, body: bytes, region: str) -> Answer:
 def _words(error: OSError) -> str:
     """Says what has broken; without files to open, hosts are unknown, too."""
     return exhausted_files() or str(error)
-
-
-class Download(Generic[T]):
-    """One GET over all of its attempts: what has come stays, the rest is asked for.
-
-    Args:
-        request: What is asked for.
-        room: How long the caller's buffer is; ``None`` where there is none.
-    """
-
-    def __init__(self, request: Request[T], room: int | None) -> None:
-        self._request = request
-        self._wanted = request.byte_range
-        self._room = room
-        self._received = 0
-        self._length = 0
-        self._etag: str | None = None
-        # The first answer of which anything has been kept.
-        self._headers: Mapping[str, str] = {}
-        self._status = 0
-        self._pieces: list[bytes] = []
-        self._memory: tuple[bytes, memoryview] | None = None
-
-    def next_request(self) -> Request[T]:
-        """Returns the request of the next attempt."""
-        if self._etag is None:
-            # What has come cannot be told from another version.
-            self._forget()
-        if not self._received:
-            return self._request
-        return self._request._replace(headers=get_headers(self._missing, self._etag))
-
-    def receive(self, answer: ResponseHead, connection: Connection, buffer: memoryview | None) -> T:
-        """Receives a body, or what is missing of it.
-
-        Raises:
-            TruncatedError: It is not what was asked for, or not whole.
-            OSError: The connection broke.
-        """
-        length = self._begin(answer)
-        if length is not None and self._room is not None and length > self._room:
-            raise TruncatedError(f"the body has {length} bytes, more than the {self._room} asked for")
-        if answer.length is not None and length is not None and answer.length != length - self._received:
-            raise TruncatedError(f"the answer announces {answer.length} of {length - self._received} bytes")
-        if answer.length is None or length is None:
-            self._receive_pieces(answer, connection, buffer, length)
-        elif buffer is not None:
-            self._fill(connection, buffer, length)
-        elif length < _LARGE:
-            self._collect(connection, length)
-        else:
-            if self._memory is None:
-                self._memory = _memory_for(length)
-            self._fill(connection, self._memory[1], length)
-        connection.end_body()
-        return self._result()
-
-    def restarts(self, error: S3Error) -> bool:
-        """Whether an attempt failed only because the object was replaced since the one before."""
-        if isinstance(error, PreconditionFailedError) and self._received and self._request.if_match is None:
-            self._forget()
-            return True
-        return False
-
-    def failed(self, error: S3Error) -> T:
-        """Returns a result where the error means success, or raises it."""
-        if self._received:
-            raise error
-        return self._request.failed(error, into=self._room)
-
-    @property
-    def _missing(self) -> ByteRange | None:
-        """What the next attempt asks for; ``None`` for a whole object."""
-        if not self._received:
-            return self._wanted
-        start = self._wanted.start if self._wanted is not None else 0
-        return ByteRange(start + self._received, start + self._length)
-
-    def _forget(self) -> None:
-        """Begins anew."""
-        self._received = self._length = 0
-        self._etag = self._memory = None
-        self._headers = {}
-        self._pieces = []
-
-    def _begin(self, answer: ResponseHead) -> int | None:
-        """Checks what an answer brings against what was asked for; returns the length of all attempts."""
-        try:
-            length = announced_length(answer.headers, self._missing, status=answer.status)
-        except TruncatedError:
-            if not self._received:
-                raise
-            # A server that does not know ranges, or not this one, begins anew, and so does this side.
-            self._forget()
-            length = announced_length(answer.headers, self._wanted, status=answer.status)
-        etag = answer.headers.get("etag")
-        if self._received:
-            if not same_etag(etag or "", self._etag or ""):
-                self._forget()
-                raise TruncatedError(f"the object was replaced while it was read (ETag {etag})")
-            return self._length
-        self._headers, self._status = answer.headers, answer.status
-        self._length = length or 0
-        # A weak ETag never matches, so what has come would be of no use.
-        self._etag = etag if length is not None and etag and not is_weak(etag) else None
-        return length
-
-    def _fill(self, connection: Connection, memory: memoryview, length: int) -> None:
-        while self._received < length:
-            with memory[self._received : length] as missing:
-                count = connection.receive_into(missing)
-            if not count:
-                raise self._truncated(length)
-            self._received += count
-
-    def _collect(self, connection: Connection, length: int) -> None:
-        while self._received < length:
-            piece = connection.receive(length - self._received)
-            if not piece:
-                raise self._truncated(length)
-            self._pieces.append(piece)
-            self._received += len(piece)
-
-    def _receive_pieces(
-        self, answer: ResponseHead, connection: Connection, buffer: memoryview | None, length: int | None
-    ) -> None:
-        """Receives a body whose end is not told by its length."""
-        most = self._room if length is None else length
-        if most is None and self._wanted is not None:
-            most = len(self._wanted)
-        target = buffer if self._memory is None else self._memory[1]
-        for piece in connection.pieces(answer):
-            stop = self._received + len(piece)
-            if most is not None and stop > most:
-                raise TruncatedError(f"the body has more than the {most} bytes asked for")
-            if target is not None:
-                target[self._received : stop] = piece
-            else:
-                self._pieces.append(piece)
-            self._received = stop
-        if length is not None and self._received != length:
-            raise self._truncated(length)
-
-    def _result(self) -> T:
-        data: bytes | None = None
-        if self._memory is not None:
-            data, view = self._memory
-            view.release()
-        elif self._room is None:
-            data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        return self._request.result(Answer(self._status, self._headers, data, self._received))
-
-    def _truncated(self, length: int) -> TruncatedError:
-        return TruncatedError(f"got {self._received} of {length} bytes")
-
-
-def _memory_for(length: int) -> tuple[bytes, memoryview]:
-    """Makes memory for a body whose length is what the server says."""
-    try:
-        return new_bytes(length)
-    except (MemoryError, OverflowError, SystemError) as exc:
-        raise S3Error(f"there is no memory for the {length} bytes that the answer announces") from exc

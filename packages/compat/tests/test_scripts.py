@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint._extension import ExtensionRegistry, ZStandard
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils.data import DataLoader
 
 from s3torch.datasets import Selection
@@ -139,6 +140,22 @@ def test_distributed_checkpoints(folder, thread_count):
     files = S3FileSystem(REGION).ls(f"{folder}/dcp/shard0/epoch_1")
     assert files
     assert all(file.rpartition("/")[2].startswith("__0_") for file in files)
+
+
+class Settings:
+    """Something that only planners of torch load, which run what is in it."""
+
+
+def test_objects_are_loaded_as_by_torch_but_not_in_the_place_of_tensors(folder):
+    path = f"{folder}/dcp"
+    dcp.save({"settings": Settings()}, storage_writer=S3StorageWriter(REGION, path))
+    loaded = {"settings": None}
+    dcp.load(loaded, storage_reader=S3StorageReader(REGION, path))
+    assert isinstance(loaded["settings"], Settings)
+    with pytest.raises(CheckpointException, match="settings is a tensor in the state dict, but an object"):
+        dcp.load({"settings": torch.zeros(1)}, storage_reader=S3StorageReader(REGION, path))
+    with pytest.raises(CheckpointException, match="Settings, which is not known to be harmless"):
+        dcp.load(loaded, storage_reader=S3StorageReader(REGION, path, weights_only=True))
 
 
 def test_compressed_checkpoints(folder):

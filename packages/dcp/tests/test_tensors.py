@@ -70,5 +70,19 @@ def test_types_without_a_storage_class(dtype):
     assert described(archive) == described(usual.getvalue())
 
 
+@pytest.mark.promise(10)
+@pytest.mark.parametrize("step", [b"r\xff\xff\xff\x7f", b"}b", b"cos\nmkdir\n(X\x01\x00\x00\x00atR"])
+def test_what_stands_in_a_strange_archive_is_left_to_torch(step, tmp_path, monkeypatch):
+    """Not more memory is taken, nothing is changed and nothing run."""
+    monkeypatch.chdir(tmp_path)
+    usual = io.BytesIO()
+    torch.save(torch.ones(4), usual)
+    body = usual.getvalue().replace(b"_rebuild_tensor_v2\n", b"_rebuild_tensor_v2\n" + step)
+    assert parse_archive(memoryview(usual.getvalue()), len(usual.getvalue())) is not None
+    found = parse_archive(memoryview(body), len(body))
+    assert found is None or found.sizes == (4,)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_quantized_types_are_left_to_torch():
     assert archive_frame(torch.qint8, (3,)) is None

@@ -131,6 +131,7 @@ HOSTILE = {
     "an instance of old": MARK + b"itorch\nload\n",
     "an object of old": MARK + METADATA_CLASS + b"o",
     "a persistent id": ZERO + b"Q",
+    "a place far away": b"Nr\xff\xff\xff\x7f",
     "nothing": b"",
     "no value": b"0",
 }

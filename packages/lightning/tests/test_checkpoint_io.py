@@ -90,10 +90,26 @@ def test_removing(io, client, folder):
 
 @pytest.mark.promise(9)
 def test_removing_a_sharded_checkpoint_removes_all_of_it(io, client, folder):
-    for name in ("sharded.ckpt/.metadata", "sharded.ckpt/deep/__0_0.distcp", "sharded.ckpt2"):
+    names = [".metadata", "deep/__0_0.distcp", "__1_0-0123456789abcdef.distcp", "meta.pt"]
+    for name in (*(f"sharded.ckpt/{name}" for name in names), "sharded.ckpt2"):
         io.save_checkpoint({}, f"{folder}/{name}")
     io.remove_checkpoint(f"{folder}/sharded.ckpt")
     assert keys(client, folder) == ["sharded.ckpt2"]
+
+
+@pytest.mark.promise(9)
+def test_removing_leaves_what_is_not_of_the_checkpoint(io, client, folder):
+    others = ["run/a.ckpt", "run/logs/events.1", "run/next.ckpt/.metadata", "run/next.ckpt/__0_0.distcp"]
+    for name in others:
+        io.save_checkpoint({}, f"{folder}/{name}")
+    fresh = S3LightningCheckpoint(io.region)
+    fresh.remove_checkpoint(f"{folder}/run")
+    assert keys(client, folder) == others
+    for name in ("run/.metadata", "run/__0_0.distcp"):
+        io.save_checkpoint({}, f"{folder}/{name}")
+    fresh.remove_checkpoint(f"{folder}/run")
+    assert keys(client, folder) == others
+    fresh.teardown()
 
 
 @pytest.mark.parametrize("path", ["/local/a.ckpt", "s3://", "s3://bucket", "s3://bucket/", "s3://bucket//"])

@@ -26,7 +26,7 @@ import sys
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +35,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.storage import UntypedStorage, _new_dtypes
 
 from s3torch.core.ranges import MIB
+from s3torch.dcp._unpickler import SafeUnpickler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -206,7 +207,7 @@ def parse_archive(head: memoryview, length: int) -> TensorLayout | None:
         root, pickled = _first_record(data)
         if data[_record(data, f"{root}/byteorder") :][: len(sys.byteorder)] != sys.byteorder.encode():
             return None
-        tensor = _TensorUnpickler(io.BytesIO(data[pickled:])).load()
+        tensor = _TensorUnpickler(io.BytesIO(data[pickled:]), safe_globals=None).load()
         if not isinstance(tensor, _Tensor) or not tensor.is_contiguous:
             return None
         layout = TensorLayout(_record(data, f"{root}/data/{tensor.key}"), tensor.dtype, tensor.sizes)
@@ -246,17 +247,16 @@ class _Tensor:
         return in_order and self.offset == 0 and math.prod(self.sizes) == self.count
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """Reads the description of a tensor and runs nothing."""
+class _TensorUnpickler(SafeUnpickler):
+    """Reads the description of a tensor."""
 
     def find_class(self, module: str, name: str, /) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            # Of its own, so that nothing in an archive can change what others use.
-            return partial(_describe)
-        if (module, name) == ("collections", "OrderedDict"):
-            return dict
+            return self.may_call(_describe)
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
+        if (module, name) == ("collections", "OrderedDict"):
+            return super().find_class(module, name)
         raise _OtherArchiveError(f"{module}.{name}")
 
     def persistent_load(self, pid: Any, /) -> Any:

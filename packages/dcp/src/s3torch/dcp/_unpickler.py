@@ -62,7 +62,8 @@ class SafeUnpickler(pickle._Unpickler):
 
     Args:
         file: Has the pickle, and is read whole.
-        safe_globals: Classes and functions that may be used freely, as ``torch.load`` takes them.
+        safe_globals: Classes and functions that may be used freely, as ``torch.load`` takes them; with
+            ``None`` those do not count that ``torch.serialization.add_safe_globals`` was given, either.
         tensors: Tensors may be built, too.
 
     Raises:
@@ -77,14 +78,15 @@ class SafeUnpickler(pickle._Unpickler):
         self,
         file: Any,
         *,
-        safe_globals: Iterable[Any] = (),
+        safe_globals: Iterable[Any] | None = (),
         tensors: bool = False,
         encoding: str = "utf-8",
     ) -> None:
         self._content = io.BytesIO(file.read())
         super().__init__(self._content, encoding=encoding)
         self._tensors = tensors
-        self._allowed = dict(map(_named, [*torch.serialization.get_safe_globals(), *safe_globals]))
+        more = () if safe_globals is None else (*torch.serialization.get_safe_globals(), *safe_globals)
+        self._allowed = dict(map(_named, more))
         # By their identity, as many cannot be hashed.
         self._calls: dict[int, Callable[..., Any]] = {}
         self._free = {id(value) for value in self._allowed.values()}
@@ -110,7 +112,7 @@ class SafeUnpickler(pickle._Unpickler):
     def _run(self, read: Callable[[int], bytes], memo: dict[int, Any], dispatch: dict[int, Any]) -> None:
         """Does one step after the other; what most of them are is done at the place."""
         stack, memoize, get, long_get = self.stack, pickle.MEMOIZE, pickle.BINGET, pickle.LONG_BINGET
-        number, text, empty = pickle.BININT1, pickle.SHORT_BINUNICODE, pickle.EMPTY_DICT
+        put, number, text, empty = pickle.BINPUT, pickle.BININT1, pickle.SHORT_BINUNICODE, pickle.EMPTY_DICT
         while True:
             code = read(1)
             if code == memoize:
@@ -119,6 +121,8 @@ class SafeUnpickler(pickle._Unpickler):
                 stack.append(memo[read(1)[0]])
             elif code == long_get:
                 stack.append(memo[int.from_bytes(read(4), "little")])
+            elif code == put:
+                memo[read(1)[0]] = stack[-1]
             elif code == number:
                 stack.append(read(1)[0])
             elif code == text:
@@ -144,7 +148,7 @@ class SafeUnpickler(pickle._Unpickler):
         if path.startswith("numpy.") and "numpy" not in sys.modules:
             raise UnsafeError(f"{path}, and there is no numpy", path)
         if path in CALLS:
-            return self._callable(VALUES.get(path, CALLS[path]), CALLS[path])
+            return self.may_call(VALUES.get(path, CALLS[path]), CALLS[path])
         if path in VALUES:
             return VALUES[path]
         if module == "torch" and isinstance(value := getattr(torch, name, None), TORCH_VALUES):
@@ -157,8 +161,9 @@ class SafeUnpickler(pickle._Unpickler):
             return value
         raise UnsafeError(f"{path}, which is not known to be harmless", path)
 
-    def _callable(self, value: Any, call: Callable[..., Any]) -> Any:
-        self._calls[id(value)] = call
+    def may_call(self, value: Any, call: Callable[..., Any] | None = None) -> Any:
+        """Returns what may be called from now on, or in the place of which something is called."""
+        self._calls[id(value)] = call or value
         return value
 
     def _from_torch(self, path: str) -> Any:
@@ -166,7 +171,7 @@ class SafeUnpickler(pickle._Unpickler):
         value = _get_allowed_globals().get(path) if self._tensors else None
         if not isinstance(value, types.FunctionType):
             return value
-        return self._callable(value, rebuild if value is torch._tensor._rebuild_from_type_v2 else value)
+        return self.may_call(value, rebuild if value is torch._tensor._rebuild_from_type_v2 else value)
 
     def _enumeration(self, module: str, name: str) -> Any:
         """Returns an enumeration of the program, whose members are looked up and not made."""
@@ -174,7 +179,7 @@ class SafeUnpickler(pickle._Unpickler):
         for part in name.split("."):
             value = getattr(value, "__dict__", {}).get(part)
         if isinstance(value, type) and issubclass(value, Enum) and value.__members__:
-            return self._callable(value, member_of(value))
+            return self.may_call(value, member_of(value))
         return None
 
     def load_reduce(self) -> None:

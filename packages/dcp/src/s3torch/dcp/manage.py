@@ -15,7 +15,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from s3torch.core import parse_s3_uri
 from s3torch.core.errors import ConfigurationError, NotFoundError, S3Error
@@ -28,9 +28,7 @@ from s3torch.dcp.saving._commit import complete_folders, is_commit, is_own_file,
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Iterator, Mapping, Sequence
-
-    from torch.distributed.checkpoint.metadata import Metadata
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from s3torch.core import ObjectInfo, S3Client
     from s3torch.dcp._metadata import FileFacts
@@ -47,6 +45,7 @@ __all__ = [
     "verify_checkpoint",
 ]
 
+T = TypeVar("T")
 Depth = Literal["sizes", "checksums", "bytes"]
 _BUFFER = 16 * MIB
 _DAY = 24 * 60 * 60.0
@@ -157,12 +156,12 @@ def verify_checkpoint(
     problems: list[str] = []
     for commit in _commits_in(uri, objects.values()):
         if commit.key == INDEX_NAME:
-            index = _read_index(fs, uri)
+            index = _read(fs, uri, INDEX_NAME, parse_index)
             facts |= index.facts
             least |= {name: sizes.get(name, 0) for name in sorted(index.files)}
             problems += _unlike_index(fs, uri, index, objects)
         else:
-            metadata = _read_metadata(fs, uri)
+            metadata = _read(fs, uri, METADATA_NAME, decode_metadata)
             facts |= file_facts(metadata)
             for info in (metadata.storage_data or {}).values():
                 end = info.offset + info.length
@@ -190,10 +189,7 @@ def delete_checkpoint(path: str | os.PathLike[str], *, client: S3Client | None =
         going = _files_to_delete(fs, uri, objects, commits)
     except CheckpointError as exc:
         going = []
-        warnings.warn(
-            f"{exc}. Only that was deleted; sweep_checkpoint removes files that nothing names",
-            stacklevel=2,
-        )
+        warnings.warn(f"{exc}. Only that goes; sweep_checkpoint removes what nothing names", stacklevel=2)
     # Of what was consolidated the index, and then the metadata of the parts.
     for info in sorted(commits, key=lambda info: info.key.count("/")):
         fs.rm_file(join_path(uri, info.key))
@@ -282,9 +278,9 @@ def _named(fs: S3FileSystem, uri: str, objects: Collection[ObjectInfo]) -> Itera
     for info in objects:
         folder, slash, name = info.key.rpartition("/")
         if name == INDEX_NAME:
-            files = _read_index(fs, uri, info.key).files
+            files = _read(fs, uri, info.key, parse_index).files
         elif name.endswith(METADATA_NAME):
-            files = file_names(_read_metadata(fs, uri, info.key))
+            files = file_names(_read(fs, uri, info.key, decode_metadata))
         else:
             continue
         yield from (f"{folder}{slash}{file}" for file in files)
@@ -310,14 +306,9 @@ def _unlike_index(
             yield f"{file} does not have {tensor}, which the index says it has"
 
 
-def _read_metadata(fs: S3FileSystem, uri: str, name: str = METADATA_NAME) -> Metadata:
+def _read(fs: S3FileSystem, uri: str, name: str, parse: Callable[..., T]) -> T:
     place = join_path(uri, name)
-    return decode_metadata(read_whole(fs, place), uri=place)
-
-
-def _read_index(fs: S3FileSystem, uri: str, name: str = INDEX_NAME) -> Index:
-    place = join_path(uri, name)
-    return parse_index(read_whole(fs, place), uri=place)
+    return parse(read_whole(fs, place), uri=place)
 
 
 def _superfluous(

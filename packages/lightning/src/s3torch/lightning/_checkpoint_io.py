@@ -6,6 +6,7 @@ of the other. The plugin derives from the interface of the one that is in use, a
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,13 +17,16 @@ from s3torch.lightning.plugin import lightning_class, lightning_version
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from typing import IO
 
     from s3torch.core import S3ClientConfig, S3Reader
 
 # The modules that define the interface.
 _INTERFACES = ("lightning.fabric.plugins.io.checkpoint_io", "lightning_fabric.plugins.io.checkpoint_io")
+# What makes a sharded checkpoint complete, and its other files: those of torch, and one of Lightning.
+_METADATA = ".metadata"
+_SHARDED_FILE = re.compile(r"(?:.*/)?[^/]*\d(?:-[0-9a-f]{16})?\.distcp|meta\.pt")
 
 
 if TYPE_CHECKING:
@@ -128,7 +132,10 @@ class S3LightningCheckpoint(CheckpointIO):
         return checkpoint
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Removes a checkpoint: the object, or for a sharded one everything below it; a missing one is fine.
+        """Removes a checkpoint: the object, and the files of a sharded one; a missing one is fine.
+
+        A sharded one has ``.metadata`` below its path. That goes first, then the ``.distcp`` files and what
+        Lightning has put beside them. All other objects there stay, and so do other checkpoints below it.
 
         Args:
             path: The S3 URI.
@@ -141,16 +148,20 @@ class S3LightningCheckpoint(CheckpointIO):
         if (bucket, key) in self._saved:
             self._saved.discard((bucket, key))
             return
-        for failure in self._client.delete_objects(bucket, self._keys_below(bucket, key)):
+        folder = f"{key.rstrip('/')}/"
+        pages = self._client.list_objects(bucket, folder)
+        names = [info.key.removeprefix(folder) for page in pages for info in page.object_info]
+        if _METADATA not in names:
+            return
+        others = tuple(name.removesuffix(_METADATA) for name in names if name.endswith(f"/{_METADATA}"))
+        files = [name for name in names if _SHARDED_FILE.fullmatch(name) and not name.startswith(others)]
+        self._client.delete_object(bucket, folder + _METADATA)
+        for failure in self._client.delete_objects(bucket, [folder + name for name in files]):
             raise failure.error(bucket)
 
     def teardown(self) -> None:
         """Closes the connections; the next use opens new ones, because a trainer may run again."""
         self._client.close()
-
-    def _keys_below(self, bucket: str, key: str) -> Iterator[str]:
-        pages = self._client.list_objects(bucket, f"{key.rstrip('/')}/")
-        return (info.key for page in pages for info in page.object_info)
 
 
 def _split(path: str | os.PathLike[str]) -> tuple[str, str]:

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from s3torch.core.errors import NotFoundError, RangeNotSatisfiableError, TruncatedError
+from s3torch.core.errors import RangeNotSatisfiableError, TruncatedError
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import MIB, ByteRange
 from s3torch.testing._transport.answers import AnswerTests, EtagTests, PromiseTests, SizeTests
@@ -50,17 +50,22 @@ from s3torch.testing._transport.case import (
     StaticSession,
     TransportCalls,
     TransportCase,
-    begin_upload,
     checksum_of,
-    complete,
     failure,
     get,
     put,
     refused,
-    send_part,
 )
 from s3torch.testing._transport.connections import BareRefusalTests, CertificateTests, ConnectionTests
-from s3torch.testing._transport.control import CopyTests, DeleteTests, HeadTests, ListTests, VersionTests
+from s3torch.testing._transport.control import (
+    AWKWARD_KEYS,
+    CopyTests,
+    DeleteTests,
+    HeadTests,
+    KeyTests,
+    ListTests,
+    VersionTests,
+)
 from s3torch.testing._transport.transfers import (
     BufferTests,
     CancelTests,
@@ -218,58 +223,6 @@ class ReadTests(TransportCase):
         """A missing bucket is told from a missing object."""
         with refused("NoSuchBucket", "GetObject", NOWHERE, key):
             get(transport, NOWHERE, key)
-
-
-AWKWARD_KEYS = (
-    "a b",
-    " leading and trailing ",
-    "plus+plus",
-    "percent%percent%20%2F%25",
-    "question?mark=1&and#hash",
-    "double//slash",
-    "/leading/slash",
-    "trailing/slash/",
-    "dot/./dot",
-    "dots/../dots",
-    "quote'quote\"quote`",
-    "<xml>&amp;</xml>",
-    "semi;colon:comma,at@equal=dollar$",
-    "star*(bracket)[square]{curly}|pipe^caret~tilde!",
-    "back\\slash",
-    "tab\tkey",
-    "line\nbreak",
-    "umlaut-ü-combined-u\u0308",
-    "日本語/ключ/🔥",
-    "n" * 1024,
-    "/".join(["ü" * 63] * 8) + "/" + "x" * 8,
-)
-"""Keys that S3 takes and that are easily spoilt on the way; the last two have 1,024 bytes."""
-
-
-class KeyTests(TransportCase):
-    """Every key that S3 takes arrives as it is."""
-
-    @pytest.mark.parametrize("awkward", AWKWARD_KEYS, ids=lambda key: repr(key[:24]))
-    def test_key_through_everything(self, transport: TransportCalls, bucket: str, awkward: str) -> None:
-        """The key is the same in every operation."""
-        if awkward in self.unsupported_keys:
-            pytest.skip("the store does not keep this key as it is")
-        data = awkward.encode()
-        put(transport, bucket, awkward, data)
-        assert get(transport, bucket, awkward).data == data
-        assert transport.head_object(bucket, awkward).size == len(data)
-        listed = transport.list_objects(bucket, prefix=awkward).object_info
-        assert [info.key for info in listed] == [awkward]
-        transport.copy_object(bucket, awkward, bucket, "copied")
-        assert get(transport, bucket, "copied").data == data
-        transport.delete_object(bucket, awkward)
-        with pytest.raises(NotFoundError):
-            get(transport, bucket, awkward)
-        upload = begin_upload(transport, bucket, awkward)
-        complete(transport, upload, [send_part(transport, upload, data)], data)
-        assert get(transport, bucket, awkward).data == data
-        assert transport.delete_objects(bucket, [awkward, "copied"]) == []
-        assert transport.list_objects(bucket, prefix=awkward).object_info == []
 
 
 class BodyTests(TransportCase):

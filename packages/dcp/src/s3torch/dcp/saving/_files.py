@@ -37,11 +37,10 @@ from s3torch.dcp._tensors import (
     archive_frame,
     find_content,
     is_plain,
-    memory_of,
     storage_entry,
 )
 from s3torch.dcp.hugging_face._safetensors import make_header
-from s3torch.dcp.saving._values import HostValues
+from s3torch.dcp.saving._values import HostValues, without_rest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -302,7 +301,7 @@ def _write_whole(
     """Writes an item by ``torch.save``; returns the extensions it went through, and where its tensor is."""
     target, data = _Target(stream), value.on_host()
     if isinstance(data, torch.Tensor):
-        data = _without_rest(data)
+        data = without_rest(data)
     elif not isinstance(data, io.BytesIO):
         raise CheckpointError(f"{value.item.index} is a {type(data).__name__}, not a tensor or a BytesIO")
     descriptors: list[str] = []
@@ -355,15 +354,6 @@ class _Target(io.IOBase):
 
     def tell(self) -> int:
         return int(self._stream.tell())
-
-
-def _without_rest(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns a tensor whose storage has nothing else; of a view, torch would save the whole storage."""
-    if tensor.untyped_storage().size() == tensor.nbytes:
-        return tensor
-    if is_plain(tensor):
-        return torch.frombuffer(memory_of(tensor), dtype=tensor.dtype).view(tensor.shape)
-    return tensor.clone()
 
 
 def _write_tensors(

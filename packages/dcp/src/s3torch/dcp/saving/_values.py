@@ -198,3 +198,12 @@ class _HostCopy:
         self._event.synchronize()
         self._piece = None
         return memory_of(self._target)
+
+
+def without_rest(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor whose storage has nothing else; of a view, torch would save the whole storage."""
+    if tensor.untyped_storage().size() == tensor.nbytes:
+        return tensor
+    if is_plain(tensor):
+        return torch.frombuffer(memory_of(tensor), dtype=tensor.dtype).view(tensor.shape)
+    return tensor.clone()

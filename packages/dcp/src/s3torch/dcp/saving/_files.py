@@ -225,17 +225,11 @@ def write_files(
 
 
 def write_file(
-    fs: S3FileSystem,
-    path: str,
-    name: str,
-    fill: Callable[[io.IOBase], T],
-    options: PutOptions,
-    *,
-    expected_size: int = 0,
+    fs: S3FileSystem, path: str, name: str, fill: Callable[[io.IOBase], T], options: PutOptions, size: int = 0
 ) -> tuple[T, FileFacts]:
-    """Writes one file, and returns what ``fill``, which writes the content, has returned, and its facts."""
+    """Writes one file, and returns what ``fill``, which writes the content, has returned, and its facts; about ``size`` bytes."""
     uri = join_path(path, name)
-    with fs.create_stream(uri, "wb", put_options=options, expected_size=expected_size) as stream:
+    with fs.create_stream(uri, "wb", put_options=options, expected_size=size) as stream:
         result = fill(stream)
     return result, FileFacts(stream.tell(), getattr(stream, "checksum", None))
 
@@ -262,9 +256,7 @@ class RankFiles:
             write = _write_tensors if file.is_safetensors else self._write_archives
             return write(stream, file, values, check)
 
-        results, facts = write_file(
-            self.fs, self.path, file.name, fill, self.options, expected_size=file.size
-        )
+        results, facts = write_file(self.fs, self.path, file.name, fill, self.options, file.size)
         note_facts(results[0].storage_data, facts)
         return results
 

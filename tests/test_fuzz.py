@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from tools.fuzz.answers import TARGETS
 
 
-# Until documents and listings are read so, too, the http target alone.
-@pytest.mark.parametrize("name", ["http"])
+@pytest.mark.parametrize("name", TARGETS)
 def test_the_seeds(name):
     target, seeds = TARGETS[name]
     for seed in seeds:
@@ -18,7 +17,7 @@ def test_the_seeds(name):
 
 
 @given(st.data())
-@pytest.mark.parametrize("name", ["http"])
+@pytest.mark.parametrize("name", TARGETS)
 def test_spoiled_seeds(name, data):
     target, seeds = TARGETS[name]
     seed = data.draw(st.sampled_from(seeds))
@@ -27,6 +26,6 @@ def test_spoiled_seeds(name, data):
 
 
 @given(st.binary())
-@pytest.mark.parametrize("name", ["http"])
+@pytest.mark.parametrize("name", TARGETS)
 def test_anything(name, data):
     TARGETS[name][0](data)

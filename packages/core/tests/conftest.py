@@ -151,6 +151,19 @@ class Wire:
         """The multipart uploads in progress."""
         return self.direct.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])
 
+    def asked(self, parts, *, whole=True):
+        """The methods that a whole read of an object of so many parts sends, in the order of names.
+
+        A store tells the checksum of an object with an answer to a request without a range, as for an object
+        of one part. Such a request needs the size beforehand, or a transport that can end the answer: else a
+        HEAD asks for it.
+
+        Args:
+            parts: How many parts.
+            whole: Whether the first answer is to a request without a range.
+        """
+        return ["GET"] * parts + ["HEAD"] * (parts > 0 and not whole)
+
     @property
     def methods(self):
         """The methods of the requests so far, and forgets them."""

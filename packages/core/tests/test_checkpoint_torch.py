@@ -204,7 +204,7 @@ def test_a_load_is_a_request_for_each_part(wire, mmap):
     config = S3ClientConfig(transport=wire.transport, part_size=PART)
     with S3Checkpoint("us-east-1", wire.proxy.endpoint, config) as checkpoint:
         check(checkpoint.load(f"s3://{wire.bucket}/checkpoint.pt", mmap=mmap))
-        assert wire.methods == ["GET"] * -(-len(data) // PART)
+        assert sorted(wire.methods) == wire.asked(-(-len(data) // PART), whole=wire.transport == "http")
         checkpoint.save({"a": torch.ones(3)}, f"s3://{wire.bucket}/new.pt")
         assert wire.methods == ["PUT"]
 
@@ -216,7 +216,7 @@ def test_torch_reads_and_writes_with_a_request_for_each_part(wire):
     with S3Checkpoint("us-east-1", wire.proxy.endpoint, config) as checkpoint:
         with checkpoint.reader(f"s3://{wire.bucket}/checkpoint.pt") as reader:
             check(torch.load(reader))
-        assert wire.methods == ["GET"] * -(-len(data) // PART)
+        assert sorted(wire.methods) == wire.asked(-(-len(data) // PART), whole=wire.transport == "http")
         with checkpoint.writer(f"s3://{wire.bucket}/new.pt") as writer:
             torch.save({"a": torch.ones(3)}, writer)
         assert wire.methods == ["PUT"]

@@ -52,6 +52,7 @@ GOOD = {
     "expected_bucket_owner": [None, "012345678901"],
     "sse_customer_key": [None, customer_key],
     "max_connections": [None, 1, 1024],
+    "verify": ["on", "off"],
 }
 BAD = {
     "throughput_target_gbps": [-1, -0.001, math.nan, math.inf, "10", None, True, 1j],
@@ -72,6 +73,7 @@ BAD = {
     "expected_bucket_owner": ["", "12345", "01234567890x", 12345678901],
     "sse_customer_key": [bytes(32), "key", 5],
     "max_connections": [0, -1, 1025, 8.0, "8", True],
+    "verify": ["", "yes", True, None],
 }
 
 

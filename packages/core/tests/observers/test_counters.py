@@ -34,7 +34,8 @@ def histogram(seconds):
 
 
 def test_counts_are_those_of_the_server(wire, counters):
-    client = wire.client()
+    # An answer that is ended early has bytes on the way that nobody receives.
+    client = wire.client(verify="off")
     wire.proxy.add(Fault.slow_down(), method="GET", times=2)
     wire.proxy.add(Fault.slow_down(), method="PUT", skip=1, times=1)
     size = 2 * PART + 1

@@ -51,7 +51,7 @@ def write(client, bucket, key, size, content):
 
 
 def test_a_transfer_is_told_from_start_to_end(wire, diary):
-    client = wire.client()
+    client = wire.client(verify="off")
     write(client, wire.bucket, "k", 10, wire.content)
     assert client.get_object(wire.bucket, "k").read() == wire.content(10)
     assert [(event, transfer.operation) for event, transfer, _ in diary.events] == [
@@ -70,7 +70,7 @@ def test_a_transfer_is_told_from_start_to_end(wire, diary):
 
 
 def test_a_large_object_is_a_transfer_for_each_part(wire, diary):
-    client = wire.client()
+    client = wire.client(verify="off")
     size = 2 * PART + 1
     write(client, wire.bucket, "k", size, wire.content)
     assert client.get_object(wire.bucket, "k").read() == wire.content(size)
@@ -110,7 +110,7 @@ def test_operations_that_move_no_bytes_are_told(wire, diary):
 
 
 def test_throttling_is_told_attempt_by_attempt(wire, diary):
-    client = wire.client()
+    client = wire.client(verify="off")
     wire.put("k")
     rule = wire.proxy.add(Fault.slow_down(), method="GET", times=2)
     assert client.get_object(wire.bucket, "k").read() == b"data"

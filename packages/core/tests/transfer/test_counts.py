@@ -108,7 +108,8 @@ def test_checksums_can_be_off(wire):
 def test_a_whole_read_is_a_request_for_each_part(wire, size, constructor):
     reader = wire.client().get_object(*wire.stock(size), reader_constructor=constructor)
     assert reader.read() == wire.content(size)
-    assert wire.methods == ["GET"] * max(1, -(-size // PART))
+    ends_early = wire.transport == "http"
+    assert sorted(wire.methods) == wire.asked(max(1, -(-size // PART)), whole=ends_early or not size)
     assert (reader.size, reader.seek(0, io.SEEK_END), reader.read()) == (size, size, b"")
     assert wire.methods == []
 
@@ -123,7 +124,7 @@ def test_a_size_from_a_listing_is_not_asked_for_again(wire, size, constructor):
     reader = client.get_object(bucket, key, object_info=info, reader_constructor=constructor)
     assert (reader.size, reader.etag) == (size, info.etag)
     assert reader.read() == wire.content(size)
-    assert wire.methods == ["GET"] * -(-size // PART)
+    assert sorted(wire.methods) == wire.asked(-(-size // PART), whole=size <= PART)
 
 
 @pytest.mark.parametrize("size", [0, 1, PART])
@@ -143,7 +144,8 @@ def test_the_facts_of_an_object_cost_no_request_after_a_read(wire, constructor):
         reader.read()
         assert (reader.etag, reader.size) == (etag, size)
         assert reader.last_modified > 1_700_000_000
-        assert wire.methods == (["GET"] if size else ["GET", "HEAD"])
+        # The refusal of a range of an empty object tells none; the CRT asks for a checksum, too.
+        assert wire.methods == (["GET"] if wire.transport == "http" else ["GET", "HEAD"])
 
 
 def test_sparse_reads(wire):
@@ -211,7 +213,7 @@ def test_requests_say_who_sends_them(wire):
     client.head_object(wire.bucket, "k")
     list(client.list_objects(wire.bucket))
     requests = wire.proxy.requests()
-    assert len(requests) == 4
+    assert len(requests) == (4 if wire.transport == "http" else 5)  # With a HEAD for the checksum.
     for request in requests:
         assert client.user_agent_prefix in request.headers["user-agent"]
         assert request.headers["x-amz-request-payer"] == "requester"

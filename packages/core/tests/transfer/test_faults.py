@@ -51,7 +51,7 @@ def test_a_broken_answer_is_asked_for_again(wire, cut):
     rule = wire.proxy.add(CUT[cut], method="GET", times=1)
     assert read_small(wire) == DATA[:100_000]
     assert rule.hits == 1
-    assert len(wire.methods) == 2
+    assert wire.methods.count("GET") == 2
 
 
 @pytest.mark.promise(2)
@@ -255,7 +255,7 @@ def test_an_answer_that_is_cut_in_any_part_is_asked_for_again(wire, part, cut):
     size = min(PART, SIZE - part * PART)
     rule = wire.proxy.add(
         Fault.truncate(min(cut, size - 1)),
-        match=lambda request: request.headers.get("range", "").startswith(f"bytes={part * PART}-"),
+        match=lambda request: request.headers.get("range", "bytes=0-").startswith(f"bytes={part * PART}-"),
         times=1,
     )
     assert wire.client().get_object(*wire.stock(SIZE)).read() == DATA

@@ -72,10 +72,11 @@ class Zeros(http.server.BaseHTTPRequestHandler):
         self.send_header("ETag", '"zeros"')
         self.send_header("Content-Length", str(stop - start))
         self.end_headers()
-        self.server.sent += stop - start
         piece = bytes(MIB)
         for at in range(start, stop, MIB):
-            self.wfile.write(piece[: stop - at])
+            count = self.wfile.write(piece[: stop - at])
+            with self.server.counting:
+                self.server.sent += count
 
     def do_PUT(self):
         self._take()
@@ -110,7 +111,7 @@ class Zeros(http.server.BaseHTTPRequestHandler):
 def zeros():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Zeros)
     server.handle_error = lambda *_: None
-    server.sent = 0
+    server.sent, server.counting = 0, threading.Lock()
     thread = threading.Thread(target=server.serve_forever, args=[0.05])
     thread.start()
     yield server
@@ -144,7 +145,8 @@ def test_a_few_bytes_of_a_large_object(measure, zeros):
 def test_a_whole_object(measure, zeros):
     size = 96 * MIB
     peak, _, left, used, kept = measure(size, "read")
-    assert zeros.sent == size + 1000
+    # What is on the way when a connection is ended, because the object is larger than a part, is lost.
+    assert size + 1000 <= zeros.sent <= size + 1000 + 2 * PART
     assert peak <= size + EXTRA
     assert left <= EXTRA
     assert (used, kept) == (0, 0)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from s3torch.core._memory import MemoryBudget
 from s3torch.core.ranges import split_range
-from s3torch.core.transfer._source import InOrder, RangeSource, Wanted, receive
+from s3torch.core.transfer import InOrder, RangeSource, Wanted, receive
 from s3torch.core.transfer._window import Window
 
 DATA = bytes(range(200))

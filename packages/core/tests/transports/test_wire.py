@@ -194,7 +194,8 @@ def test_stalled_get_can_be_cancelled(transport, stub, answer, stall, how):
 @pytest.mark.parametrize("name", ["crt", "http"])
 def test_a_fork_leaves_the_connections_of_the_parent(name, stub, answer, in_child):
     stub.will(*[answer(206, b"data", {"Content-Range": "bytes 0-3/4"})] * 3)
-    config = S3ClientConfig(transport=name, credentials=lambda: Credentials("AKID", "SECRET"))
+    keys = Credentials("AKID", "SECRET")
+    config = S3ClientConfig(transport=name, credentials=lambda: keys, verify="off")
     with S3Client("us-east-1", endpoint=stub.endpoint, s3client_config=config) as client:
         for read in (lambda call: call(), in_child, lambda call: call()):
             assert read(lambda: client.get_object("bucket", "key").read()) == b"data"

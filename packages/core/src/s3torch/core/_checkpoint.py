@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from s3torch.core._client import S3Client
 from s3torch.core._uri import S3Uri, parse_s3_uri
-from s3torch.core.errors import CheckpointFormatError, ConfigurationError, MissingPackageError, S3Error
+from s3torch.core.errors import (
+    CheckpointFormatError,
+    ChecksumMismatchError,
+    ConfigurationError,
+    MissingPackageError,
+    S3Error,
+)
 from s3torch.core.ranges import split_range
 from s3torch.core.transfer import Wanted, advise_huge_pages, receive
 
@@ -194,7 +200,12 @@ def _load(reader: S3Reader, **options: Any) -> Any:
     torch = _torch()
     _check_format(reader, reader.bucket, reader.key)
     with _explained(reader.bucket, reader.key):
-        return torch.load(reader, mmap=False, **options)
+        try:
+            return torch.load(reader, mmap=False, **options)
+        except AttributeError:
+            # torch puts it in the place of what a file raises; a reader that failed for good raises again.
+            reader.read(0)
+            raise
 
 
 def _load_mapped(source: RangeSource, **options: Any) -> Any:
@@ -265,6 +276,7 @@ def _downloaded(source: RangeSource) -> Iterator[str]:
         source: An object that was not read yet.
     """
     first = memoryview(b"")
+    source.verify_whole()
     if source.known_size is None:
         # Its answer tells the size; the others then start at once.
         first = source.start(0, source.part_size).wait()
@@ -273,7 +285,13 @@ def _downloaded(source: RangeSource) -> Iterator[str]:
         if size:
             with _mapped(descriptor, size) as view:
                 view[: len(first)] = first
-                receive(source, _wanted(descriptor, view, len(first), source.part_size))
+                try:
+                    receive(source, _wanted(descriptor, view, len(first), source.part_size))
+                except ChecksumMismatchError as exc:
+                    if exc.attempts:
+                        raise
+                    source.verify_whole()
+                    receive(source, _wanted(descriptor, view, 0, source.part_size))
         yield path
 
 

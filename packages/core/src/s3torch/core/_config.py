@@ -7,7 +7,7 @@ import platform
 import re
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from s3torch.core._put_options import PutOptions
 from s3torch.core._resources import connections_share
@@ -93,6 +93,8 @@ class S3ClientConfig:
             from 1 to 1024; they are made as they are needed. ``None`` takes what ``throughput_target_gbps``
             asks for at 0.4 Gbit/s each, up to 128, or where that is more, 128 divided between the local ranks
             and DataLoader workers, because small objects wait more than they move.
+        verify: Whether what is read is compared with the checksum that the store keeps of the whole object:
+            ``"on"``, or ``"off"`` for who must save the processor time. The README tells what is verified.
     """
 
     throughput_target_gbps: float = 10.0
@@ -114,6 +116,7 @@ class S3ClientConfig:
     expected_bucket_owner: str | None = None
     sse_customer_key: Callable[[], bytes] | None = field(default=None, repr=False)
     max_connections: int | None = None
+    verify: Literal["on", "off"] = "on"
 
     def __post_init__(self) -> None:
         self._check_number("throughput_target_gbps", 0, _MAX_GBPS)
@@ -138,6 +141,8 @@ class S3ClientConfig:
             raise ConfigurationError(
                 f"checksum_algorithm must be one of {allowed}, got {self.checksum_algorithm!r}"
             )
+        if self.verify not in {"on", "off"}:
+            raise ConfigurationError(f"verify must be 'on' or 'off', got {self.verify!r}")
         if self.credentials is not None and not callable(self.credentials):
             raise ConfigurationError("credentials must be a function that returns Credentials")
         self._check_storage()
@@ -191,6 +196,11 @@ class S3ClientConfig:
     def upload_checksum(self) -> str | None:
         """The algorithm of the checksums that uploads carry, ``None`` when they are off."""
         return None if self.checksum_algorithm == _CHECKSUM_OFF else self.checksum_algorithm
+
+    @property
+    def verifies(self) -> bool:
+        """Whether what is read is compared with the checksums that the store keeps."""
+        return self.verify == "on"
 
     @property
     def connections(self) -> int:

@@ -82,7 +82,8 @@ class HeadObjectResult:
         version_id: The version, in a bucket that keeps versions.
         content_type: The media type that was stored.
         metadata: The user's own metadata (``x-amz-meta-…``), with lower-case names.
-        checksums: Checksums of the whole object by algorithm, in base64, where the response has them.
+        checksums: Checksums of the whole object by algorithm, in base64, where the response has them; those
+            with ``-N`` at their end are of the checksums of N parts.
         cache_control: How long caches may keep it.
         content_disposition: What browsers do with it.
         content_encoding: How the bytes are encoded.

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from s3torch.core import _process
 from s3torch.core._memory import new_bytes
 from s3torch.core._process import reap, reaper
-from s3torch.core.errors import RangeNotSatisfiableError
-from s3torch.core.transfer._source import Wanted, receive
+from s3torch.core.errors import ChecksumMismatchError, RangeNotSatisfiableError
+from s3torch.core.transfer._window import Wanted, receive
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from s3torch.core.readers._kinds import Part, Policy
     from s3torch.core.transfer import RangeSource
 
-if TYPE_CHECKING:
     # What torch, Pillow and others ask for in their annotations.
     class _BinaryFile(io.BufferedIOBase, BinaryIO):
         pass
 else:
     _BinaryFile = io.BufferedIOBase
+
+A = TypeVar("A")
+T = TypeVar("T")
 
 
 class S3Reader(_BinaryFile, ABC):
@@ -99,6 +101,8 @@ class ObjectReader(S3Reader):
         self._policy = policy
         self._parts = policy.open(source)
         self._position = 0
+        source.verify_whole()
+        self._failure: ChecksumMismatchError | None = None
         # The process that began to read.
         self._pid: int | None = None
 
@@ -136,6 +140,9 @@ class ObjectReader(S3Reader):
             raise TypeError(f"argument should be integer or None, not {type(size).__name__!r}")
         self._start_reading()
         count = -1 if size is None else size.__index__()
+        return self._verified(self._read, count, count)
+
+    def _read(self, count: int) -> bytes:
         first = self._first_bytes(count)
         total = self._remaining if count < 0 else min(count, self._remaining)
         if total <= 0:
@@ -155,6 +162,9 @@ class ObjectReader(S3Reader):
     def readinto(self, buf: Any) -> int:
         view = _writable(buf)
         self._start_reading()
+        return self._verified(self._readinto, view, len(view))
+
+    def _readinto(self, view: memoryview) -> int:
         first = self._first_bytes(len(view))
         total = min(len(view), self._remaining)
         if total <= 0:
@@ -224,6 +234,7 @@ class ObjectReader(S3Reader):
         if not self.closed:
             for part in self._drop():
                 part.cancel()
+            self._source.verify_whole()
         super().close()
 
     def __del__(self) -> None:
@@ -330,8 +341,28 @@ class ObjectReader(S3Reader):
         if self._pid is not None and self._pid != _process.here:
             raise _process.forked(f"the reader of s3://{self.bucket}/{self.key}", self._pid)
 
+    def _verified(self, take: Callable[[A], T], place: A, count: int) -> T:
+        """Reads, and again where all of the object is wrong and the caller has none of it yet."""
+        try:
+            return take(place)
+        except ChecksumMismatchError as exc:
+            if exc.attempts:  # It was asked for twice, with one request.
+                raise
+            self._failure = exc
+            for part in self._drop():
+                part.cancel()
+            if self._position or 0 <= count < (self._source.known_size or 0):
+                raise
+        self._source.verify_whole()
+        found = take(place)
+        self._failure = None
+        return found
+
     def _start_reading(self) -> None:
         self._check_open()
+        if self._failure is not None:
+            # Nobody knows which of the bytes are wrong.
+            raise self._failure
         if self._pid is None:
             if reaper.value is None:
                 reaper.get()

@@ -7,16 +7,8 @@ from s3torch.core._config import checksum_type
 from s3torch.core._memory import MemoryBudget, advise_huge_pages, default_memory_limit, new_bytes
 from s3torch.core.transfer._checksums import PartedChecksum, checksum
 from s3torch.core.transfer._fetch import FetchSource, Piece, fetch
-from s3torch.core.transfer._source import (
-    InOrder,
-    ObjectRange,
-    ObjectSource,
-    PendingRange,
-    RangeSource,
-    Wanted,
-    receive,
-)
-from s3torch.core.transfer._window import InFlightTarget, run_ahead
+from s3torch.core.transfer._source import ObjectRange, ObjectSource, PendingRange, RangeSource
+from s3torch.core.transfer._window import InFlightTarget, InOrder, Wanted, receive, run_ahead
 
 __all__ = [
     "FetchSource",

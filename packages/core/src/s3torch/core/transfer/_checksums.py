@@ -25,7 +25,11 @@ _log = logging.getLogger(__name__)
 
 # In the order in which they are verified where a server sends more than one: the fastest first.
 _BYTES = {"CRC64NVME": 8, "CRC32C": 4, "CRC32": 4, "SHA256": 32}
+# Those of which two, of neighbouring bytes, make that of both.
+COMBINED = ("CRC64NVME", "CRC32C", "CRC32")
 _FALLBACK = "CRC32"
+# Of CRC-32, with the bits reversed; as are 1 and x to the 8th.
+_POLYNOMIAL, _ONE, _X8 = 0xEDB88320, 1 << 31, 1 << 23
 
 
 class PartedChecksum:
@@ -39,25 +43,26 @@ class PartedChecksum:
 
     def add(self, part: memoryview) -> tuple[str, str]:
         """Adds a part, with the GIL free, and returns the algorithm and the part's checksum in base64."""
-        raw = _raw(self._algorithm, part)
         self._parts += 1
         if checksum_type(self._algorithm) == "COMPOSITE":
+            raw = hashlib.sha256(part).digest()
             self._digests.update(raw)
-        else:
-            self._crc = _extend(self._algorithm, self._crc, part, int.from_bytes(raw, "big"))
-        return self._algorithm, _base64(raw)
+            return self._algorithm, _base64(raw)
+        crc = compute(self._algorithm, part)
+        self._crc = combine(self._algorithm, self._crc, crc, len(part))
+        return self._algorithm, encoded(self._algorithm, crc)
 
     @property
     def value(self) -> tuple[str, str]:
         """The algorithm and the checksum of all parts so far, in base64, as S3 makes it of theirs."""
         if checksum_type(self._algorithm) == "COMPOSITE":
             return self._algorithm, f"{_base64(self._digests.digest())}-{self._parts}"
-        return self._algorithm, _base64(self._crc.to_bytes(_BYTES[self._algorithm], "big"))
+        return self._algorithm, encoded(self._algorithm, self._crc)
 
 
 def checksum(algorithm: str | None, data: memoryview) -> tuple[str, str] | None:
     """Returns the algorithm and the checksum of some bytes, ``None`` without an algorithm."""
-    return None if algorithm is None else (algorithm, _base64(_raw(algorithm, data)))
+    return None if algorithm is None else (algorithm, _checksum(algorithm, data))
 
 
 def usable_algorithm(wanted: str | None) -> str | None:
@@ -74,25 +79,89 @@ def usable_algorithm(wanted: str | None) -> str | None:
     return _FALLBACK
 
 
-def verify(data: memoryview, checksums: Mapping[str, str], *, bucket: str, key: str) -> None:
+def verify(data: memoryview, checksums: Mapping[str, str], *, bucket: str, key: str) -> bool:
     """Compares the bytes of a whole object with a checksum that the server sent with them.
+
+    Returns:
+        Whether there was one with which that could be done.
 
     Raises:
         ChecksumMismatchError: They are other bytes than were stored.
     """
     for algorithm in _BYTES:
         expected = checksums.get(algorithm)
-        if expected is None or not _is_computable(algorithm):
+        if expected is None or "-" in expected or not is_computable(algorithm):
             continue
-        found = _base64(_raw(algorithm, data))
+        found = _checksum(algorithm, data)
         if found != expected:
-            raise ChecksumMismatchError(
-                f"{algorithm} of the bytes is {found}, but {expected} was stored",
-                operation="GetObject",
-                bucket=bucket,
-                key=key,
-            )
-        return
+            raise mismatch(algorithm, found, expected, bucket=bucket, key=key)
+        return True
+    return False
+
+
+def mismatch(algorithm: str, found: str, expected: str, *, bucket: str, key: str) -> ChecksumMismatchError:
+    """Returns the error for bytes that are not those that were stored."""
+    return ChecksumMismatchError(
+        f"{algorithm} of the bytes is {found}, but {expected} was stored",
+        operation="GetObject",
+        bucket=bucket,
+        key=key,
+    )
+
+
+def is_computable(algorithm: str) -> bool:
+    """Whether this checksum can be computed here."""
+    return algorithm in {"SHA256", _FALLBACK} or _crcs() is not None
+
+
+def compute(algorithm: str, data: memoryview) -> int:
+    """Returns a CRC, computed with the GIL free."""
+    crcs = _crcs()
+    if crcs is not None:
+        value: int = getattr(crcs, algorithm.lower())(data)
+        return value
+    if algorithm != _FALLBACK:
+        raise _needs_awscrt(algorithm)
+    return zlib.crc32(data)
+
+
+def combine(algorithm: str, first: int, second: int, size: int) -> int:
+    """Returns the CRC of some bytes and those that follow, from the CRC of each.
+
+    Args:
+        algorithm: One of ``COMBINED``.
+        first: The CRC of the bytes that come first.
+        second: That of those that follow.
+        size: How many these are.
+    """
+    crcs = _crcs()
+    if crcs is not None:
+        combined: int = getattr(crcs, f"combine_{algorithm.lower()}")(first, second, size)
+        return combined
+    # The first bytes count as much as x to the power of the bits that follow.
+    factor, power = _ONE, _X8
+    while size:
+        if size & 1:
+            factor = _times(power, factor)
+        power = _times(power, power)
+        size >>= 1
+    return _times(factor, first) ^ second
+
+
+def _times(a: int, b: int) -> int:
+    """Multiplies two polynomials modulo that of CRC-32."""
+    product = 0
+    while a:
+        if a & _ONE:
+            product ^= b
+        a = (a << 1) & 0xFFFFFFFF
+        b = (b >> 1) ^ (_POLYNOMIAL if b & 1 else 0)
+    return product
+
+
+def encoded(algorithm: str, crc: int) -> str:
+    """Returns a CRC as S3 writes it."""
+    return _base64(crc.to_bytes(_BYTES[algorithm], "big"))
 
 
 @cache
@@ -114,10 +183,6 @@ def _crcs() -> Any:
     return checksums
 
 
-def _is_computable(algorithm: str) -> bool:
-    return algorithm in {"SHA256", _FALLBACK} or _crcs() is not None
-
-
 @cache
 def _log_fallback(wanted: str) -> None:
     _log.debug("awscrt is not installed, so uploads carry %s instead of %s", _FALLBACK, wanted)
@@ -130,26 +195,10 @@ def _needs_awscrt(algorithm: str) -> ConfigurationError:
     )
 
 
-def _raw(algorithm: str, data: memoryview) -> bytes:
+def _checksum(algorithm: str, data: memoryview) -> str:
     if algorithm == "SHA256":
-        return hashlib.sha256(data).digest()
-    crcs = _crcs()
-    if crcs is not None:
-        value: int = getattr(crcs, algorithm.lower())(data)
-    elif algorithm == _FALLBACK:
-        value = zlib.crc32(data)
-    else:
-        raise _needs_awscrt(algorithm)
-    return value.to_bytes(_BYTES[algorithm], "big")
-
-
-def _extend(algorithm: str, crc: int, part: memoryview, crc_of_part: int) -> int:
-    """Returns the CRC of all bytes so far and a part; zlib has to read the part again for that."""
-    crcs = _crcs()
-    if crcs is None:
-        return zlib.crc32(part, crc)
-    combined: int = getattr(crcs, f"combine_{algorithm.lower()}")(crc, crc_of_part, len(part))
-    return combined
+        return _base64(hashlib.sha256(data).digest())
+    return encoded(algorithm, compute(algorithm, data))
 
 
 def _base64(raw: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Sources of ranges: what readers, streams and checkpoints read from, in order with look-ahead.
+"""Sources of ranges: what readers, streams and checkpoints read from.
 
 An object in S3 as a source is pinned to one version, with every length checked. The first answer is also the
 stat: size and ETag come from its head, and every later request carries that ETag as ``If-Match``. A range
@@ -9,28 +9,25 @@ from __future__ import annotations
 
 import operator
 import time
-from collections import deque
 from concurrent.futures import Future
-from contextlib import closing
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from s3torch.core import _process, requests
-from s3torch.core._process import reap, reaper
+from s3torch.core import requests
 from s3torch.core.errors import (
     ChecksumMismatchError,
     ConfigurationError,
     ObjectChangedError,
     PreconditionFailedError,
     RangeNotSatisfiableError,
+    S3Error,
     TruncatedError,
 )
 from s3torch.core.ranges import ByteRange
 from s3torch.core.transfer._checksums import verify
-from s3torch.core.transfer._window import IN_FLIGHT, Admission, Window
+from s3torch.core.transfer._verification import Verification
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
     from s3torch.core._memory import MemoryBudget
     from s3torch.core._runtime import Runtime, RuntimeHandle
@@ -112,85 +109,12 @@ class RangeSource(Protocol):
         """The budget for read-ahead; ``None`` where there is nothing to gain from it."""
         ...
 
+    def verify_whole(self) -> None:
+        """Verifies the object when all of its bytes have come, counted from now on.
 
-class Wanted(NamedTuple):
-    """The bytes from ``start`` to ``stop``, at most a part, and where they go if the caller has a place."""
-
-    start: int
-    stop: int
-    into: memoryview | None = None
-
-
-class InOrder:
-    """Iterates over the bytes of ranges one after the other, with the next ones in flight.
-
-    While the size of the object is unknown only one request is sent. Close it to stop early; then, and after
-    an error, what is in flight is cancelled and no memory is touched any more. Dropping it cancels a little
-    later.
-    """
-
-    def __init__(self, source: RangeSource, wanted: Iterable[Wanted], *, limit: int = IN_FLIGHT) -> None:
-        self._source = source
-        self._wanted = iter(wanted)
-        self._following: Wanted | None = None
-        self._window = Window(limit)
-        self._pid = _process.here
-        reaper.get()
-        self._waiting: deque[tuple[PendingRange, Admission]] = deque()
-
-    def __iter__(self) -> Iterator[memoryview]:
-        return self
-
-    def __next__(self) -> memoryview:
-        try:
-            self._start_ahead()
-            data = self._waiting[0][0].wait() if self._waiting else None
-        except BaseException:
-            self.close()
-            raise
-        if data is None:
-            raise StopIteration
-        self._waiting.popleft()[1].release()
-        return data
-
-    def close(self) -> None:
-        """Cancels what is in flight."""
-        self._wanted = iter(())
-        self._following = None
-        waiting, self._waiting = self._waiting, deque()
-        # An iterator that was inherited through a fork leaves the parent's transfers alone.
-        if self._pid == _process.here:
-            _cancel_all(waiting)
-
-    def __del__(self) -> None:
-        if getattr(self, "_waiting", None) and self._pid == _process.here:
-            reap(partial(_cancel_all, self._waiting))
-
-    def _start_ahead(self) -> None:
-        source, window = self._source, self._window
-        while window.is_empty or source.known_size is not None:
-            following = self._following or next(self._wanted, None)
-            if following is None:
-                return
-            self._following = following
-            size = following.stop - following.start
-            admission = window.admit(size, source.budget(), target=source.in_flight_target)
-            if admission is None:
-                return
-            self._waiting.append((source.start(*following), admission))
-            self._following = None
-
-
-def _cancel_all(waiting: Iterable[tuple[PendingRange, Admission]]) -> None:
-    for pending, admission in waiting:
-        pending.cancel()
-        admission.release()
-
-
-def receive(source: RangeSource, wanted: Iterable[Wanted]) -> None:
-    with closing(InOrder(source, wanted)) as arrived:
-        for _ in arrived:
-            """The bytes are where they are wanted."""
+        A source that can then raises ``ChecksumMismatchError`` in place of the last ones.
+        """
+        return
 
 
 class ObjectSource(RangeSource):
@@ -214,6 +138,8 @@ class ObjectSource(RangeSource):
         self._info = object_info
         self._size: int | None = None if object_info is None else object_info.size
         self._etag: str | None = getattr(object_info, "etag", None) or None
+        self._verifies = False
+        self._verification: Verification | None = None
 
     @property
     def known_size(self) -> int | None:
@@ -222,7 +148,7 @@ class ObjectSource(RangeSource):
     def head(self) -> Any:
         """Returns what is known of the object; one HEAD request if that is nothing."""
         if self._info is None:
-            head = self._handle.call(requests.head_object(self.bucket, self.key, version_id=self._version_id))
+            head = self.ask_head().result()
             self._learn(head)
             self._info = head
         return self._info
@@ -234,6 +160,35 @@ class ObjectSource(RangeSource):
     def in_flight_target(self) -> InFlightTarget | None:
         return self._handle.get().in_flight_target
 
+    def ask_head(self) -> Transfer[HeadObjectResult]:
+        """Starts a HEAD request."""
+        request = requests.head_object(self.bucket, self.key, version_id=self._version_id)
+        return self._handle.get().transport.send(request)
+
+    def ask_first_part(self) -> int | None:
+        """Asks for the size of the first part of which the object was made; ``None`` if nobody tells."""
+        request = requests.head_first_part(self.bucket, self.key, version_id=self._version_id)
+        try:
+            return self._handle.call(request)
+        except S3Error:
+            return None
+
+    def verify_whole(self) -> None:
+        self._verifies = self._handle.config.verifies
+        if self._verification is not None:
+            self._verification.restart()
+
+    @property
+    def _verifier(self) -> Verification:
+        # Most objects are read with one answer and need none.
+        if self._verification is None:
+            self._verification = Verification(self)
+        return self._verification
+
+    def is_same(self, head: HeadObjectResult) -> bool:
+        """Whether facts are of the version that is being read."""
+        return head.size == self._size and (not head.etag or head.etag == self._etag)
+
     def start(self, start: int, stop: int, into: memoryview | None = None) -> ObjectRange:
         pending = self.prepare(start, stop, into)
         if isinstance(pending, _Pending):
@@ -243,21 +198,37 @@ class ObjectSource(RangeSource):
     def prepare(self, start: int, stop: int, into: memoryview | None = None) -> ObjectRange:
         if self._size is not None and start >= min(stop, self._size):
             return _NoBytes()
-        whole = start == 0 and self._size is not None and stop >= self._size
+        runtime = self._handle.get()
+        # The answer to a request without a range has the checksum of the object, so an object that may be
+        # small is asked for so, too, as far as the transport can end the answer.
+        may_be_small = self._verifies and self._size is None and start == 0 and stop >= self.part_size
+        at_most = stop if may_be_small and runtime.ends_early else None
+        whole = at_most is not None or (start == 0 and self._size is not None and stop >= self._size)
         if into is not None and self._size is not None:
             into = into[: self._size - start]
+        if self._verifies and not whole:
+            self._verifier.wanted(start, stop)
         request = requests.get_object(
             self.bucket,
             self.key,
-            # The answer to a request without a range has the checksum of the object.
             byte_range=None if whole else ByteRange(start, stop),
             if_match=self._etag,
             version_id=self._version_id,
+            at_most=at_most,
+            checksums=self._handle.config.verifies,
         )
-        return _Pending(self, self._handle.get(), request, into, start, stop)
+        return _Pending(self, runtime, request, into, start, stop)
 
-    def check(self, result: GetResult, start: int, stop: int, data: memoryview) -> None:
-        """Checks an answer against all that is known of the object, and learns from it."""
+    def check(self, result: GetResult, start: int, stop: int, data: memoryview, *, tells: bool) -> None:
+        """Checks an answer against all that is known of the object, and learns from it.
+
+        Args:
+            result: What came.
+            start: Where the range begins that was asked for.
+            stop: Where it ends.
+            data: The bytes.
+            tells: Whether the answer would tell the checksum of the object if the store kept one.
+        """
         self._learn(result.head)
         size = self._size or 0
         expected = max(0, min(stop, size) - start)
@@ -268,8 +239,17 @@ class ObjectSource(RangeSource):
                 bucket=self.bucket,
                 key=self.key,
             )
-        if result.length == size:
-            verify(data, result.head.checksums, bucket=self.bucket, key=self.key)
+        checksums = result.head.checksums
+        if (
+            result.length == size
+            and self._handle.config.verifies
+            and (verify(data, checksums, bucket=self.bucket, key=self.key) or (tells and not checksums))
+        ):
+            return
+        if self._verifies and data:
+            if tells or checksums:
+                self._verifier.told(checksums)
+            self._verifier.arrived(start, data)
 
     def changed(self, why: str) -> ObjectChangedError:
         """Returns the error for an object that is not the one that was begun."""
@@ -325,9 +305,16 @@ class _Pending:
         try:
             return self._receive()
         except ChecksumMismatchError:
-            # A bit that flipped on the way is right the next time; one that flipped in the store is not.
-            self.send()
+            if self._start or self._stop < (self._source.known_size or 0):
+                # The byte may be in another range.
+                raise
+        # A bit that flipped on the way is right the next time; one that flipped in the store is not.
+        self.send()
+        try:
             return self._receive()
+        except ChecksumMismatchError as exc:
+            exc.attempts = 2
+            raise
 
     def _receive(self) -> memoryview:
         try:
@@ -340,7 +327,8 @@ class _Pending:
             raise self._source.changed("it became shorter") from exc
         into = self._into
         data = memoryview(result.data or b"") if into is None else into[: result.length]
-        self._source.check(result, self._start, self._stop, data)
+        tells = self._request.byte_range is None
+        self._source.check(result, self._start, self._stop, data, tells=tells)
         return data
 
     def _result(self) -> GetResult:

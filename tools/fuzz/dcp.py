@@ -136,7 +136,8 @@ def test_one_input(data: bytes) -> None:
 
 def main() -> None:
     """Writes the seeds into the first folder that is named, and runs."""
-    for folder in [Path(one) for one in sys.argv[1:] if not one.startswith("-")][:1]:
+    named = [Path(one) for one in sys.argv[1:] if not one.startswith("-")]
+    for folder in [one for one in named[:1] if not one.is_file()]:
         folder.mkdir(parents=True, exist_ok=True)
         for number, seed in enumerate(SEEDS):
             (folder / f"seed-{number}").write_bytes(seed)

@@ -123,6 +123,14 @@ HOSTILE = {
     + b"J\xff\xff\xff\xff" * 2
     + ZERO
     + b"tb",
+    "a type of times": call(named("numpy", "dtype"), text("m8"), b"\x89", b"\x88")
+    + MARK
+    + b"K\x03"
+    + text("<")
+    + b"NNN"
+    + b"J\xff\xff\xff\xff" * 2
+    + ZERO
+    + b"tb",
     "a member that is made": call(named(METADATA, "_MEM_FORMAT_ENCODING"), text("X"), text("a b")),
     "an attribute": call(named("builtins", "getattr"), METADATA_CLASS, text("__init__")),
     "an instance of another class": named("builtins", "list") + b")\x81",

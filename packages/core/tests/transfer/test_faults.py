@@ -333,6 +333,7 @@ def test_a_size_that_a_head_does_not_tell_is_asked_for_otherwise(wire, size):
     reader.seek(0)
     assert reader.read() == data
     assert client.exists(wire.bucket, "k")
-    assert rule.hits == 3
+    # And the one for the checksum of a large object, whose answer is none.
+    assert rule.hits == (3 if size <= MIB else 4)
     with pytest.raises(NotFoundError):
         client.head_object(wire.bucket, "nothing")

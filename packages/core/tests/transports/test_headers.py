@@ -241,7 +241,7 @@ def test_objects_are_encrypted_with_a_key_of_kms(wire):
 
 
 LISTING = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
-OBJECT = ScriptedAnswer(206, b"data", {"Content-Range": "bytes 0-3/4"})
+OBJECT = ScriptedAnswer(206, b"data", {"Content-Range": "bytes 0-3/4", "x-amz-checksum-crc32": "rfPzYw=="})
 REQUIRED = {
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",

@@ -47,7 +47,7 @@ def complete(transport):
     return transport.complete_multipart_upload(upload, [], options=PutOptions())
 
 
-@pytest.mark.parametrize("length", [10**15, 2**63 - 1, 2**63, 2**64 + 5], ids=str)
+@pytest.mark.parametrize("length", [10**15, 2**63 - 1, 2**63], ids=str)
 def test_a_length_for_which_there_is_no_memory(connect, serve, length):
     answer = raw(f"HTTP/1.1 200 OK\r\nETag: e\r\nContent-Length: {length}", b"data")
     with pytest.raises(S3Error, match="no memory"):

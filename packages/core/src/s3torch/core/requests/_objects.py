@@ -64,7 +64,6 @@ def get_object(
     if_match: str | None = None,
     version_id: str | None = None,
     at_most: int | None = None,
-    checksums: bool = True,
 ) -> Request[GetResult]:
     """Reads an object or a range of it.
 
@@ -78,7 +77,6 @@ def get_object(
         version_id: The version that is wanted.
         at_most: How many bytes of the whole object are wanted, from its start; only for transports that
             ``ends_early``.
-        checksums: Whether the answer should tell the checksum of the object.
     """
     if if_match is not None and is_weak(if_match):
         # It holds for nothing, whatever the object is; who reads on compares the ETags of the answers.
@@ -90,7 +88,7 @@ def get_object(
         key=key,
         read=partial(_get_result, byte_range, at_most),
         query="" if version_id is None else query_of(versionId=version_id),
-        headers=get_headers(byte_range, if_match, checksums=checksums),
+        headers=get_headers(byte_range, if_match),
         byte_range=byte_range,
         if_match=if_match,
         streams=True,
@@ -100,6 +98,9 @@ def get_object(
 
 
 def _get_result(byte_range: ByteRange | None, at_most: int | None, answer: Answer) -> GetResult:
+    if at_most is not None and answer.status == _PARTIAL:
+        # The transport had to ask for a range after all.
+        byte_range = ByteRange(0, at_most)
     announced = announced_length(answer.headers, byte_range, status=answer.status)
     if announced is not None and at_most is not None:
         announced = min(announced, at_most)
@@ -117,14 +118,12 @@ def _empty_object(error: S3Error, body: bytes | None) -> GetResult:
     raise error
 
 
-def get_headers(
-    byte_range: ByteRange | None, if_match: str | None, *, checksums: bool = True
-) -> list[tuple[str, str]]:
+def get_headers(byte_range: ByteRange | None, if_match: str | None) -> list[tuple[str, str]]:
     """Returns the headers of a GetObject request."""
     headers = []
     if byte_range is not None:
         headers.append(("Range", byte_range.header))
-    if checksums and (byte_range is None or not byte_range.start):
+    if byte_range is None or not byte_range.start:
         # The range may turn out to be the whole object.
         headers.append(("x-amz-checksum-mode", "ENABLED"))
     if if_match is not None:

@@ -139,7 +139,7 @@ class ObjectSource(RangeSource):
         self._info = object_info
         self._size: int | None = None if object_info is None else object_info.size
         self._etag: str | None = getattr(object_info, "etag", None) or None
-        self._verifies = False
+        self._is_whole = False
         self._verification: Verification | None = None
 
     @property
@@ -149,7 +149,8 @@ class ObjectSource(RangeSource):
     def head(self) -> Any:
         """Returns what is known of the object; one HEAD request if that is nothing."""
         if self._info is None:
-            head = self.ask_head().result()
+            request = requests.head_object(self.bucket, self.key, version_id=self._version_id)
+            head = self._handle.call(request)
             self._learn(head)
             self._info = head
         return self._info
@@ -175,7 +176,7 @@ class ObjectSource(RangeSource):
             return None
 
     def verify_whole(self) -> None:
-        self._verifies = self._handle.config.verifies
+        self._is_whole = True
         if self._verification is not None:
             self._verification.restart()
 
@@ -200,14 +201,15 @@ class ObjectSource(RangeSource):
         if self._size is not None and start >= min(stop, self._size):
             return _NoBytes()
         runtime = self._handle.get()
+        verifies = self._is_whole and runtime.config.verifies
         # The answer to a request without a range has the checksum of the object, so an object that may be
         # small is asked for so, too, as far as the transport can end the answer.
-        may_be_small = self._verifies and self._size is None and start == 0 and stop >= self.part_size
+        may_be_small = verifies and self._size is None and start == 0 and stop >= self.part_size
         at_most = stop if may_be_small and runtime.ends_early else None
         whole = at_most is not None or (start == 0 and self._size is not None and stop >= self._size)
         if into is not None and self._size is not None:
             into = into[: self._size - start]
-        if self._verifies and not whole:
+        if verifies and not whole:
             self._verifier.wanted(start, stop)
         request = requests.get_object(
             self.bucket,
@@ -216,7 +218,6 @@ class ObjectSource(RangeSource):
             if_match=self._etag,
             version_id=self._version_id,
             at_most=at_most,
-            checksums=self._handle.config.verifies,
         )
         return _Pending(self, runtime, request, into, start, stop)
 
@@ -241,13 +242,14 @@ class ObjectSource(RangeSource):
                 key=self.key,
             )
         checksums = result.head.checksums
+        verifies = self._handle.get().config.verifies
         if (
             result.length == size
-            and self._handle.config.verifies
+            and verifies
             and (verify(data, checksums, bucket=self.bucket, key=self.key) or (tells and not checksums))
         ):
             return
-        if self._verifies and data:
+        if self._is_whole and verifies and data:
             if tells or checksums:
                 self._verifier.told(checksums)
             self._verifier.arrived(start, data)

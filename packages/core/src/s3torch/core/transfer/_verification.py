@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from s3torch.core.errors import S3Error
 from s3torch.core.ranges import MIB
+from s3torch.core.requests._objects import NO_LENGTH
 from s3torch.core.transfer._checksums import COMBINED, combine, compute, encoded, is_computable, mismatch
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ class Verification:
         question, self._question = self._question or self._source.ask_head(), None
         # Asked so, an error is not raised here: its traceback would hold the buffers of these frames.
         error = question.exception() if isinstance(question, Future) else None
-        if isinstance(error, S3Error) and error.status in _UNANSWERED:
+        if isinstance(error, S3Error) and (error.status in _UNANSWERED or error.code == NO_LENGTH):
             self._log_unverified(str(error))
             self.told({})
             return

@@ -227,7 +227,7 @@ def write_files(
 def write_file(
     fs: S3FileSystem, path: str, name: str, fill: Callable[[io.IOBase], T], options: PutOptions, size: int = 0
 ) -> tuple[T, FileFacts]:
-    """Writes one file, and returns what ``fill``, which writes the content, has returned, and its facts; about ``size`` bytes."""
+    """Writes a file of about ``size`` bytes; returns what ``fill``, which writes them, returns, and facts."""
     uri = join_path(path, name)
     with fs.create_stream(uri, "wb", put_options=options, expected_size=size) as stream:
         result = fill(stream)

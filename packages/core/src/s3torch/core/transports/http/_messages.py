@@ -19,7 +19,8 @@ _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: .*)?")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _WITHOUT_BODY = {204, 304}
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?")
-_LENGTH = re.compile(r"[0-9]{1,30}")
+# Of 2 ** 63, as sizes of files have it.
+_LENGTH = re.compile(r"[0-9]{1,19}")
 _MAX_LINE = 16 * 1024
 
 

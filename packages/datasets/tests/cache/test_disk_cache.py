@@ -14,10 +14,11 @@ from operator import methodcaller
 
 import pytest
 
-from s3torch.core import S3Client, S3ReaderConstructor
+from s3torch.core import Credentials, S3Client, S3ClientConfig, S3ReaderConstructor
 from s3torch.core.errors import ConfigurationError, ObjectChangedError
 from s3torch.datasets import S3IndexedTarDataset, S3IterableDataset, S3MapDataset, S3ShardDataset
 from s3torch.datasets._cache import CachedReaders, CacheUsage, DiskCache
+from s3torch.testing import Fault
 
 OVERHEAD = 20
 
@@ -257,3 +258,26 @@ def test_a_limit_needs_a_folder(memory):
 
 def test_the_kind_is_told_to_s3(cache):
     assert S3ReaderConstructor.get_reader_type_string(CachedReaders(cache)) == "disk_cache"
+
+
+@pytest.mark.promise(2)
+@pytest.mark.parametrize("size", [100_000, 20 * 2**20])
+def test_bytes_that_flipped_on_the_way_are_not_kept(cache, seaweedfs, fault_proxy, size):
+    bucket = seaweedfs.create_bucket()
+    data = os.urandom(1000) * (size // 1000)
+    seaweedfs.client().put_object(Bucket=bucket, Key="k", Body=data, ChecksumAlgorithm="CRC64NVME")
+    proxy = fault_proxy(seaweedfs)
+    config = S3ClientConfig(
+        transport="http", credentials=lambda: Credentials(seaweedfs.access_key, seaweedfs.secret_key)
+    )
+    with S3Client(seaweedfs.region, endpoint=proxy.endpoint, s3client_config=config) as client:
+        read = CachedReaders(cache)
+        (info,) = next(iter(client.list_objects(bucket))).object_info
+        rule = proxy.add(Fault.flip(50_000), method="GET", key="k", times=1)
+        for _ in range(2):
+            source = client.open_ranges(bucket, "k", object_info=info)
+            assert read(source).read() == data
+        assert rule.hits == 1
+        gets = len(proxy.requests("GET", key="k"))
+        assert read(client.open_ranges(bucket, "k", object_info=info)).read() == data
+        assert len(proxy.requests("GET", key="k")) == gets

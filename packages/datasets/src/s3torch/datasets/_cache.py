@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from s3torch.core import SequentialS3Reader
-from s3torch.core.errors import ConfigurationError
+from s3torch.core.errors import ChecksumMismatchError, ConfigurationError
 from s3torch.core.transfer import RangeSource, new_bytes
 from s3torch.datasets._private_files import PrivateFolder
 from s3torch.datasets.sources._sources import facts_of
@@ -136,6 +136,11 @@ class DiskCache:
             self._opened, self._prepared = None, False
             self._paused_until = time.monotonic() + _PAUSE
             self._warn(exc)
+
+    def discard(self, name: str) -> None:
+        """Removes an entry, if there is one."""
+        with contextlib.suppress(OSError):
+            self._folder().unlink(_place(name))
 
     def usage(self) -> CacheUsage:
         """Counts the entries and their bytes, by looking at all files."""
@@ -268,6 +273,9 @@ class WrappedSource(RangeSource):
     def budget(self) -> MemoryBudget | None:
         return self._wrapped.budget()
 
+    def verify_whole(self) -> None:
+        self._wrapped.verify_whole()
+
 
 class CachedRanges(WrappedSource):
     """The ranges of an object, from a cache or from another source."""
@@ -275,6 +283,8 @@ class CachedRanges(WrappedSource):
     def __init__(self, cache: DiskCache, source: RangeSource) -> None:
         super().__init__(source)
         self._cache = cache
+        # What has been stored and not been verified as a whole.
+        self._stored: list[str] = []
 
     def start(self, start: int, stop: int, into: memoryview | None = None) -> PendingRange:
         info = self.head()
@@ -286,7 +296,7 @@ class CachedRanges(WrappedSource):
         found = self._cache.get(name, stop - start, into)
         if found is not None:
             return _Cached(found)
-        return _Stored(self._cache, name, self._wrapped.start(start, stop, into))
+        return _Stored(self._cache, name, self._wrapped.start(start, stop, into), self._stored)
 
 
 @dataclass(slots=True)
@@ -309,10 +319,18 @@ class _Stored:
     cache: DiskCache
     name: str
     pending: PendingRange
+    others: list[str]
 
     def wait(self) -> memoryview:
-        data = self.pending.wait()
+        try:
+            data = self.pending.wait()
+        except ChecksumMismatchError:
+            # Any of those that have come before may be wrong.
+            while self.others:
+                self.cache.discard(self.others.pop())
+            raise
         self.cache.put(self.name, data)
+        self.others.append(self.name)
         return data
 
     def cancel(self) -> None:

@@ -266,9 +266,6 @@ class HedgedRanges(WrappedSource):
             return _HedgedRange(lambda: self._source.start(start, stop), self._hedging)
         return self._source.start(start, stop, into)
 
-    def verify_whole(self) -> None:
-        self._source.verify_whole()
-
 
 class _HedgedRange:
     def __init__(self, start: Callable[[], ObjectRange], hedging: Hedging) -> None:

@@ -69,7 +69,7 @@ def test_a_save_of_one_file_is_three_requests(proxied, proxy, overwrite):
 def test_the_parts_of_a_file_are_equal(proxied, proxy, monkeypatch):
     monkeypatch.setattr("s3torch.core.ranges._PARTS_PER_DOUBLING", 1)
     dcp.save({"a": torch.zeros(40 * MIB, dtype=torch.uint8)}, storage_writer=proxied.writer())
-    puts = proxy.requests("PUT", key="checkpoint/__0_0.distcp")
+    puts = proxy.requests("PUT", key="checkpoint/__0_0-")
     assert {request.request_bytes for request in puts if request.query["partNumber"] != "6"} == {8 * MIB}
 
 

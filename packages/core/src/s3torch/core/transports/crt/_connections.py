@@ -159,6 +159,11 @@ class Turns:
         self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         self._here = threading.local()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the next request has to wait."""
+        return self._in_flight >= self.count
+
     def enter(self, start: Callable[[], object]) -> None:
         """Calls ``start`` when it is its turn: now, or on the thread that ends another transfer."""
         with self._lock:

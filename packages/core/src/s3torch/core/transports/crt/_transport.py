@@ -62,6 +62,7 @@ class CrtTransport:
         self._runtime = CrtRuntime(context)
         self.live: set[CrtTransfer[Any]] = set()
         self.watch = Watch(context.config, self.live, self._runtime)
+        self._turns: dict[str, Turns] = {}
         self.attempts = context.config.attempts
         self.on_retry = context.on_retry
         self.closed = False
@@ -75,15 +76,23 @@ class CrtTransport:
         if self.closed:
             raise ValueError("the transport is closed")
         payload = body_of(request, body)
-        turns = None
-        if len(request.byte_range or payload or ()) < _LARGE:
-            with suppress(S3Error):  # The transfer raises it.
-                # Keys that are due are renewed here, and not on the thread of the CRT that gives a turn.
-                self._context.session.credentials(request.bucket)
-                turns = self._runtime.client(self._context.session.endpoint(request.bucket)).turns
+        is_small = len(request.byte_range or payload or ()) < _LARGE
+        turns = self._turns_of(request.bucket) if is_small else None
         transfer = CrtTransfer(request, payload, into, self)
         transfer.begin(turns)
         return transfer
+
+    def _turns_of(self, bucket: str) -> Turns | None:
+        """Returns the turns of small requests to a bucket; ``None`` where the request will fail."""
+        turns = self._turns.get(bucket)
+        with suppress(S3Error):  # The transfer raises it.
+            if turns is None:
+                endpoint = self._context.session.endpoint(bucket)
+                turns = self._turns[bucket] = self._runtime.client(endpoint).turns
+            if turns.is_full:
+                # Keys that are due are renewed here, and not on the thread of the CRT that gives a turn.
+                self._context.session.credentials(bucket)
+        return turns
 
     def close(self) -> None:
         """Cancels what is in flight and lets go of the native clients."""

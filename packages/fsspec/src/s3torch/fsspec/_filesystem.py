@@ -100,12 +100,13 @@ class S3FileSystem(S3Files):
         if not pairs and not recursive:
             raise IsADirectoryError(f"{path1} is a directory; move it with recursive=True")
         copied = self._copy_all(pairs, ignore_missing=False)
-        whole = {source for source in copied if _is_directory(pairs[source][1]) and maxdepth is None}
-        self._delete_all([source for source in copied if not _is_directory(pairs[source][1])])
-        # The empty objects that say that there is a directory.
-        self._delete_all([prefix_of(directory) for directory in whole])
-        for directory in whole:
-            self._store.forget_directory(directory)
+        directories = {source for source in copied if _is_directory(pairs[source][1])}
+        self._delete_all(source for source in copied if source not in directories)
+        if maxdepth is None:
+            # The empty objects that say that there is a directory.
+            self._delete_all(map(prefix_of, directories))
+            for directory in directories:
+                self._store.forget_directory(directory)
 
     def get(
         self,
@@ -119,8 +120,8 @@ class S3FileSystem(S3Files):
         """Downloads objects to local files, by the rules of ``copy``.
 
         Raises:
-            ConfigurationError: Two keys would become one file, one a file and a directory, or one would leave
-                the folder: keys may have ``..``, ``//`` or a slash at the end, which local names cannot have.
+            ConfigurationError: Two keys would become one file, or one would leave the folder: keys may have
+                ``..``, ``//`` or a slash at the end, which local names cannot have.
         """
         if isinstance(lpath, str | os.PathLike):
             lpath = os.fspath(lpath)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from glob import has_magic
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -237,7 +238,8 @@ class S3Tree(AbstractFileSystem):
                     found |= self._expand(list(matches), recursive, deeper, literal=True)
             elif recursive:
                 found |= self.find(one, maxdepth=maxdepth, withdirs=True, detail=True)
-                if not one.endswith("/") and found.get(one, {}) != {} and self.isfile(one):
+                entry = found.get(one)
+                if entry is not None and entry["type"] == "directory" and self.isfile(one):
                     # It is a file and a directory.
                     found[one] = self.info(one)
             else:
@@ -291,7 +293,9 @@ class S3Tree(AbstractFileSystem):
         """Whether there is an object; one HEAD."""
         bucket, _, key = self._exact(path).partition("/")
         if key.endswith("/"):
-            return self.exists(path) and self.info(path)["type"] == "file"
+            with suppress(FileNotFoundError):
+                return bool(self.info(path)["type"] == "file")
+            return False
         return bool(bucket and key) and self.client.exists(bucket, key)
 
     def isdir(self, path: Any) -> bool:

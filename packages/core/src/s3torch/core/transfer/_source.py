@@ -149,8 +149,7 @@ class ObjectSource(RangeSource):
     def head(self) -> Any:
         """Returns what is known of the object; one HEAD request if that is nothing."""
         if self._info is None:
-            request = requests.head_object(self.bucket, self.key, version_id=self._version_id)
-            head = self._handle.call(request)
+            head = self._handle.call(self._head_request())
             self._learn(head)
             self._info = head
         return self._info
@@ -164,8 +163,10 @@ class ObjectSource(RangeSource):
 
     def ask_head(self) -> Transfer[HeadObjectResult]:
         """Starts a HEAD request."""
-        request = requests.head_object(self.bucket, self.key, version_id=self._version_id)
-        return self._handle.get().transport.send(request)
+        return self._handle.get().transport.send(self._head_request())
+
+    def _head_request(self) -> Request[HeadObjectResult]:
+        return requests.head_object(self.bucket, self.key, version_id=self._version_id)
 
     def ask_first_part(self) -> int | None:
         """Asks for the size of the first part of which the object was made; ``None`` if nobody tells."""

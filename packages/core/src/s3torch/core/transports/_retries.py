@@ -29,13 +29,13 @@ _MAX_BACKOFF_SECONDS = 20.0
 _MAX_CONNECTION_BACKOFF_SECONDS = 1.0
 _BAD_REQUEST = 400
 _RETRIED_STATUS = {500, 502, 504}
+_RETRIED_ERRORS = (S3ConnectionError, S3TimeoutError, ThrottledError, TruncatedError)
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html: the same upload may succeed
 # when it is made again; if the condition does not hold any more, that is refused with 412. For a completion
 # S3 advises to upload the parts again, too; as long as it has them, to complete again is enough.
 _RETRIED_CONFLICTS = {"ConditionalRequestConflict", "OperationAborted"}
 # How the CRT calls it; connections that break in the middle of a handshake have another name.
 _DISTRUST = "AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE"
-_RETRIED_ERRORS = (S3ConnectionError, S3TimeoutError, ThrottledError, TruncatedError)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,10 @@
 
 The CRT opens a connection for every request that finds none idle, and a handshake costs more processor time
 than a small object. So requests wait for a turn, and whether more turns pay is tried out.
+
+A fork while native threads end would leave their locks held in the child, so it waits for clients that are
+ending. In a child whose parent had native clients none is ended at all: the ends of threads there were seen
+to crash. What nobody holds any more is kept, and used again for the same host and settings.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""The native side of ``crt``: event loops, one client per host, signing, bodies, forks, and the native log.
-
-A fork while native threads end would leave their locks held in the child, so it waits for clients that are
-ending. In a child whose parent had native clients none is ended at all: the ends of threads there were seen
-to crash. What nobody holds any more is kept, and used again for the same host and settings.
+"""The native side of ``crt``: event loops, one client per host, signing, and the native log.
 
 The native log is switched on by the environment. ``S3TORCH_CRT_LOG`` is a level: ``off`` (the default),
 ``fatal``, ``error``, ``warn``, ``info``, ``debug`` or ``trace``. The log goes to stderr, or, with

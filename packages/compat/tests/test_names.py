@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import subprocess
 import sys
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from importlib.metadata import version
 import pytest
 
 import s3torchconnector
+import s3torchconnectorclient
 from s3torch.core import S3Error
 
 PREFIX_STRATEGIES = (
@@ -42,6 +44,8 @@ NAMES = {
     "s3torchconnector.s3reader.protocol": (
         "GetStreamCallable S3ReaderConstructorProtocol DCPS3ReaderConstructorProtocol"
     ),
+    "s3torchconnectorclient": "S3Exception LOG_TRACE __version__",
+    "s3torchconnectorclient._mountpoint_s3_client": "S3Exception __version__",
     "s3torchconnector.s3checkpoint": "S3Checkpoint",
     "s3torchconnector.s3map_dataset": "S3MapDataset",
     "s3torchconnector.s3iterable_dataset": "S3IterableDataset",
@@ -154,7 +158,8 @@ def test_names(module, names):
 def test_the_package_exports_exactly_these():
     assert set(s3torchconnector.__all__) == set(NAMES["s3torchconnector"].split())
     assert s3torchconnector.__version__ == version("s3torch-compat")
-    assert s3torchconnector.S3Exception is S3Error
+    assert s3torchconnector.S3Exception is s3torchconnectorclient.S3Exception is S3Error
+    assert logging.getLevelName(s3torchconnectorclient.LOG_TRACE) == "TRACE"
 
 
 @pytest.mark.parametrize(("where", "expected"), SIGNATURES.items())
@@ -227,5 +232,5 @@ def test_the_other_distribution_beside_it_is_refused(tmp_path):
         "    print(exc)\n"
     )
     text = run(code)
-    assert text.startswith("both s3torch-compat and s3torchconnector 1.5.0 are installed")
+    assert text.startswith("s3torch-compat is installed beside s3torchconnector 1.5.0")
     assert "pip uninstall s3torchconnector" in text

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils.data import DataLoader
 
 from s3torch.datasets import Selection
+from s3torch.dcp.manage import delete_checkpoint
 from s3torchconnector import (
     S3Checkpoint,
     S3ClientConfig,
@@ -140,6 +141,22 @@ def test_distributed_checkpoints(folder, thread_count):
     files = S3FileSystem(REGION).ls(f"{folder}/dcp/shard0/epoch_1")
     assert files
     assert all(file.rpartition("/")[2].startswith("__0_") for file in files)
+
+
+@pytest.mark.filterwarnings("ignore:Detected an existing checkpoint")
+def test_each_rank_writes_as_many_files_as_it_has_threads(folder):
+    path = f"{folder}/dcp"
+    fs = S3FileSystem(REGION)
+    for value in (1, 2):
+        writer = S3StorageWriter(REGION, path, thread_count=4)
+        dcp.save({"one": torch.full((3,), value)}, storage_writer=writer)
+        files = {file.rpartition("/")[2] for file in fs.ls(path)}
+        assert {name.partition("-")[0] for name in files} == {"__0_0", "__0_1", "__0_2", "__0_3", ".metadata"}
+    loaded = {"one": torch.zeros(3)}
+    dcp.load(loaded, storage_reader=S3StorageReader(REGION, path))
+    assert loaded["one"].tolist() == [2, 2, 2]
+    delete_checkpoint(path, client=S3Client(REGION))
+    assert fs.ls(path) == []
 
 
 class Settings:

@@ -1,6 +1,7 @@
 """What importing the drop-in does, once: checks that it is alone, and turns on the logs that are asked for.
 
-Two distributions have the import name ``s3torchconnector``, and only one of them may be installed.
+Other distributions have the import names ``s3torchconnector`` and ``s3torchconnectorclient``, too, and may not be
+installed beside this one.
 
 ``S3_TORCH_CONNECTOR_DEBUG_LOGS`` is a level, or a list like ``debug,awscrt=off`` in which a level with a
 target is for that target alone. The native library here is awscrt, so its level is that of the target
@@ -13,7 +14,8 @@ import logging
 import os
 from importlib.metadata import PackageNotFoundError, version
 
-_OTHER = "s3torchconnector"
+# The distributions that own import names of this one.
+_OTHERS = ("s3torchconnector", "s3torchconnectorclient")
 _FILTER = "S3_TORCH_CONNECTOR_DEBUG_LOGS"
 _FOLDER = "S3_TORCH_CONNECTOR_LOGS_DIR_PATH"
 _LEVELS = {"off", "error", "warn", "info", "debug", "trace"}
@@ -23,19 +25,22 @@ _log = logging.getLogger(__name__)
 
 
 def check_alone() -> None:
-    """Checks that the distribution that this one replaces is not installed as well.
+    """Checks that the distributions that this one replaces are not installed as well.
 
     Raises:
-        ImportError: It is; files of either may then be those of the other.
+        ImportError: One is; files of either may then be those of the other.
     """
-    try:
-        found = version(_OTHER)
-    except PackageNotFoundError:
-        return
-    raise ImportError(
-        f"both s3torch-compat and {_OTHER} {found} are installed, and both are imported as {_OTHER}; "
-        f"run: pip uninstall {_OTHER} && pip install --force-reinstall --no-deps s3torch-compat"
-    )
+    found = []
+    for name in _OTHERS:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    if found:
+        raise ImportError(
+            f"s3torch-compat is installed beside {' and '.join(found)}, which it takes the place of; run: "
+            f"pip uninstall {' '.join(_OTHERS)} && pip install --force-reinstall --no-deps s3torch-compat"
+        )
 
 
 def native_level(filters: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -17,6 +18,10 @@ from s3torchconnector.s3reader.constructor import S3ReaderConstructor, drop_in_c
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
+
+    from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+    from torch.distributed.checkpoint.storage import WriteResult
+    from torch.futures import Future
 
     from s3torch.core import S3Client, S3ClientConfig
     from s3torchconnector.s3reader.protocol import S3ReaderConstructorProtocol
@@ -65,7 +70,8 @@ class S3StorageWriter(CoreStorageWriter):
         path: The ``s3://bucket/prefix`` of the checkpoint.
         s3client_config: All other settings.
         prefix_strategy: Names the files of each rank.
-        thread_count: How many files a rank writes.
+        thread_count: How many files each rank writes, empty ones among them where it has fewer items, as torch's
+            own writer does.
         kwargs: What torch's ``FileSystemWriter`` takes, and the further options of
             ``s3torch.dcp.S3StorageWriter``.
     """
@@ -81,6 +87,23 @@ class S3StorageWriter(CoreStorageWriter):
     ) -> None:
         config = drop_in_config(s3client_config)
         super().__init__(region, path, config, prefix_strategy, thread_count, **kwargs)
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Writes the files of this rank and returns when all are complete.
+
+        Raises:
+            S3Error: A file could not be written; those that were not complete do not appear.
+        """
+        written = super().write_data(plan, planner)
+        if self.single_file_per_rank:
+            names = {result.storage_data.relative_path for result in written.value()}
+            # Named for this save, as the others are: no file of an older checkpoint is written over.
+            save_id = uuid.uuid4().hex[:16]
+            for n in range(len(names), self.thread_count):
+                name = f"{plan.storage_data.prefix}{n}-{save_id}.distcp"
+                with self.fs.create_stream(self.fs.concat_path(self.path, name), "wb"):
+                    pass
+        return written
 
 
 class S3StorageReader(CoreStorageReader):

@@ -87,6 +87,20 @@ def test_an_index_of_an_older_archive_is_made_again(make, store, make_tar, caplo
         unlisted[0]
 
 
+@pytest.mark.parametrize("spelling", ["{}", 'W/"{}"'])
+def test_an_index_holds_however_the_etag_is_spelled(make, store, spelling, caplog):
+    caplog.set_level(logging.INFO, logger="s3torch.datasets")
+    samples = list(make(save_indexes=True))
+    caplog.clear()
+    for number in range(len(FILES)):
+        key = f"train/{number}.tar.index.json"
+        index = json.loads(store.get("data", key).data)
+        index["etag"] = spelling.format(index["etag"].strip('"'))
+        store.put("data", key, json.dumps(index).encode())
+    assert list(make()) == samples
+    assert "indexing" not in caplog.text
+
+
 def test_a_damaged_archive_and_a_damaged_index_are_errors(make, store):
     store.put("data", "bad/a.tar", b"x" * 512)
     with pytest.raises(DamagedShardError, match=r"s3://data/bad/a.tar.*offset 0"):

@@ -22,6 +22,7 @@ from s3torch.core.requests._request import (
     common_headers,
     request_headers,
     request_target,
+    same_etag,
 )
 from s3torch.core.requests._writes import (
     abort_multipart_upload,
@@ -56,6 +57,7 @@ __all__ = [
     "put_object",
     "request_headers",
     "request_target",
+    "same_etag",
     "upload_part",
     "upload_part_copy",
 ]

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from s3torch.core import parse_s3_uri
 from s3torch.core.errors import ConfigurationError, NotFoundError
+from s3torch.core.requests import same_etag
 from s3torch.datasets._base import COMMON_OPTIONS, S3Dataset, apply
 from s3torch.datasets._cache import open_ranges
 from s3torch.datasets._opening import Ahead, RangeInParts, check_prefetch, look_ahead
@@ -198,7 +199,7 @@ class S3IndexedTarDataset(S3Dataset[dict[str, Any], ResultT], Dataset[ResultT]):
                 raise ConfigurationError(why) from exc
             # Without a listing, the first read finds out whether the archive still has this ETag.
             info = item.object_info
-            if info is None or (info.etag, info.size) == (index.etag, index.size):
+            if info is None or (info.size == index.size and same_etag(info.etag, index.etag)):
                 return index
             _log.warning("the index of %s is that of an older archive", uri)
         _log.info("indexing %s", uri)

@@ -144,6 +144,6 @@ def test_the_changelog_has_a_section_for_this_version(folder):
 @FOLDERS
 def test_wheels_and_sdists_say_what_they_hold(folder):
     targets = PYPROJECTS[folder]["tool"]["hatch"]["build"]["targets"]
-    top = package_path(folder).relative_to(ROOT / "packages" / folder).parts[:2]
-    assert targets["wheel"]["packages"] == ["/".join(top)]
+    tops = sorted((ROOT / "packages" / folder / "src").iterdir())
+    assert targets["wheel"]["packages"] == [f"src/{top.name}" for top in tops]
     assert targets["sdist"]["only-include"] == ["src", "tests"]

@@ -1,7 +1,7 @@
 """What importing the drop-in does, once: checks that it is alone, and turns on the logs that are asked for.
 
-Other distributions have the import names ``s3torchconnector`` and ``s3torchconnectorclient``, too, and may not be
-installed beside this one.
+Other distributions have the import names ``s3torchconnector`` and ``s3torchconnectorclient``, too, and may
+not be installed beside this one.
 
 ``S3_TORCH_CONNECTOR_DEBUG_LOGS`` is a level, or a list like ``debug,awscrt=off`` in which a level with a
 target is for that target alone. The native library here is awscrt, so its level is that of the target

@@ -5,13 +5,7 @@ Nothing native is here: bytes are moved by the transports of s3torch.
 
 from __future__ import annotations
 
-import logging
-
 from s3torchconnector import S3Exception, __version__
+from s3torchconnectorclient._logger_patch import TRACE as LOG_TRACE
 
 __all__ = ["LOG_TRACE", "S3Exception", "__version__"]
-
-LOG_TRACE = 5
-"""The level below ``logging.DEBUG`` that is called TRACE."""
-
-logging.addLevelName(LOG_TRACE, "TRACE")

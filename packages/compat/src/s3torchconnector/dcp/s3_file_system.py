@@ -70,8 +70,8 @@ class S3StorageWriter(CoreStorageWriter):
         path: The ``s3://bucket/prefix`` of the checkpoint.
         s3client_config: All other settings.
         prefix_strategy: Names the files of each rank.
-        thread_count: How many files each rank writes, empty ones among them where it has fewer items, as torch's
-            own writer does.
+        thread_count: How many files each rank writes, empty ones among them where it has fewer items, as
+            torch's own writer does.
         kwargs: What torch's ``FileSystemWriter`` takes, and the further options of
             ``s3torch.dcp.S3StorageWriter``.
     """

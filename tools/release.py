@@ -1,0 +1,233 @@
+"""Checks that a release of all packages is ready; it signs nothing and uploads nothing.
+
+    python3 tools/dev.py release --check                 everything; about an hour
+    python3 tools/dev.py release --check --no-tests      only build, look at and install the packages
+    python3 tools/dev.py release --check --only fsspec   of one package
+
+Versions, changelog and sibling ranges have to agree. Each package is built; what was built is checked by
+twine and check-wheel-contents. Then each wheel is installed alone, with the siblings that it needs, in fresh
+environments: one with the newest dependencies and one with the oldest that it declares. In each, pip finds
+nothing wrong, the package can be imported, and the tests from its sdist pass. What was built is in ``dist``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import tomllib
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+ROOT = Path(__file__).resolve().parents[1]
+DIST = ROOT / "dist"
+TOOLS = ("build>=1.2", "twine>=6", "check-wheel-contents>=0.6")
+# In an order in which each package comes after those that it needs.
+ORDER = ("core", "testing", "datasets", "dcp", "fsspec", "lightning", "compat")
+
+
+class NotReadyError(Exception):
+    """The release is not ready; the text says why."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """One of the distributions of this repository.
+
+    Attributes:
+        folder: Its folder in ``packages``.
+        project: The table ``project`` of its ``pyproject.toml``.
+        version: What the source says.
+    """
+
+    folder: str
+    project: Mapping[str, Any]
+    version: Version
+
+    @property
+    def name(self) -> str:
+        """The name of the distribution."""
+        return str(self.project["name"])
+
+    @property
+    def requirements(self) -> list[Requirement]:
+        """What it needs, without extras."""
+        return [Requirement(line) for line in self.project["dependencies"]]
+
+    @property
+    def imported(self) -> str:
+        """The package that users import."""
+        return "s3torchconnector" if self.folder == "compat" else f"s3torch.{self.folder}"
+
+    def built(self, suffix: str) -> Path:
+        """Returns the file that was built: ``.whl`` or ``.tar.gz``."""
+        stem = f"{self.name.replace('-', '_')}-{self.version}"
+        (found,) = [path for path in DIST.glob(f"{stem}*") if path.name.endswith(suffix)]
+        return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the checks; returns 1 where the release is not ready."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--check", action="store_true", required=True, help="there is nothing else to do")
+    parser.add_argument("--only", choices=ORDER, action="append", help="only this package; may be repeated")
+    parser.add_argument("--no-tests", action="store_true", help="do not run the tests of the sdists")
+    parser.add_argument("--constraint", type=Path, help="versions for pip, such as a CPU build of torch")
+    chosen = parser.parse_args(arguments)
+    packages = {folder: read(folder) for folder in ORDER}
+    try:
+        agree(packages.values())
+        with tempfile.TemporaryDirectory(prefix="s3torch-release-") as folder:
+            build(Path(folder), packages.values())
+            for name in chosen.only or ORDER:
+                for oldest in (False, True):
+                    place = Path(folder) / f"{name}-{'oldest' if oldest else 'newest'}"
+                    install(place, packages[name], packages, oldest=oldest, constraint=chosen.constraint)
+                    if not chosen.no_tests:
+                        run_tests(place, packages[name], packages, constraint=chosen.constraint)
+                    shutil.rmtree(place)
+    except (NotReadyError, subprocess.CalledProcessError) as error:
+        print(f"not ready: {error}")
+        return 1
+    print("ready")
+    return 0
+
+
+def read(folder: str) -> Package:
+    """Reads what a package says of itself."""
+    place = ROOT / "packages" / folder
+    content = tomllib.loads((place / "pyproject.toml").read_text(encoding="utf-8"))
+    source = (place / content["tool"]["hatch"]["version"]["path"]).read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
+    if match is None:
+        raise NotReadyError(f"{folder} has no __version__")
+    return Package(folder, content["project"], Version(match[1]))
+
+
+def agree(packages: Iterable[Package]) -> None:
+    """Compares versions, changelog and the ranges in which the packages take each other."""
+    versions = {package.name: package.version for package in packages}
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL))
+    for package in packages:
+        newest = re.search(r"^### (\S+) \((.+)\)$", sections.get(package.name, ""), re.MULTILINE)
+        if newest is None or Version(newest[1]) != package.version:
+            raise NotReadyError(
+                f"the newest section of {package.name} in CHANGELOG.md is not {package.version}"
+            )
+        if newest[2] == "unreleased":
+            print(f"to do: CHANGELOG.md has no date for {package.name} {package.version}")
+        extras = package.project.get("optional-dependencies", {}).values()
+        lines = [Requirement(line) for extra in extras for line in extra]
+        for requirement in [*package.requirements, *lines]:
+            version = versions.get(requirement.name)
+            if version is not None and version not in requirement.specifier:
+                raise NotReadyError(f"{package.name} needs {requirement}, and the source has {version}")
+
+
+def build(folder: Path, packages: Iterable[Package]) -> None:
+    """Builds and checks a wheel and an sdist of each package."""
+    shutil.rmtree(DIST, ignore_errors=True)
+    tools = make_environment(folder / "tools", TOOLS)
+    for package in packages:
+        source = ROOT / "packages" / package.folder
+        run(tools, "-m", "build", "--outdir", str(DIST), str(source))
+    built = sorted(map(str, DIST.iterdir()))
+    run(tools, "-m", "twine", "check", "--strict", *built)
+    wheels = [name for name in built if name.endswith(".whl")]
+    # The packages share the namespace s3torch, and compat has two packages, by intention: W009.
+    run(tools, "-m", "check_wheel_contents", "--ignore", "W009", *wheels)
+
+
+def install(
+    place: Path, package: Package, packages: Mapping[str, Package], *, oldest: bool, constraint: Path | None
+) -> None:
+    """Installs a package alone, with what it needs, and imports it."""
+    wanted = closure(package, packages)
+    limits = [] if constraint is None else [line for line in constraint.read_text().splitlines() if line]
+    if oldest:
+        fixed = {Requirement(line).name for line in limits if not line.startswith("#")}
+        limits += [line for line in lower_bounds(wanted) if Requirement(line).name not in fixed]
+    wheels = [str(one.built(".whl")) for one in wanted]
+    python = make_environment(place, wheels, limits)
+    run(python, "-m", "pip", "check")
+    run(python, "-c", f"import {package.imported}")
+
+
+def closure(package: Package, packages: Mapping[str, Package]) -> list[Package]:
+    """Lists a package and the siblings that it needs."""
+    by_name = {one.name: one for one in packages.values()}
+    found = [package]
+    for one in found:
+        siblings = [by_name[need.name] for need in one.requirements if need.name in by_name]
+        found += [sibling for sibling in siblings if sibling not in found]
+    return found
+
+
+def lower_bounds(packages: Iterable[Package]) -> list[str]:
+    """Lists the oldest version of each dependency that some package declares."""
+    oldest: dict[str, Version] = {}
+    for requirement in (one for package in packages for one in package.requirements):
+        for bound in requirement.specifier:
+            if bound.operator == ">=" and not requirement.name.startswith("s3torch"):
+                version = Version(bound.version)
+                oldest[requirement.name] = max(version, oldest.get(requirement.name, version))
+    return [f"{name}=={version}" for name, version in sorted(oldest.items())]
+
+
+def run_tests(
+    place: Path, package: Package, packages: Mapping[str, Package], *, constraint: Path | None
+) -> None:
+    """Runs the tests from the sdist of a package in the environment where it is installed."""
+    tree = place / "tree"
+    target = tree / "packages" / package.folder
+    target.mkdir(parents=True)
+    with tarfile.open(package.built(".tar.gz")) as archive:
+        archive.extractall(place / "sdist", filter="data")
+    (unpacked,) = (place / "sdist").iterdir()
+    shutil.move(unpacked / "tests", target / "tests")
+    for name in ("conftest.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, tree / name)
+    python = place / "bin" / "python"
+    testing = [str(one.built(".whl")) for one in closure(packages["testing"], packages)]
+    group = ["--group", f"{ROOT / 'pyproject.toml'}:test"]
+    limits = [] if constraint is None else ["--constraint", str(constraint)]
+    run(python, "-m", "pip", "install", "--quiet", *testing, *group, *limits)
+    run(python, "-m", "pytest", "-q", "--numprocesses=auto", "--dist=loadscope", "packages", cwd=tree)
+
+
+def make_environment(place: Path, requirements: Iterable[str], limits: Iterable[str] = ()) -> Path:
+    """Makes an environment with packages in it; returns its Python."""
+    venv.create(place, with_pip=True, symlinks=True)
+    python = place / "bin" / "python"
+    # 25.1: dependency groups.
+    run(python, "-m", "pip", "install", "--quiet", "pip>=25.1")
+    constraints = place / "constraints.txt"
+    constraints.write_text("".join(f"{line}\n" for line in limits), encoding="utf-8")
+    run(python, "-m", "pip", "install", "--quiet", "--constraint", str(constraints), *requirements)
+    return python
+
+
+def run(python: Path, *arguments: str, cwd: Path = ROOT) -> None:
+    """Runs Python, without the settings of the environment in which this script runs."""
+    unwanted = ("PIP_CONSTRAINT", "PYTHONPATH", "VIRTUAL_ENV")
+    kept = {name: value for name, value in os.environ.items() if name not in unwanted}
+    print("+", python.parent.parent.name, *arguments, flush=True)
+    subprocess.run([str(python), *arguments], check=True, cwd=cwd, env=kept)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

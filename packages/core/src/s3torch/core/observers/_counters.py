@@ -314,8 +314,8 @@ class SharedCounters(TransferCounters):
 
     Args:
         folder: Where the files are, a folder of this object alone; if it is missing, one is made that only
-            this user can enter. ``None`` makes a temporary one, which goes away with this process. Whoever can
-            write there is trusted: the files are pickles.
+            this user can enter. ``None`` makes a temporary one, which goes away with this process. Whoever
+            can write there is trusted: the files are pickles.
         seconds: How old the counts of a busy process may be.
 
     Example:

@@ -171,3 +171,28 @@ def test_a_store_without_conditions_is_named(wire, size, status):
     with pytest.raises(S3Error) as caught:
         write(wire.client(), wire, wire.content(size), PutOptions())
     assert "If-None-Match" not in str(caught.value)
+
+
+def refuse_the_second_copy(wire):
+    """Lets the server copy, and the client hear only of the refusal that the next attempt meets."""
+    lose_an_answer(wire, 10)
+    return fault(wire, 10, Fault.error(412, "PreconditionFailed"), skip=1)
+
+
+@pytest.mark.promise(1)
+def test_a_copy_that_was_made_is_no_failure(wire):
+    wire.put("k", b"source")
+    rule = refuse_the_second_copy(wire)
+    wire.client().copy_object(wire.bucket, "k", wire.bucket, "copy", options=NEW)
+    assert rule.hits == 1
+    assert wire.get("copy") == b"source"
+
+
+def test_a_copy_that_another_prevented_is_a_failure(wire):
+    wire.put("k", b"source")
+    wire.put("copy", b"theirs")
+    fault(wire, 10, Fault.drop(), times=1)
+    fault(wire, 10, Fault.error(412, "PreconditionFailed"), skip=1)
+    with pytest.raises(PreconditionFailedError):
+        wire.client().copy_object(wire.bucket, "k", wire.bucket, "copy", options=NEW)
+    assert wire.get("copy") == b"theirs"

@@ -16,7 +16,7 @@ from s3torch.core.transfer import run_ahead
 from s3torch.core.transfer._upload_parts import etag_of_parts, resolve_ambiguous_commit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from s3torch.core._runtime import Runtime
@@ -91,7 +91,9 @@ class CopyJob:
             )
         except S3Error as error:
             if self.size is not None or error.code not in _PERHAPS_TOO_LARGE:
-                raise
+                # A copy in one request has the ETag of its source, unless that was made of parts.
+                self._resolve(runtime, error, self.options, lambda: self.etag or self._head(runtime).etag)
+                return
             head = self._head(runtime)
             if head.size <= self.limit:
                 raise
@@ -124,24 +126,25 @@ class CopyJob:
         ranges = enumerate(copy_ranges(head.size, part_size=self.part_size), 1)
         try:
             parts = list(run_ahead(copy, ranges, workers=_REQUESTS, name="s3torch-copy"))
-            self._complete(runtime, upload, parts, options)
+            try:
+                runtime.call(requests.complete_multipart_upload(upload, parts, options=options))
+            except S3Error as error:
+                self._resolve(runtime, error, options, lambda: etag_of_parts(parts))
         except BaseException as error:
             self._abort(runtime, upload, error)
             raise
 
-    def _complete(
-        self, runtime: Runtime, upload: MultipartUpload, parts: list[CompletedPart], options: PutOptions
+    def _resolve(
+        self, runtime: Runtime, error: S3Error, options: PutOptions, etag: Callable[[], str | None]
     ) -> None:
-        try:
-            runtime.call(requests.complete_multipart_upload(upload, parts, options=options))
-        except S3Error as error:
-            resolve_ambiguous_commit(
-                error,
-                lambda: runtime.call(requests.head_object(self.dst_bucket, self.dst_key)),
-                options=options,
-                checksum=None,
-                etag=lambda: etag_of_parts(parts),
-            )
+        """Asks whether the copy is there after all; if not, raises the error."""
+        resolve_ambiguous_commit(
+            error,
+            lambda: runtime.call(requests.head_object(self.dst_bucket, self.dst_key)),
+            options=options,
+            checksum=None,
+            etag=etag,
+        )
 
     def _abort(self, runtime: Runtime, upload: MultipartUpload, error: BaseException) -> None:
         try:

@@ -2,6 +2,7 @@
 
     python3 tools/dev.py pythons                 on 3.12, 3.13 and 3.14, where they are found
     python3 tools/dev.py pythons --only 3.13     on one, which has to be there
+    python3 tools/dev.py pythons --newest        on the newest that is found, if one is
     python3 tools/dev.py pythons --only 3.13 -- packages/core/tests/readers
 
 The packages are core, fsspec and testing. Each Python has an environment in ``.dev``, which is made once and
@@ -29,10 +30,11 @@ def main(arguments: list[str]) -> int:
     """Runs the tests; returns how many Pythons they failed on."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", choices=VERSIONS, help="the version of Python")
+    parser.add_argument("--newest", action="store_true", help="only the newest that is found")
     parser.add_argument("pytest", nargs="*", help="what pytest gets; the tests of the packages by default")
     chosen = parser.parse_args(arguments)
     found = {version: python for version in VERSIONS if (python := find(version))}
-    wanted = [chosen.only] if chosen.only else list(found)
+    wanted = [chosen.only] if chosen.only else list(found)[-1 if chosen.newest else 0 :]
     if missing := [version for version in wanted if version not in found]:
         sys.exit(f"python{missing[0]} is not installed")
     for version in sorted(set(VERSIONS) - set(wanted)):

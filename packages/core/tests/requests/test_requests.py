@@ -205,6 +205,7 @@ def test_every_operation_is_compared_and_known(model):
         "get_headers",
         "request_headers",
         "request_target",
+        "same_etag",
     }
     # Two of them ask with a HEAD.
     assert len({request.operation for request, _ in CASES}) == len(makers) - 1

@@ -381,7 +381,7 @@ def _element(name: str, value: object) -> str:
 
 def _elements(body: bytes, name: str) -> list[dict[str, str]]:
     root = xml_root(body)
-    return [xml_fields(element) for element in root or () if local_name(element) == name]
+    return [xml_fields(element) for element in (() if root is None else root) if local_name(element) == name]
 
 
 def _time(seconds: int) -> str:

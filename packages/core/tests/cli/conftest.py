@@ -42,7 +42,8 @@ def command(store, client, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
 
     def run(*arguments, code=0, answer=None):
-        where = () if arguments[0] in ("plugins", "completion") else ("--endpoint", store.endpoint)
+        has_place = any(str(argument).startswith("s3://") for argument in arguments)
+        where = ("--endpoint", store.endpoint) if has_place else ()
         result = CliRunner().invoke(application, [*map(str, arguments), *where], input=answer)
         _process.stopping.clear()
         if result.exception is not None and not isinstance(result.exception, SystemExit):

@@ -14,7 +14,7 @@ import click
 from s3torch.core import PutOptions, S3Uri, parse_s3_uri
 from s3torch.core._process import submit
 from s3torch.core.cli._objects import folder_of
-from s3torch.core.cli._output import counted, error_facts, shown, size_text
+from s3torch.core.cli._output import count_text, error_facts, shown, size_text
 from s3torch.core.cli._process import stopping
 from s3torch.core.cli._transfers import STANDARD_STREAM, Copier, Job, Outcome
 from s3torch.core.cli.commands import CommandContext, ExitCode, command, exit_code_of
@@ -83,11 +83,11 @@ def _copy_all(context: CommandContext, copier: Copier, plan: Iterable[Job], *, w
             context.write(None, **_facts(job), **error_facts(outcome))
     if done.copied or done.skipped or not errors:
         there = "that is there" if done.skipped == 1 else "that are there"
-        left_out = f"; left out {counted(done.skipped, 'object')} {there}" if done.skipped else ""
-        context.note(f"Copied {counted(done.copied, 'object')}, {size_text(done.nbytes)}{left_out}.")
+        left_out = f"; left out {count_text(done.skipped, 'object')} {there}" if done.skipped else ""
+        context.note(f"Copied {count_text(done.copied, 'object')}, {size_text(done.nbytes)}{left_out}.")
     if not errors:
         return ExitCode.DONE
-    context.note(f"{counted(len(errors), 'object')} could not be copied.")
+    context.note(f"{count_text(len(errors), 'object')} could not be copied.")
     if done.copied or done.skipped:
         return ExitCode.PARTIAL
     return exit_code_of(errors[0])

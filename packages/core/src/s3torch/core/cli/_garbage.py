@@ -10,7 +10,7 @@ import click
 
 from s3torch.core import parse_s3_uri
 from s3torch.core.cli._objects import folder_of
-from s3torch.core.cli._output import counted, shown, size_text, time_text
+from s3torch.core.cli._output import count_text, shown, size_text, time_text
 from s3torch.core.cli.commands import CommandContext, ExitCode, command
 from s3torch.core.plugins._manager import leftover_finders
 
@@ -64,7 +64,7 @@ def gc(context: CommandContext, uri: str, older_than: timedelta, dry_run: bool, 
             f"file    {time_text(info.last_modified)}  {shown(info.key)}", file=info.key, size=info.size
         )
     size = sum(info.size for info in files.values())
-    found = f"{counted(len(uploads), 'upload')} and {counted(len(files), 'file')} of {size_text(size)}"
+    found = f"{count_text(len(uploads), 'upload')} and {count_text(len(files), 'file')} of {size_text(size)}"
     if dry_run or not (uploads or files):
         context.write(f"Found {found}.", uploads=len(uploads), files=len(files), removed=False)
         return ExitCode.DONE
@@ -88,7 +88,7 @@ def _remove(
         context.note(f"{shown(failure.key)} was not removed: {failure.message} [{failure.code}]")
     removed = len(files) - len(failures)
     context.write(
-        f"Removed {counted(len(aborted), 'upload')} and {counted(removed, 'file')}.",
+        f"Removed {count_text(len(aborted), 'upload')} and {count_text(removed, 'file')}.",
         uploads=len(aborted),
         files=removed,
         removed=True,

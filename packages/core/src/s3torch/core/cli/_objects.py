@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from s3torch.core import parse_s3_uri
-from s3torch.core.cli._output import counted, shown, size_text, time_text
+from s3torch.core.cli._output import count_text, shown, size_text, time_text
 from s3torch.core.cli.commands import CommandContext, ExitCode, command
 from s3torch.core.errors import AccessDeniedError, NotFoundError
 from s3torch.core.transfer import run_ahead
@@ -46,7 +46,7 @@ def ls(context: CommandContext, uri: str, recursive: bool, as_glob: bool, exact:
         context.write(f"{time_text(item.last_modified)}  {width:>10}  {shown(item.key)}", **_facts(item))
     if total:
         whole = f"{size:,} bytes" if exact else size_text(size)
-        context.write(f"{counted(count, 'object')}, {whole}", objects=count, total_size=size)
+        context.write(f"{count_text(count, 'object')}, {whole}", objects=count, total_size=size)
     if key and not count and not folders:
         context.note(f"Nothing begins with {uri}")
         return ExitCode.NOT_FOUND
@@ -104,7 +104,7 @@ def rm(
     """Deletes objects, by their exact keys.
 
     s3://bucket/a is the object a, and nothing else. With --recursive it is the folder a/, all of it, and
-    neither the object a nor the folder ab/. What was found is counted and shown before it is deleted, and
+    neither the object a nor the folder ab/. What was found is count_text and shown before it is deleted, and
     only that is deleted.
     """
     places = [parse_s3_uri(uri) for uri in uris]
@@ -118,7 +118,7 @@ def rm(
     if dry_run or not count:
         context.write(None, found=count, deleted=0)
         return ExitCode.DONE
-    context.confirm(f"Delete {counted(count, 'version' if versions else 'object')}?", yes=yes)
+    context.confirm(f"Delete {count_text(count, 'version' if versions else 'object')}?", yes=yes)
     for bucket, doomed in found:
         targets = [one.key if one.version_id is None else (one.key, one.version_id) for one in doomed]
         for failure in context.client.delete_objects(bucket, targets):
@@ -126,7 +126,7 @@ def rm(
             text = f"s3://{bucket}/{shown(failure.key)} was not deleted: {failure.message} [{failure.code}]"
             context.note(text)
             context.write(None, not_deleted=failure.key, bucket=bucket, code=failure.code)
-    context.write(f"Deleted {counted(count - failed, 'object')}.", found=count, deleted=count - failed)
+    context.write(f"Deleted {count_text(count - failed, 'object')}.", found=count, deleted=count - failed)
     return ExitCode.PARTIAL if failed else ExitCode.DONE
 
 
@@ -184,6 +184,6 @@ def _show(context: CommandContext, found: Sequence[tuple[str, Sequence[_Doomed]]
             context.note(f"s3://{bucket}/{shown(one.key)}{version}")
         size = sum(one.size or 0 for one in doomed)
         more = f"… and {len(doomed) - _SHOWN:,} more, " if len(doomed) > _SHOWN else ""
-        context.note(f"{more}{counted(len(doomed), 'object')} in s3://{bucket}, {size_text(size)}")
+        context.note(f"{more}{count_text(len(doomed), 'object')} in s3://{bucket}, {size_text(size)}")
         for one in doomed if context.as_json else ():
             context.write(None, bucket=bucket, key=one.key, size=one.size, version_id=one.version_id)

@@ -39,12 +39,17 @@ def plugins(context: CommandContext) -> int:
     return ExitCode.FAILED if any(one["status"] != "ok" for one in found) else ExitCode.DONE
 
 
-def described_plugins() -> list[dict[str, Any]]:
-    """Loads everything that is registered, and tells of each how that went."""
+def described_plugins(*, transports: bool = True) -> list[dict[str, Any]]:
+    """Loads what is registered, and tells of each how that went.
+
+    Args:
+        transports: Whether to load all transports, too, each of which may take seconds.
+    """
     # Asks all plugins, so that one whose commands fail is known as well.
     commands()
     failed = failures()
-    found = [_described("transport", entry, _load(entry)) for entry in installed_plugins(TRANSPORT_GROUP)]
+    entries = installed_plugins(TRANSPORT_GROUP)
+    found = [_described("transport", entry, _load(entry) if transports else None) for entry in entries]
     found += [
         _described("plugin", entry, failed.get(entry.name)) for entry in installed_plugins(PLUGIN_GROUP)
     ]

@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from s3torch.core import S3Client, S3ClientConfig
-from s3torch.core.cli._output import Advance, progress, write_json, write_table
+from s3torch.core.cli._output import (
+    Advance,
+    count_text,
+    progress,
+    size_text,
+    time_text,
+    write_json,
+    write_table,
+)
 from s3torch.core.cli._process import cancellers, log_everything
 from s3torch.core.errors import (
     AccessDeniedError,
@@ -37,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-__all__ = ["CommandContext", "ExitCode", "command"]
+__all__ = ["CommandContext", "ExitCode", "command", "count_text", "size_text", "time_text"]
 
 _COMMON = {"region", "endpoint", "profile", "transport", "no_sign", "as_json", "verbose"}
 

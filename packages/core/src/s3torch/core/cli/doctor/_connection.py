@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from s3torch.core import requests
-from s3torch.core.cli._output import counted
+from s3torch.core.cli._output import count_text
 from s3torch.core.cli.doctor._origins import proxy_for, target_of
 from s3torch.core.cli.findings import Finding, Severity
 from s3torch.core.errors import (
@@ -113,7 +113,7 @@ def look_at_network(session: AwsSession, bucket: str | None) -> Iterator[Finding
         return
     with connected:
         milliseconds = (time.perf_counter() - begin) * 1000
-        text = f"{what}, port {port}, in {milliseconds:.1f} ms ({counted(len(addresses), 'address')})"
+        text = f"{what}, port {port}, in {milliseconds:.1f} ms ({count_text(len(addresses), 'address')})"
         facts = {"host": name, "port": port, "seconds": milliseconds / 1000}
         yield Finding(_TOPIC, "connection", Severity.OK, text, facts=facts)
         if scheme == "https" and not proxy:

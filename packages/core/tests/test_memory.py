@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 import time
 
@@ -19,6 +20,7 @@ from s3torch.core._memory import (
 )
 from s3torch.core._resources import available_memory
 from s3torch.core.ranges import GIB, MIB
+from s3torch.testing.faults import Fault
 
 
 @pytest.mark.promise(3)
@@ -54,6 +56,71 @@ def test_a_dropped_reservation_gives_back():
     del reservation
     gc.collect()
     assert budget.used == 0
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def most(budget):
+    """How many can be reserved at a time."""
+    taken = []
+    while len(taken) < 100 and (one := budget.try_reserve(1)) is not None:
+        taken.append(one)
+    return len(taken)
+
+
+def test_a_store_that_asks_to_slow_down_gets_fewer_requests_at_a_time():
+    clock = Clock()
+    budget = MemoryBudget(1000, clock=clock)
+    assert most(budget) == 100
+    seen = []
+    for _ in range(6):
+        for _ in range(3):  # However many are refused in a second.
+            budget.slow_down()
+        seen.append(most(budget))
+        clock.now += 1
+    assert seen[0] == 16
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] == 1
+    # Whoever waits for a request of its own gets it.
+    waiting = [budget.reserve(1) for _ in range(3)]
+    assert budget.try_reserve(1) is None
+    del waiting
+
+
+def test_it_gets_more_again_step_by_step():
+    clock = Clock()
+    budget = MemoryBudget(1000, clock=clock)
+    for _ in range(6):
+        budget.slow_down()
+        clock.now += 1
+    seen = []
+    while not seen or seen[-1] < 100:
+        seen.append(most(budget))
+        clock.now += 2
+    assert len(seen) > 20
+    assert {after - before for before, after in itertools.pairwise(seen[:-1])} == {1}
+
+
+def test_a_refusal_of_the_store_reaches_the_budget(wire):
+    limit = 300 * MIB + 1  # That of no other test, which would share it.
+    bucket, key = wire.stock(10)
+    wire.proxy.add(Fault.slow_down(), method="GET", times=1)
+    assert wire.client(memory_limit=limit).get_object(bucket, key).read() == wire.content(10)
+    assert 16 <= most(Memory.of_this_process(limit).budget) < 32
+
+
+def test_what_has_no_bytes_is_no_request():
+    budget = MemoryBudget(1000, clock=Clock())
+    budget.slow_down()
+    empty = [budget.reserve(0) for _ in range(100)]
+    assert most(budget) == 16
+    del empty
+    assert most(budget) == 16
 
 
 def test_the_budget_counts_right_under_threads():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3torch.core import errors
+from s3torch.core import S3ClientConfig, errors
 from s3torch.core.errors import (
     CertificateError,
     S3ConnectionError,
@@ -85,10 +85,21 @@ def test_attempts_are_bounded_and_pauses_grow(error, attempts, attempt, jitter):
         assert decision == FAIL
         return
     quick = isinstance(error, S3ConnectionError | TruncatedError)
-    longest = min(0.1 * 2**attempt, 1.0 if quick else 20.0)
+    if isinstance(error, ThrottledError):
+        longest = min(0.2 * 4 ** (attempt - 1), 60.0)
+    else:
+        longest = min(0.1 * 2**attempt, 1.0 if quick else 20.0)
     assert decision == RetryDecision("retry", jitter * longest)
     for _ in range(5):
         assert longest / 2 <= decide_retry(error, attempt, attempts=attempts).seconds <= longest
+
+
+def test_a_store_that_is_throttling_is_asked_for_minutes():
+    """S3 splits a range of keys under lasting load, which takes minutes, and refuses requests until then."""
+    attempts = range(1, S3ClientConfig().max_attempts)
+    pauses = [decide_retry(ThrottledError(), n, attempts=10, jitter=0.75).seconds for n in attempts]
+    assert sum(pauses) > 200
+    assert sum(pauses[:2]) < 1
 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"])

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import mmap
 import threading
 import time
 from collections import deque
+from typing import TYPE_CHECKING
 
 from s3torch.core._process import PerProcess, start_thread
 from s3torch.core._resources import available_memory, processes_on_node
 from s3torch.core.errors import S3Error
 from s3torch.core.ranges import GIB, MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "BufferPool",
@@ -35,6 +40,11 @@ _HIGHEST_LIMIT = 2 * GIB
 _POOLED_BYTES = 128 * MIB
 _IDLE_SECONDS = 10.0
 _HUGE_PAGE = 2 * MIB
+# After a store has asked to slow down a process has at most 16 requests in flight, after another second of
+# refusals 8, then one more every two seconds. The first step is no cost to a load that met one busy moment.
+_SLOWED_FROM = 32
+_SLOWED_SECONDS = 1.0
+_MORE_PER_SECOND = 0.5
 
 
 def default_memory_limit() -> int:
@@ -63,11 +73,19 @@ class MemoryBudget:
 
     ``give_back`` takes no lock, because finalizers call it, which may run within the other methods. What was
     given back is subtracted by whoever reserves next.
+
+    Args:
+        limit: The bytes that may be in flight.
+        clock: Tells the time in seconds.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.limit = limit
-        self._used = 0
+        self._clock = clock
+        self._used = self._count = 0
+        # How many could be reserved at a time when a store last asked to slow down, and when that was.
+        self._most = math.inf
+        self._slowed_at = -math.inf
         self._returned: deque[int] = deque()
         self._lock = threading.Lock()
 
@@ -81,9 +99,10 @@ class MemoryBudget:
         """Takes bytes out of the budget if they are there."""
         with self._lock:
             self._subtract_returned()
-            if self._used + count > self.limit:
+            if self._used + count > self.limit or self._count >= self._allowed():
                 return None
             self._used += count
+            self._count += count > 0
         return Reservation(self, count)
 
     def reserve(self, count: int) -> Reservation:
@@ -91,15 +110,38 @@ class MemoryBudget:
         with self._lock:
             self._subtract_returned()
             self._used += count
+            self._count += count > 0
         return Reservation(self, count)
+
+    def slow_down(self) -> None:
+        """Halves how many requests may be in flight, because a store asks for fewer; once a second at most.
+
+        Otherwise new requests follow those that are served, while those that were refused wait longer and
+        longer, until one of them has failed for good.
+        """
+        with self._lock:
+            now = self._clock()
+            if now - self._slowed_at >= _SLOWED_SECONDS:
+                self._most = max(1.0, min(self._allowed(), _SLOWED_FROM) / 2)
+                self._slowed_at = now
 
     def give_back(self, count: int) -> None:
         """Counts bytes that are not in flight any more."""
         self._returned.append(count)
 
+    def _allowed(self) -> float:
+        """How many may be reserved at a time."""
+        if self._most < math.inf:
+            allowed = self._most + _MORE_PER_SECOND * (self._clock() - self._slowed_at)
+            if allowed < _SLOWED_FROM:
+                return allowed
+            self._most = math.inf
+        return math.inf
+
     def _subtract_returned(self) -> None:
         while self._returned:
             self._used -= self._returned.popleft()
+            self._count -= 1
 
 
 class Reservation:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core._memory import Memory
 from s3torch.core._process import PerProcess
 from s3torch.core._resources import throughput_share
-from s3torch.core.errors import ServerError
+from s3torch.core.errors import ServerError, ThrottledError
 from s3torch.core.observers._listening import listening
 from s3torch.core.observers._observed import Observations, ObservedTransport
 from s3torch.core.plugins import create_transport, default_transport
@@ -20,6 +21,8 @@ from s3torch.core.transfer import InFlightTarget
 
 if TYPE_CHECKING:
     from s3torch.core._config import S3ClientConfig, UserAgent
+    from s3torch.core._memory import MemoryBudget
+    from s3torch.core.errors import S3Error
     from s3torch.core.models import BucketEndpoint
     from s3torch.core.requests import Request
     from s3torch.core.seam import Transport
@@ -55,8 +58,9 @@ class Runtime:
             config = replace(config, endpoint=settings.endpoint)
         self.config = config
         self._observations = Observations()
-        context = TransportContext(config, self._session, agent, self._observations.retried)
         self.memory = Memory.of_this_process(config.memory_limit)
+        on_retry = partial(_retried, self._observations, self.memory.budget)
+        context = TransportContext(config, self._session, agent, on_retry)
         name = config.transport_name or default_transport(encrypted=self._session.is_encrypted)
         self._transport = create_transport(name, context)
         self.ends_early = isinstance(self._transport, EndsEarly) and self._transport.ends_early
@@ -93,6 +97,13 @@ class Runtime:
         self._transport.close()
         self._session.close()
         self.memory.pool.clear()
+
+
+def _retried(observations: Observations, budget: MemoryBudget, *, error: S3Error, **told: Any) -> None:
+    """Takes note of a failed attempt; a store that asks to slow down gets fewer requests for a while."""
+    if isinstance(error, ThrottledError):
+        budget.slow_down()
+    observations.retried(error=error, **told)
 
 
 @dataclass(eq=False)

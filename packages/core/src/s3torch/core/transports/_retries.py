@@ -27,6 +27,10 @@ _BACKOFF_SECONDS = 0.1
 _MAX_BACKOFF_SECONDS = 20.0
 # Retry refused connections quickly, so that a wrong endpoint fails fast.
 _MAX_CONNECTION_BACKOFF_SECONDS = 1.0
+# S3 splits a range of keys that gets more requests than it serves, which takes minutes, so ten attempts have
+# to reach so far. The first pauses are short, for a store that is busy only for a moment.
+_THROTTLED_GROWTH = 4.0
+_MAX_THROTTLED_BACKOFF_SECONDS = 60.0
 _BAD_REQUEST = 400
 _RETRIED_STATUS = {500, 502, 504}
 _RETRIED_ERRORS = (S3ConnectionError, S3TimeoutError, ThrottledError, TruncatedError)
@@ -78,11 +82,17 @@ def decide_retry(
         return RetryDecision("fail" if renewed else "renew")
     if not (may_succeed_now(error) or resumable):
         return RetryDecision("fail")
-    quick = isinstance(error, S3ConnectionError | TruncatedError)
-    most = _MAX_CONNECTION_BACKOFF_SECONDS if quick else _MAX_BACKOFF_SECONDS
-    longest = min(_BACKOFF_SECONDS * 2.0 ** min(attempt, 20), most)
     share = random.uniform(0.5, 1) if jitter is None else jitter  # noqa: S311 - This is jitter.
-    return RetryDecision("retry", share * longest)
+    return RetryDecision("retry", share * _longest_pause(error, attempt))
+
+
+def _longest_pause(error: S3Error, attempt: int) -> float:
+    growth, most = 2.0, _MAX_BACKOFF_SECONDS
+    if isinstance(error, S3ConnectionError | TruncatedError):
+        most = _MAX_CONNECTION_BACKOFF_SECONDS
+    elif isinstance(error, ThrottledError):
+        growth, most = _THROTTLED_GROWTH, _MAX_THROTTLED_BACKOFF_SECONDS
+    return min(2 * _BACKOFF_SECONDS * growth ** min(attempt - 1, 20), most)
 
 
 def _is_refused_head(error: S3Error) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core._memory import Memory
 from s3torch.core._process import PerProcess
@@ -80,6 +80,10 @@ class Runtime:
                 raise
             # What was not said is asked again in another way.
             return self.call(get_for_head(request))  # type: ignore[arg-type, return-value]
+
+    def presign(self, operation: str, parameters: dict[str, Any], *, expires: int) -> str:
+        """Returns a URL that is signed for one operation of boto3; nothing is sent."""
+        return self._session.presign(operation, parameters, expires=expires)
 
     def set_observed(self, *, observed: bool) -> None:
         """Tells observers from now on of what is done, or does so no more."""

@@ -214,7 +214,7 @@ class AwsSession:
         try:
             if self._address_client is None:
                 # Signing needs some keys; real ones could ask the network for a refresh.
-                keys = {"aws_access_key_id": "none", "aws_secret_access_key": "none"}
+                keys: dict[str, Any] = {"aws_access_key_id": "none", "aws_secret_access_key": "none"}
                 self._address_client = self._make_boto_client(**keys)
                 answer_before_signing(self._address_client)
             return ask_botocore(self._address_client, bucket)

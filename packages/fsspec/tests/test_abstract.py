@@ -1,6 +1,6 @@
-"""fsspec's own suites for filesystems.
+"""fsspec's own suites for filesystems: with empty directories, which this process remembers, and without.
 
-They run where folders are what their names say: SeaweedFS keeps empty folders for a while after its objects.
+Without is what another process sees, which knows only what is stored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from fsspec.tests.abstract import (
     AbstractPutTests,
 )
 
-on_exact_stores = pytest.mark.parametrize("options", ["memory", "moto"], indirect=True)
+everywhere = pytest.mark.parametrize("options", ["memory", "moto", "seaweedfs"], indirect=True)
+
+
+LOOK_AT_EMPTY_FOLDERS = {
+    f"test_{verb}_directory_{rest}"
+    for verb in ("copy", "put")
+    for rest in ("to_existing_directory", "to_new_directory")
+}
 
 
 class Fixtures(abstract.AbstractFixtures):
@@ -29,6 +36,18 @@ class Fixtures(abstract.AbstractFixtures):
     @pytest.fixture
     def fs_path(self, root):
         return root
+
+    @pytest.fixture(params=[True, False], ids=["empty directories", "no empty directories"])
+    def supports_empty_directories(self, request, fs, monkeypatch):
+        if not request.param:
+            monkeypatch.setattr(fs._store, "make_directory", lambda _: None)
+        return request.param
+
+    @pytest.fixture(autouse=True)
+    def _expect_stale_folders(self, request, options):
+        if "seaweedfs" in request.node.callspec.id and request.node.originalname in LOOK_AT_EMPTY_FOLDERS:
+            reason = "SeaweedFS lists a folder for some seconds after its last object is gone"
+            request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
 
     @pytest.fixture
     def fs_join(self):
@@ -43,26 +62,26 @@ class Fixtures(abstract.AbstractFixtures):
         return LocalFileSystem(auto_mkdir=True)
 
 
-@on_exact_stores
+@everywhere
 class TestCopy(AbstractCopyTests, Fixtures):
     """Copies within S3."""
 
 
-@on_exact_stores
+@everywhere
 class TestGet(AbstractGetTests, Fixtures):
     """Downloads."""
 
 
-@on_exact_stores
+@everywhere
 class TestPut(AbstractPutTests, Fixtures):
     """Uploads."""
 
 
-@on_exact_stores
+@everywhere
 class TestPipe(AbstractPipeTests, Fixtures):
     """Bytes."""
 
 
-@on_exact_stores
+@everywhere
 class TestOpen(AbstractOpenTests, Fixtures):
     """Files."""

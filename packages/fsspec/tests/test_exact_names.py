@@ -127,6 +127,17 @@ def test_downloads_never_share_a_file(fs, root, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@on_exact_stores
+def test_a_download_of_a_file_that_is_also_a_folder_does_not_begin(fs, root, tmp_path):
+    for key in ("t/a", "t/a/b", "t/c"):
+        fs.pipe_file(f"{root}/{key}", key.encode())
+    with pytest.raises(ConfigurationError, match="cannot be the file"):
+        fs.get(f"{root}/t", str(tmp_path / "one"), recursive=True)
+    with pytest.raises(ConfigurationError, match="cannot be the file"):
+        fs.get([f"{root}/t/a", f"{root}/t/c"], [str(tmp_path / "two"), str(tmp_path / "two" / "c")])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failed_download_leaves_the_file_of_before(fs, root, tmp_path, monkeypatch):
     fs.pipe_file(f"{root}/a", b"new")
     (tmp_path / "a").write_bytes(b"good")

@@ -186,18 +186,18 @@ def test_an_unknown_mode_is_refused(fs, root, mode):
 
 def test_options_of_open(fs, root):
     with pytest.raises(ConfigurationError, match="unknown option acl"):
-        fs.open(f"{root}/a", "wb", acl="public-read")
+        fs.open(f"{root}/a", "rb", acl="public-read")
     with pytest.raises(ConfigurationError, match="are for text"):
         fs.open(f"{root}/a", "rb", encoding="utf-8")
     with fs.open(f"{root}/a", "wb", options=PutOptions(content_type="text/x-mine")) as file:
         file.write(b"0123456789")
     assert fs.info(f"{root}/a")["ContentType"] == "text/x-mine"
     with fs.open(f"{root}/a", "rb", block_size=4, cache_type="none") as file:
-        assert S3ReaderConstructor.get_reader_type_string(type(file)) == "range_based"
+        assert S3ReaderConstructor.get_reader_type_string(type(file.reader)) == "range_based"
         assert file.read(3) == b"012"
     made = S3ReaderConstructor.sequential()
     with fs.open(f"{root}/a", "rb", block_size=4, reader_constructor=made) as file:
-        assert S3ReaderConstructor.get_reader_type_string(type(file)) == "sequential"
+        assert S3ReaderConstructor.get_reader_type_string(type(file.reader)) == "sequential"
 
 
 @pytest.mark.parametrize(
@@ -360,10 +360,12 @@ def test_append_keeps_the_conditions_of_the_caller(fs, root):
         lambda fs, path: fs.ls(path, versions=True),
         lambda fs, path: fs.find(path, versions=True),
         lambda fs, path: fs.info(path, versions=True),
-        lambda fs, path: fs.cp_file(path, path, StorageClass="GLACIER"),
-        lambda fs, path: fs.pipe_file(path, b"", acl="private"),
+        lambda fs, path: fs.cp_file(path, path, Colour="red"),
+        lambda fs, path: fs.pipe_file(path, b"", acl="nobody"),
         lambda fs, path: fs.open(path, "wb", version_id="1"),
-        lambda fs, path: fs.mv(path, f"{path}2", acl="private"),
+        lambda fs, path: fs.mv(path, f"{path}2", Colour="red"),
+        lambda fs, path: fs.open(path, "wb", requester_pays=True),
+        lambda fs, path: fs.open(path, "rb", SSECustomerKey="k"),
         lambda fs, path: fs.mkdir(path, acl="private"),
     ],
     ids=[
@@ -371,10 +373,12 @@ def test_append_keeps_the_conditions_of_the_caller(fs, root):
         "versions of ls",
         "versions of find",
         "versions of info",
-        "class of cp_file",
-        "acl of pipe_file",
+        "colour of cp_file",
+        "unknown acl of pipe_file",
         "version of a new file",
-        "acl of mv",
+        "colour of mv",
+        "payer of one file",
+        "key of one file",
         "acl of mkdir",
     ],
 )

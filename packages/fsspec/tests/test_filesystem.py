@@ -14,9 +14,9 @@ import fsspec
 import pytest
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
-from s3torch.core import ConfigurationError, S3ClientConfig, S3Error
+from s3torch.core import ConfigurationError, Credentials, PutOptions, S3ClientConfig, S3Error
 from s3torch.fsspec import DirectoryNotEmptyError, ObjectExistsError, S3FileSystem
-from s3torch.fsspec._store import ClientOptions
+from s3torch.fsspec._options import ClientOptions
 
 
 @pytest.fixture
@@ -223,12 +223,20 @@ def test_threads_share_a_client(fs, options):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"s3_additional_kwargs": {}}, "unknown storage option s3_additional_kwargs"),
+        ({"colour": "red"}, "unknown option colour"),
+        ({"session": object()}, "unknown option session .* use profile"),
+        ({"cache_regions": True}, "give the region"),
+        ({"use_ssl": False}, "endpoint_url that begins with http://"),
+        ({"config_kwargs": {"signature_version": "s3"}}, "signs with s3v4"),
+        ({"config_kwargs": {"proxies": {"http": "http://p"}}}, "HTTPS_PROXY"),
+        ({"config_kwargs": {"s3": {"use_accelerate_endpoint": True}}}, "use_accelerate_endpoint"),
+        ({"client_kwargs": {"api_version": "2006-03-01"}}, "unknown option api_version for client_kwargs"),
+        ({"s3_additional_kwargs": {"SSECustomerKey": "k"}}, "sse_customer_key"),
         ({"key": "k"}, "key and secret go together"),
         ({"token": "t"}, "key and secret go together"),
         ({"endpoint": "http://a", "endpoint_url": "http://b"}, "mean the same"),
         ({"endpoint_url": "a"}, "invalid S3 endpoint"),
-        ({"client_kwargs": {"verify": False}}, "client_kwargs may have"),
+        ({"client_kwargs": {"verify": False}}, r"ca_bundle=\.\.\."),
         ({"anon": True, "requester_pays": True}, "requester_pays"),
     ],
 )
@@ -246,6 +254,60 @@ def test_options_of_s3fs_are_understood():
     )
     assert (options.region, options.endpoint) == ("eu-west-1", "http://host:1")
     assert options.config == S3ClientConfig(unsigned=True, profile="p", max_attempts=3)
+    settings = ClientOptions.from_storage_options(
+        username="k",
+        password="hidden",
+        use_ssl=False,
+        endpoint_url="http://host:1",
+        fixed_upload_size=True,
+        client_kwargs={"verify": "/ca.pem", "use_ssl": False, "aws_session_token": "t"},
+        config_kwargs={
+            "connect_timeout": 3,
+            "read_timeout": 4,
+            "max_pool_connections": 50,
+            "retries": {"max_attempts": 4, "mode": "adaptive"},
+            "s3": {"addressing_style": "path"},
+            "signature_version": "s3v4",
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        },
+        s3_additional_kwargs={
+            "ServerSideEncryption": "aws:kms",
+            "SSEKMSKeyId": "key-1",
+            "StorageClass": "STANDARD_IA",
+            "Tagging": "a=b%20c",
+            "RequestPayer": "requester",
+            "ExpectedBucketOwner": "123456789012",
+        },
+        default_cache_type="readahead",
+        default_fill_cache=False,
+        default_block_size=5,
+        max_concurrency=3,
+        cache_regions=False,
+        version_aware=True,
+        loop=None,
+    ).config
+    assert settings.credentials() == Credentials("k", "hidden", "t")
+    assert settings == S3ClientConfig(
+        credentials=settings.credentials,
+        growing_parts=False,
+        ca_bundle="/ca.pem",
+        connect_timeout=3,
+        read_timeout=4,
+        max_connections=50,
+        max_attempts=5,
+        addressing_style="path",
+        checksum_algorithm="off",
+        verify="off",
+        requester_pays=True,
+        expected_bucket_owner="123456789012",
+        put_options=PutOptions(
+            server_side_encryption="aws:kms",
+            kms_key_id="key-1",
+            storage_class="STANDARD_IA",
+            tags={"a": "b c"},
+        ),
+    )
     keys = ClientOptions.from_storage_options(key="k", secret="hidden", token="t")
     assert "hidden" not in repr(keys)
     assert keys == ClientOptions.from_storage_options(key="k", secret="hidden", token="t")

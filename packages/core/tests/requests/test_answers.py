@@ -18,6 +18,7 @@ from s3torch.core.errors import (
     WrongRegionError,
 )
 from s3torch.core.models import (
+    BucketInfo,
     CompletedPart,
     DeleteFailure,
     MultipartUpload,
@@ -218,6 +219,16 @@ def test_tags():
 
 
 # Listings.
+
+
+def test_buckets():
+    page = (
+        f"<ListAllMyBucketsResult{NAMESPACE}><Owner><ID>me</ID></Owner><Buckets><Bucket><Name>a</Name>"
+        "<CreationDate>1970-01-01T00:00:09.000Z</CreationDate></Bucket><Bucket><Name>b</Name></Bucket>"
+        "</Buckets><ContinuationToken>t</ContinuationToken></ListAllMyBucketsResult>"
+    )
+    assert requests.list_buckets().result(ok(page)) == ([BucketInfo("a", 9), BucketInfo("b")], "t")
+    assert requests.list_buckets().result(ok("<ListAllMyBucketsResult/>")) == ([], None)
 
 
 VERSION_PAGE = f"""<ListVersionsResult{NAMESPACE}>

@@ -24,10 +24,12 @@ REQUESTS = [
     requests.get_object("bucket", "key", byte_range=ByteRange(5, 9)),
     requests.get_object_tagging("bucket", "key"),
     requests.head_object("bucket", "key"),
+    requests.list_buckets(),
     requests.list_multipart_uploads("bucket"),
     requests.list_object_versions("bucket"),
     requests.list_objects("bucket"),
     requests.put_object("bucket", "key", options=PutOptions()),
+    requests.put_object_tagging("bucket", "key", {}),
     requests.upload_part(UPLOAD, 2),
     requests.upload_part_copy(UPLOAD, 2, "from", "key", byte_range=ByteRange(0, 9)),
 ]

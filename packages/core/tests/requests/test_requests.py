@@ -111,6 +111,11 @@ CASES = [
     ),
     (requests.get_object_tagging("bucket", UPLOAD.key, version_id="v"), {**PLACE, "VersionId": "v"}),
     (
+        requests.put_object_tagging("bucket", UPLOAD.key, {"a": "b"}, version_id="v"),
+        {**PLACE, "VersionId": "v"},
+    ),
+    (requests.list_buckets(continuation_token="t+"), {"ContinuationToken": "t+"}),
+    (
         requests.create_multipart_upload(
             "bucket", UPLOAD.key, options=OPTIONS, checksum_algorithm="CRC64NVME"
         ),

@@ -85,6 +85,10 @@ class Runtime:
             # What was not said is asked again in another way.
             return self.call(get_for_head(request))  # type: ignore[arg-type, return-value]
 
+    def presign(self, operation: str, parameters: dict[str, Any], *, expires: int) -> str:
+        """Returns a URL that is signed for one operation of boto3; nothing is sent."""
+        return self._session.presign(operation, parameters, expires=expires)
+
     def set_observed(self, *, observed: bool) -> None:
         """Tells observers from now on of what is done, or does so no more."""
         with self._lock:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BucketEndpoint",
+    "BucketInfo",
     "CompletedPart",
     "Credentials",
     "DeleteFailure",
@@ -116,6 +117,19 @@ class HeadObjectResult:
     server_side_encryption: str | None = None
     kms_key_id: str | None = None
     tag_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BucketInfo:
+    """A bucket, as the listing of buckets tells of it.
+
+    Attributes:
+        name: The name.
+        created: When it was made, in seconds since 1970; ``None`` where the store does not tell.
+    """
+
+    name: str
+    created: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

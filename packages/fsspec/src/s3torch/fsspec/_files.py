@@ -1,4 +1,4 @@
-"""Files that are written through fsspec: they appear whole or not at all.
+"""What files of fsspec have in common, and those that are written: they appear whole or not at all.
 
 Whoever wraps a file often closes it while an exception is under way: ``fsspec.open``, pandas, pyarrow's
 writers, ``io.TextIOWrapper``. That would publish half an object. So the exception that is under way when a
@@ -10,19 +10,22 @@ from __future__ import annotations
 import io
 import logging
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from s3torch.core import PreconditionFailedError, S3Error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
     from types import TracebackType
-    from typing import Self
+    from typing import IO, Self
 
     from typing_extensions import Buffer
 
     from s3torch.core import S3Writer
+    from s3torch.fsspec._attributes import S3Attributes
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +43,67 @@ class ObjectExistsError(PreconditionFailedError, FileExistsError):
 
 class DirectoryNotEmptyError(S3Error, OSError):
     """A directory that was to be removed has objects in it."""
+
+
+class FileFacts(io.BufferedIOBase):
+    """What a file of fsspec tells of itself besides its bytes.
+
+    Attributes:
+        fs: The filesystem.
+        path: ``bucket/key``.
+        mode: ``"rb"``, ``"wb"``, ``"xb"`` or ``"ab"``.
+        blocksize: How much a file of fsspec would move at a time.
+    """
+
+    fs: S3Attributes
+    path: str
+    mode: str
+    blocksize: int
+    version_id: str | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file was closed; caches of fsspec also set it, once they have closed a file."""
+        return bool(io.BufferedIOBase.closed.__get__(self))
+
+    @closed.setter
+    def closed(self, value: bool) -> None:
+        pass
+
+    @property
+    def full_name(self) -> str:
+        """The URI of the object."""
+        return f"s3://{self.path}"
+
+    @property
+    def loc(self) -> int:
+        """The position."""
+        return self.tell()
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """The entry of the object in a listing; one HEAD."""
+        return self.fs.info(self.path, version_id=self.version_id)
+
+    def info(self) -> dict[str, Any]:
+        """Returns ``details``."""
+        return self.details
+
+    def metadata(self, **options: Any) -> dict[str, str]:
+        """Returns the user's metadata of the object; one HEAD."""
+        return self.fs.metadata(self.path, version_id=self.version_id, **options)
+
+    def getxattr(self, name: str, **options: Any) -> str | None:
+        """Returns one of the user's metadata."""
+        return self.fs.getxattr(self.path, name, version_id=self.version_id, **options)
+
+    def setxattr(self, copy_kwargs: dict[str, Any] | None = None, **values: str | None) -> None:
+        """Changes the user's metadata of the object."""
+        self.fs.setxattr(self.path, copy_kwargs, **values)
+
+    def url(self, **options: Any) -> str:
+        """Returns a URL with which anybody may read the object for a while."""
+        return self.fs.url(self.path, **options)
 
 
 class _WholeFile(io.IOBase):
@@ -64,7 +128,7 @@ class _WholeFile(io.IOBase):
         pass
 
 
-class S3WriteFile(_WholeFile, io.BufferedIOBase):
+class S3WriteFile(_WholeFile, FileFacts):
     """An object being written, as fsspec wants it.
 
     Leaving ``with`` normally or ``close`` publishes the object. An exception in the ``with`` body, or one
@@ -80,12 +144,16 @@ class S3WriteFile(_WholeFile, io.BufferedIOBase):
         self,
         writer: S3Writer,
         *,
+        fs: S3Attributes,
         path: str,
         mode: str,
         autocommit: bool,
+        block_size: int,
         on_commit: Callable[[], None],
     ) -> None:
         self._writer = writer
+        self.fs = fs
+        self.blocksize = block_size
         self.path = path
         self.mode = mode
         self.autocommit = autocommit
@@ -93,9 +161,9 @@ class S3WriteFile(_WholeFile, io.BufferedIOBase):
         self._opened_during = sys.exception()
 
     @property
-    def full_name(self) -> str:
-        """The URI of the object."""
-        return f"s3://{self.path}"
+    def size(self) -> int:
+        """How many bytes were written."""
+        return self.tell()
 
     def writable(self) -> bool:
         return True
@@ -103,6 +171,9 @@ class S3WriteFile(_WholeFile, io.BufferedIOBase):
     def write(self, data: Buffer) -> int:
         self._check_open()
         return self._writer.write(data)
+
+    def flush(self, force: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Does nothing: the object appears when the file is closed, whole."""
 
     def tell(self) -> int:
         self._check_open()
@@ -208,3 +279,20 @@ class CompressedFile(_WholeFile, io.BufferedIOBase):
 def _discard(file: Any) -> None:
     discard = getattr(file, "discard", None) or file.close
     discard()
+
+
+@contextmanager
+def replaced(target: Path) -> Iterator[IO[bytes]]:
+    """Opens a local file that takes its place when the block has ended well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and not target.is_file():
+        with target.open("wb") as special:
+            yield special
+        return
+    draft = target.with_name(f".{uuid4().hex}.part")
+    try:
+        with draft.open("xb") as local:
+            yield local
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -8,18 +8,31 @@ touched before it is known that no two files would become one.
 from __future__ import annotations
 
 import os
+from functools import partial
 from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsspec.callbacks import DEFAULT_CALLBACK
-from fsspec.utils import common_prefix
+from fsspec.implementations.local import LocalFileSystem, make_path_posix
 
 from s3torch.core import ConfigurationError
+from s3torch.core.ranges import MIN_PART_SIZE
 from s3torch.core.transfer import run_ahead
-from s3torch.fsspec._names import Entry, prefix_of
-from s3torch.fsspec._objects import S3Files
-from s3torch.fsspec._tree import refuse
+from s3torch.fsspec._async import S3Coroutines
+from s3torch.fsspec._names import (
+    Entry,
+    check_distinct,
+    check_local,
+    each_to_its_own,
+    is_directory,
+    prefix_of,
+    takes_local_inside,
+    targets_of,
+)
+from s3torch.fsspec._objects import CHUNK, S3Files
+from s3torch.fsspec._options import put_options
+from s3torch.fsspec._transaction import held_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -27,7 +40,7 @@ if TYPE_CHECKING:
 _IN_FLIGHT = 16
 
 
-class S3FileSystem(S3Files):
+class S3FileSystem(S3Coroutines, S3Files):
     """A filesystem of buckets and keys, on ``S3Client``.
 
     Paths are ``bucket/key``, with or without ``s3://``, as strings or path objects. A directory is what keys
@@ -35,21 +48,27 @@ class S3FileSystem(S3Files):
     S3 when they are closed, whole, or not at all. Listings are not cached unless ``use_listings_cache=True``
     is given, because other processes write to the same buckets.
 
-    It is safe to use from several threads, before and after ``fork``, and can be pickled. It has no
-    coroutines: ``asynchronous=True`` is for libraries that wrap it, as zarr does with
-    ``AsyncFileSystemWrapper`` of fsspec.
+    It is safe to use from several threads, before and after ``fork``, and can be pickled. With
+    ``asynchronous=True`` it also has the coroutines that fsspec names with an underscore, as ``_cat_file``;
+    they may be awaited on any loop.
 
     Args:
         region: The region; ``None`` takes the usual AWS places.
         reader_constructor: How objects are opened for reading; ``None`` is the sequential reader.
+        default_block_size: ``block_size`` of files that are opened without one.
+        version_aware: Whether ``?versionId=`` at the end of a path names a version, and ``versions=True``
+            lists them.
         storage_options: ``endpoint_url`` (or ``endpoint``), ``anon``, ``key``, ``secret``, ``token``,
-            ``profile``, ``requester_pays``, ``s3client_config``, ``client_kwargs`` with ``endpoint_url`` and
-            ``region_name``, and fsspec's own ``use_listings_cache``, ``listings_expiry_time``, ``max_paths``.
+            ``profile``, ``requester_pays``, ``s3client_config``, and what s3fs has besides; the table in the
+            README says what each means. Also fsspec's own ``use_listings_cache``, ``listings_expiry_time``
+            (seconds; without it listings are kept until this process changes something in them or calls
+            ``invalidate_cache``) and ``max_paths``.
 
     Raises:
         ConfigurationError: An option is unknown or wrong.
     """
 
+    @held_back
     def copy(
         self,
         path1: Any,
@@ -68,15 +87,16 @@ class S3FileSystem(S3Files):
             maxdepth: How many levels of them.
             on_error: ``"raise"``, or ``"ignore"`` for objects that have gone meanwhile, which is the default
                 with ``recursive``.
-            options: None is known.
+            options: How the copies are stored, as in ``cp_file``.
 
         Raises:
             ConfigurationError: Two objects would become one, or one would replace what is yet to be copied.
         """
-        refuse(options, "copy")
         pairs = self._pairs(path1, path2, recursive, maxdepth, self._takes_inside)
-        self._copy_all(pairs, ignore_missing=on_error == "ignore" or (on_error is None and recursive))
+        is_lenient = on_error == "ignore" or (on_error is None and recursive)
+        self._copy_all(pairs, ignore_missing=is_lenient, options=options)
 
+    @held_back
     def mv(
         self,
         path1: Any,
@@ -93,14 +113,13 @@ class S3FileSystem(S3Files):
             IsADirectoryError: It is a directory, and ``recursive`` is False.
             ConfigurationError: Two objects would become one, or one would replace what is yet to be moved.
         """
-        refuse(options, "mv")
         if self._strip_protocol(path1) == self._strip_protocol(path2):
             return
         pairs = self._pairs(path1, path2, recursive, maxdepth, self._takes_inside)
         if not pairs and not recursive:
             raise IsADirectoryError(f"{path1} is a directory; move it with recursive=True")
-        copied = self._copy_all(pairs, ignore_missing=False)
-        directories = {source for source in copied if _is_directory(pairs[source][1])}
+        copied = self._copy_all(pairs, ignore_missing=False, options=options)
+        directories = {source for source in copied if is_directory(pairs[source][1])}
         self._delete_all(source for source in copied if source not in directories)
         if maxdepth is None:
             # The empty objects that say that there is a directory.
@@ -125,13 +144,14 @@ class S3FileSystem(S3Files):
         """
         if isinstance(lpath, str | os.PathLike):
             lpath = os.fspath(lpath)
-        pairs = self._pairs(rpath, lpath, recursive, maxdepth, _takes_inside)
-        _check_local(lpath, {source: target for source, (target, _) in pairs.items()})
+        pairs = self._pairs(rpath, lpath, recursive, maxdepth, takes_local_inside)
+        targets = {source: target for source, (target, _) in pairs.items()}
+        check_local(lpath, targets, files={name for name in pairs if not is_directory(pairs[name][1])})
         callback.set_size(len(pairs))
 
         def download(source: str) -> None:
             target, entry = pairs[source]
-            if _is_directory(entry):
+            if is_directory(entry):
                 Path(target).mkdir(parents=True, exist_ok=True)
                 return
             with callback.branched(source, target) as child:
@@ -140,10 +160,97 @@ class S3FileSystem(S3Files):
         for _ in callback.wrap(run_ahead(download, pairs, workers=_IN_FLIGHT, name="s3torch-get")):
             """The file is there."""
 
+    def put(
+        self,
+        lpath: Any,
+        rpath: Any,
+        recursive: bool = False,  # noqa: FBT001, FBT002
+        callback: Any = DEFAULT_CALLBACK,
+        maxdepth: int | None = None,
+        **options: Any,
+    ) -> None:
+        """Uploads local files, several at a time, by the rules of ``copy``.
+
+        Raises:
+            ConfigurationError: Two files would become one object.
+        """
+        pairs = self._uploads(lpath, rpath, recursive, maxdepth)
+        callback.set_size(len(pairs))
+
+        def upload(pair: tuple[str, str]) -> None:
+            with callback.branched(*pair) as child:
+                self.put_file(*pair, callback=child, **options)
+
+        for _ in callback.wrap(run_ahead(upload, pairs, workers=_IN_FLIGHT, name="s3torch-put")):
+            """The object is there."""
+
+    def _uploads(
+        self,
+        lpath: Any,
+        rpath: Any,
+        recursive: bool,  # noqa: FBT001
+        maxdepth: int | None,
+    ) -> list[tuple[str, str]]:
+        """Returns local paths and where each goes."""
+        if isinstance(lpath, list) and isinstance(rpath, list):
+            return list(each_to_its_own(lpath, rpath).items())
+        one = isinstance(lpath, str | os.PathLike)
+        name = make_path_posix(os.fspath(lpath)) if one else ""
+        is_pattern = has_magic(name) and not Path(name).exists()
+        local = LocalFileSystem()
+        if has_magic(name) and not is_pattern and not recursive:
+            found = [name]
+        else:
+            found = local.expand_path(name if one else lpath, recursive=recursive, maxdepth=maxdepth)
+        if one and (not recursive or maxdepth is not None):
+            found = [path for path in found if not (path.endswith("/") or local.isdir(path))]
+        if not found:
+            return []
+        inside = one and (
+            len(found) == 1 if is_pattern else not name.endswith("/") and self._takes_inside(rpath)
+        )
+        targets = targets_of(found, self._exact(rpath), inside=inside, flat=not one)
+        check_distinct(targets)
+        return list(targets.items())
+
+    def pipe(self, path: Any, value: Any = None, **options: Any) -> None:
+        """Stores bytes as an object, or as several, several at a time: a mapping of paths to bytes."""
+        pairs = path.items() if isinstance(path, dict) else [(path, value)]
+        stored = run_ahead(
+            lambda pair: self.pipe_file(*pair, **options), pairs, workers=_IN_FLIGHT, name="s3torch-pipe"
+        )
+        for _ in stored:
+            """The object is there."""
+
+    @held_back
+    def merge(self, path: Any, filelist: list[Any], **given: Any) -> None:
+        """Makes an object of others, one after the other; the others stay.
+
+        They are joined within S3 where each but the last has 5 MiB, which S3 asks for. Smaller ones are read
+        and stored.
+
+        Args:
+            path: The new object.
+            filelist: What it is made of, in order.
+            given: How it is stored: ``options`` (``PutOptions``) or the names of boto3.
+        """
+        chosen = put_options(given.pop("options", None), given, "merge")
+        sources = [self._split_file(one) for one in filelist]
+        sizes = [self.client.head_object(*one).size for one in sources]
+        if any(sizes) and all(size >= MIN_PART_SIZE or not size for size in sizes[:-1]):
+            self.client.join_objects(sources, *self._split_file(path), options=chosen)
+            self.invalidate_cache(path)
+            return
+        with self.open(path, "wb", options=chosen, size=sum(sizes)) as joined:
+            for one in filelist:
+                with self._sequential(one) as source:
+                    for chunk in iter(partial(source.read, CHUNK), b""):
+                        joined.write(chunk)
+
     def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **options: Any) -> Any:  # noqa: FBT001, FBT002
         """Returns the bytes of an object, or of several by name, several at a time; directories have none."""
         found = self._expand(path, recursive, None)
-        names = [name for name, entry in found.items() if not recursive or not _is_directory(entry)]
+        names = [name for name, entry in found.items() if not recursive or not is_directory(entry)]
         if isinstance(path, str | os.PathLike) and names == [self._exact(path)]:
             return self.cat_file(names[0], **options)
         contents = dict(
@@ -186,6 +293,7 @@ class S3FileSystem(S3Files):
 
         return list(run_ahead(read, calls, workers=_IN_FLIGHT, name="s3torch-cat"))
 
+    @held_back
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:  # noqa: FBT001, FBT002
         """Deletes objects, 1,000 in a request; with ``recursive`` directories with all that is in them.
 
@@ -240,9 +348,8 @@ class S3FileSystem(S3Files):
     ) -> dict[str, tuple[str, Entry | None]]:
         """Returns where each object and directory goes, by the rules of fsspec, with its entry if known."""
         if isinstance(path1, list) and isinstance(path2, list):
-            if len(path1) != len(path2):
-                raise ConfigurationError(f"expected a target for each of {len(path1)}, got {len(path2)}")
-            return {self._exact(one): (other, None) for one, other in zip(path1, path2, strict=True)}
+            targets = each_to_its_own(path1, path2)
+            return {self._exact(one): (other, None) for one, other in targets.items()}
         one = isinstance(path1, str | os.PathLike)
         found = self._expand(path1, recursive, maxdepth)
         if one and (not recursive or maxdepth is not None):
@@ -254,27 +361,33 @@ class S3FileSystem(S3Files):
         inside = one and (len(found) == 1 if is_pattern else not name.endswith("/") and takes_inside(path2))
         return {
             source: (target, found[source])
-            for source, target in _targets(list(found), path2, inside=inside, flat=not one).items()
+            for source, target in targets_of(list(found), path2, inside=inside, flat=not one).items()
         }
 
     def _is_only_directory(self, name: str, entry: Entry | None) -> bool:
         if entry is not None:
-            return _is_directory(entry)
+            return is_directory(entry)
         return not self.isfile(name) and self.isdir(name)
 
-    def _copy_all(self, pairs: dict[str, tuple[str, Entry | None]], *, ignore_missing: bool) -> list[str]:
+    def _copy_all(
+        self,
+        pairs: dict[str, tuple[str, Entry | None]],
+        *,
+        ignore_missing: bool,
+        options: dict[str, Any],
+    ) -> list[str]:
         """Copies objects and returns the names of those that were copied to another name."""
         exact = {source: self._exact(target) for source, (target, _) in pairs.items()}
         moved = {source: target for source, target in exact.items() if source != target}
-        files = {s: t for s, t in moved.items() if not _is_directory(pairs[s][1])}
-        _check_distinct(files)
+        files = {s: t for s, t in moved.items() if not is_directory(pairs[s][1])}
+        check_distinct(files)
         if replaced := sorted(set(files.values()) & set(files)):
             raise ConfigurationError(f"{replaced[0]} would be replaced before it is copied itself")
 
         def copy(source: str) -> str | None:
             try:
                 if source in files:
-                    self.cp_file(source, moved[source])
+                    self.cp_file(source, moved[source], **options)
                 else:
                     self.makedirs(moved[source], exist_ok=True)
             except FileNotFoundError:
@@ -285,42 +398,3 @@ class S3FileSystem(S3Files):
 
         copied = run_ahead(copy, moved, workers=_IN_FLIGHT, name="s3torch-copy")
         return [source for source in copied if source is not None]
-
-
-def _is_directory(entry: Entry | None) -> bool:
-    return entry is not None and entry["type"] == "directory"
-
-
-def _takes_inside(folder: str) -> bool:
-    return folder.endswith(("/", os.sep)) or Path(folder).is_dir()
-
-
-def _targets(names: list[str], target: str, *, inside: bool, flat: bool) -> dict[str, str]:
-    """Returns where names go below ``target``; ``inside`` it, or in its place."""
-    root = target.removesuffix("/")
-    if flat:
-        return {name: f"{root}/{name.removesuffix('/').rpartition('/')[2]}" for name in names}
-    common = common_prefix(names)
-    if inside:
-        common = common.removesuffix("/").rpartition("/")[0]
-    cut = len(common) + 1 if common else 0
-    return {name: root if name == common else f"{root}/{name[cut:]}" for name in names}
-
-
-def _check_distinct(targets: dict[str, str]) -> None:
-    sources: dict[str, str] = {}
-    for source, target in targets.items():
-        other = sources.setdefault(target, source)
-        if other != source:
-            raise ConfigurationError(f"{other} and {source} would both become {target}")
-
-
-def _check_local(root: Any, targets: dict[str, str]) -> None:
-    """Raises unless every name has a local file of its own, below ``root`` where that is one folder."""
-    # Not resolved: a link in the way is the caller's, as it is for every other program.
-    files = {source: os.path.abspath(target) for source, target in targets.items()}  # noqa: PTH100
-    _check_distinct(files)
-    folder = os.path.abspath(root) if isinstance(root, str) else None  # noqa: PTH100
-    for source, file in files.items():
-        if folder is not None and file != folder and not Path(file).is_relative_to(folder):
-            raise ConfigurationError(f"{source} would be written to {file}, outside {folder}")

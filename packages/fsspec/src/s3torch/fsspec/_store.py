@@ -1,98 +1,36 @@
-"""Which client storage options ask for, and what filesystems with the same options share.
+"""What filesystems with the same storage options share, and when they do not.
 
 fsspec makes one instance of a filesystem for each thread. Those with the same storage options share a client,
 so that connections do not multiply by threads, and agree on listings and on the directories that were made.
+Where the environment has changed since, a new instance has a client of its own.
 """
 
 # mypy: disallow-untyped-calls=False
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import os
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from fsspec.dircache import DirCache
 
-from s3torch.core import ConfigurationError, Credentials, S3Client, S3ClientConfig, UserAgent
+from s3torch.core import S3Client, UserAgent
 from s3torch.fsspec._names import parents, prefix_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from s3torch.fsspec._options import ClientOptions
 
-# What fsspec itself hands to every filesystem.
-_OPTIONS_OF_FSSPEC = frozenset(
-    {"asynchronous", "batch_size", "listings_expiry_time", "loop", "max_paths", "use_listings_cache"}
-)
 _CACHE_DEFAULTS = {"use_listings_cache": False, "listings_expiry_time": None, "max_paths": None}
+_VARIABLES = ("AWS_", "S3TORCH_")
 
 
-@dataclass(frozen=True, slots=True)
-class StaticCredentials:
-    """Keys that were given as storage options; ``repr`` does not show them.
+class Environment:
+    """A class attribute that has another value whenever the variables for AWS and s3torch have changed."""
 
-    They travel where the storage options do, into workers and pickles; those from the usual places do not.
-    """
-
-    key: str = field(repr=False)
-    secret: str = field(repr=False)
-    token: str | None = field(default=None, repr=False)
-
-    def __call__(self) -> Credentials:
-        return Credentials(self.key, self.secret, self.token)
-
-
-@dataclass(frozen=True, slots=True)
-class ClientOptions:
-    """Which client a set of storage options asks for; equal options share one client."""
-
-    region: str | None
-    endpoint: str | None
-    config: S3ClientConfig
-
-    @classmethod
-    def from_storage_options(
-        cls,
-        *,
-        region: str | None = None,
-        endpoint: str | None = None,
-        endpoint_url: str | None = None,
-        anon: bool = False,
-        key: str | None = None,
-        secret: str | None = None,
-        token: str | None = None,
-        profile: str | None = None,
-        requester_pays: bool = False,
-        s3client_config: S3ClientConfig | None = None,
-        client_kwargs: Mapping[str, Any] | None = None,
-        **others: Any,
-    ) -> ClientOptions:
-        """Reads storage options, under our names and under those of s3fs.
-
-        An option that would be ignored could send data somewhere else than meant, so it is an error.
-        """
-        if unknown := sorted(set(others) - _OPTIONS_OF_FSSPEC):
-            raise ConfigurationError(
-                f"unknown storage option {', '.join(unknown)} for s3://; known are region, endpoint_url, "
-                "anon, key, secret, token, profile, requester_pays, s3client_config and client_kwargs"
-            )
-        kwargs = client_kwargs or {}
-        if unknown := sorted(set(kwargs) - {"endpoint_url", "region_name"}):
-            raise ConfigurationError(
-                f"client_kwargs may have endpoint_url and region_name, got {', '.join(unknown)}"
-            )
-        if endpoint is not None and endpoint_url is not None:
-            raise ConfigurationError("endpoint and endpoint_url mean the same; give one of them")
-        if (key is None) != (secret is None) or (token is not None and key is None):
-            raise ConfigurationError("key and secret go together, token needs both")
-        given: dict[str, Any] = {"profile": profile, "unsigned": anon, "requester_pays": requester_pays}
-        if key is not None and secret is not None:
-            given["credentials"] = StaticCredentials(key, secret, token)
-        changes = {name: one for name, one in given.items() if one not in (None, False)}
-        return cls(
-            region or kwargs.get("region_name"),
-            endpoint or endpoint_url or kwargs.get("endpoint_url"),
-            replace(s3client_config or S3ClientConfig(), **changes),
-        )
+    def __get__(self, instance: object, owner: type) -> str:
+        variables = sorted(one for one in os.environ.items() if one[0].startswith(_VARIABLES))
+        return sha256(repr(variables).encode()).hexdigest()
 
 
 class SharedStore:
@@ -125,10 +63,10 @@ class SharedStore:
         made -= {known for known in made.copy() if prefix_of(known).startswith(prefix_of(path))}
 
 
-def shared_store(options: ClientOptions, storage_options: dict[str, Any]) -> SharedStore:
+def shared_store(options: ClientOptions, storage_options: dict[str, Any], environment: str) -> SharedStore:
     """Returns the store of these options, which is the one of another filesystem that has them."""
     cache = {name: storage_options.get(name, value) for name, value in _CACHE_DEFAULTS.items()}
-    key = (options, tuple(cache.items()))
+    key = (options, tuple(cache.items()), environment)
     return _stores.get(key) or _stores.setdefault(key, SharedStore(options, cache))
 
 

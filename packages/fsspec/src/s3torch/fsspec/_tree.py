@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from glob import has_magic
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from fsspec import AbstractFileSystem
-
-from s3torch.core import ConfigurationError, NotFoundError, S3Client
+from s3torch.core import ConfigurationError, NotFoundError
+from s3torch.fsspec._facts import S3Facts
 from s3torch.fsspec._names import (
     Entry,
     directory_entry,
@@ -22,80 +21,40 @@ from s3torch.fsspec._names import (
     parent_of,
     prefix_of,
 )
-from s3torch.fsspec._store import ClientOptions, shared_store
+from s3torch.fsspec._options import refuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from datetime import datetime
 
-    from s3torch.core import ObjectInfo
-
-
-def refuse(options: dict[str, Any], method: str) -> None:
-    """Raises ``ConfigurationError`` for options that a method does not know: ignored, they would mislead."""
-    if options:
-        raise ConfigurationError(f"unknown option {', '.join(sorted(options))} for {method} of s3://")
+    from s3torch.core.models import ObjectVersion
 
 
-class S3Tree(AbstractFileSystem):
+class S3Tree(S3Facts):
     """The names in the buckets that a client reaches; ``S3FileSystem`` adds the bytes."""
 
-    protocol = ("s3", "s3a")
+    def ls(
+        self,
+        path: Any,
+        detail: bool = True,  # noqa: FBT001, FBT002
+        refresh: bool = False,  # noqa: FBT001, FBT002
+        versions: bool = False,  # noqa: FBT001, FBT002
+        **options: Any,
+    ) -> list[Any]:
+        """Lists one directory level, one object, or, for the empty path, the buckets.
 
-    def __init__(self, region: str | None = None, **storage_options: Any) -> None:
-        super().__init__(**storage_options)
-        options = ClientOptions.from_storage_options(region=region, **storage_options)
-        self._store = shared_store(options, storage_options)
-        self.dircache = self._store.listings
-
-    @property
-    def client(self) -> S3Client:
-        """The client that all requests go through."""
-        return self._store.client
-
-    # Paths
-
-    @classmethod
-    def _exact(cls, path: Any) -> str:
-        """Returns ``bucket/key`` with all its slashes."""
-        text = os.fspath(path)
-        if not isinstance(text, str):
-            raise ConfigurationError(f"expected a path as a string, got {path!r}")
-        for protocol in cls.protocol:
-            # A pathlib.Path made of a URI has lost a slash.
-            for start in (f"{protocol}://", f"{protocol}::", f"{protocol}:/"):
-                if text.startswith(start):
-                    return text.removeprefix(start)
-        return text
-
-    @classmethod
-    def _strip_protocol(cls, path: Any) -> Any:
-        if isinstance(path, list):
-            return [cls._strip_protocol(part) for part in path]
-        return directory_of(cls._exact(path))
-
-    @classmethod
-    def _parent(cls, path: Any) -> str:
-        return parent_of(cls._strip_protocol(path))
-
-    def _split(self, path: Any) -> tuple[str, str]:
-        bucket, _, key = self._strip_protocol(path).partition("/")
-        if not bucket:
-            raise ConfigurationError(f"expected s3://bucket/key, got {path!r}")
-        return bucket, key
-
-    def _split_file(self, path: Any) -> tuple[str, str]:
-        bucket, key = self._split(path)
-        if not key:
-            raise IsADirectoryError(f"s3://{bucket} is a bucket, expected s3://bucket/key")
-        return bucket, self._exact(path).partition("/")[2]
-
-    # Listings
-
-    def ls(self, path: Any, detail: bool = True, refresh: bool = False, **options: Any) -> list[Any]:  # noqa: FBT001, FBT002
-        """Lists one directory level, or one object; ``refresh`` asks S3 also when the listing is cached."""
+        Args:
+            path: The path.
+            detail: Whether entries are wanted or names.
+            refresh: Ask S3 also when the listing is cached.
+            versions: List all versions, as ``path?versionId=...``; in a filesystem that is
+                ``version_aware``.
+            options: None is known.
+        """
         refuse(options, "ls")
         exact, path = self._exact(path), self._strip_protocol(path)
+        if versions:
+            found = self._list_versions(exact, "/")
+            return found if detail else [entry["name"] for entry in found]
         entries = None if refresh else self.dircache.get(path)
         if entries is None:
             entries = self._list_directory(path)
@@ -106,6 +65,8 @@ class S3Tree(AbstractFileSystem):
         return list(entries) if detail else [entry["name"] for entry in entries]
 
     def _list_directory(self, path: str) -> list[Entry] | None:
+        if not path:
+            return [_bucket_entry(one.name, one.created) for one in self.client.list_buckets()]
         bucket, key = self._split(path)
         files: list[Entry] = []
         directories: dict[str, Entry] = {}
@@ -123,12 +84,29 @@ class S3Tree(AbstractFileSystem):
                 directories.setdefault(name, directory_entry(name))
         return [*directories.values(), *files]
 
-    def _objects_below(self, bucket: str, key: str, start: str = "", **options: Any) -> Iterator[ObjectInfo]:
-        for page in self.client.list_objects(bucket, prefix_of(key) + start, **options):
-            yield from page.object_info
+    def _list_versions(self, path: str, delimiter: str) -> list[Entry]:
+        """Lists the versions of what is in a directory, or of an object, the latest of each first."""
+        if not self.version_aware:
+            refuse(["versions"], "ls and find")
+        bucket, key = self._split(path)
+        prefix = prefix_of(key)
+        entries = list(self._versions_of(bucket, prefix, delimiter, lambda _: True))
+        if not entries and key:
+            entries = list(self._versions_of(bucket, key, "", lambda one: one.key == key))
+        if not entries and key:
+            raise NotFoundError("there are no versions", bucket=bucket, key=key)
+        return entries
 
-    def _has_objects_below(self, bucket: str, key: str) -> bool:
-        return any(True for _ in self._objects_below(bucket, key, max_keys=1))
+    def _versions_of(
+        self, bucket: str, prefix: str, delimiter: str, wanted: Callable[[ObjectVersion], bool]
+    ) -> Iterator[Entry]:
+        for page in self.client.list_object_versions(bucket, prefix, delimiter):
+            yield from (directory_entry(directory_of(f"{bucket}/{one}")) for one in page.common_prefixes)
+            for one in page.versions:
+                if not one.is_delete_marker and wanted(one):
+                    entry = file_entry(f"{bucket}/{one.key}", one)
+                    entry["name"] += f"?versionId={one.version_id}"
+                    yield entry | {"VersionId": one.version_id, "IsLatest": one.is_latest}
 
     def walk(
         self,
@@ -180,18 +158,36 @@ class S3Tree(AbstractFileSystem):
         withdirs: bool = False,  # noqa: FBT001, FBT002
         detail: bool = False,  # noqa: FBT001, FBT002
         prefix: str = "",
+        versions: bool = False,  # noqa: FBT001, FBT002
         **options: Any,
     ) -> Any:
         """Returns all files below a path; one request for 1,000 of them, however deep they are.
 
-        ``prefix`` is what their names below the path have to begin with.
+        Args:
+            path: The path.
+            maxdepth: How many levels of directories; asks S3 for each directory.
+            withdirs: Whether directories are among them.
+            detail: Whether entries are wanted, by name, or names.
+            prefix: What their names below the path have to begin with.
+            versions: All versions, as ``path?versionId=...``; in a filesystem that is ``version_aware``.
+            options: Those of ``ls``, with ``maxdepth``.
         """
         exact, path = self._exact(path), self._strip_protocol(path)
-        if (maxdepth is not None or not path) and not prefix:
+        if versions:
+            refuse(options, "find")
+            found = {one["name"]: one for one in self._list_versions(exact, "")}
+        elif (maxdepth is not None or not path) and not prefix:
             return super().find(path, maxdepth, withdirs=withdirs, detail=detail, **options)
+        else:
+            refuse(options, "find")
+            found = self._found_below(exact, path, prefix, withdirs=withdirs)
         if maxdepth is not None:
-            raise ConfigurationError("find of s3:// takes prefix or maxdepth, not both")
-        refuse(options, "find")
+            start = len(prefix_of(path))
+            found = {name: one for name, one in found.items() if name.count("/", start) < maxdepth}
+        names = sorted(found)
+        return {name: found[name] for name in names} if detail else names
+
+    def _found_below(self, exact: str, path: str, prefix: str, *, withdirs: bool) -> dict[str, Entry]:
         bucket, key = self._split(path)
         found = entries_of(bucket, self._objects_below(bucket, key, prefix), path)
         if path in self._store.made_directories:
@@ -200,8 +196,18 @@ class S3Tree(AbstractFileSystem):
             found = {name: entry for name, entry in found.items() if entry["type"] == "file"}
         if not found and key and not prefix and self.isfile(exact):
             found = {exact: self.info(exact)}
-        names = sorted(found)
-        return {name: found[name] for name in names} if detail else names
+        return found
+
+    def glob(self, path: Any, maxdepth: int | None = None, **options: Any) -> Any:
+        """Returns what matches a pattern; a pattern of buckets is asked for in each bucket that matches."""
+        bucket, slash, key = self._exact(path).partition("/")
+        if not has_magic(bucket) or not key or "**" in bucket:
+            return super().glob(self._exact(path), maxdepth=maxdepth, **options)
+        buckets = [entry["name"] for entry in self.ls("") if fnmatchcase(entry["name"], bucket)]
+        found = [super(S3Tree, self).glob(f"{one}{slash}{key}", maxdepth, **options) for one in buckets]
+        if options.get("detail", False):
+            return {name: entry for part in found for name, entry in part.items()}
+        return [name for part in found for name in part]
 
     def expand_path(
         self,
@@ -249,65 +255,12 @@ class S3Tree(AbstractFileSystem):
         return found
 
     def _is_literal(self, path: str) -> bool:
+        path, version_id = self._split_version(path)
+        if version_id is not None and not has_magic(path):
+            return True
         bucket, _, key = path.partition("/")
         pages = self.client.list_objects(bucket, key, max_keys=1) if key and not has_magic(bucket) else ()
         return any(page.object_info for page in pages) and self.exists(path)
-
-    # Facts
-
-    def info(self, path: Any, version_id: str | None = None, **options: Any) -> Entry:
-        """Returns the entry of an object or directory; one HEAD for an object."""
-        refuse(options, "info")
-        exact, path = self._exact(path), self._strip_protocol(path)
-        if not path:
-            return directory_entry("")
-        if version_id is None:
-            for entry in self.dircache.get(parent_of(path)) or ():
-                if entry["name"] == exact:
-                    return dict(entry)
-        bucket, key = self._split(path)
-        if not exact.endswith("/") and key:
-            try:
-                return file_entry(path, self.client.head_object(bucket, key, version_id=version_id))
-            except NotFoundError:
-                if version_id is not None or not self.isdir(path):
-                    raise
-                return directory_entry(path)
-        first = next(self._objects_below(bucket, key, max_keys=1), None)
-        name = f"{bucket}/{first.key}" if first is not None else ""
-        if first is not None and name == exact and not is_marker(first):
-            return file_entry(exact, first)
-        if first is None and key and path not in self._store.made_directories:
-            raise NotFoundError("there is no such directory", bucket=bucket, key=prefix_of(key))
-        return directory_entry(path)
-
-    def exists(self, path: Any, **options: Any) -> bool:
-        """Whether there is an object or a directory; an error where S3 did not answer."""
-        try:
-            self.info(path, **options)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def isfile(self, path: Any) -> bool:
-        """Whether there is an object; one HEAD."""
-        bucket, _, key = self._exact(path).partition("/")
-        if key.endswith("/"):
-            with suppress(FileNotFoundError):
-                return bool(self.info(path)["type"] == "file")
-            return False
-        return bool(bucket and key) and self.client.exists(bucket, key)
-
-    def isdir(self, path: Any) -> bool:
-        """Whether there are objects below this path, or this process made it; one LIST."""
-        path = self._strip_protocol(path)
-        if not path or path in self._store.made_directories or path in self.dircache:
-            return True
-        bucket, key = self._split(path)
-        try:
-            return self._has_objects_below(bucket, key) or not key
-        except FileNotFoundError:
-            return False
 
     def du(
         self,
@@ -322,29 +275,9 @@ class S3Tree(AbstractFileSystem):
         sizes = {name: entry["size"] for name, entry in found.items()}
         return sum(sizes.values()) if total else sizes
 
-    def modified(self, path: Any) -> datetime:
-        """Returns when an object was stored."""
-        entry = self.info(path)
-        if "LastModified" not in entry:
-            raise IsADirectoryError(f"s3://{entry['name']} is a directory and has no time")
-        found: datetime = entry["LastModified"]
-        return found
 
-    def created(self, path: Any) -> datetime:
-        # Objects are never changed, only replaced.
-        return self.modified(path)
-
-    def ukey(self, path: Any) -> str:
-        entry = self.info(path)
-        return sha256(f"{entry['name']} {entry.get('ETag')} {entry['size']}".encode()).hexdigest()
-
-    def checksum(self, path: Any) -> int:
-        return int(self.ukey(path), 16)
-
-    def invalidate_cache(self, path: Any = None) -> None:
-        """Drops the cached listings that a change of ``path`` makes wrong; all without a path."""
-        if path is None:
-            self.dircache.clear()
-        else:
-            self._store.invalidate(self._strip_protocol(path))
-        super().invalidate_cache(path)
+def _bucket_entry(name: str, created: int | None) -> Entry:
+    entry = directory_entry(name) | {"StorageClass": "BUCKET"}
+    if created is not None:
+        entry["CreationDate"] = datetime.fromtimestamp(created, tz=UTC)
+    return entry

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from s3torch.core import requests as operations
-from s3torch.core.errors import NotFoundError
+from s3torch.core.errors import ConfigurationError, NotFoundError
 from s3torch.core.models import PutOptions
 from s3torch.core.operations._bulk import abort_stale_uploads, delete_many, delete_prefix, list_uploads
-from s3torch.core.operations._copying import CopyJob
+from s3torch.core.operations._copying import CopyJob, join_objects
 from s3torch.core.operations._listing import (
     ListObjectStream,
     ListVersionStream,
     ObjectFilter,
+    Trail,
     find_by_pattern,
     find_by_prefix,
 )
@@ -27,11 +28,12 @@ from s3torch.core.requests._request import (
 from s3torch.core.transfer._source import check_info
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import timedelta
 
     from s3torch.core._runtime import RuntimeHandle
     from s3torch.core.models import (
+        BucketInfo,
         DeleteFailure,
         HeadObjectResult,
         ObjectInfo,
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
         UploadInfo,
     )
     from s3torch.core.operations._bulk import Deletion
+
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/using-presigned-url.html
+_LONGEST_URL = 7 * 24 * 3600
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +57,18 @@ class BucketOperations:
 
     def __init__(self, handle: RuntimeHandle) -> None:
         self._handle = handle
+
+    def list_buckets(self) -> list[BucketInfo]:
+        """Lists the buckets of the account, those of all regions; directory buckets are not among them."""
+        _log.debug("ListBuckets")
+        found: list[BucketInfo] = []
+        token: str | None = None
+        trail = Trail()
+        while True:
+            page, token = self._handle.call(operations.list_buckets(continuation_token=token))
+            found += page
+            if trail.follow(token) is None:
+                return found
 
     def list_objects(
         self,
@@ -161,6 +178,57 @@ class BucketOperations:
         check_version(version_id)
         return self._handle.call(operations.head_object(bucket, key, version_id=version_id))
 
+    def get_object_tags(self, bucket: str, key: str, *, version_id: str | None = None) -> dict[str, str]:
+        """Asks for the tags of an object."""
+        _log.debug("GetObjectTagging s3://%s/%s", bucket, key)
+        check_place(bucket, key)
+        check_version(version_id)
+        return self._handle.call(operations.get_object_tagging(bucket, key, version_id=version_id))
+
+    def put_object_tags(
+        self, bucket: str, key: str, tags: Mapping[str, str], *, version_id: str | None = None
+    ) -> None:
+        """Replaces the tags of an object; it has none afterwards but these."""
+        _log.debug("PutObjectTagging s3://%s/%s", bucket, key)
+        check_place(bucket, key)
+        check_version(version_id)
+        checked = PutOptions(tags=tags).tags
+        self._handle.call(operations.put_object_tagging(bucket, key, checked, version_id=version_id))
+
+    def presign(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        method: Literal["GET", "HEAD", "PUT"] = "GET",
+        expires: int = 3600,
+        version_id: str | None = None,
+    ) -> str:
+        """Returns a URL with which anybody may read or store an object for a while; nothing is sent.
+
+        Whoever has the URL has, for this object, the rights of the keys that it was signed with, while those
+        are valid. Temporary keys may end before the URL does.
+
+        Args:
+            bucket: The bucket.
+            key: The key.
+            method: ``"GET"`` and ``"HEAD"`` to read it, ``"PUT"`` to store it.
+            expires: Seconds until the URL is refused, up to a week.
+            version_id: The version to read.
+        """
+        check_place(bucket, key)
+        check_version(version_id)
+        if method not in {"GET", "HEAD", "PUT"}:
+            raise ConfigurationError(f"method must be GET, HEAD or PUT, got {method!r}")
+        if not isinstance(expires, int) or not 0 < expires <= _LONGEST_URL:
+            raise ConfigurationError(f"expires must be from 1 to {_LONGEST_URL} seconds, got {expires!r}")
+        place = {"Bucket": bucket, "Key": key}
+        if version_id is not None:
+            if method == "PUT":
+                raise ConfigurationError("version_id is for reading, got method 'PUT'")
+            place["VersionId"] = version_id
+        return self._handle.get().presign(f"{method.lower()}_object", place, expires=expires)
+
     def exists(self, bucket: str, key: str, *, version_id: str | None = None) -> bool:
         """Whether there is an object with this key; every error but "not found" is raised."""
         try:
@@ -251,6 +319,32 @@ class BucketOperations:
             size=None if object_info is None else object_info.size,
             etag=getattr(object_info, "etag", None) or None,
         ).run(self._handle.get())
+
+    def join_objects(
+        self,
+        sources: Sequence[tuple[str, str]],
+        dst_bucket: str,
+        dst_key: str,
+        *,
+        options: PutOptions | None = None,
+    ) -> None:
+        """Makes an object of others, one after the other, within S3: their bytes do not pass through here.
+
+        Args:
+            sources: Bucket and key of each. All that have bytes, but the last, need 5 MiB.
+            dst_bucket: The bucket of the new object.
+            dst_key: Its key.
+            options: How it is stored, over the ``put_options`` of the configuration.
+
+        Raises:
+            ConfigurationError: One of them is too small, or they are all empty.
+        """
+        _log.debug("join %d objects to s3://%s/%s", len(sources), dst_bucket, dst_key)
+        for place in (*sources, (dst_bucket, dst_key)):
+            check_place(*place)
+        check_kind("options", options, PutOptions)
+        chosen = self._handle.config.options_of(options)
+        join_objects(self._handle.get(), sources, dst_bucket, dst_key, options=chosen)
 
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> Iterator[UploadInfo]:
         """Lists the multipart uploads in progress, whose parts cost money, too."""

@@ -4,7 +4,12 @@ A function of this package is an operation. ``Transport.send`` moves what it ret
 (models, config, errors, ranges) and nothing of what sends.
 """
 
-from s3torch.core.requests._listings import list_multipart_uploads, list_object_versions, list_objects
+from s3torch.core.requests._listings import (
+    list_buckets,
+    list_multipart_uploads,
+    list_object_versions,
+    list_objects,
+)
 from s3torch.core.requests._objects import (
     announced_length,
     delete_object,
@@ -14,6 +19,7 @@ from s3torch.core.requests._objects import (
     get_object_tagging,
     head_first_part,
     head_object,
+    put_object_tagging,
 )
 from s3torch.core.requests._request import (
     Answer,
@@ -51,10 +57,12 @@ __all__ = [
     "get_object_tagging",
     "head_first_part",
     "head_object",
+    "list_buckets",
     "list_multipart_uploads",
     "list_object_versions",
     "list_objects",
     "put_object",
+    "put_object_tagging",
     "request_headers",
     "request_target",
     "same_etag",

@@ -1,4 +1,4 @@
-"""Operations that list: objects, versions, multipart uploads in progress.
+"""Operations that list: buckets, objects, versions, multipart uploads in progress.
 
 A general XML parser takes about 70 µs of the processor for each key of a listing of objects, this about 6 µs.
 No tree is made of a page: its thousands of elements would set off the garbage collector, which takes longer
@@ -16,6 +16,7 @@ from xml.parsers import expat
 from s3torch.core._uri import is_directory_bucket
 from s3torch.core.errors import ConfigurationError, ServerError
 from s3torch.core.models import (
+    BucketInfo,
     ListObjectResult,
     ListUploadsResult,
     ListVersionsResult,
@@ -43,6 +44,24 @@ Marker = TypeVar("Marker", str, tuple[str, str])
 
 _ROOT = "ListBucketResult"
 _DEPTH_OF_ENTRIES = 2
+
+
+def list_buckets(*, continuation_token: str | None = None) -> Request[tuple[list[BucketInfo], str | None]]:
+    """Asks for a page of the buckets of the account; the result has also the token of the next, if any."""
+
+    def read(answer: Answer) -> tuple[list[BucketInfo], str | None]:
+        root = result_document(answer, "ListAllMyBucketsResult")
+        told = [xml_fields(one) for one in root.iter() if local_name(one) == "Bucket"]
+        buckets = [
+            BucketInfo(
+                promised(one, "Name"), _seconds(one["CreationDate"]) if "CreationDate" in one else None
+            )
+            for one in told
+        ]
+        return buckets, xml_fields(root).get("ContinuationToken") or None
+
+    query = query_of(continuation_token=continuation_token)
+    return Request("ListBuckets", "GET", bucket="", key="", read=read, query=query)
 
 
 def list_objects(

@@ -199,7 +199,6 @@ def delete_objects(bucket: str, targets: Sequence[tuple[str, str | None]]) -> Re
     content = (
         f'<Delete xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Quiet>true</Quiet>{objects}</Delete>'
     ).encode()
-    digest = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
     return Request(
         operation="DeleteObjects",
         method="POST",
@@ -207,10 +206,15 @@ def delete_objects(bucket: str, targets: Sequence[tuple[str, str | None]]) -> Re
         key="",
         read=_delete_failures,
         query="delete=",
-        # S3 wants a checksum of this body, and this is the one that all stores know.
-        headers=[("Content-MD5", digest), ("Content-Type", "application/xml")],
+        headers=_document_headers(content),
         content=content,
     )
+
+
+def _document_headers(content: bytes) -> list[tuple[str, str]]:
+    # S3 wants a checksum of such a body, and this is the one that all stores know.
+    digest = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
+    return [("Content-MD5", digest), ("Content-Type", "application/xml")]
 
 
 def _delete_failures(answer: Answer) -> list[DeleteFailure]:
@@ -234,6 +238,29 @@ def get_object_tagging(bucket: str, key: str, *, version_id: str | None = None) 
 
     query = query_of(tagging="", versionId=version_id)
     return Request(operation="GetObjectTagging", method="GET", bucket=bucket, key=key, read=read, query=query)
+
+
+def put_object_tagging(
+    bucket: str, key: str, tags: Mapping[str, str], *, version_id: str | None = None
+) -> Request[None]:
+    """Replaces the tags of an object."""
+    pairs = "".join(
+        f"<Tag><Key>{escape(name, _ENTITIES)}</Key><Value>{escape(value, _ENTITIES)}</Value></Tag>"
+        for name, value in tags.items()
+    )
+    content = (
+        f'<Tagging xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><TagSet>{pairs}</TagSet></Tagging>'
+    ).encode()
+    return Request(
+        operation="PutObjectTagging",
+        method="PUT",
+        bucket=bucket,
+        key=key,
+        read=_nothing,
+        query=query_of(tagging="", versionId=version_id),
+        headers=_document_headers(content),
+        content=content,
+    )
 
 
 def _nothing(_: Answer) -> None:

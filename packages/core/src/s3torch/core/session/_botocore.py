@@ -101,7 +101,8 @@ def in_path_style(bucket: str, *, endpoint: str, region: str) -> BucketEndpoint 
     if is_directory_bucket(bucket) or ":" in bucket:
         return None
     parts = urlsplit(endpoint)
-    return BucketEndpoint(parts.scheme, parts.netloc, f"{parts.path}/{bucket}/", region)
+    path = f"{parts.path}/{bucket}/" if bucket else f"{parts.path}/"
+    return BucketEndpoint(parts.scheme, parts.netloc, path, region)
 
 
 def ask_botocore(client: Any, bucket: str) -> BucketEndpoint:
@@ -115,7 +116,10 @@ def ask_botocore(client: Any, bucket: str) -> BucketEndpoint:
         BotoCoreError: There can be no such bucket with these settings.
     """
     try:
-        client.get_object(Bucket=bucket, Key=_PROBE_KEY)
+        if bucket:
+            client.get_object(Bucket=bucket, Key=_PROBE_KEY)
+        else:
+            client.list_buckets()
     except _Answer as answer:
         return answer.endpoint
     raise ConfigurationError("no address for this bucket: botocore has signed nothing", bucket=bucket)

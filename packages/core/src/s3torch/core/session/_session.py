@@ -85,9 +85,7 @@ class AwsSession:
         self._bucket_sessions = BucketSessions(self._create_bucket_session)
 
     def endpoint(self, bucket: str) -> BucketEndpoint:
-        """Returns where the requests for a bucket go; asked once per bucket."""
-        if not bucket:
-            raise ConfigurationError("Bucket should be specified")
+        """Returns where the requests for a bucket go, or for none; asked once per bucket."""
         known = self._endpoints.get(bucket)
         if known is None:
             with self._lock:
@@ -130,6 +128,22 @@ class AwsSession:
             if self.credentials() == stale:
                 self._botocore = self._boto_session = self._session_client = None
             return self.credentials() != stale
+
+    def presign(self, operation: str, parameters: dict[str, Any], *, expires: int) -> str:
+        """Returns a URL that is signed for one operation of boto3; botocore signs it, which sends nothing."""
+        bucket = parameters["Bucket"]
+        address = self.endpoint(bucket)
+        self.credentials(bucket)  # Raises errors of ours where there are none.
+        is_plain = not address.session_auth and address.signing_region != "*"
+        # Unless it is told another, botocore signs URLs with version 2, and for an address without region.
+        version = "s3v4" if is_plain and not self._config.unsigned else None
+        style: Literal["path", "virtual"] = "path" if self._addressing_style == "path" else "virtual"
+        client = self._make_boto_client(signature_version=version, addressing_style=style)
+        try:
+            url: str = client.generate_presigned_url(operation, Params=parameters, ExpiresIn=expires)
+        finally:
+            client.close()
+        return url
 
     def close(self) -> None:
         """Closes the connections of the boto3 client, if there are any."""
@@ -200,7 +214,7 @@ class AwsSession:
         try:
             if self._address_client is None:
                 # Signing needs some keys; real ones could ask the network for a refresh.
-                keys = {"aws_access_key_id": "none", "aws_secret_access_key": "none"}
+                keys: dict[str, Any] = {"aws_access_key_id": "none", "aws_secret_access_key": "none"}
                 self._address_client = self._make_boto_client(**keys)
                 answer_before_signing(self._address_client)
             return ask_botocore(self._address_client, bucket)
@@ -256,7 +270,13 @@ class AwsSession:
                 self._botocore = make_botocore_session(profile=profile, provider=config.credentials)
             return self._botocore
 
-    def _make_boto_client(self, **keys: str) -> Any:
+    def _make_boto_client(
+        self,
+        *,
+        signature_version: str | None = None,
+        addressing_style: Literal["auto", "path", "virtual"] | None = None,
+        **keys: str,
+    ) -> Any:
         from boto3.session import Session
         from botocore import UNSIGNED
         from botocore.config import Config
@@ -272,11 +292,14 @@ class AwsSession:
             verify=self.ca_bundle,
             config=Config(
                 # What the rules of the endpoint say, unless nothing is signed.
-                signature_version=UNSIGNED if config.unsigned and not keys else None,
+                signature_version=UNSIGNED if config.unsigned and not keys else signature_version,
                 retries={"total_max_attempts": config.attempts, "mode": "standard"},
                 # Parts carry checksums; hashing every upload for the signature as well would cost more than
                 # sending it.
-                s3={"addressing_style": self._addressing_style, "payload_signing_enabled": False},
+                s3={
+                    "addressing_style": addressing_style or self._addressing_style,
+                    "payload_signing_enabled": False,
+                },
                 connect_timeout=config.connect_timeout,
                 read_timeout=config.read_timeout,
                 max_pool_connections=max(_POOL_CONNECTIONS, config.connections),

@@ -55,6 +55,7 @@ _PROMISES: list[tuple[Request[Any], str, object]] = [
     ),
     (requests.delete_objects("bucket", [("key", None)]), "<DeleteResult/>", []),
     (requests.get_object_tagging("bucket", "key"), "<Tagging><TagSet/></Tagging>", {}),
+    (requests.list_buckets(), "<ListAllMyBucketsResult><Buckets/></ListAllMyBucketsResult>", ([], None)),
 ]
 _BY_OPERATION = pytest.mark.parametrize(
     ("asked", "document", "result"), [pytest.param(*one, id=one[0].operation) for one in _PROMISES]

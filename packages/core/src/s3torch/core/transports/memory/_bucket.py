@@ -135,6 +135,18 @@ class Bucket:
         self._add(key, _Version(stored.version_id or UNVERSIONED, stored.last_modified, stored))
         return stored
 
+    def tag(self, key: str, tags: Mapping[str, str], version_id: str | None = None) -> bool:
+        """Replaces the tags of an object, or of one version of it; whether it is there."""
+        versions = self._versions.get(key, [])
+        for index, one in enumerate(versions):
+            if one.stored is not None and version_id in {None, one.version_id}:
+                stored = replace(one.stored, options=replace(one.stored.options, tags=dict(tags)))
+                self._keep(key, [*versions[:index], replace(one, stored=stored), *versions[index + 1 :]])
+                return True
+            if version_id is None:
+                break
+        return False
+
     def remove(self, key: str) -> None:
         """Deletes an object, with a marker where versions are kept."""
         if self.keeps_versions:

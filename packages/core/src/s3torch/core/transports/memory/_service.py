@@ -49,11 +49,13 @@ class Service:
             "DeleteObjects": self._delete_objects,
             "CopyObject": self._copy_object,
             "GetObjectTagging": self._get_object_tagging,
+            "PutObjectTagging": self._put_object_tagging,
             "CreateMultipartUpload": self._create_multipart_upload,
             "UploadPart": self._upload_part,
             "UploadPartCopy": self._upload_part_copy,
             "CompleteMultipartUpload": self._complete_multipart_upload,
             "AbortMultipartUpload": self._abort_multipart_upload,
+            "ListBuckets": lambda *_: _document("ListAllMyBucketsResult", _buckets(self._store.buckets())),
             "ListObjectsV2": self._list_objects,
             "ListObjectVersions": self._list_object_versions,
             "ListMultipartUploads": self._list_multipart_uploads,
@@ -148,6 +150,11 @@ class Service:
         tags = self._find(request, told.query.get("versionId")).options.tags
         listed = (_group("Tag", Key=name, Value=value) for name, value in tags.items())
         return _document("Tagging", ["<TagSet>", *listed, "</TagSet>"])
+
+    def _put_object_tagging(self, request: Request[Any], told: _Told, body: bytes) -> Answer:
+        tags = {tag["Key"]: tag.get("Value", "") for tag in _elements(body, "Tag")}
+        self._store.set_tags(request.bucket, request.key, tags, version_id=told.query.get("versionId"))
+        return Answer(200, {})
 
     def _create_multipart_upload(self, request: Request[Any], told: _Told, _: bytes) -> Answer:
         upload = self._store.create_upload(
@@ -325,6 +332,10 @@ def _stored(result: PutResult) -> Answer:
     return Answer(200, {"etag": result.etag, **version})
 
 
+def _buckets(names: list[str]) -> list[str]:
+    return ["<Buckets>", *(_group("Bucket", Name=name) for name in names), "</Buckets>"]
+
+
 def _entry(info: ObjectInfo) -> str:
     return _group(
         "Contents",
@@ -381,7 +392,7 @@ def _element(name: str, value: object) -> str:
 
 def _elements(body: bytes, name: str) -> list[dict[str, str]]:
     root = xml_root(body)
-    return [xml_fields(element) for element in (() if root is None else root) if local_name(element) == name]
+    return [xml_fields(one) for one in (() if root is None else root.iter()) if local_name(one) == name]
 
 
 def _time(seconds: int) -> str:

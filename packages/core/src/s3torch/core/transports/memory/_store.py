@@ -134,6 +134,14 @@ class MemoryStore:
         stored = _new_object(data, chosen, checksums=checksums, customer_key=customer_key)
         return self._publish(operation, bucket, key, stored, chosen)
 
+    def set_tags(self, bucket: str, key: str, tags: Mapping[str, str], *, version_id: str | None) -> None:
+        """Replaces the tags of an object, or of one version of it."""
+        operation = "PutObjectTagging"
+        with _lock:
+            held = self._bucket(operation, bucket, key)
+            if not held.tag(key, tags, version_id):
+                raise refusal(operation, bucket, key, 404, "NoSuchKey")
+
     def list_objects(
         self,
         bucket: str,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import sys
-from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -154,20 +153,26 @@ class S3LightningCheckpoint(CheckpointIO):
             NotFoundError: There is no such checkpoint.
             S3Error: It could not be read, or it could not be saved before.
         """
-        uri = checkpoint_uri(path)
+        uri, together = checkpoint_uri(path), self._all_ranks_load
+        return self._load(uri, map_location, weights_only=weights_only, together=together)
+
+    def _load(
+        self, uri: S3Uri, map_location: Any, *, weights_only: bool | None, together: bool
+    ) -> dict[str, Any]:
+        self._wait_for(uri)
+        if weights_only is None and not _passes_none_to_torch():
+            weights_only = False
+        open_reader = partial(self._client.get_object, *uri, reader_constructor=self._reader_constructor)
+        with load_from_rank_0(open_reader) if together and ranks_are_many() else open_reader() as file:
+            checkpoint: dict[str, Any] = torch.load(
+                cast("IO[bytes]", file), map_location, weights_only=weights_only
+            )
+        return checkpoint
+
+    def _wait_for(self, uri: S3Uri) -> None:
         if self._background is not None:
             self._background.wait()
             self._background.raise_failures(uri)
-        if weights_only is None and not _passes_none_to_torch():
-            weights_only = False
-        with ExitStack() as stack:
-            open_reader = partial(self._client.get_object, *uri, reader_constructor=self._reader_constructor)
-            if self._all_ranks_load and ranks_are_many():
-                file: Any = stack.enter_context(load_from_rank_0(open_reader))
-            else:
-                file = stack.enter_context(open_reader())
-            checkpoint: dict[str, Any] = torch.load(file, map_location, weights_only=weights_only)
-        return checkpoint
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Removes a checkpoint: the object, and the files of a sharded one; a missing one is fine.

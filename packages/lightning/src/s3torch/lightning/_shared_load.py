@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import mmap
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from s3torch.core import S3Reader
 
+T = TypeVar("T")
 _CHUNK = 64 * 1024 * 1024
 
 
@@ -22,27 +22,43 @@ def ranks_are_many() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-@contextmanager
-def load_from_rank_0(open_reader: Callable[[], S3Reader]) -> Iterator[mmap.mmap]:
-    """Gives a file in memory with the bytes that rank 0 reads; all ranks have to come here.
+def told_by_rank_0(work: Callable[[], T]) -> T:
+    """Returns on all ranks what a function returns on rank 0; all ranks have to come here.
 
     Raises:
-        BaseException: Rank 0 could not read it; all ranks raise the same.
+        Exception: The function raised it; all ranks raise the same.
     """
-    pages: mmap.mmap | None = None
-    told: list[Any] = [None]
+    if not ranks_are_many():
+        return work()
+    told: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
-            pages = _downloaded(open_reader)
-            told = [len(pages)]
+            told[0] = work()
         except Exception as error:  # noqa: BLE001 - The other ranks wait for it.
-            told = [error]
+            told[1] = error
     dist.broadcast_object_list(told, src=0)
-    if isinstance(told[0], BaseException):
-        raise told[0]
-    file = mmap.mmap(-1, told[0]) if pages is None else pages
+    if told[1] is not None:
+        raise told[1]
+    result: T = told[0]
+    return result
+
+
+def load_from_rank_0(open_reader: Callable[[], S3Reader]) -> mmap.mmap:
+    """Returns a file in memory with the bytes that rank 0 reads; all ranks have to come here.
+
+    Raises:
+        S3Error: Rank 0 could not read it; all ranks raise the same.
+    """
+    files: list[mmap.mmap] = []
+
+    def download() -> int:
+        files.append(_downloaded(open_reader))
+        return len(files[0])
+
+    size = told_by_rank_0(download)
+    file = files[0] if files else mmap.mmap(-1, size)
     _broadcast(file)
-    yield file
+    return file
 
 
 def _downloaded(open_reader: Callable[[], S3Reader]) -> mmap.mmap:

@@ -31,7 +31,7 @@ else:
     FSDPStrategy = lightning_class("FSDPStrategy", *_MODULES)
     ModelParallelStrategy = lightning_class("ModelParallelStrategy", *_MODULES)
 
-# Where Lightning keeps what is no part of model or optimizers, and where it is in our state, so that it becomes
+# Where Lightning keeps what is no part of model or optimizers, and where it is in our state, to become
 # visible together with the rest. The former is for those who read a copy with Lightning itself.
 _LIGHTNING_FILE = "meta.pt"
 _REST = "s3torch_lightning_rest"

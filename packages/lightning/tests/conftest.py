@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 
 from s3torch.fsspec import S3FileSystem
+from s3torch.testing import FaultProxy
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +23,16 @@ def folder(seaweedfs, session_bucket, monkeypatch):
     yield f"s3://{session_bucket}/{uuid4().hex}"
     # Its instances have found this server in the environment.
     S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def running_proxy(seaweedfs):
+    with FaultProxy(seaweedfs.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(running_proxy):
+    running_proxy.heal()
+    running_proxy.clear()
+    return running_proxy

@@ -8,22 +8,9 @@ import torch
 from s3torch.core import NotFoundError, S3ClientConfig
 from s3torch.core.errors import S3Error
 from s3torch.lightning import S3LightningCheckpoint
-from s3torch.testing import Fault, FaultProxy
+from s3torch.testing import Fault
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture(scope="module")
-def running_proxy(seaweedfs):
-    with FaultProxy(seaweedfs.endpoint) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def proxy(running_proxy):
-    running_proxy.heal()
-    running_proxy.clear()
-    return running_proxy
 
 
 @pytest.fixture

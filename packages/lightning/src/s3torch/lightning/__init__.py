@@ -1,7 +1,8 @@
 """Lightning checkpoints on Amazon S3.
 
-``S3LightningCheckpoint`` is the plugin for a trainer, ``S3ModelCheckpoint`` the callback. Importing this
-package imports neither Lightning nor torch; the first use of a class does.
+``S3LightningCheckpoint`` is the plugin for a trainer, ``S3ModelCheckpoint`` the callback, and
+``S3ModelParallelStrategy`` and ``S3FSDPStrategy`` are for models that are shared between ranks. Importing
+this package imports neither Lightning nor torch; the first use of a class does.
 """
 
 from __future__ import annotations
@@ -14,10 +15,22 @@ from s3torch.lightning._version import __version__
 if TYPE_CHECKING:
     from s3torch.lightning._checkpoint_io import S3LightningCheckpoint
     from s3torch.lightning._model_checkpoint import S3ModelCheckpoint
+    from s3torch.lightning._strategies import S3FSDPStrategy, S3ModelParallelStrategy
 
-__all__ = ["S3LightningCheckpoint", "S3ModelCheckpoint", "__version__"]
+__all__ = [
+    "S3FSDPStrategy",
+    "S3LightningCheckpoint",
+    "S3ModelCheckpoint",
+    "S3ModelParallelStrategy",
+    "__version__",
+]
 
-_MODULES = {"S3LightningCheckpoint": "_checkpoint_io", "S3ModelCheckpoint": "_model_checkpoint"}
+_MODULES = {
+    "S3FSDPStrategy": "_strategies",
+    "S3LightningCheckpoint": "_checkpoint_io",
+    "S3ModelCheckpoint": "_model_checkpoint",
+    "S3ModelParallelStrategy": "_strategies",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from s3torch.core import ConfigurationError, S3Client, UserAgent, parse_s3_uri
+from s3torch.core import ConfigurationError, PutOptions, S3Client, S3Uri, UserAgent
+from s3torch.lightning._background import BackgroundSaves
+from s3torch.lightning._paths import METADATA, checkpoint_uri
+from s3torch.lightning._shared_load import load_from_rank_0, ranks_are_many
 from s3torch.lightning.plugin import lightning_class, lightning_version
 
 if TYPE_CHECKING:
@@ -21,11 +25,11 @@ if TYPE_CHECKING:
     from typing import IO
 
     from s3torch.core import S3ClientConfig, S3Reader
+    from s3torch.lightning._background import StagingBuffer
 
 # The modules that define the interface.
 _INTERFACES = ("lightning.fabric.plugins.io.checkpoint_io", "lightning_fabric.plugins.io.checkpoint_io")
-# What makes a sharded checkpoint complete, and its other files: those of torch, and one of Lightning.
-_METADATA = ".metadata"
+# The files of a sharded checkpoint besides the metadata: those of torch, and one of Lightning.
 _SHARDED_FILE = re.compile(r"(?:.*/)?[^/]*\d(?:-[0-9a-f]{16})?\.distcp|meta\.pt")
 
 
@@ -43,6 +47,14 @@ class S3LightningCheckpoint(CheckpointIO):
     was there before stays. It works inside ``AsyncCheckpointIO``, can be pickled, and sends nothing before it
     is used.
 
+    With ``async_save=True`` training goes on as soon as a checkpoint was copied into memory of this process,
+    which is used again for later ones; a thread uploads them in their order. A checkpoint is removed only
+    when the one that was saved before is complete. An upload that fails is raised by the next save, which is
+    carried out nevertheless, by a load of that checkpoint, by ``wait()``, and at the end of ``fit``, which
+    waits for all. Whoever kills the process in between finds the newest complete checkpoint.
+
+    When a trainer restores a checkpoint in several ranks, one downloads it and hands it to the others.
+
     Lightning asks fsspec about folders and logs whatever the plugin is. That finds its region and endpoint in
     the usual AWS places, as in ``AWS_REGION`` and ``AWS_ENDPOINT_URL``, or in the configuration of fsspec.
 
@@ -52,6 +64,11 @@ class S3LightningCheckpoint(CheckpointIO):
         endpoint: The URL of a store that speaks S3, for others than AWS.
         reader_constructor: How checkpoints are read; ``None`` is the sequential reader.
         storage_class: The storage class of new checkpoints, as in ``"INTELLIGENT_TIERING"``.
+        async_save: Uploads in the background.
+        max_pending: How many checkpoints may be in memory for that; a save waits until there are fewer.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
     """
 
     def __init__(
@@ -62,11 +79,14 @@ class S3LightningCheckpoint(CheckpointIO):
         *,
         reader_constructor: Callable[..., S3Reader] | None = None,
         storage_class: str | None = None,
+        async_save: bool = False,
+        max_pending: int = 2,
     ) -> None:
         _register_everywhere(type(self))
         self.region = region
         self._reader_constructor = reader_constructor
         self._storage_class = storage_class
+        self._background = BackgroundSaves(max_pending) if async_save else None
         self._client = S3Client(
             region,
             endpoint=endpoint,
@@ -74,7 +94,9 @@ class S3LightningCheckpoint(CheckpointIO):
             s3client_config=s3client_config,
         )
         # Checkpoints that are single objects: removing one takes one request, and no listing.
-        self._saved: set[tuple[str, str]] = set()
+        self._saved: set[S3Uri] = set()
+        # Whether all ranks load now, as they do while a trainer restores its state.
+        self._all_ranks_load = False
 
     def save_checkpoint(
         self,
@@ -91,18 +113,27 @@ class S3LightningCheckpoint(CheckpointIO):
 
         Raises:
             ConfigurationError: The path is no URI of an object, or an option is unknown.
-            S3Error: The checkpoint could not be stored.
+            S3Error: The checkpoint could not be stored; with ``async_save``, an earlier one.
         """
-        bucket, key = _split(path)
+        uri = checkpoint_uri(path)
         options = dict(storage_options or {})
         storage_class = options.pop("storage_class", self._storage_class)
         if options:
             raise ConfigurationError(
                 f"unknown storage_options {', '.join(sorted(options))}; known is storage_class"
             )
-        with self._client.put_object(bucket, key, storage_class) as writer:
+        if self._background is not None:
+            self._background.save(uri, checkpoint, partial(self._store, uri, storage_class))
+            return
+        with self._client.put_object(*uri, storage_class) as writer:
             torch.save(checkpoint, cast("IO[bytes]", writer))
-        self._saved.add((bucket, key))
+        self._saved.add(uri)
+
+    def _store(self, uri: S3Uri, storage_class: str | None, buffer: StagingBuffer) -> None:
+        with self._client.put_object(*uri, storage_class, expected_size=len(buffer)) as writer:
+            for piece in buffer.pieces():
+                writer.lend(piece)
+        self._saved.add(uri)
 
     def load_checkpoint(
         self,
@@ -110,7 +141,7 @@ class S3LightningCheckpoint(CheckpointIO):
         map_location: Any = None,
         weights_only: bool | None = None,  # noqa: FBT001
     ) -> dict[str, Any]:
-        """Loads a checkpoint.
+        """Loads a checkpoint, after all saves in the background are done.
 
         Args:
             path: The S3 URI.
@@ -120,22 +151,36 @@ class S3LightningCheckpoint(CheckpointIO):
 
         Raises:
             NotFoundError: There is no such checkpoint.
-            S3Error: It could not be read.
+            S3Error: It could not be read, or it could not be saved before.
         """
-        bucket, key = _split(path)
+        uri, together = checkpoint_uri(path), self._all_ranks_load
+        return self._load(uri, map_location, weights_only=weights_only, together=together)
+
+    def _load(
+        self, uri: S3Uri, map_location: Any, *, weights_only: bool | None, together: bool
+    ) -> dict[str, Any]:
+        self._wait_for(uri)
         if weights_only is None and not _passes_none_to_torch():
             weights_only = False
-        with self._client.get_object(bucket, key, reader_constructor=self._reader_constructor) as reader:
+        open_reader = partial(self._client.get_object, *uri, reader_constructor=self._reader_constructor)
+        with load_from_rank_0(open_reader) if together and ranks_are_many() else open_reader() as file:
             checkpoint: dict[str, Any] = torch.load(
-                cast("IO[bytes]", reader), map_location, weights_only=weights_only
+                cast("IO[bytes]", file), map_location, weights_only=weights_only
             )
         return checkpoint
+
+    def _wait_for(self, uri: S3Uri) -> None:
+        if self._background is not None:
+            self._background.wait()
+            self._background.raise_failures(uri)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Removes a checkpoint: the object, and the files of a sharded one; a missing one is fine.
 
         A sharded one has ``.metadata`` below its path. That goes first, then the ``.distcp`` files and what
         Lightning has put beside them. All other objects there stay, and so do other checkpoints below it.
+        With ``async_save`` this happens when the checkpoint that was saved last is complete; if that has
+        failed, nothing is removed.
 
         Args:
             path: The S3 URI.
@@ -143,33 +188,76 @@ class S3LightningCheckpoint(CheckpointIO):
         Raises:
             S3Error: Something could not be removed.
         """
-        bucket, key = _split(path)
-        self._client.delete_object(bucket, key)
-        if (bucket, key) in self._saved:
-            self._saved.discard((bucket, key))
-            return
-        folder = f"{key.rstrip('/')}/"
+        uri = checkpoint_uri(path)
+        if self._background is None:
+            self._remove(uri)
+        else:
+            self._background.remove(uri, partial(self._remove, uri))
+
+    def wait(self) -> None:
+        """Waits for saves in the background and raises what has failed; does nothing without ``async_save``.
+
+        A trainer does so at the end of ``fit``. Call it after ``Trainer.save_checkpoint`` outside of that.
+
+        Raises:
+            S3Error: A checkpoint could not be stored or removed.
+        """
+        if self._background is not None:
+            self._background.wait()
+            self._background.raise_failures()
+
+    def teardown(self) -> None:
+        """Waits as ``wait()`` does, and closes the connections.
+
+        The next use opens new ones, because a trainer may run again.
+        """
+        try:
+            if self._background is not None:
+                self._background.close()
+        finally:
+            self._client.close()
+
+    def _copy(self, source: S3Uri, target: S3Uri) -> None:
+        """Makes a second checkpoint of one, within S3, of the storage class of new ones."""
+
+        def work() -> None:
+            options = None if self._storage_class is None else PutOptions(storage_class=self._storage_class)
+            self._client.copy_object(*source, *target, options=options)
+            self._saved.add(target)
+
+        if self._background is None:
+            work()
+        else:
+            self._background.copy(target, work)
+
+    def _is_pending(self, uri: S3Uri) -> bool:
+        return self._background is not None and self._background.is_pending(uri)
+
+    def _remove(self, uri: S3Uri) -> None:
+        self._client.delete_object(*uri)
+        if uri in self._saved:
+            self._saved.discard(uri)
+        else:
+            self._remove_shards(uri)
+
+    def _remove_shards(self, uri: S3Uri) -> None:
+        bucket, folder = uri.bucket, f"{uri.key.rstrip('/')}/"
         pages = self._client.list_objects(bucket, folder)
         names = [info.key.removeprefix(folder) for page in pages for info in page.object_info]
-        if _METADATA not in names:
+        if METADATA not in names:
             return
-        others = tuple(name.removesuffix(_METADATA) for name in names if name.endswith(f"/{_METADATA}"))
+        others = tuple(name.removesuffix(METADATA) for name in names if name.endswith(f"/{METADATA}"))
         files = [name for name in names if _SHARDED_FILE.fullmatch(name) and not name.startswith(others)]
-        self._client.delete_object(bucket, folder + _METADATA)
+        self._client.delete_object(bucket, folder + METADATA)
         for failure in self._client.delete_objects(bucket, [folder + name for name in files]):
             raise failure.error(bucket)
 
-    def teardown(self) -> None:
-        """Closes the connections; the next use opens new ones, because a trainer may run again."""
-        self._client.close()
 
-
-def _split(path: str | os.PathLike[str]) -> tuple[str, str]:
-    bucket, key = parse_s3_uri(path)
-    # Without a key, the checkpoint would be the whole bucket.
-    if not key.strip("/"):
-        raise ConfigurationError(f"expected s3://bucket/key of a checkpoint, got {path!r}")
-    return bucket, key
+def s3_plugin(strategy: Any) -> S3LightningCheckpoint | None:
+    """Returns the plugin of a strategy, also where it is inside of another one."""
+    plugin = strategy.checkpoint_io
+    plugin = getattr(plugin, "checkpoint_io", plugin)
+    return plugin if isinstance(plugin, S3LightningCheckpoint) else None
 
 
 def _passes_none_to_torch() -> bool:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from fsspec.core import url_to_fs
 
-from s3torch.core import ConfigurationError, parse_s3_uri
+from s3torch.core import ConfigurationError
+from s3torch.lightning._checkpoint_io import s3_plugin
+from s3torch.lightning._loader_state import note_loader_states
+from s3torch.lightning._paths import METADATA, check_folders, checkpoint_uri, is_on_s3, repaired, resumed_uri
 from s3torch.lightning.plugin import lightning_class
 
-# What ``pathlib`` and ``os.path`` make of a URI: a slash is lost, and a folder may stand before it.
-_MANGLED = re.compile(r"(?:.*/)?s3:/(?=[^/])")
-
-
 if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 else:
@@ -31,11 +34,12 @@ else:
 class S3ModelCheckpoint(ModelCheckpoint):
     """Lightning's ``ModelCheckpoint`` for folders on S3; it takes the same arguments.
 
-    * ``Trainer.fit(ckpt_path="last")`` finds the last checkpoint of the folder.
+    * ``Trainer.fit(ckpt_path="last")`` finds the last checkpoint of the folder, also a sharded one.
     * It removes only checkpoints that are in its folder, and never the one that the run was resumed from, as
       the callback does on a local disk.
     * ``save_last="link"`` copies the checkpoint within S3, under the name of the last one. That does not go
-      with ``AsyncCheckpointIO``, where the checkpoint may not be there yet.
+      with ``AsyncCheckpointIO``, where the checkpoint may not be there yet, and not with sharded ones. With
+      ``S3LightningCheckpoint(async_save=True)`` the copy is made when the checkpoint is complete.
     * A folder whose URI has lost a slash in a ``pathlib.Path`` is repaired; one of the trainer or a logger is
       refused before the first epoch, because everything would go to a local folder ``s3:``.
 
@@ -54,8 +58,7 @@ class S3ModelCheckpoint(ModelCheckpoint):
         filename: str | None = None,
         **options: Any,
     ) -> None:
-        folder = None if dirpath is None else _MANGLED.sub("s3://", os.fspath(dirpath), count=1)
-        super().__init__(folder, filename, **options)
+        super().__init__(None if dirpath is None else repaired(dirpath), filename, **options)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses folders that would be local by mistake.
@@ -63,21 +66,31 @@ class S3ModelCheckpoint(ModelCheckpoint):
         Raises:
             ConfigurationError: A folder has lost a slash, or ``save_last="link"`` does not work here.
         """
-        folders: dict[str, str | None] = {"default_root_dir": trainer.default_root_dir}
-        folders |= {f"the folder of {type(one).__name__}": one.save_dir for one in trainer.loggers}
-        for name, folder in folders.items():
-            if folder is not None and _MANGLED.match(os.fspath(folder)):
-                raise ConfigurationError(
-                    f"{name} is {os.fspath(folder)!r}, a local folder; give the URI as a string, not a Path"
-                )
+        check_folders(trainer)
         save_last = self.save_last
         if save_last == "link" and self._may_be_on_s3(trainer):
-            if type(trainer.strategy.checkpoint_io).__name__ == "AsyncCheckpointIO":
-                raise ConfigurationError("save_last='link' does not work with AsyncCheckpointIO; use True")
+            _check_links(trainer)
             # Lightning would refuse it.
             self.save_last = True
         super().setup(trainer, pl_module, stage)
         self.save_last = save_last
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Saves how many batches were trained on, not how many Lightning has fetched."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        note_loader_states(trainer, checkpoint)
+
+    def file_exists(self, filepath: str | Path, trainer: Trainer) -> bool:
+        """Whether there is such a checkpoint, or will be when a save in the background is done."""
+        plugin = s3_plugin(trainer.strategy)
+        if plugin is None or not is_on_s3(filepath):
+            return super().file_exists(filepath, trainer)
+        found = False
+        if trainer.is_global_zero:
+            found = plugin._is_pending(checkpoint_uri(filepath)) or self._fs.exists(os.fspath(filepath))
+        return trainer.strategy.reduce_boolean_decision(found, all=False)
 
     def _may_be_on_s3(self, trainer: Trainer) -> bool:
         folders = [self.dirpath, trainer.default_root_dir, *(one.save_dir for one in trainer.loggers)]
@@ -85,20 +98,43 @@ class S3ModelCheckpoint(ModelCheckpoint):
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         # Lightning asks before it has set the callback up.
-        folder = self._ModelCheckpoint__resolve_ckpt_dir(trainer)  # type: ignore[attr-defined]
-        self._fs = url_to_fs(str(folder))[0]
-        found = super()._find_last_checkpoints(trainer)
-        return found if "file" in self._fs.protocol else set(map(self._fs.unstrip_protocol, found))
+        folder = repaired(self._ModelCheckpoint__resolve_ckpt_dir(trainer))  # type: ignore[attr-defined]
+        self._fs, path = url_to_fs(folder)
+        if "file" in self._fs.protocol:
+            return super()._find_last_checkpoints(trainer)
+        self._fs.invalidate_cache(path)
+        try:
+            entries = self._fs.ls(path, detail=True)
+        except FileNotFoundError:
+            return set()
+        found = [one for entry in entries if (one := self._last_checkpoint(entry)) is not None]
+        # One, because times are whole seconds, and Lightning would choose any of those that are as new.
+        return {max(found)[2]} if found else set()
+
+    def _last_checkpoint(self, entry: dict[str, Any]) -> tuple[datetime, int, str] | None:
+        """Returns time, version and URI of a checkpoint; ``None`` if it is none of the last ones."""
+        name = PurePosixPath(entry["name"])
+        match = re.match(rf"{self.CHECKPOINT_NAME_LAST}(?:-v?(\d+))?", name.stem)
+        if match is None or name.suffix != self.FILE_EXTENSION:
+            return None
+        uri = self._fs.unstrip_protocol(entry["name"].rstrip("/"))
+        if entry["type"] == "directory":
+            # It is complete if it has metadata, of which alone fsspec can tell Lightning the time.
+            uri = f"{uri}/{METADATA}"
+        try:
+            return entry.get("LastModified") or self._fs.modified(uri), int(match[1] or 0), uri
+        except FileNotFoundError:
+            return None
 
     def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
         if not str(previous).startswith("s3://"):
             return super()._should_remove_checkpoint(trainer, previous, current)
         kept = [current] if trainer.ckpt_path is None else [current, trainer.ckpt_path]
-        bucket, key = parse_s3_uri(previous)
-        if any((bucket, key) == _split(path) for path in kept):
+        uri = checkpoint_uri(previous)
+        if any(is_on_s3(path) and uri == resumed_uri(path) for path in kept):
             return False
-        folder = _split(self.dirpath or "")
-        return folder is not None and (bucket, key[: len(folder[1]) + 1]) == (folder[0], f"{folder[1]}/")
+        folder = repaired(self.dirpath or "").rstrip("/")
+        return str(previous).startswith(f"{folder}/") and is_on_s3(folder)
 
     @staticmethod
     def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
@@ -106,15 +142,22 @@ class S3ModelCheckpoint(ModelCheckpoint):
             ModelCheckpoint._link_checkpoint(trainer, filepath, linkpath)
             return
         if trainer.is_global_zero and filepath != linkpath:
-            filesystem, source = url_to_fs(filepath)
-            filesystem.cp_file(source, linkpath)
+            plugin = s3_plugin(trainer.strategy)
+            if plugin is not None:
+                plugin._copy(checkpoint_uri(filepath), checkpoint_uri(linkpath))
+            else:
+                filesystem, source = url_to_fs(filepath)
+                filesystem.cp_file(source, linkpath)
         trainer.strategy.barrier()
 
 
-def _split(path: str | os.PathLike[str]) -> tuple[str, str] | None:
-    """Returns the bucket and the key of a path, without the slash of a folder; ``None`` if it is no URI."""
-    text = _MANGLED.sub("s3://", os.fspath(path), count=1)
-    if not text.startswith("s3://"):
-        return None
-    bucket, key = parse_s3_uri(text)
-    return bucket, key.rstrip("/")
+def _check_links(trainer: Trainer) -> None:
+    strategy: Any = trainer.strategy
+    if type(strategy.checkpoint_io).__name__ == "AsyncCheckpointIO":
+        raise ConfigurationError(
+            "save_last='link' does not work with AsyncCheckpointIO; use save_last=True, or "
+            "S3LightningCheckpoint(async_save=True) without it"
+        )
+    is_sharded = getattr(strategy, "_save_distributed_checkpoint", False)
+    if is_sharded or getattr(strategy, "_state_dict_type", "full") == "sharded":
+        raise ConfigurationError("save_last='link' does not work with sharded checkpoints; use True")

@@ -14,17 +14,11 @@ from s3torch.core import PutOptions
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.plugins import prefix_strategy as named_strategy
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path
-from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, decode_metadata, file_names
+from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, decode_metadata, file_names, sealed
 from s3torch.dcp._prefixes import DefaultPrefixStrategy
 from s3torch.dcp.saving._commit import Commit
-from s3torch.dcp.saving._files import (
-    RankFiles,
-    new_save_id,
-    plan_files,
-    plan_tensor_files,
-    unstored,
-    write_files,
-)
+from s3torch.dcp.saving._files import RankFiles, unstored, write_files
+from s3torch.dcp.saving._plan import new_save_id, plan_files, plan_tensor_files
 
 if TYPE_CHECKING:
     import os
@@ -35,7 +29,7 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.storage import WriteResult
 
     from s3torch.core import S3Client, S3ClientConfig
-    from s3torch.dcp.saving._files import FilePlan
+    from s3torch.dcp.saving._plan import FilePlan
 
 # The version of the layout, as torch writes it into the metadata.
 _LAYOUT_VERSION = "1.0.0"
@@ -213,7 +207,7 @@ class S3StorageWriter(FileSystemWriter):
 
     def _commit_body(self, metadata: Metadata) -> bytes:
         """Returns what makes the checkpoint visible."""
-        return pickle.dumps(metadata)
+        return sealed(pickle.dumps(metadata))
 
     def _names_in(self, body: bytes) -> set[str]:
         """Lists the files that a checkpoint with this body has."""

@@ -6,21 +6,25 @@ import gc
 import io
 import threading
 import warnings
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from s3torch.core import PutOptions, S3Writer
+from s3torch.core import PutOptions, S3Client, S3Writer
 from s3torch.core._memory import Memory
 from s3torch.core._process import reaper
 from s3torch.core.errors import (
+    ChecksumMismatchError,
     ForkedProcessError,
     NotFoundError,
     PreconditionFailedError,
     S3Error,
     TransferCancelledError,
 )
-from s3torch.core.ranges import MIB
+from s3torch.core.ranges import MIB, ByteRange
+from s3torch.core.transfer import checksum, compute_crc
 
 PART = 5 * MIB
 
@@ -91,6 +95,62 @@ def test_lent_bytes_arrive_between_those_that_are_written(client, store, size):
             assert writer.lend(lent) == size
         assert writer.tell() == 2 * (size + 4)
     assert stored(store) == (b"head" + lent.tobytes()) * 2
+
+
+@pytest.mark.parametrize("size", [1000, 3 * PART + 1])
+@pytest.mark.parametrize("algorithm", ["CRC64NVME", "SHA256", "off"])
+def test_pieces_have_checksums_of_their_own(client, size, algorithm):
+    config = replace(client.s3client_config, checksum_algorithm=algorithm)
+    client = S3Client("us-east-1", s3client_config=config)
+    data = memoryview(np.random.default_rng(size).bytes(size))
+    with client.put_object("bucket", "key") as writer:
+        writer.begin_piece(MIB)
+        writer.lend(data)
+        writer.begin_piece(MIB)
+        writer.write(b"tail")
+        assert writer.piece_checksums is None
+    edges = [*range(0, size, MIB), size, size + 4]
+    whole = data.tobytes() + b"tail"
+    assert writer.piece_checksums == (
+        "CRC64NVME",
+        [(a, b, compute_crc("CRC64NVME", memoryview(whole[a:b]))) for a, b in pairwise(edges)],
+    )
+    if algorithm == "CRC64NVME":
+        assert writer.checksum == checksum(algorithm, memoryview(whole))
+
+
+@pytest.mark.parametrize("size", [PART, PART + 7, 5 * PART])
+def test_bytes_of_another_object_are_copied(client, store, monkeypatch, size):
+    monkeypatch.setattr("s3torch.core.transfer._upload.COPIED_PART", 2 * PART)
+    source = np.random.default_rng(size).bytes(size + 10)
+    store.put("bucket", "source", source)
+    part = ByteRange(3, len(source) - 7)
+    crc = compute_crc("CRC64NVME", memoryview(source[3:-7]))
+    with client.put_object("bucket", "key") as writer:
+        writer.write(bytes(PART))
+        assert writer.copy_from("bucket", "source", part, crc=crc) == len(part)
+        writer.begin_piece(MIB)
+        writer.write(b"tail")
+    whole = bytes(PART) + source[3:-7] + b"tail"
+    assert stored(store) == whole
+    assert writer.tell() == len(whole)
+    assert writer.checksum == checksum("CRC64NVME", memoryview(whole))
+    assert writer.piece_checksums[1][-1][:2] == (len(whole) - 4, len(whole))
+
+
+def test_a_copy_that_fails_or_is_not_what_it_should_be(client, store):
+    store.put("bucket", "source", bytes(PART))
+    with pytest.raises(NotFoundError), client.put_object("bucket", "key") as writer:
+        writer.copy_from("bucket", "missing", ByteRange(0, PART))
+    with pytest.raises(ChecksumMismatchError), client.put_object("bucket", "key") as writer:
+        writer.copy_from("bucket", "source", ByteRange(0, PART), crc=1)
+    assert stored(store) is None
+    assert store.uploads("bucket") == []
+    with client.put_object("bucket", "key") as writer:
+        writer.copy_from("bucket", "source", ByteRange(0, PART))
+    assert (stored(store), writer.checksum) == (bytes(PART), None)
+    with pytest.raises(TypeError, match="cannot copy"), S3Writer(Stream()) as writer:
+        writer.copy_from("bucket", "source", ByteRange(0, PART))
 
 
 @pytest.mark.promise(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import zlib
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +14,16 @@ from hypothesis import strategies as st
 from s3torch.core._config import CHECKSUM_ALGORITHMS
 from s3torch.core.errors import ChecksumMismatchError, ConfigurationError
 from s3torch.core.transfer import _checksums
-from s3torch.core.transfer._checksums import PartedChecksum, checksum, usable_algorithm, verify
+from s3torch.core.transfer._checksums import (
+    COMBINED,
+    PartedChecksum,
+    PieceChecksums,
+    checksum,
+    compute_crc,
+    piece_algorithm,
+    usable_algorithm,
+    verify,
+)
 
 every_algorithm = pytest.mark.parametrize("algorithm", CHECKSUM_ALGORITHMS)
 
@@ -113,3 +123,31 @@ def test_without_awscrt_the_http_transport_writes_and_reads(seaweedfs, fault_pro
     assert done.stderr.count("awscrt is not installed, so uploads carry CRC32") == 1
     sent = {name for request in proxy.requests("PUT") for name in request.headers}
     assert "x-amz-checksum-crc32" in sent
+
+
+@pytest.mark.parametrize("algorithm", COMBINED)
+@given(
+    parts=st.lists(st.binary(max_size=40), max_size=6),
+    begins=st.lists(st.tuples(st.integers(0, 60), st.integers(1, 30)), min_size=1, max_size=5),
+)
+def test_pieces_and_parts_are_summed_together(algorithm, parts, begins):
+    whole = b"".join(parts)
+    pieces = PieceChecksums(algorithm)
+    borders = {0, len(whole)}
+    begins = sorted(begins, key=lambda one: one[0])
+    ends = [at for at, _ in begins[1:]] + [len(whole)]
+    for (at, size), end in zip(begins, ends, strict=True):
+        pieces.begin(at, size)
+        borders |= {position for position in range(at, end, size) if position < len(whole)}
+    for part in parts:
+        assert pieces.add(memoryview(part)) == compute_crc(algorithm, memoryview(part))
+    pieces.finish()
+    edges = sorted(borders)
+    assert pieces.complete == [
+        (start, stop, compute_crc(algorithm, memoryview(whole[start:stop])))
+        for start, stop in pairwise(edges)
+    ]
+
+
+def test_the_algorithm_of_pieces(without_awscrt):
+    assert piece_algorithm("CRC64NVME") == piece_algorithm() == "CRC32"

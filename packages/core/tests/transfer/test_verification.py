@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from s3torch.core import ChecksumMismatchError, S3Error, S3ReaderConstructor
 from s3torch.core.ranges import MIB
 from s3torch.core.transfer import _checksums
-from s3torch.core.transfer._checksums import COMBINED, checksum, combine, compute
+from s3torch.core.transfer._checksums import COMBINED, checksum, combine_crcs, compute_crc
 from s3torch.core.transfer._verification import Spans
 from s3torch.testing import Fault
 
@@ -23,12 +23,12 @@ ALGORITHMS = [(name, "FULL_OBJECT") for name in COMBINED] + [("CRC32", "COMPOSIT
 @given(st.integers(1, 60), st.randoms(), st.sampled_from(COMBINED), st.integers(1, 20))
 def test_ranges_in_any_order_make_the_checksum_of_the_whole(size, random, algorithm, step):
     data = memoryview(random.randbytes(size))
-    spans = Spans(lambda first, second, count: combine(algorithm, first, second, count))
+    spans = Spans(lambda first, second, count: combine_crcs(algorithm, first, second, count))
     while spans.size < size:
         start = random.randrange(size)
         for begin, end in list(spans.missing(start, min(start + step, size))):
-            spans.add(begin, end, compute(algorithm, data[begin:end]))
-    assert list(spans) == [(0, size, compute(algorithm, data))]
+            spans.add(begin, end, compute_crc(algorithm, data[begin:end]))
+    assert list(spans) == [(0, size, compute_crc(algorithm, data))]
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20))), st.integers(1, 9))
@@ -51,16 +51,18 @@ def test_what_is_missing_is_told(ranges, cut):
 
 @given(st.binary(max_size=300), st.binary(max_size=300))
 def test_without_awscrt_crc32_is_combined_here(first, second):
-    known = [combine("CRC32", *map(crc32, (first, second)), len(second))]
+    known = [combine_crcs("CRC32", *map(crc32, (first, second)), len(second))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_checksums, "_crcs", lambda: None)
         assert (
-            [combine("CRC32", *map(crc32, (first, second)), len(second))] == known == [crc32(first + second)]
+            [combine_crcs("CRC32", *map(crc32, (first, second)), len(second))]
+            == known
+            == [crc32(first + second)]
         )
 
 
 def crc32(data):
-    return compute("CRC32", memoryview(data))
+    return compute_crc("CRC32", memoryview(data))
 
 
 def store(wire, algorithm, kind, data, part_size):

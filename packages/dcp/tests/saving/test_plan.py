@@ -18,7 +18,8 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 
-from s3torch.dcp.saving._files import plan_files, unstored
+from s3torch.dcp.saving._files import unstored
+from s3torch.dcp.saving._plan import plan_files
 
 
 def tensor_item(name, *shape):

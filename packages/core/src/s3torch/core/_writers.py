@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from s3torch.core.ranges import ByteRange
     from s3torch.core.transfer._upload import Upload
 
 __all__ = ["PutObjectStream", "PutStream", "S3Writer"]
@@ -65,6 +66,20 @@ class PutObjectStream:
     def lend(self, data: Any, /) -> int:
         """Takes bytes that will not change before the object is there; whole parts are not copied."""
         return self._upload.write(_readable(data), lent=True)
+
+    def copy_from(self, bucket: str, key: str, byte_range: ByteRange, *, crc: int | None = None) -> int:
+        """Takes bytes of another object, which S3 copies, and returns how many."""
+        self._upload.copy(bucket, key, byte_range, crc=crc)
+        return len(byte_range)
+
+    def begin_piece(self, size: int) -> None:
+        """Begins a piece whose checksum is noted, and another one every ``size`` bytes."""
+        self._upload.begin_piece(size)
+
+    @property
+    def piece_checksums(self) -> tuple[str, list[tuple[int, int, int]]] | None:
+        """The algorithm, and begin, end and CRC of each piece, once the object is there."""
+        return self._upload.piece_checksums
 
     def close(self) -> None:
         """Makes the object appear; what is there already cannot be closed again."""
@@ -127,6 +142,24 @@ class S3Writer(_BinaryFile):
         """
         return getattr(self.stream, "checksum", None) if self._state == "closed" else None
 
+    def begin_piece(self, size: int) -> None:
+        """Begins a piece whose checksum is noted, and another one every ``size`` bytes from here.
+
+        The checksums of the upload are combined from those of the pieces, which so cost hardly anything. It
+        does nothing where the stream below cannot do that.
+        """
+        begin = getattr(self.stream, "begin_piece", None)
+        if begin is not None:
+            begin(size)
+
+    @property
+    def piece_checksums(self) -> tuple[str, list[tuple[int, int, int]]] | None:
+        """The algorithm, and begin, end and CRC of each piece, once the writer is closed.
+
+        The last piece ends with the object. ``None`` before, and where no piece was begun.
+        """
+        return getattr(self.stream, "piece_checksums", None) if self._state == "closed" else None
+
     def write(self, data: Any) -> int:
         """Takes a copy of the bytes of any contiguous buffer and returns how many bytes.
 
@@ -146,6 +179,34 @@ class S3Writer(_BinaryFile):
         have arrived. Nothing is copied but the beginning and the end, up to a part each.
         """
         return self._take(data, getattr(self.stream, "lend", self.stream.write))
+
+    def copy_from(self, bucket: str, key: str, byte_range: ByteRange, *, crc: int | None = None) -> int:
+        """Appends bytes of another object, which S3 copies, and returns how many.
+
+        They become parts of their own, so S3 wants at least 5 MiB, unless nothing follows, and at least 5 MiB
+        before them, unless they come first or follow another copy.
+
+        Args:
+            bucket: The bucket of the other object.
+            key: Its key.
+            byte_range: The bytes.
+            crc: Their CRC in the algorithm of the upload, with which S3 verifies what it has copied.
+
+        Raises:
+            S3Error: The bytes could not be copied; the upload is aborted.
+            ValueError: The writer is closed.
+            TypeError: The stream below cannot copy.
+        """
+        copy = getattr(self.stream, "copy_from", None)
+        if copy is None:
+            raise TypeError(f"a {type(self.stream).__name__} cannot copy bytes of other objects")
+
+        def append(_: memoryview) -> None:
+            copy(bucket, key, byte_range, crc=crc)
+
+        self._take(b"", append)
+        self._position += len(byte_range)
+        return len(byte_range)
 
     def _take(self, data: Any, write: Callable[[memoryview], object]) -> int:
         self._check_process()

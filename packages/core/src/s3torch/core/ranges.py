@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from s3torch.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = [
     "GIB",
@@ -130,7 +130,13 @@ class Part(Generic[S]):
         return self.stop - self.start
 
 
-def plan_parts(pieces: Sequence[S], *, part_size: int, max_gap: float | None) -> list[Part[S]]:
+def plan_parts(
+    pieces: Sequence[S],
+    *,
+    part_size: int,
+    max_gap: float | None,
+    fitting: Callable[[int, int], int] | None = None,
+) -> list[Part[S]]:
     """Decides which requests fetch some pieces of an object; pieces may repeat and overlap.
 
     Args:
@@ -138,10 +144,12 @@ def plan_parts(pieces: Sequence[S], *, part_size: int, max_gap: float | None) ->
         part_size: The most that one request fetches.
         max_gap: Bytes between two pieces up to which one request fetches both. ``None`` fetches at most about
             a tenth more than what is wanted.
+        fitting: Returns where a part may end that begins at the first number: at the second, or between the
+            two. ``None`` where it may end anywhere.
     """
     parts: list[Part[S]] = []
     for group in _groups(sorted(pieces, key=lambda piece: (piece.start, piece.stop)), max_gap):
-        parts += _cut(group, part_size)
+        parts += _cut(group, part_size, fitting or (lambda _, stop: stop))
     return parts
 
 
@@ -165,7 +173,7 @@ def _groups(pieces: Sequence[S], max_gap: float | None) -> Iterator[list[S]]:
         yield group
 
 
-def _cut(group: Sequence[S], part_size: int) -> Iterator[Part[S]]:
+def _cut(group: Sequence[S], part_size: int, fitting: Callable[[int, int], int]) -> Iterator[Part[S]]:
     """Cuts neighbouring pieces into parts, as many of them direct as that takes no more requests."""
     end = max(piece.stop for piece in group)
     first, position = 0, group[0].start
@@ -173,12 +181,12 @@ def _cut(group: Sequence[S], part_size: int) -> Iterator[Part[S]]:
         while group[first].stop <= position:
             first += 1
         position = max(position, group[first].start)
-        stop = min(position + part_size, end)
+        stop = fitting(position, min(position + part_size, end))
         inside = _between(group, first, position, stop)
         begun = [piece for piece in inside if piece.start <= position]
         alone = _between(group, first, position, min(stop, begun[0].stop))
         if len(alone) == 1 and (len(inside) == 1 or begun[0].stop - position >= part_size // 2):
-            stop = min(stop, begun[0].stop)
+            stop = fitting(position, min(stop, begun[0].stop))
             yield Part(position, stop, (begun[0],), is_direct=True)
         else:
             stop = min(stop, max(piece.stop for piece in inside))

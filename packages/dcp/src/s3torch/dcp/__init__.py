@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from s3torch.dcp.hugging_face._reader import S3HuggingFaceStorageReader, load_file, load_sharded
     from s3torch.dcp.hugging_face._safetensors import save_file
     from s3torch.dcp.hugging_face._writer import S3HuggingFaceStorageWriter
+    from s3torch.dcp.saving._copies import SaveReport
 
 __all__ = [
     "BinaryPrefixStrategy",
@@ -42,6 +43,7 @@ __all__ = [
     "S3PrefixStrategyBase",
     "S3StorageReader",
     "S3StorageWriter",
+    "SaveReport",
     "StorageMetadata",
     "__version__",
     "consolidate_safetensors_files",
@@ -63,6 +65,7 @@ _MODULES = {
         "hugging_face._reader": "S3HuggingFaceStorageReader load_file load_sharded",
         "hugging_face._safetensors": "save_file",
         "hugging_face._writer": "S3HuggingFaceStorageWriter",
+        "saving._copies": "SaveReport",
     }.items()
     for name in names.split()
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -20,7 +21,8 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from s3torch.core.errors import S3Error
+from s3torch.core.errors import ChecksumMismatchError, S3Error
+from s3torch.core.transfer import compute_crc, encoded_crc, is_computable, piece_algorithm
 from s3torch.dcp._known import UnsafeError, check_depth
 from s3torch.dcp._unpickler import SafeUnpickler
 
@@ -37,6 +39,10 @@ _NOTE = "file_facts"
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _CHECKED = {"state_dict_metadata", "storage_data"}
 _TOO_LARGE = 2**63
+# How many bytes the checksums have that this package notes.
+CRC_WIDTHS = {"CRC64NVME": 8, "CRC32C": 4, "CRC32": 4}
+_SEAL = re.compile(rb"#s3torch:(\w+)=([A-Za-z0-9+/]+=*)\Z")
+_LONGEST_SEAL = 64
 _SHOWN = 200
 
 
@@ -72,14 +78,40 @@ def note_facts(info: Any, facts: FileFacts) -> None:
     setattr(info, _NOTE, facts.note())
 
 
+def sealed(body: bytes) -> bytes:
+    """Returns the metadata with its checksum behind it, where the readers of pickles do not look."""
+    return body + _seal(piece_algorithm(), body)
+
+
+def is_intact(body: bytes) -> bool:
+    """Whether metadata has the checksum that stands behind it; one without any counts as intact."""
+    match = _SEAL.search(body, max(0, len(body) - _LONGEST_SEAL))
+    if match is None:
+        return True
+    algorithm = match[1].decode()
+    if algorithm not in CRC_WIDTHS or not is_computable(algorithm):
+        return True
+    return _seal(algorithm, body[: match.start()]) == match[0]
+
+
+def _seal(algorithm: str, body: bytes) -> bytes:
+    value = encoded_crc(algorithm, compute_crc(algorithm, memoryview(body)))
+    return f"#s3torch:{algorithm}={value}".encode()
+
+
 def decode_metadata(body: bytes, *, uri: str, safe_globals: Iterable[Any] = ()) -> Metadata:
     """Reads metadata, and runs nothing that is in it.
 
     ``safe_globals`` may be in it beyond what torch writes and ``torch.serialization.add_safe_globals`` has.
 
     Raises:
+        ChecksumMismatchError: It has another checksum than the one that was written behind it.
         CheckpointError: It is damaged, or has something that is not allowed.
     """
+    if not is_intact(body):
+        raise ChecksumMismatchError(
+            f"{uri} is damaged: it does not have the checksum that was written with it"
+        )
     try:
         metadata = SafeUnpickler(io.BytesIO(body), safe_globals=safe_globals).load()
         if isinstance(metadata, Metadata):

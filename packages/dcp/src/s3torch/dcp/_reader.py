@@ -19,7 +19,14 @@ from s3torch.core import S3ReaderConstructor
 from s3torch.core.errors import ConfigurationError, NotFoundError
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path, read_whole
 from s3torch.dcp._known import UnsafeError
-from s3torch.dcp._metadata import MALFORMED, METADATA_NAME, CheckpointError, decode_metadata, shared
+from s3torch.dcp._metadata import (
+    MALFORMED,
+    METADATA_NAME,
+    CheckpointError,
+    decode_metadata,
+    is_intact,
+    shared,
+)
 from s3torch.dcp._tensors import noted_layout, tensor_of
 from s3torch.dcp._unpickler import safe_archive
 from s3torch.dcp.loading._engine import PlannedLoad, ReaderSources
@@ -74,6 +81,9 @@ class S3StorageReader(FileSystemReader):
     Attributes:
         fs: The file system.
         path: The URI of the checkpoint.
+        verified_bytes: How many bytes this rank has compared with the writer's checksums in the last load.
+        unverified_bytes: How many it has loaded without: of checkpoints that others have written, and parts
+            of pieces that would have had to be fetched whole for it.
 
     Raises:
         ConfigurationError: An argument is wrong. It is also a ``ValueError``.
@@ -109,6 +119,7 @@ class S3StorageReader(FileSystemReader):
         self._weights_only = weights_only
         self._why_no_metadata = ""
         self.sync_files = False
+        self.verified_bytes = self.unverified_bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves the process group behind, which no other process has."""
@@ -166,7 +177,8 @@ class S3StorageReader(FileSystemReader):
 
     def _metadata_body(self, uri: str) -> bytes:
         try:
-            return read_whole(self.fs, uri)
+            body = read_whole(self.fs, uri)
+            return body if is_intact(body) else read_whole(self.fs, uri)
         except NotFoundError as exc:
             if exc.code == _NO_BUCKET:
                 raise
@@ -185,6 +197,7 @@ class S3StorageReader(FileSystemReader):
 
         Raises:
             CheckpointError: The checkpoint does not have what the plan asks for.
+            ChecksumMismatchError: Bytes are not those that were saved, also when they are fetched once more.
             S3Error: A file is missing, damaged, or cannot be read.
         """
         _check_kinds(plan, planner, self.path)
@@ -196,14 +209,24 @@ class S3StorageReader(FileSystemReader):
             if in_order:
                 # Who brings readers of his own may want other bytes than those of the objects.
                 open_file = ReaderSources(self.fs, self.path, self.thread_count, stack).open
-            PlannedLoad(
+            load = PlannedLoad(
                 open_file,
                 planner,
                 self._value,
                 max_gap=getattr(self._reader_constructor, "max_gap_size", None),
                 threads=self.thread_count,
                 in_order=in_order,
-            ).run(files)
+                verifies=self.fs.client.s3client_config.verify != "off",
+            )
+            load.run(files)
+        self.verified_bytes, self.unverified_bytes = load.verified
+        if self.unverified_bytes:
+            _log.info(
+                "%d of the %d bytes that were loaded from %s have no checksum of the writer to compare with",
+                self.unverified_bytes,
+                self.unverified_bytes + self.verified_bytes,
+                self.path,
+            )
         done: Future[None] = Future()
         done.set_result(None)
         return done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint.filesystem import FileSystemWriter, SerializationFormat
@@ -14,17 +15,13 @@ from s3torch.core import PutOptions
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.plugins import prefix_strategy as named_strategy
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path
-from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, decode_metadata, file_names
+from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, decode_metadata, file_names, sealed
 from s3torch.dcp._prefixes import DefaultPrefixStrategy
 from s3torch.dcp.saving._commit import Commit
-from s3torch.dcp.saving._files import (
-    RankFiles,
-    new_save_id,
-    plan_files,
-    plan_tensor_files,
-    unstored,
-    write_files,
-)
+from s3torch.dcp.saving._copies import LATEST, RankCopies, find_old, report_of
+from s3torch.dcp.saving._files import RankFiles, unstored, write_files
+from s3torch.dcp.saving._plan import new_save_id, plan_files, plan_tensor_files
+from s3torch.dcp.saving._reuse import OldCheckpoint
 
 if TYPE_CHECKING:
     import os
@@ -35,7 +32,8 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.storage import WriteResult
 
     from s3torch.core import S3Client, S3ClientConfig
-    from s3torch.dcp.saving._files import FilePlan
+    from s3torch.dcp.saving._copies import SaveReport
+    from s3torch.dcp.saving._plan import FilePlan
 
 # The version of the layout, as torch writes it into the metadata.
 _LAYOUT_VERSION = "1.0.0"
@@ -48,9 +46,11 @@ class StorageMetadata:
 
     Attributes:
         prefix: What stands in front of the names of the rank's files.
+        old: What the rank knows of the checkpoint that is reused.
     """
 
     prefix: str
+    old: OldCheckpoint | None = None
 
 
 class S3StorageWriter(FileSystemWriter):
@@ -76,6 +76,10 @@ class S3StorageWriter(FileSystemWriter):
         prefix_strategy: Names the files of each rank, asked at every save; or the name under which a plugin
             has registered one, such as ``"hex"``. ``None`` for ``DefaultPrefixStrategy``.
         thread_count: How many files a rank writes, and how many at a time.
+        reuse: The URI of an older checkpoint, or ``"latest"`` for the one that was committed last in the
+            folder of the new one. What has not changed since is not sent: S3 copies it. The new checkpoint
+            needs nothing of the old one, which may be deleted. Where that is not possible, everything is
+            sent, and ``report`` says why.
         sync_files: Has no effect; what S3 has confirmed is durable.
         kwargs: What torch's ``FileSystemWriter`` takes: ``single_file_per_rank``, ``per_thread_copy_ahead``,
             ``cache_staged_state_dict``, ``overwrite``, ``_extensions``, ``serialization_format``.
@@ -84,6 +88,8 @@ class S3StorageWriter(FileSystemWriter):
         fs: The file system.
         path: The URI of the checkpoint.
         prefix_strategy: Names the files of each rank.
+        report: With ``reuse``, what the last save has sent and what S3 has copied: of all ranks on the one
+            that coordinates, of the rank alone on others.
 
     Raises:
         ConfigurationError: An argument is wrong. It is also a ``ValueError``.
@@ -101,6 +107,7 @@ class S3StorageWriter(FileSystemWriter):
         endpoint: str | None = None,
         s3_client: S3Client | None = None,
         put_options: PutOptions | None = None,
+        reuse: str | os.PathLike[str] | None = None,
         sync_files: bool = False,  # noqa: ARG002 - Accepted, because torch's writer has it.
         **kwargs: Any,
     ) -> None:
@@ -118,6 +125,8 @@ class S3StorageWriter(FileSystemWriter):
         named = named_strategy(prefix_strategy)() if isinstance(prefix_strategy, str) else prefix_strategy
         self.prefix_strategy: Callable[[int], str] = named or DefaultPrefixStrategy()
         self._put_options = put_options or PutOptions()
+        self._reuse = reuse if reuse is None or reuse == LATEST else checked_uri(reuse)
+        self.report: SaveReport | None = None
         # Whether the rank that plans has seen a checkpoint at the path; of the save that is going on.
         self._replaces: bool | None = None
 
@@ -160,8 +169,9 @@ class S3StorageWriter(FileSystemWriter):
                 "It stays whole until the new one is complete.",
                 stacklevel=2,
             )
+        old = self._find_old()
         return [
-            replace(plan, storage_data=StorageMetadata(prefix))
+            replace(plan, storage_data=StorageMetadata(prefix, old and old.for_items(plan.items)))
             for plan, prefix in zip(plans, prefixes, strict=True)
         ]
 
@@ -174,13 +184,24 @@ class S3StorageWriter(FileSystemWriter):
         # A plan that torch has cached carries the prefix of an older save; the rank, where torch tells
         # it, is that of this one.
         prefix = plan.storage_data.prefix if self.rank is None else self._prefix(self.rank)
-        save_id = new_save_id()
-        planned = [file.named_for(save_id) for file in self._plan_files(plan.items, prefix)]
         files = RankFiles(
             self.fs, self.path, self._put_options, planner, self.transforms, self.per_thread_copy_ahead
         )
         done: Future[list[WriteResult]] = Future()
-        done.set_result(write_files(planned, files.write, threads=self.thread_count))
+        old = plan.storage_data.old
+        if self._reuse is not None and getattr(planner, "_enable_plan_caching", False):
+            # A plan that torch has cached carries what was true of an older save.
+            found = self._find_old()
+            old = found and found.for_items(plan.items)
+        if old is None:
+            save_id = new_save_id()
+            planned = [file.named_for(save_id) for file in self._plan_files(plan.items, prefix)]
+            results = write_files(planned, files.write, threads=self.thread_count)
+        else:
+            copies = RankCopies(files, old, threads=self.thread_count, joins=self.single_file_per_rank)
+            results = copies.write(plan.items, prefix, partial(self._plan_files, prefix=prefix))
+            self.report = report_of(results)
+        done.set_result(results)
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -198,11 +219,20 @@ class S3StorageWriter(FileSystemWriter):
                 f"{len(holes)} entries of the checkpoint were not written, so it is not committed: "
                 f"{', '.join(holes[:_SHOWN_NAMES])}"
             )
+        if self._reuse is not None:
+            self.report = report_of([result for rank in results for result in rank])
         metadata.version = _LAYOUT_VERSION
         metadata.storage_data = stored
         metadata.storage_meta = self.storage_meta()
         is_new, self._replaces = self._replaces is False, None
         self._commit().run(self._commit_body(metadata), overwrite=self.overwrite, is_new=is_new)
+
+    def _find_old(self) -> OldCheckpoint | None:
+        if self._reuse is None:
+            return None
+        if self._is_safetensors:
+            return OldCheckpoint(self._reuse, why_not="safetensors files are not put together from others")
+        return find_old(self.fs, self._reuse, self.path, self._metadata_name())
 
     def _plan_files(self, items: list[WriteItem], prefix: str) -> list[FilePlan]:
         make = plan_tensor_files if self._is_safetensors else plan_files
@@ -213,7 +243,7 @@ class S3StorageWriter(FileSystemWriter):
 
     def _commit_body(self, metadata: Metadata) -> bytes:
         """Returns what makes the checkpoint visible."""
-        return pickle.dumps(metadata)
+        return sealed(pickle.dumps(metadata))
 
     def _names_in(self, body: bytes) -> set[str]:
         """Lists the files that a checkpoint with this body has."""

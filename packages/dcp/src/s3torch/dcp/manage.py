@@ -15,14 +15,12 @@ import time
 import warnings
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from s3torch.core import parse_s3_uri
 from s3torch.core.errors import ConfigurationError, NotFoundError, S3Error
-from s3torch.core.ranges import MIB
-from s3torch.core.transfer import PartedChecksum, checksum_type
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path, read_whole
 from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, decode_metadata, file_facts, file_names
+from s3torch.dcp._verifying import KnownFile, compare_files, files_of
 from s3torch.dcp.hugging_face._safetensors import INDEX_NAME, parse_index, read_headers
 from s3torch.dcp.saving._commit import complete_folders, is_commit, is_own_file, orphans, own_objects
 
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from s3torch.core import ObjectInfo, S3Client
-    from s3torch.dcp._metadata import FileFacts
+    from s3torch.dcp._verifying import Depth
     from s3torch.dcp.hugging_face._safetensors import Index
 
 __all__ = [
@@ -46,8 +44,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-Depth = Literal["sizes", "checksums", "bytes"]
-_BUFFER = 16 * MIB
 _DAY = 24 * 60 * 60.0
 _NUMBER = re.compile(r"(\d+)")
 
@@ -137,9 +133,10 @@ def verify_checkpoint(
     Args:
         path: The URI of the checkpoint.
         depth: ``"sizes"`` asks for the sizes of all files, with one listing; ``"checksums"`` also for the
-            checksums that S3 has stored, with a HEAD for each file; ``"bytes"`` reads everything. Of a
-            checkpoint that another library has written there are no checksums to compare with; of one with
-            an index the headers of its files are read, which tell their sizes.
+            checksums that S3 has stored, with a HEAD for each file; ``"bytes"`` reads everything, and names
+            the tensors that are damaged. Of a checkpoint that another library has written there are no
+            checksums to compare with; of one with an index the headers of its files are read, which tell
+            their sizes.
         client: Serves the requests.
 
     Raises:
@@ -151,24 +148,21 @@ def verify_checkpoint(
     uri, fs = checked_uri(path), S3FileSystem(None, client)
     objects = {info.key: info for info in fs.walk_objects(uri)}
     sizes = {name: info.size for name, info in objects.items()}
-    facts: dict[str, FileFacts] = {}
-    least: dict[str, int] = {}
+    files: dict[str, KnownFile] = {}
     problems: list[str] = []
     for commit in _commits_in(uri, objects.values()):
         if commit.key == INDEX_NAME:
             index = _read(fs, uri, INDEX_NAME, parse_index)
-            facts |= index.facts
-            least |= {name: sizes.get(name, 0) for name in sorted(index.files)}
+            files |= {
+                name: KnownFile(sizes.get(name, 0), index.facts.get(name)) for name in sorted(index.files)
+            }
             problems += _unlike_index(fs, uri, index, objects)
         else:
             metadata = _read(fs, uri, METADATA_NAME, decode_metadata)
-            facts |= file_facts(metadata)
-            for info in (metadata.storage_data or {}).values():
-                end = info.offset + info.length
-                least[info.relative_path] = max(end, least.get(info.relative_path, 0))
-    wrong, unchecked = _compare(fs.client, uri, least, facts, sizes, depth)
-    size = sum(facts[name].size if name in facts else least[name] for name in least)
-    return CheckpointReport(uri, len(least), size, tuple(unchecked), (*problems, *wrong))
+            files |= files_of(metadata, file_facts(metadata))
+    wrong, unchecked = compare_files(fs.client, uri, files, sizes, depth)
+    size = sum(known.size for known in files.values())
+    return CheckpointReport(uri, len(files), size, tuple(unchecked), (*problems, *wrong))
 
 
 def delete_checkpoint(path: str | os.PathLike[str], *, client: S3Client | None = None) -> None:
@@ -339,60 +333,3 @@ def _superfluous(
         if one.uri.rstrip("/") not in kept
         and not (every is not None and one.step is not None and one.step % every == 0)
     ]
-
-
-def _compare(
-    client: S3Client,
-    uri: str,
-    least: Mapping[str, int],
-    facts: Mapping[str, FileFacts],
-    sizes: Mapping[str, int],
-    depth: Depth,
-) -> tuple[list[str], list[str]]:
-    """Returns what is wrong with files, which must be so long at least, and which have no checksum."""
-    problems: list[str] = []
-    unchecked: list[str] = []
-    for name, size in least.items():
-        known = facts.get(name)
-        wrong = _wrong_size(name, sizes.get(name), known, size)
-        if wrong is not None:
-            problems.append(wrong)
-        elif depth != "sizes":
-            try:
-                found = _checksum(client, join_path(uri, name), known, depth)
-            except S3Error as exc:
-                problems.append(f"{name} cannot be read: {exc}")
-                continue
-            if known is None or known.checksum is None or found is None:
-                unchecked.append(name)
-            elif found != known.checksum[1]:
-                problems.append(f"{name} has the {known.checksum[0]} {found}, not {known.checksum[1]}")
-    return problems, unchecked
-
-
-def _wrong_size(name: str, found: int | None, known: FileFacts | None, least: int) -> str | None:
-    if found is None:
-        return f"{name} is missing"
-    if known is not None and found != known.size:
-        return f"{name} has {found} bytes, not {known.size}"
-    return f"{name} has {found} bytes, but its items end at {least}" if found < least else None
-
-
-def _checksum(client: S3Client, uri: str, known: FileFacts | None, depth: Depth) -> str | None:
-    if known is None or known.checksum is None:
-        return None
-    bucket, key = parse_s3_uri(uri)
-    algorithm, stored = known.checksum
-    if depth == "checksums":
-        return client.head_object(bucket, key).checksums.get(algorithm)
-    if "-" in stored:
-        # A checksum of the parts' checksums, and nothing tells where the parts were.
-        return None
-    parts = PartedChecksum(algorithm)
-    with client.get_object(bucket, key) as reader:
-        if checksum_type(algorithm) == "COMPOSITE":
-            return parts.add(memoryview(reader.read()))[1]
-        buffer = memoryview(bytearray(min(_BUFFER, max(1, known.size))))
-        while count := reader.readinto(buffer):
-            parts.add(buffer[:count])
-    return parts.value[1]

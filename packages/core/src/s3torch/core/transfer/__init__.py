@@ -5,7 +5,16 @@ It knows requests and memory; readers, the writer and checkpoints are built on i
 
 from s3torch.core._config import checksum_type
 from s3torch.core._memory import MemoryBudget, advise_huge_pages, default_memory_limit, new_bytes
-from s3torch.core.transfer._checksums import PartedChecksum, checksum
+from s3torch.core.transfer._checksums import (
+    PartedChecksum,
+    PieceChecksums,
+    checksum,
+    combine_crcs,
+    compute_crc,
+    encoded_crc,
+    is_computable,
+    piece_algorithm,
+)
 from s3torch.core.transfer._fetch import FetchSource, Piece, fetch
 from s3torch.core.transfer._source import ObjectRange, ObjectSource, PendingRange, RangeSource
 from s3torch.core.transfer._window import InFlightTarget, InOrder, Wanted, receive, run_ahead
@@ -20,14 +29,20 @@ __all__ = [
     "PartedChecksum",
     "PendingRange",
     "Piece",
+    "PieceChecksums",
     "RangeSource",
     "Wanted",
     "advise_huge_pages",
     "checksum",
     "checksum_type",
+    "combine_crcs",
+    "compute_crc",
     "default_memory_limit",
+    "encoded_crc",
     "fetch",
+    "is_computable",
     "new_bytes",
+    "piece_algorithm",
     "receive",
     "run_ahead",
 ]

@@ -11,12 +11,14 @@ import base64
 import hashlib
 import logging
 import zlib
+from collections import deque
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core._config import CHECKSUM_ALGORITHMS, checksum_type
 from s3torch.core.errors import ChecksumMismatchError, ConfigurationError
+from s3torch.core.ranges import MAX_OBJECT_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,28 +43,111 @@ class PartedChecksum:
         self._crc = 0
         self._digests = hashlib.sha256()
 
-    def add(self, part: memoryview) -> tuple[str, str]:
-        """Adds a part, with the GIL free, and returns the algorithm and the part's checksum in base64."""
+    def add(self, part: memoryview, crc: int | None = None) -> tuple[str, str]:
+        """Adds a part, with the GIL free, and returns the algorithm and the part's checksum in base64.
+
+        Args:
+            part: The bytes.
+            crc: Their CRC in this algorithm, where it is known already.
+        """
         self._parts += 1
         if checksum_type(self._algorithm) == "COMPOSITE":
             raw = hashlib.sha256(part).digest()
             self._digests.update(raw)
             return self._algorithm, _base64(raw)
-        crc = compute(self._algorithm, part)
-        self._crc = combine(self._algorithm, self._crc, crc, len(part))
-        return self._algorithm, encoded(self._algorithm, crc)
+        if crc is None:
+            crc = compute_crc(self._algorithm, part)
+        self.add_known(crc, len(part))
+        return self._algorithm, encoded_crc(self._algorithm, crc)
+
+    def add_known(self, crc: int, size: int) -> None:
+        """Adds bytes that are elsewhere, by their CRC."""
+        self._crc = combine_crcs(self._algorithm, self._crc, crc, size)
 
     @property
     def value(self) -> tuple[str, str]:
         """The algorithm and the checksum of all parts so far, in base64, as S3 makes it of theirs."""
         if checksum_type(self._algorithm) == "COMPOSITE":
             return self._algorithm, f"{_base64(self._digests.digest())}-{self._parts}"
-        return self._algorithm, encoded(self._algorithm, self._crc)
+        return self._algorithm, encoded_crc(self._algorithm, self._crc)
 
 
-def checksum(algorithm: str | None, data: memoryview) -> tuple[str, str] | None:
-    """Returns the algorithm and the checksum of some bytes, ``None`` without an algorithm."""
-    return None if algorithm is None else (algorithm, _checksum(algorithm, data))
+class PieceChecksums:
+    """The CRCs of pieces of an object whose bytes come in order, and of what the object is sent in.
+
+    Both are combined from what lies between the borders of either, so no byte is summed twice.
+
+    Args:
+        algorithm: One of ``COMBINED``.
+        position: Where the bytes begin that come first.
+
+    Attributes:
+        algorithm: The algorithm.
+        complete: Begin, end and CRC of each complete piece, in order.
+    """
+
+    def __init__(self, algorithm: str, position: int = 0) -> None:
+        self.algorithm = algorithm
+        self.complete: list[tuple[int, int, int]] = []
+        # From each position on there are pieces of one size.
+        self._sizes: deque[tuple[int, int]] = deque([(position, MAX_OBJECT_SIZE)])
+        self._position = self._begin = position
+        self._crc = 0
+
+    def begin(self, position: int, size: int) -> None:
+        """Begins a piece at a position that has not come yet, and another one every ``size`` bytes."""
+        self._sizes.append((position, size))
+
+    def add(self, data: memoryview) -> int:
+        """Takes the bytes that follow, with the GIL free, and returns their CRC."""
+        whole = done = 0
+        while done < len(data):
+            border = self._next_border()
+            count = min(border - self._position, len(data) - done)
+            crc = compute_crc(self.algorithm, data[done : done + count])
+            whole = combine_crcs(self.algorithm, whole, crc, count) if done else crc
+            is_first = self._position == self._begin
+            self._crc = crc if is_first else combine_crcs(self.algorithm, self._crc, crc, count)
+            self._position += count
+            done += count
+            if self._position == border:
+                self.finish()
+        return whole
+
+    def skip(self, size: int) -> None:
+        """Passes over bytes that are elsewhere, in no piece."""
+        self.finish()
+        self._position += size
+        self._begin = self._position
+
+    def finish(self) -> None:
+        """Ends the last piece."""
+        if self._begin < self._position:
+            self.complete.append((self._begin, self._position, self._crc))
+            self._begin = self._position
+
+    def _next_border(self) -> int:
+        while len(self._sizes) > 1 and self._sizes[1][0] <= self._position:
+            self._sizes.popleft()
+        begin, size = self._sizes[0]
+        border = self._position + size - (self._position - begin) % size
+        return min(border, self._sizes[1][0]) if len(self._sizes) > 1 else border
+
+
+def piece_algorithm(preferred: str | None = None) -> str:
+    """Returns the algorithm for CRCs of pieces: the one that is preferred, or the best that is here."""
+    usable = [name for name in COMBINED if is_computable(name)]
+    return preferred if preferred in usable else usable[0]
+
+
+def checksum(algorithm: str | None, data: memoryview, crc: int | None = None) -> tuple[str, str] | None:
+    """Returns the algorithm and the checksum of some bytes, ``None`` without an algorithm.
+
+    ``crc`` is their CRC in this algorithm, where it is known already.
+    """
+    if algorithm is None:
+        return None
+    return algorithm, _checksum(algorithm, data) if crc is None else encoded_crc(algorithm, crc)
 
 
 def usable_algorithm(wanted: str | None) -> str | None:
@@ -114,7 +199,7 @@ def is_computable(algorithm: str) -> bool:
     return algorithm in {"SHA256", _FALLBACK} or _crcs() is not None
 
 
-def compute(algorithm: str, data: memoryview) -> int:
+def compute_crc(algorithm: str, data: memoryview) -> int:
     """Returns a CRC, computed with the GIL free."""
     crcs = _crcs()
     if crcs is not None:
@@ -125,7 +210,7 @@ def compute(algorithm: str, data: memoryview) -> int:
     return zlib.crc32(data)
 
 
-def combine(algorithm: str, first: int, second: int, size: int) -> int:
+def combine_crcs(algorithm: str, first: int, second: int, size: int) -> int:
     """Returns the CRC of some bytes and those that follow, from the CRC of each.
 
     Args:
@@ -159,7 +244,7 @@ def _times(a: int, b: int) -> int:
     return product
 
 
-def encoded(algorithm: str, crc: int) -> str:
+def encoded_crc(algorithm: str, crc: int) -> str:
     """Returns a CRC as S3 writes it."""
     return _base64(crc.to_bytes(_BYTES[algorithm], "big"))
 
@@ -198,7 +283,7 @@ def _needs_awscrt(algorithm: str) -> ConfigurationError:
 def _checksum(algorithm: str, data: memoryview) -> str:
     if algorithm == "SHA256":
         return _base64(hashlib.sha256(data).digest())
-    return encoded(algorithm, compute(algorithm, data))
+    return encoded_crc(algorithm, compute_crc(algorithm, data))
 
 
 def _base64(raw: bytes) -> str:

@@ -15,8 +15,14 @@ from typing import TYPE_CHECKING, Any
 from s3torch.core import _process, requests
 from s3torch.core._process import reap, reaper
 from s3torch.core.errors import ConfigurationError, S3Error, TransferCancelledError
-from s3torch.core.ranges import MAX_PARTS, planned_part_size, upload_part_size
-from s3torch.core.transfer._checksums import PartedChecksum, checksum, usable_algorithm
+from s3torch.core.ranges import MAX_PARTS, MIB, planned_part_size, split_range, upload_part_size
+from s3torch.core.transfer._checksums import (
+    PartedChecksum,
+    PieceChecksums,
+    checksum,
+    piece_algorithm,
+    usable_algorithm,
+)
 from s3torch.core.transfer._upload_parts import (
     PartBuffer,
     QueuedPart,
@@ -33,11 +39,14 @@ if TYPE_CHECKING:
 
     from s3torch.core._runtime import Runtime, RuntimeHandle
     from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions, PutResult
+    from s3torch.core.ranges import ByteRange
     from s3torch.core.seam import Transfer
 
 _log = logging.getLogger(__name__)
 
 _ABORT_SECONDS = 30.0
+# The most that one request copies.
+COPIED_PART = 256 * MIB
 
 
 class Upload:
@@ -71,6 +80,9 @@ class Upload:
         # Whoever asked for an algorithm that cannot be computed here hears of it at once.
         usable_algorithm(handle.config.upload_checksum)
         self._checksum: tuple[str, str] | None = None
+        self._pieces: PieceChecksums | None = None
+        self._written = self._summed = 0
+        self._is_known = True
         self._buffer: PartBuffer | None = None
         self._number = 0
         self._window = Window()
@@ -102,10 +114,58 @@ class Upload:
                 rest = data
                 while rest:
                     rest = rest[self._append(rest, lent=lent) :]
+                self._written += len(data)
             except BaseException as exc:
                 self._fail(exc)
                 raise
             return len(data)
+
+    def copy(self, src_bucket: str, src_key: str, byte_range: ByteRange, *, crc: int | None = None) -> None:
+        """Takes bytes of another object, which S3 copies; they are parts of their own.
+
+        Args:
+            src_bucket: The bucket of the other object.
+            src_key: Its key.
+            byte_range: The bytes.
+            crc: Their CRC in the algorithm of the upload; without it the checksum of the object is not known.
+
+        Raises:
+            S3Error: A part could not be sent. The upload is aborted, and every later call raises this, too.
+        """
+        self._check_process()
+        with self._lock:
+            self._check()
+            size = len(byte_range)
+            try:
+                if self._buffer is not None:
+                    self._send_part(self._buffer)
+                step = -(-size // -(-size // COPIED_PART))
+                for part in split_range(byte_range.start, byte_range.stop, step):
+                    self._copy_part(src_bucket, src_key, part)
+            except BaseException as exc:
+                self._fail(exc)
+                raise
+            self._written += size
+            self._summed += size
+            if self._pieces is not None:
+                self._pieces.skip(size)
+            self._is_known = self._is_known and crc is not None
+            if self._parted is not None and crc is not None:
+                self._parted.add_known(crc, size)
+
+    def begin_piece(self, size: int) -> None:
+        """Begins a piece whose checksum is noted, and another one every ``size`` bytes."""
+        with self._lock:
+            if self._pieces is None:
+                self._pieces = PieceChecksums(piece_algorithm(self._algorithm), self._summed)
+            self._pieces.begin(self._written, size)
+
+    @property
+    def piece_checksums(self) -> tuple[str, list[tuple[int, int, int]]] | None:
+        """The algorithm, and begin, end and CRC of each piece, once the object is complete."""
+        if self._pieces is None or self._result is None:
+            return None
+        return self._pieces.algorithm, self._pieces.complete
 
     def complete(self) -> PutResult:
         """Makes the object appear, whole, and returns its ETag; may be called again."""
@@ -163,7 +223,7 @@ class Upload:
     def _part_size(self, size: int) -> int:
         """Returns how large the next part is, of which so many bytes are here."""
         config = self._runtime.config
-        if not self._number:
+        if not self._planned:
             self._planned = planned_part_size(max(size, self._expected_size), config.part_size)
         if not config.growing_parts:
             return self._planned
@@ -200,6 +260,33 @@ class Upload:
         return PartBuffer(memory.pool.take(size), admission, memory.pool)
 
     def _send_part(self, buffer: PartBuffer) -> None:
+        body = buffer.body
+        crc = self._sum_pieces(body)
+        part_checksum = self._parted.add(body, crc) if self._parted is not None else None
+        transport = self._runtime.transport
+        self._queue(
+            buffer,
+            lambda upload, number: transport.send(
+                requests.upload_part(upload, number, checksum=part_checksum), body=body
+            ),
+        )
+        self._buffer = None
+
+    def _copy_part(self, src_bucket: str, src_key: str, byte_range: ByteRange) -> None:
+        transport, memory = self._runtime.transport, self._runtime.memory
+        while (admission := self._window.admit(0, memory.budget)) is None:
+            self._finish_part()
+        self._queue(
+            PartBuffer(memoryview(b""), admission, None),
+            lambda upload, number: transport.send(
+                requests.upload_part_copy(upload, number, src_bucket, src_key, byte_range=byte_range)
+            ),
+        )
+
+    def _queue(
+        self, buffer: PartBuffer, send: Callable[[MultipartUpload, int], Transfer[CompletedPart]]
+    ) -> None:
+        """Sends a part as soon as the upload has begun."""
         if self._number == MAX_PARTS:
             raise ConfigurationError(
                 f"an upload has at most {MAX_PARTS} parts; use a larger part_size", **self._about
@@ -211,18 +298,18 @@ class Upload:
                     self.bucket, self.key, options=self._options, checksum_algorithm=self._algorithm
                 )
             )
-        body = buffer.body
-        part_checksum = self._parted.add(body) if self._parted is not None else None
         self._number += 1
         number = self._number
-        transfer = QueuedPart(
-            self._multipart,
-            lambda upload: transport.send(
-                requests.upload_part(upload, number, checksum=part_checksum), body=body
-            ),
-        )
+        transfer = QueuedPart(self._multipart, lambda upload: send(upload, number))
         self._in_flight.append((buffer, transfer))
-        self._buffer = None
+
+    def _sum_pieces(self, body: memoryview) -> int | None:
+        """Notes what pieces have of the bytes that follow; returns their CRC if that is what S3 is told."""
+        self._summed += len(body)
+        if self._pieces is None:
+            return None
+        crc = self._pieces.add(body)
+        return crc if self._pieces.algorithm == self._algorithm else None
 
     def _finish_part(self) -> None:
         buffer, transfer = self._in_flight[0]
@@ -234,7 +321,8 @@ class Upload:
         transport = self._runtime.transport
         if self._multipart is None:
             body = self._buffer.body if self._buffer is not None else memoryview(b"")
-            self._checksum = checksum(self._algorithm, body)
+            self._checksum = checksum(self._algorithm, body, self._sum_pieces(body))
+            self._finish_pieces()
             put = transport.send(
                 requests.put_object(self.bucket, self.key, options=self._options, checksum=self.checksum),
                 body=body,
@@ -244,13 +332,18 @@ class Upload:
             self._send_part(self._buffer)
         while self._in_flight:
             self._finish_part()
-        self._checksum = self._parted.value if self._parted is not None else None
+        self._finish_pieces()
+        self._checksum = self._parted.value if self._parted is not None and self._is_known else None
         completion = transport.send(
             requests.complete_multipart_upload(
                 self._multipart.result(), self._parts, options=self._options, checksum=self.checksum
             )
         )
         return self._appear(completion, lambda: etag_of_parts(self._parts))
+
+    def _finish_pieces(self) -> None:
+        if self._pieces is not None:
+            self._pieces.finish()
 
     def _appear(self, transfer: Transfer[PutResult], etag: Callable[[], str | None]) -> PutResult:
         try:

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from s3torch.core.errors import S3Error
 from s3torch.core.ranges import MIB
 from s3torch.core.requests._objects import NO_LENGTH
-from s3torch.core.transfer._checksums import COMBINED, combine, compute, encoded, is_computable, mismatch
+from s3torch.core.transfer._checksums import (
+    COMBINED,
+    combine_crcs,
+    compute_crc,
+    encoded_crc,
+    is_computable,
+    mismatch,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -187,11 +194,11 @@ class Verification:
             edges = sorted({begin, end, *cuts})
             for low, high in pairwise(edges):
                 piece = data[low - start : high - start]
-                self._spans.add(low, high, tuple(compute(name, piece) for name in self._algorithms))
+                self._spans.add(low, high, tuple(compute_crc(name, piece) for name in self._algorithms))
 
     def _combine(self, first: tuple[int, ...], second: tuple[int, ...], size: int) -> tuple[int, ...]:
         names = self._algorithms
-        return tuple(combine(*three, size) for three in zip(names, first, second, strict=True))
+        return tuple(combine_crcs(*three, size) for three in zip(names, first, second, strict=True))
 
     def _is_cut(self, position: int) -> bool:
         return any(position % size == 0 for size in self._part_sizes)
@@ -202,7 +209,7 @@ class Verification:
         algorithm, value = self._expected
         if "-" not in value:
             ((_, _, (crc,)),) = self._spans
-            found = {0: encoded(algorithm, crc)}
+            found = {0: encoded_crc(algorithm, crc)}
         else:
             each = {size: self._of_parts(algorithm, size) for size in self._part_sizes}
             found = {size: one for size, one in each.items() if one is not None}
@@ -221,7 +228,7 @@ class Verification:
     def _of_parts(self, algorithm: str, part_size: int) -> str | None:
         """Returns the checksum of the checksums of parts of this size; ``None`` where a range has two."""
         parts: Spans[int] = Spans(
-            lambda first, second, size: combine(algorithm, first, second, size),
+            lambda first, second, size: combine_crcs(algorithm, first, second, size),
             lambda position: position % part_size == 0,
         )
         for start, stop, (crc,) in self._spans:
@@ -229,8 +236,8 @@ class Verification:
                 return None
             parts.add(start, stop, crc)
         crcs = [crc for _, _, crc in parts]
-        whole = b"".join(base64.b64decode(encoded(algorithm, crc)) for crc in crcs)
-        return f"{encoded(algorithm, compute(algorithm, memoryview(whole)))}-{len(crcs)}"
+        whole = b"".join(base64.b64decode(encoded_crc(algorithm, crc)) for crc in crcs)
+        return f"{encoded_crc(algorithm, compute_crc(algorithm, memoryview(whole)))}-{len(crcs)}"
 
 
 def _part_sizes(value: str, size: int) -> list[int]:

@@ -29,7 +29,8 @@ from s3torch.dcp.hugging_face._safetensors import (
     parse_index,
 )
 from s3torch.dcp.saving._commit import Commit
-from s3torch.dcp.saving._files import FilePlan, new_save_id, write_file, write_files
+from s3torch.dcp.saving._files import write_file, write_files
+from s3torch.dcp.saving._plan import FilePlan, new_save_id
 
 if TYPE_CHECKING:
     import io
@@ -226,7 +227,7 @@ class _Consolidation:
                 check()
                 stream.writelines(bytes_of(tensor) for tensor in self._read(window))
 
-        _, facts = write_file(self._fs, self._path, name, fill, self._options)
+        _, facts, _ = write_file(self._fs, self._path, name, fill, self._options)
         return _Written(plain, name, facts)
 
     def _bands(self, names: list[str]) -> Iterator[Band]:

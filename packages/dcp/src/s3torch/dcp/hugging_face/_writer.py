@@ -14,7 +14,7 @@ from s3torch.dcp._writer import S3StorageWriter
 from s3torch.dcp.hugging_face._consolidation import consolidate_safetensors_files
 from s3torch.dcp.hugging_face._safetensors import INDEX_NAME, Index, file_count, make_index, parse_index
 from s3torch.dcp.saving._commit import EXISTS
-from s3torch.dcp.saving._files import plan_numbered_files
+from s3torch.dcp.saving._plan import plan_numbered_files
 
 if TYPE_CHECKING:
     import os
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.storage import WriteResult
 
     from s3torch.core import PutOptions, S3Client, S3ClientConfig
-    from s3torch.dcp.saving._files import FilePlan
+    from s3torch.dcp.saving._plan import FilePlan
 
 
 class S3HuggingFaceStorageWriter(S3StorageWriter):

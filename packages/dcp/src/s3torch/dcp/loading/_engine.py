@@ -15,6 +15,7 @@ from s3torch.core.ranges import KIB, MIB, plan_parts
 from s3torch.core.transfer import fetch
 from s3torch.dcp._filesystem import join_path
 from s3torch.dcp._tensors import TensorLayout, noted_layout, parse_archive, tensor_of
+from s3torch.dcp.loading._checking import CheckedSource, CheckPlan, plan_checks, union
 from s3torch.dcp.loading._pieces import (
     HeadPiece,
     InFlight,
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
 
     from torch.distributed.checkpoint.planner import LoadPlanner
 
+    from s3torch.core.ranges import Part
     from s3torch.core.transfer import FetchSource, ObjectSource, Piece
     from s3torch.dcp._filesystem import S3FileSystem
+    from s3torch.dcp.loading._checking import Check
     from s3torch.dcp.loading._pieces import StoredChunk
 
 # Below this an archive is fetched whole: looking for its tensor first would cost more.
@@ -58,6 +61,7 @@ class PlannedLoad:
         max_gap: Bytes between two pieces up to which one request fetches both; ``None`` to keep waste small.
         threads: How many items are decoded at a time.
         in_order: Each file is read once, from front to back and item by item, as some readers want it.
+        verifies: Compares what arrives with the checksums that the writer has noted.
         device: Copies to an accelerator; ``None`` for that of this process, if it has one.
     """
 
@@ -70,6 +74,7 @@ class PlannedLoad:
         max_gap: float | None,
         threads: int,
         in_order: bool = False,
+        verifies: bool = True,
         device: ToDevice | None = None,
     ) -> None:
         self._open = open_source
@@ -78,22 +83,36 @@ class PlannedLoad:
         self._max_gap = _OVERLAP if in_order else max_gap
         self._threads = threads
         self._in_order = in_order
+        self._verifies = verifies
         self._device = device or ToDevice()
         self._sources: dict[str, FetchSource] = {}
+        self._checks = CheckPlan({}, {}, 0, 0)
+
+    @property
+    def verified(self) -> tuple[int, int]:
+        """How many bytes of the load were compared with checksums of the writer, and how many were not."""
+        return self._checks.checked, self._checks.unchecked
 
     def run(self, files: Mapping[str, Iterable[StoredChunk]]) -> None:
         """Loads chunks of files, by the paths of the files.
 
         Raises:
             CheckpointError: The checkpoint is not what its metadata says.
+            ChecksumMismatchError: Bytes are not those that were saved, also when they are fetched once more.
             S3Error: A file is missing, damaged, or cannot be read.
         """
         chunks = [(path, chunk) for path, chunks in files.items() for chunk in chunks]
         layouts = self._layouts(chunks)
         pieces: dict[str, list[Piece]] = {}
+        checks: dict[str, list[Check]] = {}
         for path, chunk in chunks:
-            for piece in self._pieces_of(chunk, layouts.get(id(chunk))):
-                pieces.setdefault(path, []).append(piece)
+            found = list(self._pieces_of(chunk, layouts.get(id(chunk))))
+            pieces.setdefault(path, []).extend(found)
+            for start, stop in union((one.start, one.stop) for one in found) if self._verifies else ():
+                checks.setdefault(path, []).extend(chunk.checks(start, stop))
+        self._checks = plan_checks(pieces, checks)
+        for path, paddings in self._checks.paddings.items():
+            pieces[path] += paddings
         decoding = _Decoding(self._threads, self._give)
         with closing(self._fetch(pieces, self._max_gap)) as arrived, closing(decoding):  # type: ignore[type-var]
             for piece in arrived:
@@ -141,10 +160,14 @@ class PlannedLoad:
                 yield piece
 
     def _fetch(self, pieces: Mapping[str, list[Piece]], max_gap: float | None) -> Iterator[Piece]:
-        files = []
+        files: list[tuple[FetchSource, list[Part[Piece]]]] = []
         for path, wanted in pieces.items():
             source = self._sources.get(path) or self._sources.setdefault(path, self._open(path))
-            files.append((source, plan_parts(wanted, part_size=source.part_size, max_gap=max_gap)))
+            fitting = None
+            if (checks := self._checks.files.get(path)) is not None:
+                source, fitting = CheckedSource(source, checks), checks.fitting
+            parts = plan_parts(wanted, part_size=source.part_size, max_gap=max_gap, fitting=fitting)
+            files.append((source, parts))
         if self._in_order:
             # A reader has one range in flight; so that several files have, they take turns.
             turns = zip_longest(*([(source, [part]) for part in parts] for source, parts in files))

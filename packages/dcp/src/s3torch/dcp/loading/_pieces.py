@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed.checkpoint.planner import LoadItemType
 
+from s3torch.core.transfer import is_computable
+from s3torch.dcp._checksums import NOTE as CHECKSUMS
+from s3torch.dcp._checksums import ItemChecksums
 from s3torch.dcp._metadata import CheckpointError
 from s3torch.dcp._tensors import (
     HEAD_SIZE,
@@ -25,9 +28,10 @@ from s3torch.dcp._tensors import (
     parse_archive,
     pinned,
 )
+from s3torch.dcp.loading._checking import Check
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch.distributed.checkpoint.planner import LoadPlanner, ReadItem
 
@@ -44,6 +48,7 @@ class StoredChunk:
         descriptors: The stream extensions that have to be undone, last one first.
         requests: The read items; in a resharded load several may want parts of one stored tensor.
         note: What our writer has noted of the layout.
+        checksums: What it has noted of the checksums.
     """
 
     start: int
@@ -51,10 +56,24 @@ class StoredChunk:
     descriptors: tuple[str, ...]
     requests: tuple[ReadItem, ...]
     note: Any = None
+    checksums: Any = None
 
     @property
     def size(self) -> int:
         return self.stop - self.start
+
+    def checks(self, start: int, stop: int) -> Iterator[Check]:
+        """Yields what can be compared of some bytes of the file that are in this chunk.
+
+        Raises:
+            CheckpointError: What was noted is damaged.
+        """
+        found = ItemChecksums.of(self.checksums, self.size)
+        if found is None or not is_computable(found.algorithm):
+            return
+        name = str(self.requests[0].storage_index.fqn)
+        for begin, end, crc in found.pieces(self.size, start - self.start, stop - self.start):
+            yield Check(self.start + begin, self.start + end, found.algorithm, crc, name)
 
 
 def stored_at(item: ReadItem, storage_data: Mapping[Any, Any]) -> Any:
@@ -83,18 +102,18 @@ def chunks_by_file(
         CheckpointError: The checkpoint's metadata has no place for an item.
     """
     wanted: dict[tuple[Any, ...], list[ReadItem]] = {}
-    notes: dict[tuple[Any, ...], Any] = {}
+    notes: dict[tuple[Any, ...], tuple[Any, Any]] = {}
     for item in items:
         info = stored_at(item, storage_data)
         # Checkpoints of older releases of torch do not have the descriptors.
         descriptors = tuple(getattr(info, "transform_descriptors", None) or ())
         place = (info.relative_path, info.offset, info.offset + info.length, descriptors, item.type)
         wanted.setdefault(place, []).append(item)
-        notes[place] = getattr(info, NOTE, None)
+        notes[place] = getattr(info, NOTE, None), getattr(info, CHECKSUMS, None)
     files: dict[str, list[StoredChunk]] = {}
     for place, requests in wanted.items():
         path, start, stop, descriptors, _ = place
-        chunk = StoredChunk(start, stop, descriptors, tuple(requests), notes[place])
+        chunk = StoredChunk(start, stop, descriptors, tuple(requests), *notes[place])
         files.setdefault(path, []).append(chunk)
     return files
 

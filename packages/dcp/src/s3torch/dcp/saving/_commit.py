@@ -22,7 +22,7 @@ from s3torch.core.errors import ConflictError, NotFoundError, PreconditionFailed
 from s3torch.dcp._filesystem import join_path
 from s3torch.dcp._metadata import METADATA_NAME
 from s3torch.dcp.hugging_face._safetensors import INDEX_NAME
-from s3torch.dcp.saving._files import SUFFIX
+from s3torch.dcp.saving._plan import SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable

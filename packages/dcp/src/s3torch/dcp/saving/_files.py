@@ -1,20 +1,13 @@
-"""The files of a save: which there are, what it left out, and how they are written, several at a time.
-
-The names of all files contain an id of the save. So no file that a checkpoint may name is written over, in no
-store, whoever saves to the same path.
-"""
+"""How the files of a save are written, several at a time, and what a save has left out."""
 
 from __future__ import annotations
 
-import heapq
 import io
 import json
-import math
 import threading
-import uuid
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
-from itertools import chain, filterfalse
+from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -29,6 +22,7 @@ from torch.distributed.checkpoint._hf_utils import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from s3torch.core.errors import TransferCancelledError
+from s3torch.dcp._checksums import begin_piece, note_checksums
 from s3torch.dcp._filesystem import join_path
 from s3torch.dcp._metadata import CheckpointError, FileFacts, note_facts
 from s3torch.dcp._tensors import (
@@ -48,91 +42,14 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.planner import SavePlanner, WriteItem
 
     from s3torch.core import PutOptions
+    from s3torch.dcp._checksums import Pieces
     from s3torch.dcp._filesystem import S3FileSystem
+    from s3torch.dcp.saving._plan import FilePlan
     from s3torch.dcp.saving._values import HostValue
 
 T = TypeVar("T")
-SUFFIX = ".distcp"
 # What we add to what torch notes of the parts of a tensor: the shape of the whole.
 SHAPE_KEY = "global_shape"
-
-
-@dataclass(frozen=True, slots=True)
-class FilePlan:
-    """A file that a save writes.
-
-    Attributes:
-        name: Its path relative to the checkpoint, ``{prefix}{n}.distcp``, and later with the id of the save.
-        items: What goes into it, in order: objects, then tensors.
-        is_safetensors: It has the safetensors format.
-    """
-
-    name: str
-    items: tuple[WriteItem, ...]
-    is_safetensors: bool = False
-
-    @property
-    def size(self) -> int:
-        """About how many bytes it has: those of its tensors."""
-        return sum(map(_tensor_bytes, self.items))
-
-    def named_for(self, save_id: str) -> FilePlan:
-        """Returns the same file with a name that no other save uses."""
-        stem, dot, suffix = self.name.rpartition(".")
-        return replace(self, name=f"{stem}-{save_id}{dot}{suffix}")
-
-
-def new_save_id() -> str:
-    """Returns what tells the files of this save from those of all others, also at the same moment."""
-    return uuid.uuid4().hex[:16]
-
-
-def plan_files(
-    items: Sequence[WriteItem], prefix: str, *, files: int, single_file_per_rank: bool = True
-) -> list[FilePlan]:
-    """Shares the items of one rank out between files; there is no file without items."""
-    if single_file_per_rank:
-        buckets = [sorted(bucket, key=_is_tensor) for bucket in _share_out(items, files)]
-    else:
-        buckets = [[item] for item in items]
-    return _numbered(prefix, filter(None, buckets))
-
-
-def plan_numbered_files(items: Sequence[WriteItem], name_of: Callable[[str], str]) -> list[FilePlan]:
-    """Puts tensors into the safetensors files that are chosen by their names."""
-    buckets: dict[str, list[WriteItem]] = {}
-    for item in items:
-        buckets.setdefault(name_of(item.index.fqn), []).append(item)
-    return [
-        FilePlan(name, tuple(sorted(bucket, key=_element_size, reverse=True)), is_safetensors=True)
-        for name, bucket in sorted(buckets.items())
-    ]
-
-
-def plan_tensor_files(
-    items: Sequence[WriteItem], prefix: str, *, files: int, single_file_per_rank: bool = True
-) -> list[FilePlan]:
-    """Does what ``plan_files`` does, for the safetensors format: it holds only tensors, and each name once.
-
-    Tensors are sorted by the size of their elements, largest first, so that each is aligned. Objects go into
-    a file of their own.
-    """
-    tensors = list(filter(_is_tensor, items))
-    buckets = _share_out(tensors, files) if single_file_per_rank else [[item] for item in tensors]
-    parts = [sorted(part, key=_element_size, reverse=True) for bucket in buckets for part in _apart(bucket)]
-    objects = list(filterfalse(_is_tensor, items))
-    rest = [objects] if single_file_per_rank else [[item] for item in objects]
-    plans = _numbered(prefix, parts, is_safetensors=True)
-    return plans + _numbered(prefix, filter(None, rest), first=len(plans))
-
-
-def _numbered(
-    prefix: str, buckets: Iterable[Sequence[WriteItem]], *, first: int = 0, is_safetensors: bool = False
-) -> list[FilePlan]:
-    return [
-        FilePlan(f"{prefix}{n}{SUFFIX}", tuple(bucket), is_safetensors)
-        for n, bucket in enumerate(buckets, start=first)
-    ]
 
 
 def unstored(state_dict_metadata: Mapping[str, Any], stored: Iterable[Any]) -> list[str]:
@@ -149,48 +66,6 @@ def unstored(state_dict_metadata: Mapping[str, Any], stored: Iterable[Any]) -> l
 
 def _offsets(offsets: Sequence[int] | None) -> tuple[int, ...] | None:
     return None if offsets is None else tuple(offsets)
-
-
-def _is_tensor(item: WriteItem) -> bool:
-    return item.tensor_data is not None
-
-
-def _tensor_bytes(item: WriteItem) -> int:
-    data = item.tensor_data
-    return 0 if data is None else math.prod(data.chunk.sizes) * data.properties.dtype.itemsize
-
-
-def _element_size(item: WriteItem) -> int:
-    data = item.tensor_data
-    return 0 if data is None else data.properties.dtype.itemsize
-
-
-def _apart(items: Sequence[WriteItem]) -> list[list[WriteItem]]:
-    """Puts the second, third … chunk of one tensor into lists of their own."""
-    parts: list[list[WriteItem]] = []
-    seen: dict[str, int] = {}
-    for item in items:
-        turn = seen.get(item.index.fqn, 0)
-        seen[item.index.fqn] = turn + 1
-        if turn == len(parts):
-            parts.append([])
-        parts[turn].append(item)
-    return parts
-
-
-def _share_out(items: Sequence[WriteItem], count: int) -> list[list[WriteItem]]:
-    """Puts objects into the buckets in turn, and each tensor, largest first, into the emptiest bucket."""
-    if count == 1:
-        return [list(items)]
-    buckets: list[list[WriteItem]] = [[] for _ in range(count)]
-    for n, item in enumerate(filterfalse(_is_tensor, items)):
-        buckets[n % count].append(item)
-    by_fill = [(0, n) for n in range(count)]
-    for item in sorted(filter(_is_tensor, items), key=_tensor_bytes, reverse=True):
-        fill, n = heapq.heappop(by_fill)
-        buckets[n].append(item)
-        heapq.heappush(by_fill, (fill + _tensor_bytes(item), n))
-    return buckets
 
 
 def write_files(
@@ -226,17 +101,22 @@ def write_files(
 
 def write_file(
     fs: S3FileSystem, path: str, name: str, fill: Callable[[io.IOBase], T], options: PutOptions, size: int = 0
-) -> tuple[T, FileFacts]:
-    """Writes a file of about ``size`` bytes; returns what ``fill``, which writes them, returns, and facts."""
+) -> tuple[T, FileFacts, Pieces | None]:
+    """Writes a file of about ``size`` bytes.
+
+    Returns:
+        What ``fill`` returns, which writes them, the facts of the file, and the checksums of its pieces.
+    """
     uri = join_path(path, name)
     with fs.create_stream(uri, "wb", put_options=options, expected_size=size) as stream:
         result = fill(stream)
-    return result, FileFacts(stream.tell(), getattr(stream, "checksum", None))
+    facts = FileFacts(stream.tell(), getattr(stream, "checksum", None))
+    return result, facts, getattr(stream, "piece_checksums", None)
 
 
 @dataclass(frozen=True, slots=True)
 class RankFiles:
-    """Writes files with the items of a plan, and notes the size and the checksum of each.
+    """Writes files with the items of a plan, and notes the size and the checksums of each.
 
     Tensors are sent from their own memory, which nobody changes before the file is complete.
     """
@@ -248,16 +128,29 @@ class RankFiles:
     transforms: Any
     copy_ahead: int
 
-    def write(self, file: FilePlan, check: Callable[[], None]) -> list[WriteResult]:
-        """Writes one file. Many threads may do so."""
+    def write(
+        self,
+        file: FilePlan,
+        check: Callable[[], None],
+        before: Callable[[Any], list[WriteResult]] = lambda _: [],
+    ) -> list[WriteResult]:
+        """Writes one file. Many threads may do so.
+
+        Args:
+            file: The file.
+            check: Raises when the save has failed elsewhere.
+            before: Puts other items at the beginning of the file, and returns their results.
+        """
 
         def fill(stream: Any) -> list[WriteResult]:
+            first = before(stream)
             values = HostValues(file.items, self.planner.resolve_data, ahead=self.copy_ahead)
             write = _write_tensors if file.is_safetensors else self._write_archives
-            return write(stream, file, values, check)
+            return first + write(stream, file, values, check)
 
-        results, facts = write_file(self.fs, self.path, file.name, fill, self.options, file.size)
+        results, facts, pieces = write_file(self.fs, self.path, file.name, fill, self.options, file.size)
         note_facts(results[0].storage_data, facts)
+        note_checksums([result.storage_data for result in results], pieces)
         return results
 
     def _write_archives(
@@ -272,15 +165,18 @@ class RankFiles:
         for value in values:
             check()
             offset = stream.tell()
+            begin_piece(stream)
             frame = None
-            if value.is_plain and not self.transforms.extensions:
+            if not self.transforms.extensions and value.make_plain():
                 frame = archive_frame(value.data.dtype, tuple(value.data.shape))
             if frame is None:
                 descriptors, layout = _write_whole(stream, value, self.transforms)
             else:
                 descriptors, layout = [], frame.layout
                 stream.write(frame.head)
+                begin_piece(stream)
                 value.send(stream)
+                begin_piece(stream)
                 stream.write(frame.tail)
             entry = storage_entry(file.name, offset, stream.tell() - offset, layout, descriptors)
             results.append(WriteResult(value.item.index, entry.length, entry))
@@ -353,6 +249,7 @@ def _write_tensors(
 ) -> list[WriteResult]:
     """Writes the tensors of one file in the safetensors format."""
     header, places = make_header(map(_described, file.items), _sharding_texts(file.items))
+    begin_piece(stream)
     stream.write(header)
     results = []
     for value, place in zip(values, places, strict=True):
@@ -362,6 +259,7 @@ def _write_tensors(
             raise CheckpointError(
                 f"{value.item.index} is not the {place.dtype} of {place.sizes} that was planned"
             )
+        begin_piece(stream)
         value.send_elements(stream)
         entry = place.entry(file.name)
         results.append(WriteResult(value.item.index, entry.length, entry))

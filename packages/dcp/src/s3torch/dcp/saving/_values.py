@@ -101,6 +101,14 @@ class HostValue(Generic[T]):
         self._copies.append(self._device.start(piece))
         return piece.nbytes
 
+    def make_plain(self) -> bool:
+        """Copies a tensor whose elements have gaps between them; returns whether it is plain now."""
+        data = self.data
+        if not self.is_plain and type(data) is torch.Tensor and data.layout == torch.strided:
+            self.data = without_rest(data)
+            self.is_plain = is_plain(self.data)
+        return self.is_plain
+
     def send(self, stream: Any) -> None:
         """Writes the bytes of a plain tensor.
 

@@ -264,6 +264,21 @@ def test_signals_are_no_silence(connect, serve):
         signal.signal(signal.SIGALRM, before)
 
 
+def test_single_records_are_warned_of_once(connect, serve, request, caplog):
+    """Where OpenSSL cannot be called, whoever reads large objects should hear why that is slow."""
+    _records.warn_of_single_records.cache_clear()
+
+    def answer(connected):
+        connected.sendall(HEAD + bytes(SIZE))
+
+    for _ in range(2):
+        connect(serve(answer)).get("bucket", "key").result(PATIENCE)
+    is_warned = "one record" in request.node.name
+    assert [record.levelname for record in caplog.records if "records" in record.message] == (
+        ["WARNING"] if is_warned else []
+    )
+
+
 def test_bytes_come_and_go_in_few_calls(connect_with, serve):
     """Each time that a call ends the interpreter's lock is taken again, beside a busy thread after 5 ms."""
     moving = {"read", "recv", "recv_into", "send", "write"}

@@ -8,12 +8,13 @@ TLS would do the same, but few kernels have it.
 
 What ``ssl`` does not tell is where its ``SSL`` is. It lies in front of the context in the object, as in
 CPython 3.11 to 3.14; where the context is not found in that place, or a function of OpenSSL is missing,
-records come one by one.
+records come one by one, and the log says so once.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import ssl
 import sys
 import time
@@ -25,6 +26,8 @@ from s3torch.core.ranges import GIB, KIB
 
 if TYPE_CHECKING:
     from s3torch.core.transports.http._sockets import StallTimer
+
+_log = logging.getLogger(__name__)
 
 # From openssl/bio.h and openssl/ssl.h.
 _SHOULD_RETRY = 8
@@ -218,6 +221,16 @@ class _View(ctypes.Structure):
         ("internal", ctypes.c_void_p),
     )
     address: int | None
+
+
+@cache
+def warn_of_single_records() -> None:
+    """Says once in a process why large bodies come slowly over TLS."""
+    _log.warning(
+        "the OpenSSL of this Python cannot be called for many records of TLS at once, so transport 'http' "
+        "takes the interpreter's lock for every 16 KiB: beside a thread that computes, a read may move 50 "
+        "MB/s and less; use transport='crt' for large objects"
+    )
 
 
 @cache

@@ -23,8 +23,8 @@ from typing import Protocol
 
 from s3torch.core._memory import new_bytes
 from s3torch.core.errors import TransportError
-from s3torch.core.ranges import KIB
-from s3torch.core.transports.http._records import Records
+from s3torch.core.ranges import KIB, MIB
+from s3torch.core.transports.http._records import Records, warn_of_single_records
 
 # How often a call that makes no way comes back: a send looks then whether there is an answer already.
 _TICK_SECONDS = 1.0
@@ -34,6 +34,8 @@ _NEARLY = 0.999
 _RECEIVE = 128 * KIB
 _SEND = 64 * KIB
 _RECORD = 16 * KIB
+# From this size on it matters how many records a call takes.
+_LARGE = 1 * MIB
 
 
 class ByteSocket(Protocol):
@@ -285,6 +287,8 @@ class TlsSocket:
             view[: len(piece)] = piece
             return len(piece)
         size, done = len(view), 0
+        if self._records is None and size >= _LARGE:
+            warn_of_single_records()
         while done < size:
             try:
                 with view[done:] as rest:

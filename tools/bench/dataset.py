@@ -12,7 +12,7 @@ import os
 import statistics
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from importlib import import_module
 from operator import methodcaller
 from pathlib import Path
@@ -23,11 +23,14 @@ from answers import start_answers
 from measure import (
     BUCKET,
     REGION,
+    add_scheme,
     boto_client,
     cpu_seconds,
     endpoint,
     in_child,
+    schemes,
     server_cpu_seconds,
+    start_seaweedfs,
     watch_server,
 )
 
@@ -93,6 +96,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
+    add_scheme(parser)
     arguments = parser.parse_args()
     if arguments.transport:
         os.environ["S3TORCH_TRANSPORT"] = arguments.transport
@@ -102,26 +106,33 @@ def main() -> None:
     figures = _run(arguments)
     _print_table(figures)
     if arguments.json:
-        arguments.json.write_text(
-            json.dumps({" ".join(map(str, case)): all_ for case, all_ in figures.items()})
-        )
+        arguments.json.write_text(json.dumps({", ".join(case): all_ for case, all_ in figures.items()}))
 
 
-Case = tuple[float, str, str]
+Case = tuple[str, str, str]
 
 
 def _run(arguments: argparse.Namespace) -> dict[Case, list[dict[str, float]]]:
-    from s3torch.testing.servers import start_seaweedfs
-
     small_objects.COUNT = arguments.objects
     figures: dict[Case, list[dict[str, float]]] = {}
-    with start_seaweedfs() as server:
-        os.environ.update(server.environment())
+    for scheme in schemes(arguments):
+        _run_over(scheme, arguments, figures)
+    return figures
+
+
+def _run_over(
+    scheme: str, arguments: argparse.Namespace, figures: dict[Case, list[dict[str, float]]]
+) -> None:
+    with ExitStack() as stack:
+        server = start_seaweedfs(stack, tls=scheme == "https")
         boto = boto_client()
         boto.create_bucket(Bucket=BUCKET)
         small_objects.prepare(boto)
         for _ in range(arguments.rounds):
             for latency in arguments.latency:
+                if latency and scheme == "https":
+                    continue  # The server that answers from memory knows no TLS.
+                where = f"{scheme}, {latency:g} ms"
                 with _store(server.endpoint, latency / 1000) as url:
                     os.environ["AWS_ENDPOINT_URL"] = url
                     watch_server()
@@ -130,9 +141,8 @@ def _run(arguments: argparse.Namespace) -> dict[Case, list[dict[str, float]]]:
                             other = arguments.before if library == LIBRARIES[0] else None
                             figure = in_child(way, LIBRARIES[1] if other else library, sources=other)
                             name = f"s3torch at {other}" if other else library
-                            print(f"{latency:g} ms, {way}, {name}: {figure}", file=sys.stderr, flush=True)
-                            figures.setdefault((latency, way, library), []).append(figure)
-    return figures
+                            print(f"{where}, {way}, {name}: {figure}", file=sys.stderr, flush=True)
+                            figures.setdefault((where, way, library), []).append(figure)
 
 
 def _store(url: str, latency: float) -> AbstractContextManager[str]:
@@ -179,10 +189,10 @@ def _print_table(figures: dict[Case, list[dict[str, float]]]) -> None:
     from rich.table import Table
 
     table = Table(title="samples of 100 KiB, listed and read")
-    for column in ("latency", "way", "", "objects/s", "speed", "CPU ms/object", "CPU", "server ms"):
+    for column in ("server", "way", "", "objects/s", "speed", "CPU ms/object", "CPU", "server ms"):
         table.add_column(column, justify="left" if column in {"way", ""} else "right")
     base: dict[str, float] = {}
-    for (latency, way, library), rounds in figures.items():
+    for (where, way, library), rounds in figures.items():
         rate = statistics.median(one["objects"] / one["seconds"] for one in rounds)
         cpu, server = (
             statistics.median(1000 * one[field] / one["objects"] for one in rounds)
@@ -191,7 +201,7 @@ def _print_table(figures: dict[Case, list[dict[str, float]]]) -> None:
         if library == LIBRARIES[0]:
             base = {"rate": rate, "cpu": cpu}
         table.add_row(
-            f"{latency:g} ms",
+            where,
             way,
             library,
             f"{rate:,.0f}",

@@ -26,6 +26,8 @@ from answers import start_answers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from s3torch.testing.servers import S3Server
+
 MIB = 1024 * 1024
 BUCKET = "bench"
 REGION = "us-east-1"
@@ -81,7 +83,7 @@ def main(question: Question) -> None:
     parser = argparse.ArgumentParser(description=question.title)
     parser.add_argument("--rounds", type=int, default=5, help="how often each case runs (default 5)")
     parser.add_argument("--only", nargs="*", choices=sorted(question.cases), help="run just these cases")
-    parser.add_argument("--tls", action="store_true", help="over TLS")
+    add_scheme(parser)
     parser.add_argument(
         "--server",
         choices=("seaweedfs", "memory"),
@@ -103,11 +105,29 @@ def main(question: Question) -> None:
     if arguments.before:
         ours = [name for name in names if name.startswith("s3torch") and not name.startswith(CONNECTOR)]
         names = [name for one in ours for name in (one + BEFORE, one)]
-    figures = _run(question, names, arguments)
-    _print_table(question, figures)
+    raw: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for scheme in ["memory"] if arguments.server == "memory" else schemes(arguments):
+        figures = _run(question, names, arguments, scheme)
+        _print_table(f"{question.title} ({scheme})", question, figures)
+        raw[scheme] = {name: [asdict(one) for one in rounds] for name, rounds in figures.items()}
     if arguments.json:
-        raw = {name: [asdict(one) for one in rounds] for name, rounds in figures.items()}
         arguments.json.write_text(json.dumps({"title": question.title, "figures": raw}, indent=1))
+
+
+def add_scheme(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that ``schemes`` reads."""
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--tls", action="store_true", help="only over TLS")
+    only.add_argument("--plain", action="store_true", help="only without TLS")
+
+
+def schemes(arguments: argparse.Namespace) -> list[str]:
+    """How the server is reached, one after the other: as users do first."""
+    return [
+        scheme
+        for scheme, is_left_out in (("https", arguments.plain), ("http", arguments.tls))
+        if not is_left_out
+    ]
 
 
 def by_library(
@@ -133,11 +153,12 @@ def boto_client() -> Any:
     """A boto3 client for the server of this run."""
     import boto3
 
-    return boto3.client("s3", endpoint_url=endpoint(), region_name=REGION)
+    # Of a session of its own: the default one keeps the keys of the server before.
+    return boto3.Session().client("s3", endpoint_url=endpoint(), region_name=REGION)
 
 
-def s3torch_client(transport: str) -> Any:
-    """A client of ours with this transport."""
+def s3torch_client(transport: str | None) -> Any:
+    """A client of ours with this transport; ``None`` for the default."""
     from s3torch.core import S3Client, S3ClientConfig
 
     return S3Client(REGION, endpoint=endpoint(), s3client_config=S3ClientConfig(transport=transport))
@@ -165,13 +186,15 @@ def s3fs_client() -> Any:
     return s3fs.S3FileSystem(client_kwargs={"endpoint_url": endpoint(), "region_name": REGION})
 
 
-def _run(question: Question, names: list[str], arguments: argparse.Namespace) -> dict[str, list[Figures]]:
+def _run(
+    question: Question, names: list[str], arguments: argparse.Namespace, scheme: str
+) -> dict[str, list[Figures]]:
     figures: dict[str, list[Figures]] = {name: [] for name in names}
     with ExitStack() as stack:
-        if arguments.server == "memory":
+        if scheme == "memory":
             _start_memory(question, stack)
         else:
-            _start_seaweedfs(question, stack, tls=arguments.tls)
+            _start_seaweedfs(question, stack, tls=scheme == "https")
         for number in range(arguments.rounds):
             for name in names:
                 print(
@@ -188,14 +211,24 @@ def _run(question: Question, names: list[str], arguments: argparse.Namespace) ->
     return figures
 
 
-def _start_seaweedfs(question: Question, stack: ExitStack, *, tls: bool) -> None:
-    from s3torch.testing.faults import Fault, FaultProxy
-    from s3torch.testing.servers import start_seaweedfs
+def start_seaweedfs(stack: ExitStack, *, tls: bool) -> S3Server:
+    """Starts the server, and leads every library to it."""
+    from s3torch.testing import servers
 
-    server = stack.enter_context(start_seaweedfs(tls=tls, volume_mib=1024))
+    server = stack.enter_context(servers.start_seaweedfs(tls=tls, volume_mib=1024))
+    for name in ("AWS_CA_BUNDLE", "SSL_CERT_FILE"):
+        os.environ.pop(name, None)
     os.environ.update(server.environment())
     if tls:
-        os.environ.update(AWS_CA_BUNDLE=str(server.ca_file), SSL_CERT_FILE=str(server.ca_file))
+        os.environ.update(SSL_CERT_FILE=str(server.ca_file))
+    watch_server()
+    return server
+
+
+def _start_seaweedfs(question: Question, stack: ExitStack, *, tls: bool) -> None:
+    from s3torch.testing.faults import Fault, FaultProxy
+
+    server = start_seaweedfs(stack, tls=tls)
     _prepare(question)
     if question.latency:
         proxy = stack.enter_context(FaultProxy(server.endpoint))
@@ -206,6 +239,7 @@ def _start_seaweedfs(question: Question, stack: ExitStack, *, tls: bool) -> None
 def _start_memory(question: Question, stack: ExitStack) -> None:
     url = stack.enter_context(start_answers(latency=question.latency, keep=question.reads_back))
     os.environ.update(AWS_ENDPOINT_URL=url, AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret")  # noqa: S106
+    watch_server()
     _prepare(question)
 
 
@@ -213,7 +247,6 @@ def _prepare(question: Question) -> None:
     boto = boto_client()
     boto.create_bucket(Bucket=BUCKET)
     question.prepare(boto)
-    watch_server()
 
 
 def watch_server() -> None:
@@ -274,14 +307,14 @@ def _status(field: str) -> int:
     raise LookupError(field)
 
 
-def _print_table(question: Question, figures: dict[str, list[Figures]]) -> None:
+def _print_table(title: str, question: Question, figures: dict[str, list[Figures]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     def median(name: str, field: str) -> float:
         return float(statistics.median(getattr(one, field) for one in figures[name]))
 
-    table = Table(title=question.title)
+    table = Table(title=title)
     for column in (
         "",
         f"{question.unit}/s",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import sys
 import zlib
 from itertools import pairwise
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from s3torch.core._config import CHECKSUM_ALGORITHMS
 from s3torch.core.errors import ChecksumMismatchError, ConfigurationError
+from s3torch.core.ranges import MIB
 from s3torch.core.transfer import _checksums
 from s3torch.core.transfer._checksums import (
     COMBINED,
@@ -66,10 +68,34 @@ def test_other_bytes_are_refused(algorithm):
     assert (caught.value.bucket, caught.value.key) == ("b", "k")
 
 
+@pytest.fixture(params=["isal.isal_zlib", "zlib_ng.zlib_ng", None])
+def fastest(request, monkeypatch):
+    """The libraries that there are, down to the one that comes with Python or awscrt."""
+    for name in ("isal.isal_zlib", "zlib_ng.zlib_ng"):
+        if name != request.param:
+            monkeypatch.setitem(sys.modules, name, None)
+    if request.param is not None:
+        pytest.importorskip(request.param)
+    _checksums._crc32.cache_clear()
+    yield
+    _checksums._crc32.cache_clear()
+
+
+@pytest.mark.parametrize("size", [0, 9, 5000, MIB])
+def test_crc32_is_the_same_with_every_library(fastest, size):
+    data = memoryview((b"123456789" * (size // 9 + 1))[:size])
+    for view in (data, memoryview(bytearray(data)), data[1:]):
+        expected = base64.b64encode(zlib.crc32(view).to_bytes(4, "big")).decode()
+        assert checksum("CRC32", view) == ("CRC32", expected)
+
+
 @pytest.fixture
 def without_awscrt(monkeypatch):
     monkeypatch.setattr(_checksums, "_crcs", lambda: None)
     monkeypatch.setattr(_checksums, "_is_installed", lambda: False)
+    _checksums._crc32.cache_clear()
+    yield
+    _checksums._crc32.cache_clear()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import ssl
 import threading
@@ -11,6 +12,7 @@ from functools import partial
 
 import pytest
 
+from s3torch.core import requests
 from s3torch.core.errors import (
     AccessDeniedError,
     S3ConnectionError,
@@ -19,8 +21,8 @@ from s3torch.core.errors import (
     TransportError,
     TruncatedError,
 )
-from s3torch.core.ranges import MIB, ByteRange
-from s3torch.core.transports.http import HttpTransport
+from s3torch.core.ranges import KIB, MIB, ByteRange
+from s3torch.core.transports.http import HttpTransport, _records
 from s3torch.testing._seaweedfs import AUTHORITY, CERTIFICATE, PRIVATE_KEY
 from s3torch.testing.servers import start_seaweedfs
 
@@ -29,8 +31,11 @@ SIZE = 4 * MIB
 HEAD = b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: %d\r\n\r\n' % SIZE
 
 
-@pytest.fixture
-def connect(connect_with):
+@pytest.fixture(params=["many records a call", "one record a call"])
+def connect(connect_with, request, monkeypatch):
+    if request.param == "one record a call":
+        # As where Python has an OpenSSL that cannot be called.
+        monkeypatch.setattr(_records, "_openssl", lambda: None)
     return partial(connect_with, HttpTransport)
 
 
@@ -202,3 +207,105 @@ def test_an_answer_before_the_end_of_an_upload_is_read(connect, serve):
     with pytest.raises(AccessDeniedError):
         connect(serve(answer_early)).put("bucket", "key", body).result(PATIENCE)
     done.set()
+
+
+def test_an_upload_goes_on_after_a_pause_of_the_server(connect, serve):
+    body = bytes(range(256)) * (6 * MIB // 256)
+    received = bytearray()
+
+    def pause(connected):
+        # The kernel is full by then, and a call that sends has come back in vain.
+        time.sleep(0.9)
+        while len(received) < len(body):
+            received.extend(connected.recv(MIB))
+        connected.sendall(b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: 0\r\n\r\n')
+
+    transport = connect(serve(pause), max_attempts=1, read_timeout=1.2)
+    transport.put("bucket", "key", memoryview(body)).result(PATIENCE)
+    assert received == body
+
+
+@pytest.mark.parametrize("with_buffer", [True, False])
+def test_records_of_any_size_make_one_body(connect, serve, with_buffer):
+    body = bytes(range(256)) * (SIZE // 256)
+    # Parts of a record that come with the head, records of a few bytes, and pauses within a record.
+    sizes = [0, 1, 5000, 16384, 16385, 4096, 3, 100_000, 2 * MIB]
+
+    def answer(connected):
+        connected.sendall(HEAD + body[:100])
+        position = 100
+        for size in sizes:
+            connected.sendall(body[position : position + size])
+            position += size
+            time.sleep(0.01)
+        connected.sendall(body[position:])
+
+    buffer = bytearray(SIZE) if with_buffer else None
+    into = None if buffer is None else memoryview(buffer)
+    found = connect(serve(answer)).get("bucket", "key", into=into).result(PATIENCE).data
+    assert (found if buffer is None else buffer) == body
+
+
+def test_signals_are_no_silence(connect, serve):
+    def answer_late(connected):
+        time.sleep(0.5)
+        connected.sendall(HEAD + b"x")
+        time.sleep(0.5)
+        connected.sendall(bytes(SIZE - 1))
+
+    transport = connect(serve(answer_late), max_attempts=1, read_timeout=3)
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+    try:
+        into = memoryview(bytearray(SIZE))
+        transport.transport.send_now(requests.get_object("bucket", "key"), into=into)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_single_records_are_warned_of_once(connect, serve, request, caplog):
+    """Where OpenSSL cannot be called, whoever reads large objects should hear why that is slow."""
+    _records.warn_of_single_records.cache_clear()
+
+    def answer(connected):
+        connected.sendall(HEAD + bytes(SIZE))
+
+    for _ in range(2):
+        connect(serve(answer)).get("bucket", "key").result(PATIENCE)
+    is_warned = "one record" in request.node.name
+    assert [record.levelname for record in caplog.records if "records" in record.message] == (
+        ["WARNING"] if is_warned else []
+    )
+
+
+def test_bytes_come_and_go_in_few_calls(connect_with, serve):
+    """Each time that a call ends the interpreter's lock is taken again, beside a busy thread after 5 ms."""
+    moving = {"read", "recv", "recv_into", "send", "write"}
+    calls = 0
+
+    def count(_frame, event, argument):
+        nonlocal calls
+        if event == "c_call" and threading.current_thread().name.startswith("s3torch-http"):
+            calls += argument.__name__ in moving
+
+    def answer(connected):
+        received = 0
+        while received < SIZE:
+            received += len(connected.recv(MIB))
+        connected.sendall(b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: 0\r\n\r\n')
+        while b"\r\n\r\n" not in connected.recv(MIB):
+            pass
+        connected.sendall(HEAD + bytes(SIZE))
+
+    transport = connect_with(HttpTransport, serve(answer))
+    threading.setprofile(count)
+    try:
+        transport.put("bucket", "key", memoryview(bytes(SIZE))).result(PATIENCE)
+        buffer = bytearray(b"\1" * SIZE)
+        transport.get("bucket", "key", into=memoryview(buffer)).result(PATIENCE)
+    finally:
+        threading.setprofile(None)
+    assert buffer == bytes(SIZE)
+    # Files that are read for the first request among them; records alone are so many.
+    assert 0 < calls < 2 * SIZE // (16 * KIB)

@@ -198,7 +198,8 @@ def _moved(file: int) -> int:
 
 @cache
 def _library() -> Any:
-    return ctypes.CDLL(None)
+    # With the interpreter's lock: the calls take no time, but to get it back may take milliseconds.
+    return ctypes.PyDLL(None)
 
 
 class Timer:

@@ -5,7 +5,8 @@ lock moves megabytes. The calls raise ``TimeoutError`` where their ``StallTimer`
 when the connection is broken. Only ``interrupt`` may be called by another thread.
 
 Python's own TLS sockets make several system calls for each record of 16 KiB. Here the kernel hands over many
-records at a time, and they are decrypted straight into the caller's memory.
+records at a time, and they are decrypted straight into the caller's memory, in one call where OpenSSL can be
+called for that (``_records``).
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from s3torch.core._memory import new_bytes
 from s3torch.core.errors import TransportError
-from s3torch.core.ranges import KIB
+from s3torch.core.ranges import KIB, MIB
+from s3torch.core.transports.http._records import Records, warn_of_single_records
 
 # How often a call that makes no way comes back: a send looks then whether there is an answer already.
 _TICK_SECONDS = 1.0
@@ -31,6 +34,8 @@ _NEARLY = 0.999
 _RECEIVE = 128 * KIB
 _SEND = 64 * KIB
 _RECORD = 16 * KIB
+# From this size on it matters how many records a call takes.
+_LARGE = 1 * MIB
 
 
 class ByteSocket(Protocol):
@@ -93,6 +98,11 @@ class StallTimer:
         self._until: float | None = None
         self.expect_bytes()
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether it has to be told of all bytes as they move, and not only of silence."""
+        return self._until is not None
+
     def expect_head(self) -> None:
         """Begins to wait for a head, all of which has to come in time."""
         self._silent = self._moved = 0
@@ -142,6 +152,7 @@ class PlainSocket:
         self._socket = connected
         connected.settimeout(None)
         self.use(stall)
+        self.descriptor = connected.fileno()
         self._poll = select.poll()
         self._poll.register(connected, select.POLLIN)
 
@@ -226,6 +237,7 @@ class TlsSocket:
         self.stall = plain.stall
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
+        self._records = Records.of(self._tls, plain.descriptor)
         self._cipher = memoryview(bytearray(_RECEIVE))
         # What came while it was only asked whether something has come.
         self._ahead = b""
@@ -243,17 +255,25 @@ class TlsSocket:
 
     def send(self, data: bytes | memoryview) -> int:
         """Sends some records; 0 means that the same has to be sent again."""
+        if self._records is not None and len(data) > _SEND and not self._unsent and not self.stall.is_exact:
+            self._flush()
+            return self._records.write(data, self.stall)
         if not self._unsent:
             self._written = self._tls.write(data[:_SEND])
             self._unsent = memoryview(self._outgoing.read())
         self._unsent = self._unsent[self._plain.send(self._unsent) :]
         return 0 if self._unsent else self._written
 
-    def receive(self, limit: int, *, whole: bool = False) -> bytes:  # noqa: ARG002 - A record is what there is.
-        """Receives the content of a record, or a part of it."""
+    def receive(self, limit: int, *, whole: bool = False) -> bytes:
+        """Receives the content of a record, or a part of it; or all of it where that takes one call."""
         if self._ahead:
             piece, self._ahead = self._ahead[:limit], self._ahead[limit:]
             return piece
+        if whole and self._takes_many(limit):
+            data, view = new_bytes(limit)
+            count = self.receive_into(view)
+            view.release()
+            return data if count == limit else data[:count]
         while True:
             try:
                 return self._tls.read(min(limit, _RECORD))
@@ -267,24 +287,38 @@ class TlsSocket:
             view[: len(piece)] = piece
             return len(piece)
         size, done = len(view), 0
+        if self._records is None and size >= _LARGE:
+            warn_of_single_records()
         while done < size:
             try:
                 with view[done:] as rest:
-                    # It returns how many; its declaration knows only the other way to call it.
-                    count = int(self._tls.read(size - done, rest))
-            except ssl.SSLWantReadError:
-                try:
-                    self._feed()
-                except OSError:
-                    # What has come is worth telling; the next call fails again.
-                    if done:
-                        return done
-                    raise
-            else:
-                if not count:
-                    break
-                done += count
+                    count = self._read_into(rest)
+            except OSError:
+                # What has come is worth telling; the next call fails again.
+                if done:
+                    return done
+                raise
+            if not count:
+                break
+            done += count
         return done
+
+    def _takes_many(self, size: int) -> bool:
+        return self._records is not None and size > _RECORD and not self.stall.is_exact
+
+    def _read_into(self, view: memoryview) -> int:
+        """Receives at least a byte, unless that is the end."""
+        many = self._records if self._takes_many(len(view)) else None
+        while True:
+            waits = many is not None and not self._incoming.pending
+            try:
+                if many is not None:
+                    return many.read(view, self.stall if waits else None)
+                # It returns how many; its declaration knows only the other way to call it.
+                return int(self._tls.read(len(view), view))
+            except ssl.SSLWantReadError:
+                if many is None:
+                    self._feed()
 
     def has_answer(self) -> bool:
         """Whether there is content to receive, or the end; a session ticket is neither."""

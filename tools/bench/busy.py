@@ -1,0 +1,254 @@
+"""How fast do bytes move beside a main thread that computes in pure Python, and how much does that cost it?
+
+The work is done in another thread, over and over, first alone and then beside a loop on the main thread. What
+the main thread loses is its rate without any work, divided by that beside it. Each time that it has to hand
+over the interpreter's lock it goes to sleep, which the kernel counts: those are the hand-overs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from operator import methodcaller
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import small_objects
+from measure import (
+    BEFORE,
+    BUCKET,
+    CONNECTOR,
+    MIB,
+    REGION,
+    add_scheme,
+    boto_client,
+    connector_client,
+    cpu_seconds,
+    endpoint,
+    in_child,
+    s3torch_client,
+    schemes,
+    start_seaweedfs,
+)
+from read_object import KEY, SIZE
+from read_object import prepare as put_large
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LIBRARIES = (CONNECTOR, "s3torch (crt)", "s3torch (http)", "s3torch")
+UPLOAD = 64 * MIB
+COUNT = 500
+_SECONDS = 2.0
+_FEWEST = 2
+
+
+def readinto(library: str) -> tuple[int, Callable[[], object]]:
+    """Fills 256 MiB of memory that was touched before."""
+    package, s3 = _library(library)
+    constructor = package.S3ReaderConstructor.range_based(0)
+    target = bytearray(b"\1" * SIZE)
+    return SIZE, lambda: s3.get_object(BUCKET, KEY, reader_constructor=constructor).readinto(target)
+
+
+def read(library: str) -> tuple[int, Callable[[], object]]:
+    """Reads 256 MiB into new memory."""
+    _, s3 = _library(library)
+    return SIZE, lambda: s3.get_object(BUCKET, KEY).read()
+
+
+def write(library: str) -> tuple[int, Callable[[], object]]:
+    """Writes 64 MiB, in pieces of 16 MiB as a checkpoint is saved beside the training."""
+    _, s3 = _library(library)
+    piece = memoryview(bytearray(os.urandom(UPLOAD // 4)))
+
+    def work() -> None:
+        with s3.put_object(BUCKET, "written") as writer:
+            for _ in range(4):
+                writer.write(piece)
+
+    return UPLOAD, work
+
+
+def dataset(library: str) -> tuple[int, Callable[[], object]]:
+    """The iterable dataset over 500 objects of 100 KiB."""
+    package, _ = _library(library, "datasets")
+    options = {}
+    if library == CONNECTOR:
+        options["s3client_config"] = package.S3ClientConfig(force_path_style=True)
+
+    def work() -> None:
+        found = package.S3IterableDataset.from_prefix(
+            f"s3://{BUCKET}/{small_objects.PREFIX}",
+            region=REGION,
+            endpoint=endpoint(),
+            transform=methodcaller("read"),
+            **options,
+        )
+        count = sum(1 for _ in found)
+        if count != COUNT:
+            raise SystemExit(f"{count} of {COUNT} objects")
+
+    return COUNT * small_objects.SIZE, work
+
+
+WORKS = {"readinto": readinto, "read": read, "write": write, "dataset": dataset}
+
+
+def main() -> None:
+    """Measures what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="how often each case runs (default 3)")
+    parser.add_argument("--works", nargs="*", choices=list(WORKS), default=list(WORKS))
+    parser.add_argument("--only", nargs="*", choices=LIBRARIES, default=LIBRARIES[:3])
+    parser.add_argument("--before", type=Path, help="another checkout of s3torch, measured in turn")
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
+    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
+    add_scheme(parser)
+    arguments = parser.parse_args()
+    if arguments.case:
+        print(json.dumps(_measure(*arguments.case)))
+        return
+    figures: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    for scheme in schemes(arguments):
+        _run(scheme, arguments, figures)
+    _print_table(figures)
+    if arguments.json:
+        named = {", ".join(case): rounds for case, rounds in figures.items()}
+        arguments.json.write_text(json.dumps(named, indent=1))
+
+
+def _run(
+    scheme: str, arguments: argparse.Namespace, figures: dict[tuple[str, str, str], list[dict[str, float]]]
+) -> None:
+    names = list(arguments.only)
+    if arguments.before:
+        names = [both for name in names if name != CONNECTOR for both in (name + BEFORE, name)]
+    small_objects.COUNT = COUNT
+    with ExitStack() as stack:
+        start_seaweedfs(stack, tls=scheme == "https")
+        boto = boto_client()
+        boto.create_bucket(Bucket=BUCKET)
+        put_large(boto)
+        small_objects.prepare(boto)
+        for _ in range(arguments.rounds):
+            for work in arguments.works:
+                for name in names:
+                    library = name.removesuffix(BEFORE)
+                    figure = in_child(work, library, sources=arguments.before if name != library else None)
+                    print(f"{scheme}, {work}, {name}: {figure}", file=sys.stderr, flush=True)
+                    figures.setdefault((scheme, work, name), []).append(figure)
+
+
+def _library(library: str, package: str = "core") -> tuple[Any, Any]:
+    """Returns a package of a library, and its client."""
+    if library == CONNECTOR:
+        import s3torchconnector
+
+        return s3torchconnector, connector_client()
+    transport = library.partition("(")[2].rstrip(")")
+    if transport:
+        os.environ["S3TORCH_TRANSPORT"] = transport
+    if package == "datasets":
+        import s3torch.datasets
+
+        return s3torch.datasets, None
+    import s3torch.core
+
+    return s3torch.core, s3torch_client(transport or None)
+
+
+def _measure(work: str, library: str) -> dict[str, float]:
+    size, function = WORKS[work](library)
+    function()  # Connections, imports and page tables are not what is asked for.
+    alone = _compute(lambda: time.sleep(_SECONDS / 2))
+    idle_seconds, idle_cpu = _repeat(function)
+    busy: list[float] = []
+    beside = _compute(lambda: busy.extend(_repeat(function)))
+    return {
+        "MB": size / 1e6,
+        "idle_seconds": idle_seconds,
+        "idle_cpu_seconds": idle_cpu,
+        "busy_seconds": busy[0],
+        "busy_cpu_seconds": busy[1] - beside.cpu_seconds * busy[0] / beside.seconds,
+        "slowed": alone.rate / beside.rate,
+        "handed_over": beside.handed_over * busy[0] / beside.seconds,
+    }
+
+
+def _repeat(function: Callable[[], object]) -> tuple[float, float]:
+    """Calls a function for a while; returns the seconds and the processor seconds of a call."""
+    count, cpu, start = 0, cpu_seconds(), time.perf_counter()
+    while count < _FEWEST or time.perf_counter() - start < _SECONDS:
+        function()
+        count += 1
+    return (time.perf_counter() - start) / count, (cpu_seconds() - cpu) / count
+
+
+class _Loop:
+    """What a loop on the main thread has done, in how much time."""
+
+    def __init__(self, count: int, seconds: float, cpu: float, handed_over: int) -> None:
+        self.rate, self.seconds, self.cpu_seconds = count / seconds, seconds, cpu
+        self.handed_over = handed_over
+
+
+def _compute(beside: Callable[[], object]) -> _Loop:
+    """Computes until a function has ended that another thread calls."""
+    thread = threading.Thread(target=beside)
+    count, number = 0, 1
+    before, cpu, start = _sleeps(), time.thread_time(), time.perf_counter()
+    thread.start()
+    while thread.is_alive():
+        for _ in range(1000):
+            number = number * 1103515245 + 12345 & 0x7FFFFFFF
+        count += 1
+    return _Loop(count, time.perf_counter() - start, time.thread_time() - cpu, max(_sleeps() - before, 1))
+
+
+def _sleeps() -> int:
+    """How often this thread has gone to sleep, which a loop does only to hand over the interpreter's lock."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+
+def _print_table(figures: dict[tuple[str, str, str], list[dict[str, float]]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="beside a main thread that computes")
+    for column in (
+        "", "work", "", "idle MB/s", "CPU s/GB", "busy MB/s", "speed", "CPU s/GB", "CPU", "hand-overs/GB",
+        "main slowed",
+    ):  # fmt: skip
+        table.add_column(column, justify="right" if column not in {"", "work"} else "left")
+    bases: dict[tuple[str, str], dict[str, float]] = {}
+    for (scheme, work, name), rounds in figures.items():
+        one = {field: statistics.median(figure[field] for figure in rounds) for field in rounds[0]}
+        if name.endswith(BEFORE):
+            bases[scheme, work] = one
+        base = bases.setdefault((scheme, work), one)
+        table.add_row(
+            scheme,
+            work,
+            name,
+            f"{one['MB'] / one['idle_seconds']:,.0f}",
+            f"{1000 * one['idle_cpu_seconds'] / one['MB']:.2f}",
+            f"{one['MB'] / one['busy_seconds']:,.0f}",
+            f"{base['busy_seconds'] / one['busy_seconds']:.2f}x",
+            f"{1000 * one['busy_cpu_seconds'] / one['MB']:.2f}",
+            f"{one['busy_cpu_seconds'] / base['busy_cpu_seconds']:.2f}x",
+            f"{1000 * one['handed_over'] / one['MB']:,.0f}",
+            f"{one['slowed']:.2f}x",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -59,7 +59,11 @@ class ScriptRunner:
 
     def __init__(self):
         command = [sys.executable, __file__]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # What runs here is small: more threads than one only contend with other tests.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def run(self, script, *, folder, environment, arguments=()):
         """Returns the exit code and all output of a script, which runs in a folder."""

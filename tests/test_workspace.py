@@ -87,6 +87,7 @@ def test_the_installed_entry_points_are_those_of_the_source(folder):
         for group, entries in PROJECTS[folder].get("entry-points", {}).items()
         for name, value in entries.items()
     }
+    declared |= {("console_scripts", *script) for script in PROJECTS[folder].get("scripts", {}).items()}
     installed = importlib.metadata.distribution(PROJECTS[folder]["name"]).entry_points
     assert {(entry.group, entry.name, entry.value) for entry in installed} == declared
 

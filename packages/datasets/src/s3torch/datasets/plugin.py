@@ -10,7 +10,9 @@ from s3torch.core.plugins import hookimpl
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["s3torch_shard_formats", "s3torch_user_agent"]
+    import click
+
+__all__ = ["s3torch_commands", "s3torch_shard_formats", "s3torch_user_agent"]
 
 
 @hookimpl
@@ -29,3 +31,11 @@ def s3torch_user_agent() -> str | None:
         return f"md/pytorch#{version('torch')}"
     except PackageNotFoundError:
         return None
+
+
+@hookimpl
+def s3torch_commands() -> Mapping[str, click.Command]:
+    """Adds ``s3torch manifest``."""
+    from s3torch.datasets._commands import manifest
+
+    return {"manifest": manifest}

@@ -15,12 +15,21 @@ from s3torch.core.plugins import hookimpl
 from s3torch.core.ranges import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from datetime import timedelta
 
-    from s3torch.core import S3Reader
+    import click
+
+    from s3torch.core import ObjectInfo, S3Client, S3Reader
     from s3torch.core.transfer import RangeSource
 
-__all__ = ["s3torch_prefix_strategies", "s3torch_reader_kinds", "s3torch_user_agent"]
+__all__ = [
+    "s3torch_commands",
+    "s3torch_leftovers",
+    "s3torch_prefix_strategies",
+    "s3torch_reader_kinds",
+    "s3torch_user_agent",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +86,19 @@ def s3torch_user_agent() -> str | None:
         return f"md/pytorch#{version('torch')}"
     except PackageNotFoundError:
         return None
+
+
+@hookimpl
+def s3torch_commands() -> Mapping[str, click.Command]:
+    """Adds ``s3torch checkpoint``."""
+    from s3torch.dcp._commands import checkpoint
+
+    return {"checkpoint": checkpoint}
+
+
+@hookimpl
+def s3torch_leftovers() -> Iterable[Callable[[S3Client, str, timedelta], Iterable[ObjectInfo]]]:
+    """Adds what interrupted saves have left to ``s3torch gc``."""
+    from s3torch.dcp._commands import find_leftovers
+
+    return [find_leftovers]

@@ -5,7 +5,10 @@ Transports and packages that extend the core import it; it imports values of the
 
 from s3torch.core.plugins._hookspecs import (
     hookimpl,
+    s3torch_commands,
     s3torch_create_transport,
+    s3torch_doctor_checks,
+    s3torch_leftovers,
     s3torch_prefix_strategies,
     s3torch_reader_kinds,
     s3torch_shard_formats,
@@ -29,7 +32,10 @@ __all__ = [
     "hookimpl",
     "prefix_strategy",
     "reader_kind",
+    "s3torch_commands",
     "s3torch_create_transport",
+    "s3torch_doctor_checks",
+    "s3torch_leftovers",
     "s3torch_prefix_strategies",
     "s3torch_reader_kinds",
     "s3torch_shard_formats",

@@ -13,14 +13,23 @@ import pluggy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from datetime import timedelta
 
+    import click
+
+    from s3torch.core import ObjectInfo, S3Client
+    from s3torch.core.cli.commands import CommandContext
+    from s3torch.core.cli.findings import Finding
     from s3torch.core.observers._listening import TransferObserver
     from s3torch.core.seam import Transport, TransportContext
 
 __all__ = [
     "PROJECT",
     "hookimpl",
+    "s3torch_commands",
     "s3torch_create_transport",
+    "s3torch_doctor_checks",
+    "s3torch_leftovers",
     "s3torch_prefix_strategies",
     "s3torch_reader_kinds",
     "s3torch_shard_formats",
@@ -96,4 +105,37 @@ def s3torch_transfer_observers() -> Iterable[TransferObserver]:  # type: ignore[
 
     Returns:
         Observers; the rules for them are in ``s3torch.core.observers._listening``.
+    """
+
+
+@_hookspec
+def s3torch_commands() -> Mapping[str, click.Command]:  # type: ignore[empty-body]
+    """Adds commands and groups of commands to the command line ``s3torch``.
+
+    Called only by the command line, and not for its own commands, which no plugin replaces. Build a command
+    with ``s3torch.core.cli.commands.command``, which gives it the options that all commands have, and import
+    what is heavy inside the function of the command.
+
+    Returns:
+        For each name a click command.
+    """
+
+
+@_hookspec
+def s3torch_doctor_checks() -> Iterable[Callable[[CommandContext], Iterable[Finding]]]:  # type: ignore[empty-body]
+    """Adds checks to ``s3torch doctor``.
+
+    Returns:
+        Functions that return or yield what they find. They write nothing to the store. One that raises is
+        reported as a finding, and the others go on.
+    """
+
+
+@_hookspec
+def s3torch_leftovers() -> Iterable[Callable[[S3Client, str, timedelta], Iterable[ObjectInfo]]]:  # type: ignore[empty-body]
+    """Adds what ``s3torch gc`` looks for besides uploads that nobody completes.
+
+    Returns:
+        Functions that are given a client, the URI of a folder, and an age, and return the objects below the
+        folder that nothing refers to and that are older. ``gc`` deletes them by their keys.
     """

@@ -12,7 +12,7 @@ import logging
 import sys
 from functools import lru_cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
@@ -22,17 +22,27 @@ from s3torch.core.errors import ConfigurationError, S3Error, TransportError
 from s3torch.core.plugins import _hookspecs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from datetime import timedelta
     from importlib.metadata import EntryPoint
 
+    import click
+
+    from s3torch.core import ObjectInfo, S3Client
+    from s3torch.core.cli.commands import CommandContext
+    from s3torch.core.cli.findings import Finding
     from s3torch.core.observers._listening import TransferObserver
     from s3torch.core.seam import Transport, TransportContext
 
 __all__ = [
     "PLUGIN_GROUP",
     "TRANSPORT_GROUP",
+    "commands",
     "create_transport",
+    "doctor_checks",
     "failures",
+    "installed_plugins",
+    "leftover_finders",
     "prefix_strategy",
     "reader_kind",
     "shard_formats",
@@ -43,6 +53,8 @@ __all__ = [
 
 TRANSPORT_GROUP = "s3torch.transports"
 PLUGIN_GROUP = "s3torch.plugins"
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -114,8 +126,27 @@ def user_agent_tokens() -> list[str]:
 
 def transfer_observers() -> list[TransferObserver]:
     """Lists the observers that plugins give, in the order in which the plugins were found."""
-    given = _plugins.get().ask("s3torch_transfer_observers", read=list)
-    return [observer for observers in reversed(given) for observer in observers]
+    return _listed("s3torch_transfer_observers")
+
+
+def commands() -> dict[str, click.Command]:
+    """Returns the commands that plugins add to the command line, by their names."""
+    return _merged(_plugins.get().ask("s3torch_commands", read=dict))
+
+
+def doctor_checks() -> list[Callable[[CommandContext], Iterable[Finding]]]:
+    """Lists the checks that plugins add to ``s3torch doctor``."""
+    return _listed("s3torch_doctor_checks")
+
+
+def leftover_finders() -> list[Callable[[S3Client, str, timedelta], Iterable[ObjectInfo]]]:
+    """Lists what plugins add to ``s3torch gc``."""
+    return _listed("s3torch_leftovers")
+
+
+def installed_plugins(group: str) -> list[EntryPoint]:
+    """Lists what is registered in a group of entry points, by name, without loading any of it."""
+    return sorted(_entries(group), key=lambda entry: entry.name)
 
 
 def failures() -> Mapping[str, Exception]:
@@ -158,7 +189,13 @@ def _named(what: str, name: str, found: list[Mapping[str, Callable[..., Any]]]) 
     return merged[name]
 
 
-def _merged(found: list[Mapping[str, Callable[..., Any]]]) -> dict[str, Callable[..., Any]]:
+def _listed(hook: str) -> list[Any]:
+    """Returns what plugins give as lists, in the order in which they were found."""
+    given = _plugins.get().ask(hook, read=list)
+    return [one for answer in reversed(given) for one in answer]
+
+
+def _merged(found: list[Mapping[str, T]]) -> dict[str, T]:
     return {key: value for mapping in reversed(found) for key, value in mapping.items()}
 
 

@@ -120,8 +120,8 @@ class Request(NamedTuple, Generic[T]):
         """Returns what an answer brings.
 
         Raises:
-            S3Error: The answer is an error, has none of what S3 promises, or has other bytes than were asked
-            for.
+            S3Error: The answer is an error, has none of what S3 promises, or has other bytes than were
+                asked for.
         """
         if answer.status >= FIRST_ERROR_STATUS or (
             not self.streams and answer.body and _NO_RESULT.match(answer.body)

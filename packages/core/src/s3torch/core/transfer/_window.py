@@ -200,6 +200,7 @@ def _cancel_all(waiting: Iterable[tuple[PendingRange, Admission]]) -> None:
 
 
 def receive(source: RangeSource, wanted: Iterable[Wanted]) -> None:
+    """Fetches ranges into the buffers that they name, and returns when all bytes are there."""
     with closing(InOrder(source, wanted)) as arrived:
         for _ in arrived:
             """The bytes are where they are wanted."""

@@ -19,6 +19,7 @@ from s3torch.core import Glob, ObjectInfo, S3BucketKeyData, S3Client, S3Reader, 
 from s3torch.core.errors import ConfigurationError
 
 ObjectSource: TypeAlias = Callable[[S3Client], Iterable[S3BucketKeyData]]
+"""Takes the client of a dataset and returns its objects."""
 Uri: TypeAlias = str | os.PathLike[str]
 Uris: TypeAlias = Uri | Iterable[Uri]
 # Directory buckets (S3 Express One Zone) are named as "base--use1-az4--x-s3", their access points otherwise.

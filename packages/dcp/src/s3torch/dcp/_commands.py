@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from s3torch.core import ObjectInfo, S3Client
     from s3torch.core.observers import TransferInfo, TransferProgress
-    from s3torch.dcp.manage import CheckpointInfo, Depth
+    from s3torch.dcp._verifying import Depth
+    from s3torch.dcp.manage import CheckpointInfo
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 

@@ -37,7 +37,7 @@ from s3torch.dcp.converting._sources import SUFFIX
 from s3torch.dcp.hugging_face._consolidation import Band, bands_of, windows
 from s3torch.dcp.hugging_face._safetensors import INDEX_NAME, Index, make_header, make_index, parse_index
 from s3torch.dcp.saving._commit import Commit
-from s3torch.dcp.saving._files import FilePlan, new_save_id
+from s3torch.dcp.saving._plan import FilePlan, new_save_id
 
 if TYPE_CHECKING:
     import os

@@ -6,11 +6,12 @@ It knows requests and memory; readers, the writer and checkpoints are built on i
 from s3torch.core._config import checksum_type
 from s3torch.core._memory import MemoryBudget, advise_huge_pages, default_memory_limit, new_bytes
 from s3torch.core.transfer._checksums import PartedChecksum, checksum
-from s3torch.core.transfer._fetch import FetchSource, Piece, fetch
+from s3torch.core.transfer._fetch import Fetch, FetchSource, Piece, fetch
 from s3torch.core.transfer._source import ObjectRange, ObjectSource, PendingRange, RangeSource
 from s3torch.core.transfer._window import InFlightTarget, InOrder, Wanted, receive, run_ahead
 
 __all__ = [
+    "Fetch",
     "FetchSource",
     "InFlightTarget",
     "InOrder",

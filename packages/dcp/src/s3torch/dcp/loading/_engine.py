@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint.planner import LoadItemType
 
-from s3torch.core.ranges import KIB, MIB, plan_parts
+from s3torch.core.ranges import MIB, plan_parts
 from s3torch.core.transfer import fetch
 from s3torch.dcp._filesystem import join_path
 from s3torch.dcp._tensors import TensorLayout, noted_layout, parse_archive, tensor_of
+from s3torch.dcp.loading._arrivals import Arrivals
 from s3torch.dcp.loading._pieces import (
     HeadPiece,
     InFlight,
@@ -23,9 +24,11 @@ from s3torch.dcp.loading._pieces import (
     TensorPiece,
     ToDevice,
     hand_over,
+    is_inside,
     staged_pieces,
     target_of,
 )
+from s3torch.dcp.loading._replicas import SMALL_ITEM, needs_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,12 +37,12 @@ if TYPE_CHECKING:
 
     from torch.distributed.checkpoint.planner import LoadPlanner
 
-    from s3torch.core.transfer import FetchSource, ObjectSource, Piece
+    from s3torch.core.transfer import Fetch, FetchSource, ObjectSource
     from s3torch.dcp._filesystem import S3FileSystem
+    from s3torch.dcp.loading._arrivals import LoadPiece
+    from s3torch.dcp.loading._exchange import Exchange
     from s3torch.dcp.loading._pieces import StoredChunk
 
-# Below this an archive is fetched whole: looking for its tensor first would cost more.
-_SMALL_ITEM = 256 * KIB
 _DECODING = 64 * MIB
 # Joins what overlaps, and nothing that only touches.
 _OVERLAP = -1
@@ -59,6 +62,7 @@ class PlannedLoad:
         threads: How many items are decoded at a time.
         in_order: Each file is read once, from front to back and item by item, as some readers want it.
         device: Copies to an accelerator; ``None`` for that of this process, if it has one.
+        exchange: The other ranks of the load, where they read for each other.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class PlannedLoad:
         threads: int,
         in_order: bool = False,
         device: ToDevice | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         self._open = open_source
         self._planner = planner
@@ -79,6 +84,7 @@ class PlannedLoad:
         self._threads = threads
         self._in_order = in_order
         self._device = device or ToDevice()
+        self._exchange = exchange
         self._sources: dict[str, FetchSource] = {}
 
     def run(self, files: Mapping[str, Iterable[StoredChunk]]) -> None:
@@ -89,13 +95,13 @@ class PlannedLoad:
             S3Error: A file is missing, damaged, or cannot be read.
         """
         chunks = [(path, chunk) for path, chunks in files.items() for chunk in chunks]
-        layouts = self._layouts(chunks)
-        pieces: dict[str, list[Piece]] = {}
+        layouts = self.layouts(chunks)
+        pieces: dict[str, list[LoadPiece]] = {}
         for path, chunk in chunks:
             for piece in self._pieces_of(chunk, layouts.get(id(chunk))):
                 pieces.setdefault(path, []).append(piece)
         decoding = _Decoding(self._threads, self._give)
-        with closing(self._fetch(pieces, self._max_gap)) as arrived, closing(decoding):  # type: ignore[type-var]
+        with closing(self._arriving(pieces)) as arrived, closing(decoding):
             for piece in arrived:
                 if isinstance(piece, TensorPiece | StagedPiece):
                     piece.finish(self._planner)
@@ -105,27 +111,29 @@ class PlannedLoad:
             decoding.finish()
         self._device.finish()
 
-    def _layouts(self, chunks: list[tuple[str, StoredChunk]]) -> dict[int, TensorLayout]:
+    def layouts(self, chunks: Iterable[tuple[str, StoredChunk]]) -> dict[int, TensorLayout]:
         """Finds out where the tensors are, from what the writer has noted, else from the archives' heads."""
         layouts: dict[int, TensorLayout] = {}
-        heads: dict[str, list[Piece]] = {}
+        heads: dict[str, list[LoadPiece]] = {}
+        known = self._exchange.share.layouts if self._exchange is not None else {}
         for path, chunk in chunks:
             if chunk.descriptors or chunk.requests[0].type == LoadItemType.BYTE_IO:
                 continue
-            layout = noted_layout(chunk.note, chunk.size)
+            place = path, chunk.start, chunk.stop
+            layout = noted_layout(chunk.note, chunk.size) or known.get(place)
             if layout is not None:
                 layouts[id(chunk)] = layout
-            elif chunk.size > _SMALL_ITEM and not self._in_order:
+            elif needs_head(chunk) and place not in known and not self._in_order:
                 heads.setdefault(path, []).append(HeadPiece(chunk))
-        with closing(self._fetch(heads, 0)) as arrived:  # type: ignore[type-var]
+        with closing(self._fetch((heads, 0))) as arrived:
             for piece in arrived:
                 if isinstance(piece, HeadPiece) and (layout := piece.layout()) is not None:
                     layouts[id(piece.chunk)] = layout
         return layouts
 
-    def _pieces_of(self, chunk: StoredChunk, layout: TensorLayout | None) -> Iterator[Piece]:
+    def _pieces_of(self, chunk: StoredChunk, layout: TensorLayout | None) -> Iterator[LoadPiece]:
         """Yields what has to be fetched; what has no bytes is finished at once."""
-        if layout is None or not all(_is_inside(request, layout) for request in chunk.requests):
+        if layout is None or not all(is_inside(request, layout) for request in chunk.requests):
             if chunk.size:
                 yield ItemPiece(chunk)
             else:
@@ -140,11 +148,17 @@ class PlannedLoad:
             else:
                 yield piece
 
-    def _fetch(self, pieces: Mapping[str, list[Piece]], max_gap: float | None) -> Iterator[Piece]:
+    def _arriving(self, pieces: Mapping[str, list[LoadPiece]]) -> Fetch[LoadPiece] | Arrivals:
+        if self._exchange is None:
+            return self._fetch((pieces, self._max_gap))
+        return Arrivals(self._exchange, pieces, self._fetch, max_gap=self._max_gap)
+
+    def _fetch(self, *passes: tuple[Mapping[str, list[LoadPiece]], float | None]) -> Fetch[LoadPiece]:
         files = []
-        for path, wanted in pieces.items():
-            source = self._sources.get(path) or self._sources.setdefault(path, self._open(path))
-            files.append((source, plan_parts(wanted, part_size=source.part_size, max_gap=max_gap)))
+        for pieces, max_gap in passes:
+            for path, wanted in pieces.items():
+                source = self._sources.get(path) or self._sources.setdefault(path, self._open(path))
+                files.append((source, plan_parts(wanted, part_size=source.part_size, max_gap=max_gap)))
         if self._in_order:
             # A reader has one range in flight; so that several files have, they take turns.
             turns = zip_longest(*([(source, [part]) for part in parts] for source, parts in files))
@@ -163,13 +177,6 @@ class PlannedLoad:
             hand_over(request, value, self._planner)
 
 
-def _is_inside(request: Any, layout: TensorLayout) -> bool:
-    if not len(request.storage_offsets) == len(request.lengths) == len(layout.sizes):
-        return False
-    where = zip(request.storage_offsets, request.lengths, layout.sizes, strict=True)
-    return all(at >= 0 and at + count <= size for at, count, size in where)
-
-
 class _Decoding:
     """Decodes large items in threads and small ones at once; hands them over on the caller's thread."""
 
@@ -182,7 +189,7 @@ class _Decoding:
 
     def add(self, chunk: StoredChunk, size: int, decode: Callable[[], Any]) -> None:
         """Takes an item; waits for older ones when there is much to be decoded already."""
-        if size <= _SMALL_ITEM or self._threads == 1:
+        if size <= SMALL_ITEM or self._threads == 1:
             self._give(chunk, decode())
             return
         if self._pool is None:

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -35,8 +36,8 @@ WIDTH = 1024
 def state_of(seed=3):
     """What is saved: tensors from a few bytes to some stripes, and objects."""
     torch.manual_seed(seed)
-    state = {f"layer{n}.weight": torch.randn(4 * n + 4, WIDTH) for n in range(16)}
-    state |= {"large": torch.randn(2600, WIDTH), "half": torch.randn(513, 77).bfloat16()}
+    state = {f"layer{n}": torch.randn(4 * n + 4, WIDTH) for n in range(16)}
+    state |= {"large": torch.randn(2600, WIDTH), "narrow": torch.randn(513, 77).bfloat16()}
     state |= {f"scale{n}": torch.tensor(float(n)) for n in range(5)}
     return {"model": state, "objects": {"step": 17, "name": "run", "raw": b"\x00\x01"}}
 
@@ -109,16 +110,11 @@ def hybrid(job):
 def fully_sharded(job):
     """FSDP2, of a real model, with sizes that do not divide evenly; each rank has some rows only."""
     model = torch.nn.Module()
-    for name in ("large", "half", *(f"layer{n}" for n in range(16))):
-        there = job.there["model"].get(name, job.there["model"].get(f"{name}.weight"))
-        child = torch.nn.Linear(there.shape[1], there.shape[0], bias=False, dtype=there.dtype)
-        model.add_module(name, child)
+    for name, tensor in blank(job.there["model"]).items():
+        if tensor.dim() == 2:
+            model.register_parameter(name, torch.nn.Parameter(tensor))
     fully_shard(model)
-    params = get_model_state_dict(model)
-    found = {
-        name if name.startswith("layer") else name.removesuffix(".weight"): one
-        for name, one in params.items()
-    }
+    found = get_model_state_dict(model)
     scalars = {name: torch.zeros(()) for name in job.there["model"] if name.startswith("scale")}
     state = {"model": found | scalars, "objects": blank(job.there["objects"])}
     job.load(state, process_group=dist.group.WORLD)
@@ -135,7 +131,7 @@ def uneven(job):
         # Not the memory of a contiguous tensor of the type that is stored.
         wide = torch.zeros(WIDTH, 2600, dtype=torch.float64).t()
         state = {
-            "model": {"large": wide, "half": torch.zeros(513, 77, dtype=torch.float32)},
+            "model": {"large": wide, "narrow": torch.zeros(513, 77, dtype=torch.float32)},
             "objects": {"name": None},
         }
     if job.rank == job.ranks - 1:
@@ -212,16 +208,20 @@ def failing(job):
     raise AssertionError("it should have failed")
 
 
+class Mistaken(DefaultLoadPlanner):
+    """Fails where bytes have arrived already."""
+
+    def commit_tensor(self, read_item, tensor):
+        raise ArithmeticError(f"cannot take {read_item.dest_index.fqn}")
+
+
 def mistaken(job):
-    """One rank has a target of another shape; nothing was read yet then."""
-    state = blank(job.there)
-    if job.rank == 1:
-        state["model"]["large"] = {"not": "a tensor"}
-        state["objects"]["step"] = torch.zeros(3)
+    """The planner of one rank fails, in the middle of a load."""
+    planner = Mistaken() if job.rank == 1 else None
     try:
-        job.load(state)
+        dcp.load(blank(job.there), storage_reader=job.reader(), planner=planner)
     except CheckpointException as exc:
-        return {"failures": {rank: str(error) for rank, (error, _) in exc.failures.items()}}
+        return {rank: f"{type(error).__name__}: {error}" for rank, (error, _) in exc.failures.items()}
     raise AssertionError("it should have failed")
 
 

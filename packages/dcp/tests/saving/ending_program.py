@@ -1,8 +1,8 @@
 """Programs that end, or are killed, while they save; run as a program.
 
-Each line of the standard input is one, as JSON: the URI, the endpoint, a number that fills the tensor, and
-the arguments of the saver. A process is forked for it, which saves and ends as programs do; its id is the
-answer, and a second line tells how it has ended.
+Each line of the standard input is one, as JSON: the URI, the endpoint, a number that fills the tensor, the
+arguments of the saver, and a file that tells it to end. A process is forked for it, which saves and ends as
+programs do; its id is the answer, and a second line tells how it has ended.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import warnings
+from pathlib import Path
 
 import torch
 
@@ -23,6 +25,8 @@ def save(job):
     writer = S3StorageWriter("us-east-1", job["uri"], config, endpoint=job["endpoint"])
     saver = AsyncSaver(**job["options"])
     saver.save({"tensor": torch.full((1000,), job["number"])}, storage_writer=writer)
+    while job["goes_on_until"] and not Path(job["goes_on_until"]).exists():
+        time.sleep(0.01)
 
 
 def main():

@@ -25,7 +25,10 @@ from s3torch.testing.faults import Fault
 PROGRAM = Path(__file__).with_name("ending_program.py")
 FOREVER = 300.0
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized"),
+    pytest.mark.filterwarnings("ignore:Detected an existing checkpoint"),
+]
 
 
 class Held:
@@ -223,30 +226,36 @@ def program(seaweedfs):
 
 @pytest.mark.promise(1)
 @pytest.mark.parametrize("end", ["wait", "abort", "kill"])
-def test_a_program_that_ends(program, seaweed_place, writer_of, proxy, end):
+def test_a_program_that_ends(program, seaweed_place, writer_of, proxy, tmp_path, end):
     with AsyncSaver() as saver:
         saver.save(filled(1), storage_writer=writer_of())
-    held = Held(proxy, method="PUT", key=".distcp")
+    # The one that is waited for goes on; the others hang.
+    held = Held(proxy, method="PUT", key=".distcp") if end == "wait" else None
+    rule = None if held else proxy.add(Fault.stall(FOREVER, side="request"), method="PUT", key=".distcp")
     job = {
         "uri": seaweed_place.uri("checkpoint"),
         "endpoint": proxy.endpoint,
         "number": 2,
         "options": {"at_exit": "abort" if end == "abort" else "wait"},
+        # An aborting one would end before it has begun.
+        "goes_on_until": str(tmp_path / "end") if end == "abort" else "",
     }
     program.stdin.write(json.dumps(job) + "\n")
     program.stdin.flush()
     pid = int(program.stdout.readline())
     with ThreadPoolExecutor(1) as thread:
         ended = thread.submit(program.stdout.readline)
-        assert held.began.wait(60)
-        if end == "wait":
+        while not (held.began.is_set() if held else rule.hits):
+            assert not wait([ended], 0.01).done
+        if held:
             # Its own thread has nothing to do any more.
             assert not wait([ended], 0.2).done
             held.go_on.set()
-        elif end == "kill":
+        elif end == "abort":
+            (tmp_path / "end").touch()
+        else:
             os.kill(pid, signal.SIGKILL)
         assert int(ended.result()) == (-signal.SIGKILL if end == "kill" else 0)
-    held.go_on.set()
     proxy.heal()
     state = {"tensor": torch.zeros(1000)} if end == "wait" else filled(0)
     dcp.load(state, storage_reader=seaweed_place.reader())

@@ -12,6 +12,7 @@ import mmap
 import os
 import pickle
 import tempfile
+import weakref
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ALIGNMENT = 64
+_TENSORS = {torch.Tensor, torch.nn.Parameter}
 _ATOMS = (bool, bytes, complex, float, int, str, type(None))
 # cudaHostRegisterPortable: pinned for all devices.
 _PORTABLE = 1
@@ -47,22 +49,19 @@ class Block:
 
     def __init__(self, size: int, *, shared: bool, pinned: bool) -> None:
         self.descriptor: int | None = None
-        self._file: Any = None
+        self._end: Callable[[], object] = lambda: None
         if not shared:
             self.memory = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
             return
         # Not in /dev/shm, which is small in containers.
-        self._file = _anonymous_file(size)
-        self.descriptor = self._file.fileno()
+        self.descriptor = _anonymous_file(size)
         self.memory = mapped(self.descriptor, size)
-        self._registered = pinned and torch.cuda.is_available() and _register(self.memory)
+        place = self.memory.data_ptr() if pinned and _register(self.memory) else None
+        self._end = weakref.finalize(self, _give_back, self.descriptor, place)
 
     def close(self) -> None:
         """Gives the memory back, when no tensor is in it any more."""
-        if self._file is not None:
-            if self._registered:
-                torch.cuda.cudart().cudaHostUnregister(self.memory.data_ptr())
-            self._file.close()
+        self._end()
         del self.memory
 
 
@@ -74,18 +73,27 @@ def mapped(descriptor: int, size: int) -> torch.Tensor:
     return torch.frombuffer(area, dtype=torch.uint8)
 
 
-def _anonymous_file(size: int) -> Any:
-    file: Any = (
-        os.fdopen(os.memfd_create("s3torch-staging"), "r+b", buffering=0)
-        if hasattr(os, "memfd_create")
-        else tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - The block closes it.
-    )
-    file.truncate(size)
-    return file
+def _anonymous_file(size: int) -> int:
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("s3torch-staging")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.truncate(descriptor, size)
+    return descriptor
 
 
 def _register(memory: torch.Tensor) -> bool:
+    """Pins memory that is there already, as CUDA can."""
+    if not torch.cuda.is_available():
+        return False
     return int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, _PORTABLE)) == 0
+
+
+def _give_back(descriptor: int, registered: int | None) -> None:
+    os.close(descriptor)
+    if registered is not None:
+        torch.cuda.cudart().cudaHostUnregister(registered)
 
 
 class Staging:
@@ -125,7 +133,7 @@ class Staging:
         self._mapped(state, place, lambda other: other)
         memory = self._memory(end, [tensor for _, tensor in places.values()])
         copies = {key: self._copied(tensor, memory, at) for key, (at, tensor) in places.items()}
-        staged = self._mapped(state, lambda tensor: copies[_identity(tensor)], self._others.stage)
+        staged = self._mapped(state, lambda tensor: copies[_identity(tensor)], self._other)
         _finish_copies([tensor for _, tensor in places.values()])
         return dict(staged)
 
@@ -142,6 +150,12 @@ class Staging:
             size = -(-max(size, 1) // MIB) * MIB
             self.block = Block(size, shared=self._shared, pinned=any(map(is_on_accelerator, tensors)))
         return self.block.memory
+
+    def _other(self, value: Any) -> Any:
+        if type(value) in _TENSORS:
+            # Without elements, or not a row of them.
+            return value.detach().to("cpu", copy=True) if not value.is_meta else value
+        return self._others.stage(value)
 
     @staticmethod
     def _copied(tensor: torch.Tensor, memory: torch.Tensor, at: int) -> torch.Tensor:
@@ -171,7 +185,7 @@ class Staging:
 
 def _is_plain(value: Any) -> bool:
     return (
-        type(value) in {torch.Tensor, torch.nn.Parameter}
+        type(value) in _TENSORS
         and value.layout == torch.strided
         and not value.is_quantized
         and not value.is_meta

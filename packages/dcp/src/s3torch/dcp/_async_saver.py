@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures.thread  # noqa: F401 - It registers what is called at exit, and has to be first.
 import logging
+import os
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +19,7 @@ from s3torch.dcp.saving._save_process import SaveProcess
 from s3torch.dcp.saving._staging import Staging
 
 if TYPE_CHECKING:
-    import os
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
@@ -47,7 +48,8 @@ class AsyncSaver:
         when_busy: What ``save`` does while the last save goes on. ``"wait"`` waits for it; ``"skip"`` saves
             nothing, on all ranks, says so in the log, and returns ``None``.
         at_exit: What happens to a save when the program ends, or an error leaves the ``with`` block.
-            ``"wait"`` completes it; ``"abort"`` drops it, and nothing of it becomes visible.
+            ``"wait"`` completes it; ``"abort"`` cancels it, with all that its client has in flight, and
+            nothing of it becomes visible.
         process_group: The ranks that save together; ``None`` for all.
 
     Raises:
@@ -116,8 +118,9 @@ class AsyncSaver:
         elif groups is not None:
             options["process_group"] = groups[0]
         self._saving = saving = _Saving()
-        if not self._aborts:
-            _awaited_at_exit.add(saving)
+        client = getattr(getattr(storage_writer, "fs", None), "client", None)
+        saving.stop = client.close if client is not None and self._aborts else None
+        _under_way[saving] = self._aborts
         thread = threading.Thread(target=self._run, args=(options, saving), daemon=True, name="s3torch-save")
         thread.start()
         return saving
@@ -150,7 +153,8 @@ class AsyncSaver:
         if error is None:
             self.close()
         elif self._aborts:
-            # What the thread has open is aborted when the interpreter ends.
+            if self._saving is not None:
+                self._saving.abort()
             self._end(kill=True)
         else:
             self.wait()
@@ -173,7 +177,7 @@ class AsyncSaver:
             options.clear()
             saving.set_result(result)
         finally:
-            _awaited_at_exit.discard(saving)
+            _under_way.pop(saving, None)
             saving.ended.set()
 
     def _start_process(self, groups: tuple[ProcessGroup, ProcessGroup] | None) -> None:
@@ -215,7 +219,9 @@ class _Saving(Future[Any]):
 
     def __init__(self) -> None:
         super().__init__()
+        self.pid = os.getpid()
         self.ended = threading.Event()
+        self.stop: Callable[[], object] | None = None
         self._is_seen = False
         self.set_running_or_notify_cancel()
 
@@ -224,6 +230,11 @@ class _Saving(Future[Any]):
             return super().result(timeout)
         finally:
             self._is_seen = self.done()
+
+    def abort(self) -> None:
+        """Cancels what the save has in flight in this process, with which it fails."""
+        if self.stop is not None and not self.ended.is_set():
+            self.stop()
 
     def has_unseen(self) -> bool:
         """Whether it has failed, and nobody knows."""
@@ -235,17 +246,23 @@ class _Saving(Future[Any]):
             self.result()
 
 
-_awaited_at_exit: set[_Saving] = set()
+# The saves of this process, and whether they are aborted when it ends.
+_under_way: dict[_Saving, bool] = {}
 
 
-def _wait_at_exit() -> None:
-    for saving in list(_awaited_at_exit):
-        saving.ended.wait()
+def _end_all() -> None:
+    for saving, aborts in list(_under_way.items()):
+        if saving.pid != os.getpid():
+            continue  # A child that was forked meanwhile has no thread for it.
+        if aborts:
+            saving.abort()
+        else:
+            saving.ended.wait()
 
 
 # Functions of ``atexit`` are called when no thread can be started any more, which a save needs; these are
 # called before, the last one first, and so before that of concurrent.futures.
-threading._register_atexit(_wait_at_exit)  # type: ignore[attr-defined]
+threading._register_atexit(_end_all)  # type: ignore[attr-defined]
 
 
 def _save(options: dict[str, Any]) -> Any:

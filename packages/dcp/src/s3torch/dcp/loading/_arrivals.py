@@ -184,7 +184,7 @@ class Arrivals:
         if self._fetched.failed is None:
             return ""
         source, part = self._fetched.failed
-        names = list(dict.fromkeys(piece.name for piece in part.pieces))
+        names = list(dict.fromkeys(getattr(piece, "name", "") for piece in part.pieces))
         return f"{', '.join(names[:_SHOWN_NAMES])} (in {source.key.rpartition('/')[2]})"
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import sys
+import threading
 import traceback
 import warnings
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from s3torch.core import S3ClientConfig
 from s3torch.core.errors import NotFoundError
 from s3torch.dcp import (
+    AsyncSaver,
     CheckpointError,
     HexPrefixStrategy,
     S3FileSystem,
@@ -181,6 +183,47 @@ def asynchronous(rank, bucket):
         loaded = state_of(rank, 0.0)
         dcp.load(loaded, storage_reader=reader_of(bucket, path))
         check(loaded, factor)
+
+
+def background(rank, bucket):
+    """Saves in threads and in processes, of all ranks alike; training goes on with the same group."""
+    for process in (False, True):
+        with AsyncSaver(process=process) as saver:
+            for factor in (1, 2):
+                state = state_of(rank, factor)
+                saving = saver.save(state, storage_writer=writer_of(bucket, f"background-{process}"))
+                state["model"]["sharded"].to_local().zero_()
+                for _ in range(20):
+                    dist.all_reduce(torch.ones(1))
+                saving.result()
+                loaded = state_of(rank, 0.0)
+                dcp.load(loaded, storage_reader=reader_of(bucket, f"background-{process}"))
+                check(loaded, factor)
+
+
+def skipping(rank, bucket):
+    """While one rank still saves, none begins another save; what fails on one fails on all."""
+    last = dist.get_world_size() - 1
+    done, go_on = threading.Event(), threading.Event()
+
+    def held(number):
+        if number == 0 == rank:
+            done.set()
+            go_on.wait(60)
+        return "x" * 2000 if number == last else "a"
+
+    saver = AsyncSaver(when_busy="skip")
+    writer = writer_of(bucket, "failing", prefix_strategy=held)
+    saver.save(state_of(rank), storage_writer=writer)
+    if rank == 0:
+        done.wait(60)
+    assert saver.save(state_of(rank), storage_writer=writer) is None
+    go_on.set()
+    saver.wait()
+    with pytest.raises(CheckpointException, match="KeyTooLong"):
+        saver.save(state_of(rank), storage_writer=writer)
+    saver.save(state_of(rank), storage_writer=writer_of(bucket, "failing")).result()
+    saver.close()
 
 
 def too_long(rank):

@@ -134,3 +134,13 @@ def test_saves_from_another_process(run):
 def test_a_failure_in_another_process_reaches_all(run, seaweed_place):
     run("asynchronous_failing")
     assert "failing/.metadata" not in seaweed_place.listed()
+
+
+@pytest.mark.timeout(120)
+def test_saves_that_go_on_while_training_does(run):
+    run("background")
+
+
+@pytest.mark.promise(7)
+def test_ranks_skip_and_fail_together(run):
+    run("skipping")

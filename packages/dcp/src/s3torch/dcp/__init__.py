@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from s3torch.dcp._version import __version__
 
 if TYPE_CHECKING:
+    from s3torch.dcp._async_saver import AsyncSaver
     from s3torch.dcp._filesystem import S3FileSystem
     from s3torch.dcp._metadata import CheckpointError
     from s3torch.dcp._prefixes import (
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from s3torch.dcp.saving._copies import SaveReport
 
 __all__ = [
+    "AsyncSaver",
     "BinaryPrefixStrategy",
     "CheckpointError",
     "DefaultPrefixStrategy",
@@ -55,6 +57,7 @@ __all__ = [
 _MODULES = {
     name: module
     for module, names in {
+        "_async_saver": "AsyncSaver",
         "_metadata": "CheckpointError",
         "_filesystem": "S3FileSystem",
         "_prefixes": "BinaryPrefixStrategy DefaultPrefixStrategy HexPrefixStrategy "

@@ -7,9 +7,11 @@ import logging
 import math
 import pickle
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType
@@ -30,7 +32,9 @@ from s3torch.dcp._metadata import (
 from s3torch.dcp._tensors import noted_layout, tensor_of
 from s3torch.dcp._unpickler import safe_archive
 from s3torch.dcp.loading._engine import PlannedLoad, ReaderSources
+from s3torch.dcp.loading._exchange import Exchange, group_for_bytes
 from s3torch.dcp.loading._pieces import chunks_by_file, stored_at
+from s3torch.dcp.loading._replicas import Share, Wants, new_tag, plan_shares, wanted_heads, wants_of
 from s3torch.dcp.plugin import PlannedReads
 
 if TYPE_CHECKING:
@@ -72,6 +76,8 @@ class S3StorageReader(FileSystemReader):
             others. ``None`` lets every rank read it. That is the default, because torch does not tell a
             reader whether the other ranks load, too: one that loads with ``no_dist=True``, or calls
             ``read_metadata`` to look into a checkpoint, would wait for them for ever.
+        replicas: ``"broadcast"`` lets one rank read what several of a load want, and send it to the others.
+            All ranks of the load must have a reader that says so. ``None`` lets every rank read all it needs.
         safe_globals: Classes and functions that may be in the metadata and in objects, beyond what torch
             writes and what is plain, as for ``torch.serialization.add_safe_globals``.
         weights_only: Loads objects, all that is no tensor, without running what is in them. With ``False``
@@ -100,12 +106,15 @@ class S3StorageReader(FileSystemReader):
         s3_client: S3Client | None = None,
         thread_count: int = 8,
         process_group: ProcessGroup | None = None,
+        replicas: Literal["broadcast"] | None = None,
         safe_globals: Iterable[Any] = (),
         weights_only: bool = True,
         _extension_registry: ExtensionRegistry | None = None,
     ) -> None:
         if not isinstance(thread_count, int) or thread_count < 1:
             raise ConfigurationError(f"thread_count must be at least 1, got {thread_count!r}")
+        if replicas not in {None, "broadcast"}:
+            raise ConfigurationError(f"replicas must be None or 'broadcast', got {replicas!r}")
         super().__init__(path, _extension_registry)
         self._reader_constructor = reader_constructor
         self.fs: S3FileSystem = S3FileSystem(  # type: ignore[assignment]
@@ -115,6 +124,7 @@ class S3StorageReader(FileSystemReader):
         self.fs.init_path(self.path)
         self.thread_count = thread_count
         self._process_group = process_group
+        self._replicas = replicas
         self._safe_globals = tuple(safe_globals)
         self._weights_only = weights_only
         self._why_no_metadata = ""
@@ -190,7 +200,25 @@ class S3StorageReader(FileSystemReader):
         tell = getattr(self._reader_constructor, "set_item_ranges_by_file", None)
         if tell is not None:
             tell(plan.items, self.storage_data, self.path)
-        return plan
+        group = group_for_bytes(self._process_group) if self._replicas and not self._in_order else None
+        if group is None:
+            return plan
+        files = chunks_by_file(plan.items, self.storage_data)
+        return replace(plan, storage_data=wants_of(files, rank=dist.get_rank(), group=group.group_name))
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """Decides which rank reads what, where ranks read for each other; only the coordinator does so."""
+        wants = [plan.storage_data for plan in plans if isinstance(plan.storage_data, Wants)]
+        if not wants:
+            return plans
+        heads = wanted_heads(wants)
+        # No item is finished here, so there is nothing to ask the planner.
+        load = PlannedLoad(self._open_file, None, self._value, max_gap=None, threads=1)  # type: ignore[arg-type]
+        found = load.layouts(heads)
+        layouts = {(path, one.start, one.stop): found.get(id(one)) for path, one in heads}
+        shares = plan_shares(wants, layouts, tag=new_tag())
+        ranks = [getattr(plan.storage_data, "rank", -1) for plan in plans]
+        return [replace(plan, storage_data=shares.get(rank)) for plan, rank in zip(plans, ranks, strict=True)]
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Reads all items of the plan and hands them to the planner, in any order, on this thread.
@@ -200,13 +228,15 @@ class S3StorageReader(FileSystemReader):
             ChecksumMismatchError: Bytes are not those that were saved, also when they are fetched once more.
             S3Error: A file is missing, damaged, or cannot be read.
         """
-        _check_kinds(plan, planner, self.path)
-        files = chunks_by_file(plan.items, self.storage_data)
-        kind = S3ReaderConstructor.get_reader_type_string(self._reader_constructor)
+        share = plan.storage_data
+        group = group_for_bytes(self._process_group) if isinstance(share, Share) else None
         with ExitStack() as stack:
+            # From here on the others are told of all that fails.
+            exchange = stack.enter_context(Exchange(share, group, where=self.path)) if group else None
+            _check_kinds(plan, planner, self.path)
+            files = chunks_by_file(plan.items, self.storage_data)
             open_file: Callable[[str], FetchSource] = self._open_file
-            in_order = kind not in _PLAIN_KINDS
-            if in_order:
+            if self._in_order:
                 # Who brings readers of his own may want other bytes than those of the objects.
                 open_file = ReaderSources(self.fs, self.path, self.thread_count, stack).open
             load = PlannedLoad(
@@ -215,8 +245,9 @@ class S3StorageReader(FileSystemReader):
                 self._value,
                 max_gap=getattr(self._reader_constructor, "max_gap_size", None),
                 threads=self.thread_count,
-                in_order=in_order,
+                in_order=self._in_order,
                 verifies=self.fs.client.s3client_config.verify != "off",
+                exchange=exchange,
             )
             load.run(files)
         self.verified_bytes, self.unverified_bytes = load.verified
@@ -230,6 +261,12 @@ class S3StorageReader(FileSystemReader):
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+    @property
+    def _in_order(self) -> bool:
+        """Whether files are read with readers of the user's own kind."""
+        kind = S3ReaderConstructor.get_reader_type_string(self._reader_constructor)
+        return kind not in _PLAIN_KINDS
 
     def _open_file(self, path: str) -> ObjectSource:
         return self.fs.open_ranges(join_path(self.path, path))

@@ -15,11 +15,12 @@ from s3torch.core.transfer._checksums import (
     is_computable,
     piece_algorithm,
 )
-from s3torch.core.transfer._fetch import FetchSource, Piece, fetch
+from s3torch.core.transfer._fetch import Fetch, FetchSource, Piece, fetch
 from s3torch.core.transfer._source import ObjectRange, ObjectSource, PendingRange, RangeSource
 from s3torch.core.transfer._window import InFlightTarget, InOrder, Wanted, receive, run_ahead
 
 __all__ = [
+    "Fetch",
     "FetchSource",
     "InFlightTarget",
     "InOrder",

@@ -68,7 +68,11 @@ def fetch(files: Sequence[tuple[FetchSource, Sequence[Part[P]]]]) -> Fetch[P]:
 
 
 class Fetch(Generic[P]):
-    """The iterator of ``fetch``."""
+    """The iterator of ``fetch``.
+
+    Attributes:
+        failed: The source and the part of the request that has ended all.
+    """
 
     def __init__(self, files: Sequence[tuple[FetchSource, Sequence[Part[P]]]]) -> None:
         self._waiting = deque((source, part) for source, parts in files for part in parts)
@@ -81,6 +85,7 @@ class Fetch(Generic[P]):
         self._pool = BufferPool(FETCH_IN_FLIGHT)
         self._pid = _process.here
         self._requests: set[_Request[P]] = set()
+        self.failed: tuple[FetchSource, Part[P]] | None = None
         reaper.get()
 
     def __iter__(self) -> Iterator[P]:
@@ -101,6 +106,20 @@ class Fetch(Generic[P]):
         self._handed_out = piece.held
         return piece
 
+    def start_more(self) -> None:
+        """Starts what may be in flight, without waiting for anything."""
+        while self._waiting and self._start(*self._waiting[0]):
+            self._waiting.popleft()
+
+    def keep(self) -> int:
+        """Counts the memory of the last piece further, until ``drop`` gets what this returns."""
+        kept, self._handed_out = self._handed_out, 0
+        return kept
+
+    def drop(self, kept: int) -> None:
+        """Tells that memory which was kept is free."""
+        self._held -= kept
+
     def close(self) -> None:
         """Stops what is in flight."""
         self._waiting.clear()
@@ -114,11 +133,14 @@ class Fetch(Generic[P]):
 
     def _advance(self) -> None:
         """Starts what may be in flight, and takes in one answer."""
-        while self._waiting and self._start(*self._waiting[0]):
-            self._waiting.popleft()
+        self.start_more()
         request = self._arrived.get()
         self._requests.discard(request)
-        request.finish(self._pool)
+        try:
+            request.finish(self._pool)
+        except BaseException:
+            self.failed = request.source, request.part
+            raise
         for piece in request.part.pieces:
             both = min(piece.stop, request.part.stop) - max(piece.start, request.part.start)
             self._missing[id(piece)] -= both
@@ -154,7 +176,7 @@ class _Request(Generic[P]):
 
     def __init__(self, source: FetchSource, part: Part[P], pool: BufferPool, admission: Admission) -> None:
         self.part = part
-        self._source = source
+        self.source = source
         self._admission = admission
         # A buffer that another part can use again, but not one much larger than this part.
         self._size = source.part_size if part.size > source.part_size // 4 else part.size
@@ -168,7 +190,7 @@ class _Request(Generic[P]):
             into = piece.open()[self.part.start - piece.start : self.part.stop - piece.start]
         else:
             into = self._buffer[: self.part.size]
-        self._transfer = self._source.start(self.part.start, self.part.stop, into)
+        self._transfer = self.source.start(self.part.start, self.part.stop, into)
         self._transfer.add_done_callback(lambda: arrived(self))
 
     def finish(self, pool: BufferPool) -> None:
@@ -202,6 +224,6 @@ class _Request(Generic[P]):
     def _too_short(self) -> TruncatedError:
         return TruncatedError(
             f"the object does not have the bytes {self.part.start} to {self.part.stop}, which it should have",
-            bucket=self._source.bucket,
-            key=self._source.key,
+            bucket=self.source.bucket,
+            key=self.source.key,
         )

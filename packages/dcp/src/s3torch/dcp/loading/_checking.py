@@ -80,6 +80,10 @@ class FileChecks:
         last = bisect_left(self._starts, stop, first)
         return [check for check in self._checks[first:last] if check.stop <= stop]
 
+    def comparable(self, start: int, stop: int) -> int:
+        """Returns how many bytes of a range are compared."""
+        return sum(check.stop - check.start for check in self.inside(start, stop))
+
 
 class CheckedSource:
     """A file whose ranges are compared with the checksums of their pieces as they arrive.
@@ -171,6 +175,7 @@ class Padding:
     """
 
     held = 0
+    name = ""
 
     def __init__(self, start: int, stop: int) -> None:
         self.start = start
@@ -225,12 +230,15 @@ class CheckPlan:
     unchecked: int
 
 
-def plan_checks(pieces: Mapping[str, Iterable[Span]], checks: Mapping[str, Sequence[Check]]) -> CheckPlan:
+def plan_checks(
+    pieces: Mapping[str, Iterable[Span]], checks: Mapping[str, Sequence[Check]], *, widens: bool = True
+) -> CheckPlan:
     """Decides what is compared of what a load wants.
 
     Args:
         pieces: What it wants of each file.
         checks: The checksums of all that has some of these bytes, by the files.
+        widens: A little more may be fetched, so that more can be compared.
     """
     wanted = {file: union((one.start, one.stop) for one in ones) for file, ones in pieces.items()}
     total = sum(stop - start for ranges in wanted.values() for start, stop in ranges)
@@ -247,7 +255,7 @@ def plan_checks(pieces: Mapping[str, Iterable[Span]], checks: Mapping[str, Seque
                 there.append(one)
     compared = sum(one.stop - one.start for ones in whole.values() for one in ones)
     paddings: dict[str, list[Padding]] = {}
-    room = int(total * _WIDENED_SHARE)
+    room = int(total * _WIDENED_SHARE) if widens else 0
     for cost, file, one, gaps in sorted(cut, key=lambda found: found[0]):
         if cost > room:
             break

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint.planner import LoadItemType
 
-from s3torch.core.ranges import KIB, MIB, plan_parts
+from s3torch.core.ranges import MIB, plan_parts
 from s3torch.core.transfer import fetch
 from s3torch.dcp._filesystem import join_path
 from s3torch.dcp._tensors import TensorLayout, noted_layout, parse_archive, tensor_of
+from s3torch.dcp.loading._arrivals import Arrivals
 from s3torch.dcp.loading._checking import CheckedSource, CheckPlan, plan_checks, union
 from s3torch.dcp.loading._pieces import (
     HeadPiece,
@@ -24,9 +25,11 @@ from s3torch.dcp.loading._pieces import (
     TensorPiece,
     ToDevice,
     hand_over,
+    is_inside,
     staged_pieces,
     target_of,
 )
+from s3torch.dcp.loading._replicas import SMALL_ITEM, needs_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,13 +39,13 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.planner import LoadPlanner
 
     from s3torch.core.ranges import Part
-    from s3torch.core.transfer import FetchSource, ObjectSource, Piece
+    from s3torch.core.transfer import Fetch, FetchSource, ObjectSource
     from s3torch.dcp._filesystem import S3FileSystem
+    from s3torch.dcp.loading._arrivals import LoadPiece
     from s3torch.dcp.loading._checking import Check
+    from s3torch.dcp.loading._exchange import Exchange
     from s3torch.dcp.loading._pieces import StoredChunk
 
-# Below this an archive is fetched whole: looking for its tensor first would cost more.
-_SMALL_ITEM = 256 * KIB
 _DECODING = 64 * MIB
 # Joins what overlaps, and nothing that only touches.
 _OVERLAP = -1
@@ -63,6 +66,7 @@ class PlannedLoad:
         in_order: Each file is read once, from front to back and item by item, as some readers want it.
         verifies: Compares what arrives with the checksums that the writer has noted.
         device: Copies to an accelerator; ``None`` for that of this process, if it has one.
+        exchange: The other ranks of the load, where they read for each other.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class PlannedLoad:
         in_order: bool = False,
         verifies: bool = True,
         device: ToDevice | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         self._open = open_source
         self._planner = planner
@@ -85,13 +90,20 @@ class PlannedLoad:
         self._in_order = in_order
         self._verifies = verifies
         self._device = device or ToDevice()
+        self._exchange = exchange
         self._sources: dict[str, FetchSource] = {}
         self._checks = CheckPlan({}, {}, 0, 0)
+        self._read = self._compared = 0
 
     @property
     def verified(self) -> tuple[int, int]:
-        """How many bytes of the load were compared with checksums of the writer, and how many were not."""
-        return self._checks.checked, self._checks.unchecked
+        """How many bytes of the load were compared with checksums of the writer, and how many were not.
+
+        Where ranks read for each other, these are the bytes that this one has read.
+        """
+        if self._exchange is None:
+            return self._checks.checked, self._checks.unchecked
+        return self._compared, self._read - self._compared
 
     def run(self, files: Mapping[str, Iterable[StoredChunk]]) -> None:
         """Loads chunks of files, by the paths of the files.
@@ -102,19 +114,20 @@ class PlannedLoad:
             S3Error: A file is missing, damaged, or cannot be read.
         """
         chunks = [(path, chunk) for path, chunks in files.items() for chunk in chunks]
-        layouts = self._layouts(chunks)
-        pieces: dict[str, list[Piece]] = {}
+        layouts = self.layouts(chunks)
+        pieces: dict[str, list[LoadPiece]] = {}
         checks: dict[str, list[Check]] = {}
         for path, chunk in chunks:
             found = list(self._pieces_of(chunk, layouts.get(id(chunk))))
             pieces.setdefault(path, []).extend(found)
             for start, stop in union((one.start, one.stop) for one in found) if self._verifies else ():
                 checks.setdefault(path, []).extend(chunk.checks(start, stop))
-        self._checks = plan_checks(pieces, checks)
+        # What other ranks read is compared there, so nothing is fetched here only to compare it.
+        self._checks = plan_checks(pieces, checks, widens=self._exchange is None)
         for path, paddings in self._checks.paddings.items():
             pieces[path] += paddings
         decoding = _Decoding(self._threads, self._give)
-        with closing(self._fetch(pieces, self._max_gap)) as arrived, closing(decoding):  # type: ignore[type-var]
+        with closing(self._arriving(pieces)) as arrived, closing(decoding):
             for piece in arrived:
                 if isinstance(piece, TensorPiece | StagedPiece):
                     piece.finish(self._planner)
@@ -124,27 +137,29 @@ class PlannedLoad:
             decoding.finish()
         self._device.finish()
 
-    def _layouts(self, chunks: list[tuple[str, StoredChunk]]) -> dict[int, TensorLayout]:
+    def layouts(self, chunks: Iterable[tuple[str, StoredChunk]]) -> dict[int, TensorLayout]:
         """Finds out where the tensors are, from what the writer has noted, else from the archives' heads."""
         layouts: dict[int, TensorLayout] = {}
-        heads: dict[str, list[Piece]] = {}
+        heads: dict[str, list[LoadPiece]] = {}
+        known = self._exchange.share.layouts if self._exchange is not None else {}
         for path, chunk in chunks:
             if chunk.descriptors or chunk.requests[0].type == LoadItemType.BYTE_IO:
                 continue
-            layout = noted_layout(chunk.note, chunk.size)
+            place = path, chunk.start, chunk.stop
+            layout = noted_layout(chunk.note, chunk.size) or known.get(place)
             if layout is not None:
                 layouts[id(chunk)] = layout
-            elif chunk.size > _SMALL_ITEM and not self._in_order:
+            elif needs_head(chunk) and place not in known and not self._in_order:
                 heads.setdefault(path, []).append(HeadPiece(chunk))
-        with closing(self._fetch(heads, 0)) as arrived:  # type: ignore[type-var]
+        with closing(self._fetch((heads, 0))) as arrived:
             for piece in arrived:
                 if isinstance(piece, HeadPiece) and (layout := piece.layout()) is not None:
                     layouts[id(piece.chunk)] = layout
         return layouts
 
-    def _pieces_of(self, chunk: StoredChunk, layout: TensorLayout | None) -> Iterator[Piece]:
+    def _pieces_of(self, chunk: StoredChunk, layout: TensorLayout | None) -> Iterator[LoadPiece]:
         """Yields what has to be fetched; what has no bytes is finished at once."""
-        if layout is None or not all(_is_inside(request, layout) for request in chunk.requests):
+        if layout is None or not all(is_inside(request, layout) for request in chunk.requests):
             if chunk.size:
                 yield ItemPiece(chunk)
             else:
@@ -159,15 +174,24 @@ class PlannedLoad:
             else:
                 yield piece
 
-    def _fetch(self, pieces: Mapping[str, list[Piece]], max_gap: float | None) -> Iterator[Piece]:
-        files: list[tuple[FetchSource, list[Part[Piece]]]] = []
-        for path, wanted in pieces.items():
+    def _arriving(self, pieces: Mapping[str, list[LoadPiece]]) -> Fetch[LoadPiece] | Arrivals:
+        if self._exchange is None:
+            return self._fetch((pieces, self._max_gap))
+        return Arrivals(self._exchange, pieces, self._fetch, max_gap=self._max_gap)
+
+    def _fetch(self, *passes: tuple[Mapping[str, list[LoadPiece]], float | None]) -> Fetch[LoadPiece]:
+        files: list[tuple[FetchSource, list[Part[LoadPiece]]]] = []
+        all_wanted = [(path, some, gap) for pieces, gap in passes for path, some in pieces.items()]
+        for path, wanted, max_gap in all_wanted:
             source = self._sources.get(path) or self._sources.setdefault(path, self._open(path))
             fitting = None
             if (checks := self._checks.files.get(path)) is not None:
                 source, fitting = CheckedSource(source, checks), checks.fitting
             parts = plan_parts(wanted, part_size=source.part_size, max_gap=max_gap, fitting=fitting)
             files.append((source, parts))
+            self._read += sum(part.size for part in parts)
+            if checks is not None:
+                self._compared += sum(checks.comparable(part.start, part.stop) for part in parts)
         if self._in_order:
             # A reader has one range in flight; so that several files have, they take turns.
             turns = zip_longest(*([(source, [part]) for part in parts] for source, parts in files))
@@ -186,13 +210,6 @@ class PlannedLoad:
             hand_over(request, value, self._planner)
 
 
-def _is_inside(request: Any, layout: TensorLayout) -> bool:
-    if not len(request.storage_offsets) == len(request.lengths) == len(layout.sizes):
-        return False
-    where = zip(request.storage_offsets, request.lengths, layout.sizes, strict=True)
-    return all(at >= 0 and at + count <= size for at, count, size in where)
-
-
 class _Decoding:
     """Decodes large items in threads and small ones at once; hands them over on the caller's thread."""
 
@@ -205,7 +222,7 @@ class _Decoding:
 
     def add(self, chunk: StoredChunk, size: int, decode: Callable[[], Any]) -> None:
         """Takes an item; waits for older ones when there is much to be decoded already."""
-        if size <= _SMALL_ITEM or self._threads == 1:
+        if size <= SMALL_ITEM or self._threads == 1:
             self._give(chunk, decode())
             return
         if self._pool is None:

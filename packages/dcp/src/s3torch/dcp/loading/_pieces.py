@@ -118,6 +118,22 @@ def chunks_by_file(
     return files
 
 
+def is_inside(request: ReadItem, layout: TensorLayout) -> bool:
+    """Whether a tensor has all elements that a read item wants."""
+    if not len(request.storage_offsets) == len(request.lengths) == len(layout.sizes):
+        return False
+    where = zip(request.storage_offsets, request.lengths, layout.sizes, strict=True)
+    return all(at >= 0 and at + count <= size for at, count, size in where)
+
+
+def span_in(request: ReadItem, layout: TensorLayout) -> tuple[int, int]:
+    """Returns the first element of a tensor that a read item wants, and how many there are up to the last."""
+    first = sum(at * step for at, step in zip(request.storage_offsets, layout.strides, strict=True))
+    within = zip(request.lengths, layout.strides, strict=True)
+    last = first + sum((count - 1) * step for count, step in within)
+    return first, 0 if 0 in request.lengths else last + 1 - first
+
+
 def target_of(request: ReadItem, planner: LoadPlanner) -> torch.Tensor:
     """Asks the planner for the tensor that a read item fills.
 
@@ -153,6 +169,7 @@ def hand_over(request: ReadItem, value: Any, planner: LoadPlanner) -> None:
 class _Piece:
     """Bytes of a file, and the memory where they are received, which is taken at the first ``open``."""
 
+    name: str
     start: int
     stop: int
     held: int
@@ -182,13 +199,11 @@ class TensorPiece(_Piece):
         self, request: ReadItem, chunk: StoredChunk, layout: TensorLayout, target: torch.Tensor
     ) -> None:
         self.request = request
+        self.name = str(request.storage_index.fqn)
         self.target = target
         self._strides = layout.strides
         self._dtype = layout.dtype
-        first = sum(at * step for at, step in zip(request.storage_offsets, self._strides, strict=True))
-        within = zip(request.lengths, self._strides, strict=True)
-        last = first + sum((count - 1) * step for count, step in within)
-        self._count = 0 if 0 in request.lengths else last + 1 - first
+        first, self._count = span_in(request, layout)
         self.start = chunk.start + layout.start + first * layout.dtype.itemsize
         self.stop = self.start + self._count * layout.dtype.itemsize
         self.fits = (
@@ -218,6 +233,7 @@ class ItemPiece(_Piece):
 
     def __init__(self, chunk: StoredChunk) -> None:
         self.chunk = chunk
+        self.name = str(chunk.requests[0].storage_index.fqn)
         self.start = chunk.start
         self.stop = chunk.stop
         self.held = chunk.size
@@ -246,8 +262,14 @@ class StagedPiece(_Piece):
     """Some bytes of a tensor on an accelerator: received in a staging buffer, and copied from there."""
 
     def __init__(
-        self, start: int, target: torch.Tensor, device: ToDevice, done: Callable[[LoadPlanner], None]
+        self,
+        name: str,
+        start: int,
+        target: torch.Tensor,
+        device: ToDevice,
+        done: Callable[[LoadPlanner], None],
     ) -> None:
+        self.name = name
         self.start = start
         self.stop = start + target.nbytes
         self.held = target.nbytes
@@ -278,7 +300,8 @@ def staged_pieces(piece: TensorPiece, device: ToDevice) -> list[StagedPiece]:
             planner.commit_tensor(piece.request, piece.target)
 
     return [
-        StagedPiece(piece.start + number * PIECE, part, device, done) for number, part in enumerate(parts)
+        StagedPiece(piece.name, piece.start + number * PIECE, part, device, done)
+        for number, part in enumerate(parts)
     ]
 
 

@@ -1,0 +1,129 @@
+"""What do replicas gain that read a distributed checkpoint once for all of them?
+
+Four processes of one job load the same, as with DDP, each from S3 for itself or with replicas="broadcast".
+"extra" is by how much the process of the first of them has grown beyond the target tensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from measure import BUCKET, MIB, REGION, boto_client, in_child
+from relay import bounded_line
+from states import mixed_state, quiet, size_from_environment
+
+SIZE = size_from_environment(256 * MIB)
+PATH = f"s3://{BUCKET}/replicas"
+RANKS = 4
+CASES = {"each for itself": None, "once for all": "broadcast"}
+
+
+def main() -> None:
+    """Runs the question from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--bandwidth", type=float, default=100e6, help="of the bounded server, bytes per second"
+    )
+    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        print(json.dumps(_measured(CASES[arguments.case[0]], arguments.case[1])))
+        return
+    from s3torch.testing.servers import start_seaweedfs
+
+    with (
+        start_seaweedfs(volume_mib=1024) as server,
+        bounded_line(server.endpoint, arguments.bandwidth) as line,
+    ):
+        os.environ.update(server.environment())
+        boto_client().create_bucket(Bucket=BUCKET)
+        _prepare()
+        for title, endpoint in (
+            (f"{arguments.bandwidth / 1e6:.0f} MB/s", line),
+            ("no bound", server.endpoint),
+        ):
+            found: dict[str, list[dict[str, float]]] = {name: [] for name in CASES}
+            for _ in range(arguments.rounds):
+                for name in CASES:
+                    found[name].append(in_child(name, endpoint))
+            _show(title, found)
+
+
+def _show(title: str, found: dict[str, list[dict[str, float]]]) -> None:
+    def median(name: str, field: str) -> float:
+        return float(statistics.median(one[field] for one in found[name]))
+
+    print(f"{RANKS} replicas load {SIZE // MIB} MiB, {title}")
+    base = median("each for itself", "seconds")
+    for name in found:
+        seconds, extra = median(name, "seconds"), median(name, "extra") / MIB
+        print(f"  {name:<16} {seconds:7.2f} s  {base / seconds:5.2f}x  extra {extra:5.0f} MiB")
+
+
+def _prepare() -> None:
+    import torch.distributed.checkpoint as dcp
+
+    from s3torch.dcp import S3StorageWriter
+
+    quiet()
+    dcp.save(mixed_state(SIZE), storage_writer=S3StorageWriter(REGION, PATH, thread_count=2))
+
+
+def _measured(replicas: Any, endpoint: str) -> dict[str, float]:
+    """Forks the other ranks, loads together twice, and measures the second time."""
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    with tempfile.TemporaryDirectory() as folder:
+        rank = next((rank for rank in range(1, RANKS) if not os.fork()), 0)
+        try:
+            return _rank(rank, folder, replicas, endpoint)
+        finally:
+            if rank:
+                os._exit(0)
+            for _ in range(RANKS - 1):
+                os.wait()
+
+
+def _rank(rank: int, folder: str, replicas: Any, endpoint: str) -> dict[str, float]:
+    import torch.distributed as dist
+    import torch.distributed.checkpoint as dcp
+
+    from s3torch.dcp import S3StorageReader
+
+    quiet()
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
+    state = mixed_state(SIZE, filled=False)
+    figures = {}
+    with ExitStack() as stack:
+        stack.callback(dist.destroy_process_group)
+        for _ in range(2):
+            dist.barrier()
+            Path("/proc/self/clear_refs").write_text("5")
+            before, start = _memory("VmRSS"), time.perf_counter()
+            reader = S3StorageReader(
+                REGION, PATH, endpoint=endpoint, replicas=replicas, process_group=dist.group.WORLD
+            )
+            dcp.load(state, storage_reader=reader)
+            dist.barrier()
+            figures = {"seconds": time.perf_counter() - start, "extra": float(_memory("VmHWM") - before)}
+    return figures
+
+
+def _memory(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+if __name__ == "__main__":
+    main()

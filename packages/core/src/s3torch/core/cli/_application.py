@@ -26,6 +26,7 @@ _COMMANDS = {
     "cp": "_copying:cp",
     "rm": "_objects:rm",
     "gc": "_garbage:gc",
+    "watch": "_watching:watch",
     "plugins": "_plugins:plugins",
     "completion": "_plugins:completion",
 }

@@ -141,6 +141,7 @@ def test_diff_of_other_kinds(command, save, place):
     assert "0 differences" in command("checkpoint", "diff", place.uri("b.safetensors"), place.uri("c")).err
 
 
+@pytest.mark.promise(9)
 def test_rm(command, save, place):
     save("a")
     place.put("a/log.txt", b"stays")
@@ -184,6 +185,7 @@ def test_convert(command, save, place, tmp_path):
     )
 
 
+@pytest.mark.promise(9)
 def test_what_saves_have_left_is_found_by_gc(command, save, place):
     save("runs/a")
     place.put("runs/a/__0_0-0123456789abcdef.distcp", b"left")

@@ -108,6 +108,21 @@ def test_no_credentials(doctor, seaweedfs, place):
     refused(doctor.ask(f"s3://{place}", code=1)["credentials"], "no credentials found", "AWS_ACCESS_KEY_ID")
 
 
+def test_keys_of_a_profile_and_who_they_are(doctor, moto, tmp_path):
+    """Only AWS, and who says so, has an STS that tells it."""
+    bucket = moto.create_bucket()
+    file = tmp_path / "credentials"
+    file.write_text("[team]\naws_access_key_id = AKIAEXAMPLE1234\naws_secret_access_key = hush\n")
+    nothing = {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}
+    doctor.use(moto, AWS_SHARED_CREDENTIALS_FILE=str(file), AWS_PROFILE="team", **nothing)
+    found = doctor.ask(f"s3://{bucket}")["credentials"]
+    assert found["text"] == "access key AKIA…1234 from the AWS credentials file, profile team"
+    doctor.patch.setenv("AWS_ENDPOINT_URL_STS", moto.endpoint)
+    found = doctor.ask(f"s3://{bucket}", "--profile", "team")["credentials"]
+    assert found["facts"]["identity"].startswith("arn:aws:")
+    assert found["facts"]["identity"] in found["text"]
+
+
 def test_half_of_the_credentials(doctor, seaweedfs, place):
     doctor.use(seaweedfs, AWS_SECRET_ACCESS_KEY=None)
     refused(doctor.ask(f"s3://{place}", code=1)["credentials"], "AWS_SECRET_ACCESS_KEY", "set AWS")

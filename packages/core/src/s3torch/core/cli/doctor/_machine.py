@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from s3torch.core._memory import default_memory_limit
 from s3torch.core._resources import available_memory, processes_on_node
-from s3torch.core.cli._output import size_text
 from s3torch.core.cli._plugins import described_plugins, own_versions
 from s3torch.core.cli.findings import Finding, Severity
+from s3torch.core.observers.live import size_text
 from s3torch.core.ranges import GIB, MIB
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ _SHARED = "/dev/shm"  # noqa: S108 - It is looked at, not written to.
 
 def look_at_installation() -> Iterator[Finding]:
     """Tells versions and plugins."""
-    python = f"{platform.python_implementation()} {platform.python_version()}, {platform.platform()}"
+    python = f"{platform.python_implementation()} {platform.python_version()}, "
+    python += f"{platform.system()} {platform.release()}, {platform.machine()}"
     yield Finding(_INSTALLED, "interpreter", Severity.OK, python, facts={"executable": sys.executable})
     versions = own_versions()
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())

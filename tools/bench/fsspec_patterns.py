@@ -13,6 +13,7 @@ import random
 import statistics
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -134,10 +135,9 @@ def columns(fs: Any) -> None:
 def zarr_write(fs: Any) -> None:
     """64 MiB to zarr v3 in 256 chunks."""
     import numpy as np
-    import zarr
 
     values = np.arange(SIDE * SIDE, dtype="f4").reshape(SIDE, SIDE)
-    array = zarr.create_array(
+    array = import_module("zarr").create_array(
         _store_of(fs), shape=values.shape, dtype="f4", chunks=(CHUNK, CHUNK), compressors=None, overwrite=True
     )
     array[:] = values
@@ -145,15 +145,13 @@ def zarr_write(fs: Any) -> None:
 
 def zarr_read(fs: Any) -> None:
     """64 MiB from zarr v3 in 256 chunks."""
-    import zarr
-
+    zarr: Any = import_module("zarr")
     _expect(zarr.open_array(_store_of(fs), mode="r")[:].shape, (SIDE, SIDE))
 
 
 def _store_of(fs: Any) -> Any:
-    from zarr.storage import FsspecStore
-
-    return FsspecStore(fs, path=ARRAY)
+    storage: Any = import_module("zarr.storage")
+    return storage.FsspecStore(fs, path=ARRAY)
 
 
 WORK: dict[str, Callable[[Any], None]] = {

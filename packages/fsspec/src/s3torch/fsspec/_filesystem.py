@@ -60,9 +60,7 @@ class S3FileSystem(S3Coroutines, S3Files):
             lists them.
         storage_options: ``endpoint_url`` (or ``endpoint``), ``anon``, ``key``, ``secret``, ``token``,
             ``profile``, ``requester_pays``, ``s3client_config``, and what s3fs has besides; the table in the
-            README says what each means. Also fsspec's own ``use_listings_cache``, ``listings_expiry_time``
-            (seconds; without it listings are kept until this process changes something in them or calls
-            ``invalidate_cache``) and ``max_paths``.
+            README says what each means; and fsspec's own, for its cache of listings.
 
     Raises:
         ConfigurationError: An option is unknown or wrong.
@@ -105,9 +103,7 @@ class S3FileSystem(S3Coroutines, S3Files):
         maxdepth: int | None = None,
         **options: Any,
     ) -> None:
-        """Moves objects within S3: copies them all, then removes what was copied, and nothing else.
-
-        To the same path, nothing is moved.
+        """Moves objects within S3: copies them all, then removes what was copied to another path.
 
         Raises:
             IsADirectoryError: It is a directory, and ``recursive`` is False.
@@ -216,10 +212,8 @@ class S3FileSystem(S3Coroutines, S3Files):
     def pipe(self, path: Any, value: Any = None, **options: Any) -> None:
         """Stores bytes as an object, or as several, several at a time: a mapping of paths to bytes."""
         pairs = path.items() if isinstance(path, dict) else [(path, value)]
-        stored = run_ahead(
-            lambda pair: self.pipe_file(*pair, **options), pairs, workers=_IN_FLIGHT, name="s3torch-pipe"
-        )
-        for _ in stored:
+        store = lambda pair: self.pipe_file(*pair, **options)  # noqa: E731
+        for _ in run_ahead(store, pairs, workers=_IN_FLIGHT, name="s3torch-pipe"):
             """The object is there."""
 
     @held_back
@@ -294,7 +288,13 @@ class S3FileSystem(S3Coroutines, S3Files):
         return list(run_ahead(read, calls, workers=_IN_FLIGHT, name="s3torch-cat"))
 
     @held_back
-    def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:  # noqa: FBT001, FBT002
+    def rm(
+        self,
+        path: Any,
+        recursive: bool = False,  # noqa: FBT001, FBT002
+        maxdepth: int | None = None,
+        batch_size: int | None = None,  # noqa: ARG002 - A hint of s3fs.
+    ) -> None:
         """Deletes objects, 1,000 in a request; with ``recursive`` directories with all that is in them.
 
         ``data`` and ``data/`` are two names: the first is an object and, with ``recursive``, also the

@@ -19,14 +19,15 @@ from s3torch.fsspec._files import (
     CompressedFile,
     DirectoryNotEmptyError,
     ObjectExistsError,
+    S3Transaction,
     S3WriteFile,
     TextFile,
+    held_back,
     replaced,
 )
 from s3torch.fsspec._names import prefix_of
 from s3torch.fsspec._options import put_options, refuse, refuse_but_hints
 from s3torch.fsspec._reading import S3ReadFile, known_ranges
-from s3torch.fsspec._transaction import S3Transaction, held_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,6 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core import ConfigurationError, RangeNotSatisfiableError
+from s3torch.core.ranges import MIB
 from s3torch.core.transfer import run_ahead
 from s3torch.fsspec._names import is_directory
 from s3torch.fsspec._objects import S3Files
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _OBJECTS_IN_FLIGHT = 16
 _RANGES_IN_FLIGHT = 64
+# Together no more than the memory that a process has at least.
+_SMALL = MIB
 
 
 class S3Contents(S3Files):
@@ -62,9 +65,10 @@ class S3Contents(S3Files):
             return self._cat_all(calls, on_error, options)
         return read_ranges(self._source, calls, raises=on_error == "raise")
 
-    def _is_small(self, start: Any, end: Any) -> bool:
-        """Whether a range is one of a part at most; others are read by readers, which cut them."""
-        return start is not None and end is not None and 0 <= start < end <= start + self._part_size
+    @staticmethod
+    def _is_small(start: Any, end: Any) -> bool:
+        """Whether a range needs no more than one request; readers cut others, and reserve memory for them."""
+        return start is not None and end is not None and 0 <= start < end <= start + _SMALL
 
     def _source(self, path: str) -> ObjectSource:
         bucket, key, version_id = self._split_versioned(path)

@@ -184,7 +184,7 @@ def _store_small(root: str, count: int, *, folders: int) -> None:
     filesystem("s3torch").pipe(dict.fromkeys(names, b""))
 
 
-def _prepare() -> None:
+def _prepare(names: list[str]) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -193,8 +193,10 @@ def _prepare() -> None:
     Path(scratch("large")).write_bytes(data)
     fs = filesystem("s3torch")
     fs.put(scratch("large"), LARGE)
-    _store_small(f"{BUCKET}/listed", LISTED, folders=0)
-    _store_small(f"{BUCKET}/found", FOUND, folders=50)
+    if "ls" in names:
+        _store_small(f"{BUCKET}/listed", LISTED, folders=0)
+    if "find" in names:
+        _store_small(f"{BUCKET}/found", FOUND, folders=50)
     values = pa.array(range(ROWS), pa.int64())
     table = pa.table({f"c{number}": values for number in range(COLUMNS)})
     parquet.write_table(
@@ -240,7 +242,7 @@ def _run(arguments: argparse.Namespace) -> dict[tuple[str, str], list[dict[str, 
     with start_seaweedfs(volume_mib=1024) as server, TemporaryDirectory() as folder:
         os.environ.update(server.environment())
         os.environ[_SCRATCH] = folder
-        _prepare()
+        _prepare(arguments.only)
         for number in range(arguments.rounds):
             for name in arguments.only:
                 for library in LIBRARIES:

@@ -13,6 +13,7 @@ import random
 import statistics
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -134,10 +135,9 @@ def columns(fs: Any) -> None:
 def zarr_write(fs: Any) -> None:
     """64 MiB to zarr v3 in 256 chunks."""
     import numpy as np
-    import zarr
 
     values = np.arange(SIDE * SIDE, dtype="f4").reshape(SIDE, SIDE)
-    array = zarr.create_array(
+    array = import_module("zarr").create_array(
         _store_of(fs), shape=values.shape, dtype="f4", chunks=(CHUNK, CHUNK), compressors=None, overwrite=True
     )
     array[:] = values
@@ -145,15 +145,13 @@ def zarr_write(fs: Any) -> None:
 
 def zarr_read(fs: Any) -> None:
     """64 MiB from zarr v3 in 256 chunks."""
-    import zarr
-
+    zarr: Any = import_module("zarr")
     _expect(zarr.open_array(_store_of(fs), mode="r")[:].shape, (SIDE, SIDE))
 
 
 def _store_of(fs: Any) -> Any:
-    from zarr.storage import FsspecStore
-
-    return FsspecStore(fs, path=ARRAY)
+    storage: Any = import_module("zarr.storage")
+    return storage.FsspecStore(fs, path=ARRAY)
 
 
 WORK: dict[str, Callable[[Any], None]] = {
@@ -186,7 +184,7 @@ def _store_small(root: str, count: int, *, folders: int) -> None:
     filesystem("s3torch").pipe(dict.fromkeys(names, b""))
 
 
-def _prepare() -> None:
+def _prepare(names: list[str]) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -195,8 +193,10 @@ def _prepare() -> None:
     Path(scratch("large")).write_bytes(data)
     fs = filesystem("s3torch")
     fs.put(scratch("large"), LARGE)
-    _store_small(f"{BUCKET}/listed", LISTED, folders=0)
-    _store_small(f"{BUCKET}/found", FOUND, folders=50)
+    if "ls" in names:
+        _store_small(f"{BUCKET}/listed", LISTED, folders=0)
+    if "find" in names:
+        _store_small(f"{BUCKET}/found", FOUND, folders=50)
     values = pa.array(range(ROWS), pa.int64())
     table = pa.table({f"c{number}": values for number in range(COLUMNS)})
     parquet.write_table(
@@ -242,7 +242,7 @@ def _run(arguments: argparse.Namespace) -> dict[tuple[str, str], list[dict[str, 
     with start_seaweedfs(volume_mib=1024) as server, TemporaryDirectory() as folder:
         os.environ.update(server.environment())
         os.environ[_SCRATCH] = folder
-        _prepare()
+        _prepare(arguments.only)
         for number in range(arguments.rounds):
             for name in arguments.only:
                 for library in LIBRARIES:

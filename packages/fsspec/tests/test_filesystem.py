@@ -353,6 +353,9 @@ def test_cat_ranges(fs, root):
     ]
     assert fs.cat_ranges(paths, starts, ends) == expected
     assert fs.cat_ranges(paths[:2], -5, None) == [data[-5:], data[::-1][-5:]]
+    assert fs.cat_ranges(paths[:2], [len(data) - 3, len(data)], [len(data) + 9] * 2) == [data[-3:], b""]
+    assert fs.cat_ranges(paths[:2], [5, 0], [5, 0]) == [b"", b""]
+    assert isinstance(fs.cat_ranges([root.partition("/")[0]], 0, 2)[0], IsADirectoryError)
     found = fs.cat_ranges([f"{root}/a", f"{root}/none"], 0, 2)
     assert found[0] == data[:2]
     assert isinstance(found[1], FileNotFoundError)

@@ -8,8 +8,8 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from s3torch.core import ConfigurationError, PutOptions
+from s3torch.fsspec._files import held_back
 from s3torch.fsspec._options import put_options, refuse
-from s3torch.fsspec._transaction import held_back
 from s3torch.fsspec._tree import S3Tree
 
 if TYPE_CHECKING:

@@ -3,16 +3,22 @@
 Whoever wraps a file often closes it while an exception is under way: ``fsspec.open``, pandas, pyarrow's
 writers, ``io.TextIOWrapper``. That would publish half an object. So the exception that is under way when a
 file is closed decides: if it was not there yet when the file was opened, the object from before stays.
+
+In a transaction they appear at its end, in one order with what was copied, moved and removed meanwhile.
 """
 
+# mypy: disallow-untyped-calls=False
 from __future__ import annotations
 
 import io
 import logging
 import sys
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import uuid4
+
+from fsspec.transaction import Transaction
 
 from s3torch.core import PreconditionFailedError, S3Error
 
@@ -26,6 +32,8 @@ if TYPE_CHECKING:
 
     from s3torch.core import S3Writer
     from s3torch.fsspec._attributes import S3Attributes
+
+F = TypeVar("F", bound="Callable[..., Any]")
 
 _log = logging.getLogger(__name__)
 
@@ -296,3 +304,42 @@ def replaced(target: Path) -> Iterator[IO[bytes]]:
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
+
+
+class S3Transaction(Transaction):
+    """Does at the end what was held back, or nothing of it after an exception.
+
+    Other processes may see the first of it before the last: S3 changes one object at a time. Where something
+    fails, what comes after it is not done.
+    """
+
+    def complete(self, commit: bool = True) -> None:  # noqa: FBT001, FBT002
+        # From here on nothing is held back any more.
+        self.fs._intrans = False
+        super().complete(commit)
+
+
+class HeldBack:
+    """A call that a transaction makes at its end, among the files that it publishes."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+
+    def commit(self) -> None:
+        self._call()
+
+    def discard(self) -> None:
+        """Does nothing: nothing was done."""
+
+
+def held_back(method: F) -> F:
+    """Makes a method of a filesystem wait for the end of the transaction that it is called in."""
+
+    @wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self._intrans:
+            return method(self, *args, **kwargs)
+        self.transaction.files.append(HeldBack(partial(method, self, *args, **kwargs)))
+        return None
+
+    return cast("F", call)

@@ -20,6 +20,7 @@ from s3torch.core import ConfigurationError
 from s3torch.core.ranges import MIN_PART_SIZE
 from s3torch.core.transfer import run_ahead
 from s3torch.fsspec._async import S3Coroutines
+from s3torch.fsspec._files import held_back
 from s3torch.fsspec._names import (
     Entry,
     check_distinct,
@@ -30,9 +31,9 @@ from s3torch.fsspec._names import (
     takes_local_inside,
     targets_of,
 )
-from s3torch.fsspec._objects import CHUNK, S3Files
+from s3torch.fsspec._objects import CHUNK
 from s3torch.fsspec._options import put_options
-from s3torch.fsspec._transaction import held_back
+from s3torch.fsspec._ranges import S3Contents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 _IN_FLIGHT = 16
 
 
-class S3FileSystem(S3Coroutines, S3Files):
+class S3FileSystem(S3Coroutines, S3Contents):
     """A filesystem of buckets and keys, on ``S3Client``.
 
     Paths are ``bucket/key``, with or without ``s3://``, as strings or path objects. A directory is what keys
@@ -60,9 +61,7 @@ class S3FileSystem(S3Coroutines, S3Files):
             lists them.
         storage_options: ``endpoint_url`` (or ``endpoint``), ``anon``, ``key``, ``secret``, ``token``,
             ``profile``, ``requester_pays``, ``s3client_config``, and what s3fs has besides; the table in the
-            README says what each means. Also fsspec's own ``use_listings_cache``, ``listings_expiry_time``
-            (seconds; without it listings are kept until this process changes something in them or calls
-            ``invalidate_cache``) and ``max_paths``.
+            README says what each means; and fsspec's own, for its cache of listings.
 
     Raises:
         ConfigurationError: An option is unknown or wrong.
@@ -105,9 +104,7 @@ class S3FileSystem(S3Coroutines, S3Files):
         maxdepth: int | None = None,
         **options: Any,
     ) -> None:
-        """Moves objects within S3: copies them all, then removes what was copied, and nothing else.
-
-        To the same path, nothing is moved.
+        """Moves objects within S3: copies them all, then removes what was copied to another path.
 
         Raises:
             IsADirectoryError: It is a directory, and ``recursive`` is False.
@@ -216,10 +213,8 @@ class S3FileSystem(S3Coroutines, S3Files):
     def pipe(self, path: Any, value: Any = None, **options: Any) -> None:
         """Stores bytes as an object, or as several, several at a time: a mapping of paths to bytes."""
         pairs = path.items() if isinstance(path, dict) else [(path, value)]
-        stored = run_ahead(
-            lambda pair: self.pipe_file(*pair, **options), pairs, workers=_IN_FLIGHT, name="s3torch-pipe"
-        )
-        for _ in stored:
+        store = lambda pair: self.pipe_file(*pair, **options)  # noqa: E731
+        for _ in run_ahead(store, pairs, workers=_IN_FLIGHT, name="s3torch-pipe"):
             """The object is there."""
 
     @held_back
@@ -247,54 +242,14 @@ class S3FileSystem(S3Coroutines, S3Files):
                     for chunk in iter(partial(source.read, CHUNK), b""):
                         joined.write(chunk)
 
-    def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **options: Any) -> Any:  # noqa: FBT001, FBT002
-        """Returns the bytes of an object, or of several by name, several at a time; directories have none."""
-        found = self._expand(path, recursive, None)
-        names = [name for name, entry in found.items() if not recursive or not is_directory(entry)]
-        if isinstance(path, str | os.PathLike) and names == [self._exact(path)]:
-            return self.cat_file(names[0], **options)
-        contents = dict(
-            zip(names, self._cat_all([(name,) for name in names], on_error, options), strict=True)
-        )
-        if on_error == "omit":
-            return {name: one for name, one in contents.items() if not isinstance(one, Exception)}
-        return contents
-
-    def cat_ranges(
-        self,
-        paths: list[str],
-        starts: Any,
-        ends: Any,
-        max_gap: int | None = None,
-        on_error: str = "return",
-        **options: Any,
-    ) -> list[Any]:
-        """Returns ranges of objects, several at a time; ``starts`` and ``ends`` may be one number for all.
-
-        Raises:
-            ConfigurationError: The lists are not of the same length, or ``max_gap`` is given: ranges are not
-                joined.
-        """
-        if max_gap is not None:
-            raise ConfigurationError("cat_ranges of s3:// does not join ranges; leave max_gap out")
-        first, last = (one if isinstance(one, list) else [one] * len(paths) for one in (starts, ends))
-        if not len(paths) == len(first) == len(last):
-            raise ConfigurationError(f"got {len(paths)} paths, {len(first)} starts and {len(last)} ends")
-        return self._cat_all(list(zip(paths, first, last, strict=True)), on_error, options)
-
-    def _cat_all(self, calls: list[tuple[Any, ...]], on_error: str, options: dict[str, Any]) -> list[Any]:
-        def read(call: tuple[Any, ...]) -> Any:
-            try:
-                return self.cat_file(*call, **options)
-            except Exception as error:
-                if on_error == "raise":
-                    raise
-                return error
-
-        return list(run_ahead(read, calls, workers=_IN_FLIGHT, name="s3torch-cat"))
-
     @held_back
-    def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:  # noqa: FBT001, FBT002
+    def rm(
+        self,
+        path: Any,
+        recursive: bool = False,  # noqa: FBT001, FBT002
+        maxdepth: int | None = None,
+        batch_size: int | None = None,  # noqa: ARG002 - A hint of s3fs.
+    ) -> None:
         """Deletes objects, 1,000 in a request; with ``recursive`` directories with all that is in them.
 
         ``data`` and ``data/`` are two names: the first is an object and, with ``recursive``, also the

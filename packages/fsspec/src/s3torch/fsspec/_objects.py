@@ -19,14 +19,15 @@ from s3torch.fsspec._files import (
     CompressedFile,
     DirectoryNotEmptyError,
     ObjectExistsError,
+    S3Transaction,
     S3WriteFile,
     TextFile,
+    held_back,
     replaced,
 )
 from s3torch.fsspec._names import prefix_of
 from s3torch.fsspec._options import put_options, refuse, refuse_but_hints
 from s3torch.fsspec._reading import S3ReadFile, known_ranges
-from s3torch.fsspec._transaction import S3Transaction, held_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,8 +39,8 @@ CHUNK = 8 * 1024 * 1024
 _MODES = ("rb", "wb", "xb", "ab")
 # What callers of s3fs and fsspec say of how files are cached and cut.
 _HINTS = ("cache_type", "fill_cache", "max_concurrency")
-_UPLOAD_HINTS = ("chunksize", "max_concurrency")
-_DOWNLOAD_HINTS = ("max_concurrency",)
+_UPLOAD_HINTS = ("batch_size", "chunksize", "max_concurrency")
+_DOWNLOAD_HINTS = ("batch_size", "max_concurrency")
 
 
 class S3Files(S3Attributes):
@@ -328,7 +329,7 @@ class S3Files(S3Attributes):
             given: The same by the names of boto3, as ``StorageClass``; ``preserve_etag`` is a hint.
         """
         source, version_id = self._split_version(path1, given.pop("version_id", None))
-        chosen = put_options(options, given, "cp_file", "preserve_etag")
+        chosen = put_options(options, given, "cp_file", "preserve_etag", "batch_size")
         try:
             places = *self._split_file(source), *self._split_file(path2)
             self.client.copy_object(*places, options=chosen, version_id=version_id)

@@ -60,6 +60,7 @@ _QUICK: dict[str, tuple[Any, ...]] = {
     "SSL_ctrl": (ctypes.c_long, _POINTER, _INT, ctypes.c_long, _POINTER),
     "SSL_get_rbio": (_POINTER, _POINTER),
     "SSL_get_shutdown": (_INT, _POINTER),
+    "SSL_has_pending": (_INT, _POINTER),
     "SSL_get_wbio": (_POINTER, _POINTER),
     "SSL_set0_rbio": (None, _POINTER, _POINTER),
     "SSL_set0_wbio": (None, _POINTER, _POINTER),
@@ -114,6 +115,12 @@ class Records:
             self._library.BIO_free_all(self._loop)
             self._library.BIO_free_all(self._socket)
             self._library.ERR_clear_error()
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether OpenSSL has something to read, if only a part of a record, or the end."""
+        library = self._library
+        return bool(library.SSL_has_pending(self._ssl) or library.SSL_get_shutdown(self._ssl))
 
     def read(self, view: memoryview, stall: StallTimer | None) -> int:
         """Fills memory of more than a record, unless the end or a stall comes first; returns how many bytes.

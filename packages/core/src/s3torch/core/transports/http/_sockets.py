@@ -276,7 +276,7 @@ class TlsSocket:
             return data if count == limit else data[:count]
         while True:
             try:
-                return self._tls.read(min(limit, _RECORD))
+                return self._read(min(limit, _RECORD))
             except ssl.SSLWantReadError:
                 self._feed()
 
@@ -303,6 +303,12 @@ class TlsSocket:
             done += count
         return done
 
+    def _read(self, limit: int) -> bytes:
+        """Takes from what is here; asking ``ssl`` in vain would give up the interpreter's lock in vain."""
+        if self._records is not None and not self._incoming.pending and not self._records.has_unread:
+            raise ssl.SSLWantReadError
+        return self._tls.read(limit)
+
     def _takes_many(self, size: int) -> bool:
         return self._records is not None and size > _RECORD and not self.stall.is_exact
 
@@ -324,7 +330,7 @@ class TlsSocket:
         """Whether there is content to receive, or the end; a session ticket is neither."""
         while not self._ahead:
             try:
-                self._ahead = self._tls.read(_RECORD)
+                self._ahead = self._read(_RECORD)
             except ssl.SSLWantReadError:
                 if not self._plain.has_answer():
                     return False

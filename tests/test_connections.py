@@ -93,15 +93,20 @@ def port_of(server):
     return int(server[0].endpoint.rpartition(":")[2])
 
 
-def test_a_dataset_uses_the_connections_of_the_one_before(server):
+every_transport = pytest.mark.parametrize("transport", ["crt", "http"])
+
+
+@every_transport
+def test_a_dataset_uses_the_connections_of_the_one_before(server, transport):
     with TcpRelay(port_of(server)) as relay:
         for _ in range(4):
-            read_all(server, relay, "crt")
+            read_all(server, relay, transport)
     # One more for the first listing; it was this for each of them.
     assert relay.opened <= S3ClientConfig().connections + 1
 
 
-def test_latency_is_worth_connections(server):
+@every_transport
+def test_latency_is_worth_connections(server, transport):
     with TcpRelay(port_of(server), latency=0.05) as relay:
-        read_all(server, relay, "crt")
+        read_all(server, relay, transport)
     assert relay.opened > 16

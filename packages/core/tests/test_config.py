@@ -13,6 +13,7 @@ from s3torch.core import Credentials, PutOptions, S3ClientConfig
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.plugins import default_transport
 from s3torch.core.ranges import GIB, MIB
+from s3torch.core.transports.http import _records
 
 ORDER = [
     "throughput_target_gbps",
@@ -207,9 +208,15 @@ def test_the_transport_is_the_field_then_the_environment(monkeypatch):
     assert S3ClientConfig().transport_name is None
 
 
-def test_what_serves_where_no_transport_is_asked_for():
-    assert default_transport(encrypted=True) == "crt"
+@pytest.mark.parametrize(("is_callable", "over_tls"), [(True, "http"), (False, "crt")])
+def test_what_serves_where_no_transport_is_asked_for(monkeypatch, is_callable, over_tls):
+    """Over TLS that depends on whether Python's OpenSSL can be called for many records at a time."""
+    if not is_callable:
+        monkeypatch.setattr(_records, "_openssl", lambda: None)
+    _records.takes_many_records.cache_clear()
+    assert default_transport(encrypted=True) == over_tls
     assert default_transport(encrypted=False) == "http"
+    _records.takes_many_records.cache_clear()
 
 
 def test_checksums_can_be_off():

@@ -339,6 +339,43 @@ def test_all_addresses_of_a_host_are_used_and_those_that_fail_come_last(connect,
     assert {request.headers["host"] for request in stub.requests} == {f"store.test:{port}"}
 
 
+@pytest.mark.parametrize("ends", ["dropped", "closed"])
+def test_transports_with_equal_settings_share_connections(make_context, stub, answer, ends):
+    def send(transport):
+        stub.will(answer())
+        TransportCalls(transport).put("bucket", "key", memoryview(b"data")).result(PATIENCE)
+
+    first = HttpTransport(make_context(stub.endpoint))
+    others = [HttpTransport(make_context(stub.endpoint)) for _ in range(2)]
+    before = stub.connections
+    send(first)
+    assert stub.connections == before + 1
+    if ends == "closed":
+        first.close()
+    del first
+    gc.collect()
+    for transport in others:
+        send(transport)
+    assert stub.connections == before + 1
+    for transport in others:
+        transport.close()
+    # Nobody shares them any more.
+    send(last := HttpTransport(make_context(stub.endpoint)))
+    assert stub.connections == before + 2
+    last.close()
+
+
+def test_other_settings_have_connections_of_their_own(make_context, stub, answer):
+    before = stub.connections
+    transports = [HttpTransport(make_context(stub.endpoint, read_timeout=seconds)) for seconds in (31, 32)]
+    for transport in transports:
+        stub.will(answer())
+        TransportCalls(transport).put("bucket", "key", memoryview(b"data")).result(PATIENCE)
+    assert stub.connections == before + 2
+    for transport in transports:
+        transport.close()
+
+
 def test_a_transport_that_is_dropped_closes_its_connections(make_context, stub, answer, recwarn):
     stub.will(answer())
     transport = HttpTransport(make_context(stub.endpoint))

@@ -25,7 +25,7 @@ T = TypeVar("T")
 _CLOSE_GRACE_SECONDS = 1.0
 # About what one interpreter takes in of small answers.
 _ANSWERS_PER_SECOND = 4000
-_FORGETTING = 1.002
+_FORGETTING = 1.0005
 # After so many small transfers in a row there are no more threads than those keep busy, and some to spare.
 _HABIT = 64
 _LARGE = 1 * MIB

@@ -35,8 +35,10 @@ _SET_SSL = 109
 _CLEAR_MODE = 78
 _PARTIAL_WRITE = 1
 _RECEIVED_SHUTDOWN = 2
+_WANT_READ = 2
+_RECORD = 16 * KIB
 _KEEP_OPEN = 0
-# By their names: what they return and take. The first two do not hold the lock.
+# By their names: what they return and take. The first two give up the interpreter's lock.
 _POINTER, _INT, _SIZE = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
 _SLOW: dict[str, tuple[Any, ...]] = {
     "BIO_read": (_INT, _POINTER, _POINTER, _INT),
@@ -57,7 +59,9 @@ _QUICK: dict[str, tuple[Any, ...]] = {
     "ERR_clear_error": (None,),
     "ERR_error_string_n": (None, ctypes.c_ulong, _POINTER, _SIZE),
     "ERR_peek_last_error": (ctypes.c_ulong,),
+    "SSL_read": (_INT, _POINTER, _POINTER, _INT),
     "SSL_ctrl": (ctypes.c_long, _POINTER, _INT, ctypes.c_long, _POINTER),
+    "SSL_get_error": (_INT, _POINTER, _INT),
     "SSL_get_rbio": (_POINTER, _POINTER),
     "SSL_get_shutdown": (_INT, _POINTER),
     "SSL_get_wbio": (_POINTER, _POINTER),
@@ -94,6 +98,7 @@ class Records:
         library.SSL_ctrl(pointer, _CLEAR_MODE, _PARTIAL_WRITE, None)
         # Nothing is sent when it is freed.
         library.SSL_set_quiet_shutdown(pointer, 1)
+        self._piece = memoryview(bytearray(_RECORD))
         self._socket = library.BIO_new_socket(descriptor, _KEEP_OPEN)
         inner = library.BIO_new(library.BIO_f_ssl())
         library.BIO_ctrl(inner, _SET_SSL, _KEEP_OPEN, pointer)
@@ -115,12 +120,32 @@ class Records:
             self._library.BIO_free_all(self._socket)
             self._library.ERR_clear_error()
 
+    def take(self, limit: int) -> bytes:
+        """Returns bytes of one record that is here, none only at the end; within the interpreter's lock.
+
+        Raises:
+            ssl.SSLWantReadError: There is none.
+            OSError: The connection is broken.
+        """
+        library = self._library
+        library.ERR_clear_error()
+        with _Address(self._piece) as address:
+            count: int = library.SSL_read(self._ssl, address, min(limit, _RECORD))
+        if count > 0:
+            return bytes(self._piece[:count])
+        if library.SSL_get_error(self._ssl, count) == _WANT_READ:
+            raise ssl.SSLWantReadError
+        if library.SSL_get_shutdown(self._ssl) & _RECEIVED_SHUTDOWN:
+            return b""
+        raise self._broken()
+
     def read(self, view: memoryview, stall: StallTimer | None) -> int:
         """Fills memory of more than a record, unless the end or a stall comes first; returns how many bytes.
 
         Args:
             view: The memory.
-            stall: Waits for the network, so long; ``None`` takes only what the memory of ``ssl`` has.
+            stall: Waits for the network, so long; ``None`` takes only what the memory of ``ssl`` has, within
+                the interpreter's lock.
 
         Returns:
             0 at the end.
@@ -130,15 +155,18 @@ class Records:
             OSError: The connection is broken, or stalls (``TimeoutError``).
         """
         library = self._library
-        memory, before, began = None, 0, time.monotonic()
+        memory, before, began, read = None, 0, time.monotonic(), library.BIO_read_at_once
         if stall is not None:
+            read = library.BIO_read
             memory, before = library.SSL_get_rbio(self._ssl), library.BIO_number_read(self._socket)
             for bio in (memory, self._socket):
                 library.BIO_up_ref(bio)
             library.SSL_set0_rbio(self._ssl, self._socket)
+        # What others have left would be taken for an error of this call.
+        library.ERR_clear_error()
         try:
             with _Address(view) as address:
-                count: int = library.BIO_read(self._loop, address, min(len(view), GIB))
+                count: int = read(self._loop, address, min(len(view), GIB))
         finally:
             if memory is not None:
                 library.SSL_set0_rbio(self._ssl, memory)
@@ -164,6 +192,7 @@ class Records:
         for bio in (memory, self._socket):
             library.BIO_up_ref(bio)
         library.SSL_set0_wbio(self._ssl, self._socket)
+        library.ERR_clear_error()
         try:
             with _Address(data) as address:
                 count: int = library.SSL_write(self._ssl, address, len(data))
@@ -224,6 +253,15 @@ class _View(ctypes.Structure):
 
 
 @cache
+def takes_many_records() -> bool:
+    """Whether this Python's OpenSSL can be called for many records at a time."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(
+        ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="host"
+    )
+    return _openssl() is not None and _pointer_of(tls) is not None
+
+
+@cache
 def warn_of_single_records() -> None:
     """Says once in a process why large bodies come slowly over TLS."""
     _log.warning(
@@ -248,6 +286,9 @@ def _openssl() -> Any:
                 function = getattr(library, name)
                 function.restype, function.argtypes = result, taken
                 setattr(quick, name, function)
+        at_once = ctypes.PyDLL(path).BIO_read
+        at_once.restype, at_once.argtypes = slow.BIO_read.restype, slow.BIO_read.argtypes
+        setattr(quick, "BIO_read_at_once", at_once)  # noqa: B010 - For the type checker.
     except (ImportError, OSError, AttributeError):
         return None
     return quick

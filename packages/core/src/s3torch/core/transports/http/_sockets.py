@@ -11,6 +11,7 @@ called for that (``_records``).
 
 from __future__ import annotations
 
+import ctypes
 import math
 import select
 import socket
@@ -18,6 +19,7 @@ import ssl
 import struct
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -153,8 +155,7 @@ class PlainSocket:
         connected.settimeout(None)
         self.use(stall)
         self.descriptor = connected.fileno()
-        self._poll = select.poll()
-        self._poll.register(connected, select.POLLIN)
+        self._asked = _Asked(self.descriptor, select.POLLIN)
 
     def use(self, stall: StallTimer) -> None:
         """Sets what ends calls that take too long."""
@@ -197,7 +198,7 @@ class PlainSocket:
 
     def has_answer(self) -> bool:
         """Whether there are bytes to receive, or the end."""
-        return bool(self._poll.poll(0))
+        return bool(_library().poll(ctypes.byref(self._asked), 1, 0))
 
     def is_alive(self) -> bool:
         """An idle connection has nothing to say; if it does, that is its end or no answer to anything."""
@@ -213,6 +214,18 @@ class PlainSocket:
         # A forked child may have inherited the descriptor; the server shall know nevertheless.
         self.interrupt()
         self._socket.close()
+
+
+class _Asked(ctypes.Structure):
+    """``struct pollfd``."""
+
+    _fields_ = (("descriptor", ctypes.c_int), ("events", ctypes.c_short), ("found", ctypes.c_short))
+
+
+@cache
+def _library() -> ctypes.PyDLL:
+    # With the interpreter's lock, which ``select`` gives up even where it does not wait.
+    return ctypes.PyDLL(None)
 
 
 def _timeval(seconds: float) -> bytes:
@@ -276,7 +289,7 @@ class TlsSocket:
             return data if count == limit else data[:count]
         while True:
             try:
-                return self._tls.read(min(limit, _RECORD))
+                return self._read(min(limit, _RECORD))
             except ssl.SSLWantReadError:
                 self._feed()
 
@@ -303,6 +316,10 @@ class TlsSocket:
             done += count
         return done
 
+    def _read(self, limit: int) -> bytes:
+        """Takes from what is here; ``ssl`` would give up the interpreter's lock for that."""
+        return self._tls.read(limit) if self._records is None else self._records.take(limit)
+
     def _takes_many(self, size: int) -> bool:
         return self._records is not None and size > _RECORD and not self.stall.is_exact
 
@@ -324,7 +341,7 @@ class TlsSocket:
         """Whether there is content to receive, or the end; a session ticket is neither."""
         while not self._ahead:
             try:
-                self._ahead = self._tls.read(_RECORD)
+                self._ahead = self._read(_RECORD)
             except ssl.SSLWantReadError:
                 if not self._plain.has_answer():
                     return False

@@ -6,10 +6,10 @@ answer that breaks off is resumed at the byte where it broke. There is nothing n
 start, none to lose in a fork.
 
 Its processor time for a byte is about that of the copy out of the kernel, half of what ``crt`` takes; for a
-small object it is half as well. Over TLS Python decrypts records of 16 KiB, which takes about as long as in
-``crt``, and the interpreter's lock for a moment each. Each transfer in flight takes a thread and a
-connection, as many as ``throughput_target_gbps`` asks for at 0.4 Gbit/s each, from 10 to 64; for small
-transfers as many as can be kept busy with answers, which are few where the store answers at once.
+small object it is half as well. Over TLS OpenSSL decrypts megabytes in one call, see ``_records``. Each
+transfer in flight takes a thread and a connection, as many as ``throughput_target_gbps`` asks for at 0.4
+Gbit/s each, from 10 to 128; for small transfers as many as can be kept busy with answers, which are few where
+the store answers at once. Idle connections are shared by all transports of a process with equal settings.
 
 Certificates are checked against the ``ca_bundle`` of the session, else against those of the machine, else
 those of botocore. ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY`` are heeded.

@@ -22,13 +22,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from answers import start_answers
+from runner.notes import counting, mark, note
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 MIB = 1024 * 1024
-BUCKET = "bench"
-REGION = "us-east-1"
+# A real one is used as it is; without it each question starts a server of its own.
+REAL_BUCKET = os.environ.get("BENCH_BUCKET")
+BUCKET = REAL_BUCKET or "bench"
+REGION = os.environ.get("AWS_REGION", "us-east-1") if REAL_BUCKET else "us-east-1"
 CONNECTOR = "s3torchconnector"
 # How the names of our cases end that run with the packages of another checkout.
 BEFORE = ", before"
@@ -168,7 +171,9 @@ def s3fs_client() -> Any:
 def _run(question: Question, names: list[str], arguments: argparse.Namespace) -> dict[str, list[Figures]]:
     figures: dict[str, list[Figures]] = {name: [] for name in names}
     with ExitStack() as stack:
-        if arguments.server == "memory":
+        if REAL_BUCKET:
+            _prepare(question)
+        elif arguments.server == "memory":
             _start_memory(question, stack)
         else:
             _start_seaweedfs(question, stack, tls=arguments.tls)
@@ -211,7 +216,8 @@ def _start_memory(question: Question, stack: ExitStack) -> None:
 
 def _prepare(question: Question) -> None:
     boto = boto_client()
-    boto.create_bucket(Bucket=BUCKET)
+    if not REAL_BUCKET:
+        boto.create_bucket(Bucket=BUCKET)
     question.prepare(boto)
     watch_server()
 
@@ -235,15 +241,18 @@ def in_child(*case: str, sources: Path | None = None) -> dict[str, Any]:
     environment = dict(os.environ)
     if sources is not None:
         environment["PYTHONPATH"] = os.pathsep.join(map(str, sources.resolve().glob("packages/*/src")))
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    with counting(environment) as count:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         sys.exit(f"case {' '.join(case)} failed:\n{done.stderr}")
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    note(case, figures, suffix=BEFORE if sources is not None else "", count=count)
     return figures
 
 
 def _measure(work: Callable[[], object]) -> Figures:
     work()  # Connections, imports and page tables are not what is asked for.
+    mark()
     Path("/proc/self/clear_refs").write_text("5")  # Resets the peak.
     before = _status("VmRSS")
     server, cpu, start = server_cpu_seconds(), cpu_seconds(), time.perf_counter()

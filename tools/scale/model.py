@@ -42,7 +42,7 @@ class Costs:
     read: float = 0.7
     write: float = 0.7
     small_object: float = 0.86e-3
-    listed_object: int = 378
+    listed_object: int = 368
     row: int = 42
     answer: float = 0.03
 

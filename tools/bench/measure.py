@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from answers import start_answers
+from runner.notes import counting, mark, note
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from s3torch.testing.servers import S3Server
 
 MIB = 1024 * 1024
-BUCKET = "bench"
-REGION = "us-east-1"
+# A real one is used as it is; without it each question starts a server of its own.
+REAL_BUCKET = os.environ.get("BENCH_BUCKET")
+BUCKET = REAL_BUCKET or "bench"
+REGION = os.environ.get("AWS_REGION", "us-east-1") if REAL_BUCKET else "us-east-1"
 CONNECTOR = "s3torchconnector"
 # How the names of our cases end that run with the packages of another checkout.
 BEFORE = ", before"
@@ -122,7 +125,9 @@ def add_scheme(parser: argparse.ArgumentParser) -> None:
 
 
 def schemes(arguments: argparse.Namespace) -> list[str]:
-    """How the server is reached, one after the other: as users do first."""
+    """How the server is reached, one after the other: as users do first. A real one is reached as it is."""
+    if REAL_BUCKET:
+        return ["https"]
     return [
         scheme
         for scheme, is_left_out in (("https", arguments.plain), ("http", arguments.tls))
@@ -191,7 +196,9 @@ def _run(
 ) -> dict[str, list[Figures]]:
     figures: dict[str, list[Figures]] = {name: [] for name in names}
     with ExitStack() as stack:
-        if scheme == "memory":
+        if REAL_BUCKET:
+            _prepare(question)
+        elif scheme == "memory":
             _start_memory(question, stack)
         else:
             _start_seaweedfs(question, stack, tls=scheme == "https")
@@ -245,7 +252,8 @@ def _start_memory(question: Question, stack: ExitStack) -> None:
 
 def _prepare(question: Question) -> None:
     boto = boto_client()
-    boto.create_bucket(Bucket=BUCKET)
+    if not REAL_BUCKET:
+        boto.create_bucket(Bucket=BUCKET)
     question.prepare(boto)
 
 
@@ -268,15 +276,18 @@ def in_child(*case: str, sources: Path | None = None) -> dict[str, Any]:
     environment = dict(os.environ)
     if sources is not None:
         environment["PYTHONPATH"] = os.pathsep.join(map(str, sources.resolve().glob("packages/*/src")))
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    with counting(environment) as count:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         sys.exit(f"case {' '.join(case)} failed:\n{done.stderr}")
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    note(case, figures, suffix=BEFORE if sources is not None else "", count=count)
     return figures
 
 
 def _measure(work: Callable[[], object]) -> Figures:
     work()  # Connections, imports and page tables are not what is asked for.
+    mark()
     Path("/proc/self/clear_refs").write_text("5")  # Resets the peak.
     before = _status("VmRSS")
     server, cpu, start = server_cpu_seconds(), cpu_seconds(), time.perf_counter()

@@ -170,17 +170,17 @@ def _as_json(results: Results, shrink: int, seed: int) -> dict[str, Any]:
 def _page(results: Results, shrink: int, seed: int) -> str:
     command = f"hatch run scale --shrink {shrink} --seed {seed}"
     simulated = [
-        (f"{nodes:,}", name, *_columns(outcome, factor(nodes, shrink)))
+        (f"{nodes:,}", name, *_columns(outcome))
         for name, outcomes in results.by_nodes.items()
         for nodes, outcome in outcomes.items()
     ]
-    simulated.append((f"{MANY:,}", "now, parts of 64 MiB", *_columns(results.large_parts, shrink)))
+    simulated.append((f"{MANY:,}", "now, parts of 64 MiB", *_columns(results.large_parts)))
     saved = [
-        (title, number, *_columns(outcome, shrink), outcome.partitions)
+        (title, number, *_columns(outcome), outcome.partitions)
         for title, outcomes in results.by_layout.items()
         for number, outcome in enumerate(outcomes, 1)
     ]
-    head = ("time", "503s for a request", "requests that failed", "first failure")
+    head = ("time", "503s for a request", "failed, of those simulated", "first failure")
     return "\n\n".join(
         (
             "# One node and a thousand",
@@ -205,8 +205,8 @@ def _page(results: Results, shrink: int, seed: int) -> str:
     ) + "\n"  # fmt: skip
 
 
-def _columns(outcome: Outcome, shrink: int) -> tuple[str, str, str, str]:
-    failed = f"{outcome.given_up * shrink:,} of {outcome.wanted * shrink:,}" if outcome.given_up else "none"
+def _columns(outcome: Outcome) -> tuple[str, str, str, str]:
+    failed = f"{outcome.given_up or 'none'} of {outcome.wanted:,}"
     first = "" if outcome.first_failure is None else _time(outcome.first_failure)
     return _time(outcome.seconds), f"{outcome.refused / outcome.wanted:.2f}", failed, first
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from s3torch.core import S3ClientConfig
 from s3torch.core._memory import _HIGHEST_LIMIT, _LOWEST_LIMIT, _SHARE_OF_MEMORY
 from s3torch.core._resources import GBPS_PER_CONNECTION, connections_share
-from s3torch.core.ranges import MAX_PARTS, MIB, TIB, upload_part_size
+from s3torch.core.ranges import KIB, MAX_PARTS, MIB, TIB, ByteRange, plan_parts, upload_part_size
 from s3torch.core.transfer._window import FETCH_IN_FLIGHT, UPLOAD_IN_FLIGHT
 from scale.store import GETS_PER_SECOND, PUTS_PER_SECOND
 
@@ -42,7 +42,7 @@ class Costs:
     read: float = 0.7
     write: float = 0.7
     small_object: float = 0.86e-3
-    listed_object: int = 378
+    listed_object: int = 368
     row: int = 42
     answer: float = 0.03
 
@@ -160,7 +160,20 @@ def replicas(job: Job, size: int) -> int:
     return max(1, job.nodes // group)
 
 
-def load(job: Job, size: int, *, copies: int = 1, costs: Costs | None = None) -> Prediction:
+def load_parts(size: int, tensors: int, part_size: int) -> int:
+    """Returns how many requests fetch tensors of one size that lie next to each other in a file.
+
+    It is what ``plan_parts`` decides: one that is at least half a part large is asked for alone, because its
+    bytes can then be received where they are wanted.
+    """
+    if tensors == 1:
+        return math.ceil(size / part_size)
+    each = size // tensors
+    starts = range(0, tensors * (each + KIB), each + KIB)
+    return len(plan_parts([ByteRange(at, at + each) for at in starts], part_size=part_size, max_gap=None))
+
+
+def load(job: Job, size: int, *, copies: int = 1, tensors: int = 1, costs: Costs | None = None) -> Prediction:
     """Loads a checkpoint.
 
     Args:
@@ -168,11 +181,14 @@ def load(job: Job, size: int, *, copies: int = 1, costs: Costs | None = None) ->
         size: Its bytes.
         copies: How many ranks ask S3 for each byte; with 1 it is read once, and passed on between nodes where
             others need it, too.
+        tensors: Of how many tensors a rank's share is.
         costs: What was measured.
     """
     costs = costs or Costs()
     nbytes = size * copies
-    requests = job.ranks * math.ceil(nbytes / job.ranks / job.part_size) + job.ranks
+    share = math.ceil(nbytes / job.ranks)
+    # And the metadata, by each rank.
+    requests = job.ranks * (load_parts(share, tensors, job.part_size) + 1)
     bounds = _moving(job, nbytes, requests, GETS_PER_SECOND, costs.read, FETCH_IN_FLIGHT, costs)
     return Prediction(requests, nbytes, bounds)
 

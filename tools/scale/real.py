@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 _MANY = 1_000_000
 _SEED = 7
+_LAYERS = 4
 
 
 def main() -> None:
@@ -167,7 +168,7 @@ def load_on_ranks(ranks: int, size: int) -> None:
         bucket = server.create_bucket()
         os.environ.update(server.at(proxy.endpoint).environment())
         path = f"s3://{bucket}/checkpoint"
-        predicted = load(Job(nodes=1, node=Node(gpus=ranks)), size).requests
+        predicted = load(Job(nodes=1, node=Node(gpus=ranks)), size, tensors=_LAYERS).requests
         for what in ("save", "load"):
             proxy.clear()
             begin = time.perf_counter()
@@ -209,7 +210,7 @@ def _rank(what: str, rank: int, ranks: int, size: int, path: str, port: int, tol
     os.environ["LOCAL_WORLD_SIZE"] = str(ranks)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
     mesh = init_device_mesh("cpu", (ranks,))
-    layers, rows = 4, 1024
+    layers, rows = _LAYERS, 1024
     whole = torch.arange(size // layers // 4, dtype=torch.float32).reshape(rows, -1)
     # Zeros for a load, which then has to fill them.
     values = [(whole + n) * (what == "save") for n in range(layers)]

@@ -1,0 +1,1 @@
+"""Runs the questions of ``tools/bench`` one after the other, and writes what they found."""

@@ -1,0 +1,186 @@
+"""From noted figures to rows: medians, spreads, and ratios between libraries that did the same work."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from runner.questions import Run
+
+OURS = "s3torch"
+# Longer names first: one is the beginning of another. The first that took part is what ratios refer to.
+PEERS = (
+    "s3torchconnector",
+    "s3fs",
+    "boto3",
+    "obstore",
+    "multi-storage-client",
+    "litdata",
+    "streaming",
+    "webdataset",
+    "runai",
+    "torch",
+)
+_BEFORE = ", before"
+_FEWEST_FOR_SPREAD = 2
+# What ``measure.py`` notes; other questions have names of their own for it.
+_SECONDS = ("seconds", "idle_seconds", "blocked")
+_CPU = ("cpu_seconds", "idle_cpu_seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One library, one piece of work.
+
+    Attributes:
+        question: The name of the file.
+        work: Which of its works, with the scheme.
+        library: Who did it.
+        rounds: How often.
+        seconds: The median.
+        spread: How far the rounds lie apart: half of the range between them, as a part of the median.
+        speed: How many times as fast as the peer; ``None`` without one.
+        cpu: Processor seconds of the client.
+        cpu_ratio: That, as a part of the peer's.
+        server_cpu: Processor seconds of the server.
+        peak: Bytes by which the client grew.
+        requests: What the server was asked.
+        nbytes: Bytes of bodies that the server sent and received.
+        peer: What it is compared with.
+    """
+
+    question: str
+    work: str
+    library: str
+    rounds: int
+    seconds: float
+    spread: float | None
+    speed: float | None
+    cpu: float | None
+    cpu_ratio: float | None
+    server_cpu: float | None
+    peak: float | None
+    requests: int | None
+    nbytes: int | None
+    peer: str | None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is one of our own cases."""
+        return library_of((self.library,)) == OURS
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the peer was faster."""
+        return self.is_ours and self.speed is not None and self.speed < 1
+
+
+def rows(runs: Iterable[Run], counted: Iterable[Run] = ()) -> list[Row]:
+    """Makes the rows of some runs.
+
+    Args:
+        runs: What was measured.
+        counted: Runs of the same questions through a proxy that counts; their times mean nothing.
+    """
+    counts = {
+        (one.question, _work(note), _library(note)): (note["requests"], note["sent"] + note["received"])
+        for one in counted
+        for note in one.notes
+        if "requests" in note
+    }
+    made = []
+    for one in runs:
+        cases: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+        for note in one.notes:
+            cases.setdefault((note["scheme"], _work(note), _library(note)), []).append(note["figures"])
+        for (scheme, work, library), figures in cases.items():
+            peer = _peer_of(library, [name for s, w, name in cases if (s, w) == (scheme, work)])
+            base = cases[scheme, work, peer] if peer else None
+            count = counts.get((one.question, work, library), (None, None))
+            title = ", ".join(filter(None, (work, scheme)))
+            made.append(_row(one.question, title, library, figures, base, count, peer))
+    return made
+
+
+def as_json(made: Sequence[Row]) -> list[dict[str, Any]]:
+    """Returns the rows as plain values."""
+    return [asdict(one) for one in made]
+
+
+def library_of(case: Iterable[str]) -> str | None:
+    """Says which library a case is of; ``None`` if its name does not tell."""
+    for element in case:
+        for name in (*PEERS[:1], OURS, *PEERS[1:]):
+            if element.startswith(name):
+                return name
+    return None
+
+
+def _library(note: dict[str, Any]) -> str:
+    case: list[str] = note["case"]
+    suffix: str = note["suffix"]
+    return next((element for element in case if library_of((element,))), case[0]) + suffix
+
+
+def _work(note: dict[str, Any]) -> str:
+    found = _library(note)
+    # Where the server is, is no part of the work.
+    rest = (one for one in note["case"] if one + note["suffix"] != found and "://" not in one)
+    return ", ".join(rest)
+
+
+def _peer_of(library: str, names: Sequence[str]) -> str | None:
+    if library_of((library,)) != OURS:
+        return None
+    if not library.endswith(_BEFORE) and library + _BEFORE in names:
+        return library + _BEFORE
+    peers = {library_of((name,)): name for name in reversed(names)}
+    return next((peers[name] for name in PEERS if name in peers), None)
+
+
+def _row(
+    question: str,
+    work: str,
+    library: str,
+    figures: list[dict[str, Any]],
+    base: list[dict[str, Any]] | None,
+    count: tuple[int | None, int | None],
+    peer: str | None,
+) -> Row:
+    seconds, cpu = _median(figures, _SECONDS) or 0.0, _median(figures, _CPU)
+    base_seconds, base_cpu = _median(base or [], _SECONDS), _median(base or [], _CPU)
+    return Row(
+        question=question,
+        work=work,
+        library=library,
+        rounds=len(figures),
+        seconds=seconds,
+        spread=_spread([one for figure in figures if (one := _first(figure, _SECONDS)) is not None]),
+        speed=base_seconds / seconds if base_seconds and seconds else None,
+        cpu=cpu,
+        cpu_ratio=cpu / base_cpu if cpu is not None and base_cpu else None,
+        server_cpu=_median(figures, ("server_cpu_seconds",)),
+        peak=_median(figures, ("peak_bytes", "extra")),
+        requests=count[0],
+        nbytes=count[1],
+        peer=peer,
+    )
+
+
+def _first(figure: dict[str, Any], names: Sequence[str]) -> float | None:
+    return next((float(figure[name]) for name in names if name in figure), None)
+
+
+def _median(figures: Sequence[dict[str, Any]], names: Sequence[str]) -> float | None:
+    found = [one for figure in figures if (one := _first(figure, names)) is not None]
+    return float(statistics.median(found)) if found else None
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    if len(values) < _FEWEST_FOR_SPREAD:
+        return None
+    return (max(values) - min(values)) / 2 / statistics.median(values)

@@ -8,6 +8,7 @@ was: ``_Marked``.
 from __future__ import annotations
 
 from collections import deque
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from torch.utils.data import Sampler, get_worker_info
@@ -277,9 +278,9 @@ class ResumableLoader:
         self._part.set_epoch(epoch)
 
     @property
-    def sampler(self) -> ResumableLoader:
-        """Itself: a Lightning trainer calls ``set_epoch`` of what it finds here."""
-        return self
+    def batch_sampler(self) -> SimpleNamespace:
+        """Where a Lightning trainer looks for a ``sampler`` with ``set_epoch``."""
+        return SimpleNamespace(sampler=self)
 
     @property
     def has_begun(self) -> bool:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -77,5 +78,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(seaweedfs, numbers, tmp_path)
     found = names(seaweedfs, numbers)
     assert {"run/last.ckpt", "run/step=12.ckpt"} <= found
     assert {f"lightning_logs/version_{number}/metrics.csv" for number in (0, 1)} <= found
+    if find_spec("tensorboard"):
+        assert any(name.startswith("board/version_1/events.out.tfevents") for name in found)
     assert result["refused"] == [True, True, True]
     assert result["left"] == []

@@ -29,7 +29,8 @@ with atheris.instrument_imports(include=["s3torch.datasets"]):
     from s3torch.core.errors import ConfigurationError
     from s3torch.datasets._private_files import path_for_key
     from s3torch.datasets.order._epoch import Place, WorkerShard
-    from s3torch.datasets.order._loader import S3Sampler, merge_states
+    from s3torch.datasets.order._loader import S3Sampler
+    from s3torch.datasets.order._merging import merge_states
     from s3torch.datasets.order._state import ObjectState, ShardState
     from s3torch.datasets.shards._tar_archive import (
         ArchiveError,

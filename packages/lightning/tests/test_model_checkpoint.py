@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from s3torch.core import ConfigurationError, S3Client
 from s3torch.lightning import S3LightningCheckpoint, S3ModelCheckpoint
+from s3torch.testing import Fault
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
@@ -39,8 +40,10 @@ class Line(lightning.LightningModule):
 def fit(seaweedfs):
     """A function that runs a trainer with a callback and returns it."""
 
-    def run(folder, callback, *, epochs, ckpt_path=None, plugin=lambda io: io, logger=False):
-        io = S3LightningCheckpoint(seaweedfs.region, endpoint=seaweedfs.endpoint)
+    def run(
+        folder, callback, *, epochs, ckpt_path=None, plugin=lambda io: io, logger=False, async_save=False
+    ):
+        io = S3LightningCheckpoint(seaweedfs.region, endpoint=seaweedfs.endpoint, async_save=async_save)
         trainer = lightning.Trainer(
             default_root_dir=folder,
             max_epochs=epochs,
@@ -118,6 +121,44 @@ def test_the_last_one_as_a_copy_within_s3(seaweedfs, folder, fit):
     assert resumed.global_step == 6
     with pytest.raises(ConfigurationError, match="AsyncCheckpointIO"):
         fit(folder, S3ModelCheckpoint(f"{folder}/run", save_last="link"), epochs=1, plugin=AsyncCheckpointIO)
+
+
+def test_the_last_one_as_a_copy_of_one_that_is_still_uploaded(seaweedfs, folder, fit):
+    callback = S3ModelCheckpoint(f"{folder}/run", "{epoch}", save_last="link")
+    fit(folder, callback, epochs=3, async_save=True)
+    assert names(seaweedfs, folder) == ["run/epoch=2.ckpt", "run/last.ckpt"]
+    trainer = fit(folder, S3ModelCheckpoint(f"{folder}/run"), epochs=3, ckpt_path="last")
+    assert trainer.global_step == 6
+
+
+def test_the_checkpoint_of_a_job_that_was_requeued_is_found(seaweedfs, folder, fit):
+    first = fit(f"{folder}/", S3ModelCheckpoint(f"{folder}/run"), epochs=1)
+    path = first._checkpoint_connector.hpc_save_path(first.default_root_dir)
+    first.save_checkpoint(path)
+    assert "hpc_ckpt_1.ckpt" in names(seaweedfs, folder)
+    again = fit(f"{folder}/", S3ModelCheckpoint(f"{folder}/run"), epochs=2, ckpt_path="hpc")
+    assert again.global_step == 4
+
+
+def test_a_name_is_taken_while_its_checkpoint_is_uploaded(folder, fit, proxy, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    callback = S3ModelCheckpoint(f"{folder}/run", "{epoch}")
+    io = S3LightningCheckpoint(None, endpoint=proxy.endpoint, async_save=True)
+    trainer = fit(folder, callback, epochs=1, plugin=lambda _: io)
+    proxy.add(Fault.stall(0.5), method="PUT")
+    trainer.save_checkpoint(f"{folder}/run/next.ckpt")
+    assert callback.file_exists(f"{folder}/run/next.ckpt", trainer)
+    assert not callback.file_exists(f"{folder}/run/other.ckpt", trainer)
+    io.teardown()
+
+
+def test_a_bucket_as_a_folder(seaweedfs, folder, fit):
+    bucket = seaweedfs.create_bucket()
+    callback = S3ModelCheckpoint(f"s3://{bucket}", "{epoch}", monitor="number", mode="max", save_top_k=1)
+    fit(folder, callback, epochs=2)
+    with S3Client(seaweedfs.region) as client:
+        found = [info.key for page in client.list_objects(bucket, "") for info in page.object_info]
+    assert found == ["epoch=1.ckpt"]
 
 
 @pytest.mark.parametrize("mangle", [Path, lambda uri: Path.cwd() / uri])

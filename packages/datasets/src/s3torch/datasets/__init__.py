@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from s3torch.datasets._iterable import S3IterableDataset
     from s3torch.datasets._map_style import S3MapDataset
     from s3torch.datasets.formats import DamagedShardError
-    from s3torch.datasets.order._loader import ResumableLoader, S3Sampler, merge_states
+    from s3torch.datasets.order._loader import ResumableLoader, S3Sampler
+    from s3torch.datasets.order._merging import merge_states
     from s3torch.datasets.shards._dataset import S3ShardDataset
     from s3torch.datasets.shards._indexed_tar import S3IndexedTarDataset
     from s3torch.datasets.shards._parquet import ParquetFormat
@@ -70,7 +71,8 @@ _MODULES = {
     "_iterable": "S3IterableDataset",
     "_map_style": "S3MapDataset",
     "formats": "DamagedShardError",
-    "order._loader": "ResumableLoader S3Sampler merge_states",
+    "order._loader": "ResumableLoader S3Sampler",
+    "order._merging": "merge_states",
     "shards._dataset": "S3ShardDataset",
     "shards._indexed_tar": "S3IndexedTarDataset",
     "shards._parquet": "ParquetFormat",

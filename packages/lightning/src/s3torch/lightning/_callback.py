@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from s3torch.lightning._loader_state import note_loader_states
+from s3torch.lightning._loader_state import begin_epoch, note_loader_states
 from s3torch.lightning._paths import check_folders
 from s3torch.lightning.plugin import lightning_class
 
@@ -33,6 +33,9 @@ class S3TrainerCallback(Callback):
         _let_all_ranks_load(trainer, together=False)
 
     on_train_start = on_validation_start = on_test_start = on_predict_start = on_sanity_check_start
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
+        begin_epoch(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
         _let_all_ranks_load(trainer, together=False)

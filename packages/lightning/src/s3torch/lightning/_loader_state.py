@@ -13,19 +13,38 @@ def note_loader_states(trainer: Any, checkpoint: dict[str, Any]) -> None:
     then, so that a resumed run would leave that batch out.
     """
     loop = trainer.fit_loop
-    fetcher = getattr(loop, "_data_fetcher", None)
-    loader = getattr(loop, "_combined_loader", None)
+    fetcher, loaders = loop._data_fetcher, _stateful(loop)
     saved = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
-    datasets = sys.modules.get("s3torch.datasets")
-    if datasets is None or loader is None or fetcher is None or "combined_loader" not in saved:
+    if fetcher is None or "combined_loader" not in saved:
         return
     ahead = len(getattr(fetcher, "batches", ()))
-    # As Lightning chooses them.
-    names = ("state_dict", "load_state_dict")
-    stateful = [one for one in loader.flattened if all(hasattr(one, name) for name in names)]
     saved["combined_loader"] = [
-        one.state_dict(ahead=ahead, finished=fetcher.done and not ahead)
-        if isinstance(one, datasets.ResumableLoader)
-        else state
-        for one, state in zip(stateful, saved["combined_loader"], strict=True)
+        one.state_dict(ahead=ahead, finished=fetcher.done and not ahead) if _is_resumable(one) else state
+        for one, state in zip(loaders, saved["combined_loader"], strict=True)
     ]
+
+
+def begin_epoch(trainer: Any) -> None:
+    """Starts loaders again that Lightning has started for another epoch than the one that begins.
+
+    It fetches the first batch of a resumed run before it says which epoch that is.
+    """
+    loop = trainer.fit_loop
+    fetcher = loop._data_fetcher
+    if getattr(fetcher, "batches", ()) and any(
+        _is_resumable(one) and not one.has_begun for one in _stateful(loop)
+    ):
+        iter(fetcher)
+
+
+def _stateful(loop: Any) -> list[Any]:
+    """Returns the loaders that have a state, as Lightning chooses them."""
+    names = ("state_dict", "load_state_dict")
+    loaders = () if loop._combined_loader is None else loop._combined_loader.flattened
+    return [one for one in loaders if all(hasattr(one, name) for name in names)]
+
+
+def _is_resumable(loader: Any) -> bool:
+    # Who has such a loader has imported its class.
+    datasets = sys.modules.get("s3torch.datasets")
+    return datasets is not None and isinstance(loader, datasets.ResumableLoader)

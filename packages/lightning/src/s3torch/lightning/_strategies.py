@@ -7,6 +7,7 @@ and load what it does, at the same places of the state, through ``s3torch.dcp``.
 from __future__ import annotations
 
 import io
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -246,9 +247,8 @@ def _is_sharded(plugin: S3LightningCheckpoint, uri: S3Uri) -> bool:
 
 def _dcp() -> Any:
     try:
-        from s3torch import dcp
+        return import_module("s3torch.dcp")
     except ImportError as exc:
         raise MissingPackageError(
             f"sharded checkpoints need s3torch-dcp ({exc}); pip install 's3torch-lightning[sharded]'"
         ) from exc
-    return dcp

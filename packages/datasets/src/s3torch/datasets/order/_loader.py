@@ -7,7 +7,8 @@ was: ``_Marked``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from torch.utils.data import Sampler, get_worker_info
@@ -25,12 +26,15 @@ from s3torch.datasets.order._epoch import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 
     from torch.utils.data import DataLoader
 
     from s3torch.datasets.order._epoch import StridedShard
     from s3torch.datasets.order._state import Mark
+
+# How many batches may be fetched and not used yet.
+_RECENT = 8
 
 
 @runtime_checkable
@@ -255,21 +259,44 @@ class ResumableLoader:
                 "expected a loader of an S3IterableDataset or an S3ShardDataset, or one with an S3Sampler; "
                 f"got {loader.sampler!r}"
             )
+        self._is_sampled = self._part is not dataset
         self._begun: dict[str, Any] | None = None
         self._finished = False
-        self._count = 0
+        # Batches in the iteration, in its epoch before it, and in that epoch; the latter two of a sampler.
+        self._count = self._before = self._length = 0
         self._marks: dict[StridedShard, Mark[Any]] = {}
+        # Those of the last batches, which may not have been used yet.
+        self._recent: deque[Mark[Any]] = deque()
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of the next iteration, also of persistent workers."""
-        if self._begun is not None and self._begun["epoch"] != epoch:
-            self._begun = None
+        known = self._begun
+        if known is None and self._before:
+            known = self._part.state_dict()
+        if known is not None and known["epoch"] != epoch:
+            self._begun, self._before = None, 0
         self._part.set_epoch(epoch)
 
+    @property
+    def batch_sampler(self) -> SimpleNamespace:
+        """Where a Lightning trainer looks for a ``sampler`` with ``set_epoch``."""
+        return SimpleNamespace(sampler=self)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there was an iteration since a state was loaded or another epoch was chosen."""
+        return self._begun is not None
+
     def __len__(self) -> int:
-        return len(self.loader)
+        if self._is_sampled and self._begun is not None:
+            return self._length
+        return self._before + len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
+        if self._begun is not None:
+            self._before = 0
+        if self._is_sampled:
+            self._length = self._before + len(self.loader)
         collate = self.loader.collate_fn
         if self._is_marked:
             self.loader.collate_fn = _MarkingCollate(collate, self._part)
@@ -280,27 +307,48 @@ class ResumableLoader:
         # The workers have their copies by now; a later iteration has the whole epoch.
         self._begun = self._part.begun(workers=self.loader.num_workers)
         self._count, self._marks, self._finished = 0, {}, False
+        self._recent.clear()
         for batch in batches:
             self._count += 1
             if not self._is_marked:
                 yield batch
             elif isinstance(batch, _MarkedBatch):
-                self._marks[batch.mark.share] = batch.mark
+                self._recent.append(batch.mark)
+                if len(self._recent) > _RECENT:
+                    oldest = self._recent.popleft()
+                    self._marks[oldest.share] = oldest
                 yield batch.data
             else:
                 raise ConfigurationError("the loader was iterated before without its ResumableLoader")
         self._finished = True
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns how far the iteration is that was started last."""
+    def state_dict(self, *, ahead: int = 0, finished: bool = False) -> dict[str, Any]:
+        """Returns how far the iteration is that was started last.
+
+        Args:
+            ahead: How many of its batches were fetched, but not used yet; 8 at most.
+            finished: Whether this is the end of the epoch, although there may be more batches.
+
+        Raises:
+            ConfigurationError: So many batches were not fetched.
+        """
         if self._begun is None:
-            return dict(self._part.state_dict())
+            state = dict(self._part.state_dict())
+            return state | {"batches": self._before} if self._before else state
+        if not 0 <= ahead <= min(self._count, _RECENT):
+            raise ConfigurationError(f"ahead must be from 0 to {min(self._count, _RECENT)}, got {ahead!r}")
+        used = self._count - ahead
         if self._is_marked:
-            state = self._part.marked(self._begun, self._marks.values())
+            recent = list(self._recent)[: len(self._recent) - ahead]
+            marks = self._marks | {mark.share: mark for mark in recent}
+            state = dict(self._part.marked(self._begun, marks.values()))
         else:
             workers, size = max(1, self.loader.num_workers), self.loader.batch_size or 1
-            state = self._part.counted(self._begun, workers=workers, batch_size=size, batches=self._count)
-        return {**state, "finished": True} if self._finished else dict(state)
+            state = dict(self._part.counted(self._begun, workers=workers, batch_size=size, batches=used))
+        if finished or (self._finished and not ahead):
+            return state | {"finished": True}
+        # Loaders without a length need not know.
+        return state | {"batches": self._before + used} if self._is_sampled else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Lets the next iteration go on where a state was saved.
@@ -315,60 +363,7 @@ class ResumableLoader:
             raise ConfigurationError("persistent workers run already: load the state into a new loader")
         self._part.load_state_dict(state)
         self._begun = None
-
-
-def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Makes one state of those of all ranks, with which any number of ranks can go on.
-
-    Each rank saves the state of its ``ResumableLoader`` with the checkpoint, or all exchange them
-    (``torch.distributed.all_gather_object``). Of an ``S3ShardDataset``, the states may also be those of
-    torchdata's ``StatefulDataLoader``; what is merged is then loaded into the dataset.
-
-    Args:
-        states: One of each rank, saved at the same point.
-
-    Raises:
-        ConfigurationError: They do not belong together.
-    """
-    found = list(states)
-    if not found or not all(isinstance(state, Mapping) for state in found):
-        raise ConfigurationError(f"expected the state of each rank, got {found or 'none'!r:.80}")
-    try:
-        return _merged([part for state in found for part in _shard_states(state)] or found)
-    except (AttributeError, KeyError, TypeError, RecursionError) as exc:
-        raise ConfigurationError(f"these are no states of a dataset: {exc!r}") from exc
-
-
-def _merged(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    first, shares = dict(states[0]), dict[tuple[int, ...], Any]()
-    if "shards" in first:
-        first["shards"] = next((state["shards"] for state in states if state.get("shards")), "")
-    if first.get("finished") and not all(state.get("finished") for state in states):
-        del first["finished"]
-    for state in states:
-        same = {"shards": first["shards"]} if state.get("shards") == "" else {}
-        same |= {"shares": (), "finished": False}
-        if {**state, **same} != {**first, **same}:
-            raise ConfigurationError(
-                "the states differ: they were not saved at the same point of the same epoch"
-            )
-        for share in state.get("shares", ()):
-            owner = tuple(share["stripe"] if "shards" in first else share[:2])
-            if shares.setdefault(owner, share) != share:
-                raise ConfigurationError(f"two states are those of the same worker, {owner}")
-    return {**first, "shares": list(shares.values())} if "shares" in first else first
-
-
-def _shard_states(state: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yields the states of shard datasets within a state, whatever torchdata has put around them."""
-    if "quota" in state:
-        yield state
-        return
-    if state.get("_steps_since_snapshot"):
-        raise ConfigurationError("the state needs snapshot_every_n_steps=1 of the StatefulDataLoader")
-    for part in state.values():
-        if isinstance(part, Mapping):
-            yield from _shard_states(part)
+        self._before = 0 if state.get("finished") else check_count("batches", state.get("batches", 0))
 
 
 class _MarkedBatch(NamedTuple):

@@ -231,6 +231,29 @@ def too_long(rank):
     return "x" * 2000 + str(rank)
 
 
+def frozen(rank, factor):
+    return state_of(rank, factor) | {"frozen": sharded(torch.arange(ROWS * 1000).reshape(ROWS, 1000))}
+
+
+def reusing(rank, bucket):
+    """S3 copies what has not changed, whichever rank has written it, also with plans that torch keeps."""
+    dcp.save(frozen(rank, 1), storage_writer=writer_of(bucket, "reuse/1"))
+    for step, options in ((2, {}), (3, {"enable_plan_caching": True}), (4, {"enable_plan_caching": True})):
+        writer = writer_of(bucket, f"reuse/{step}", reuse="latest")
+        dcp.save(frozen(rank, step), storage_writer=writer, planner=DefaultSavePlanner(**options))
+        assert writer.report.why_sent == ()
+        # Too little of a file for a range; the rest of it has changed. Then it is a file of its own.
+        copied = 0 if step == 2 else (ROWS * 8000 if rank == 0 else 1)
+        assert writer.report.copied_bytes >= copied
+    loaded = frozen(rank, 0)
+    loaded["frozen"] = sharded(torch.zeros(ROWS, 1000, dtype=torch.int64))
+    reader = reader_of(bucket, "reuse/4")
+    dcp.load(loaded, storage_reader=reader)
+    check(loaded, 4)
+    assert torch.equal(loaded["frozen"].full_tensor(), torch.arange(ROWS * 1000).reshape(ROWS, 1000))
+    assert reader.unverified_bytes == 0
+
+
 def asynchronous_failing(rank, bucket):
     """What fails in the other process fails here, and then the writer can be used again."""
     writer = writer_of(bucket, "failing", prefix_strategy=too_long)

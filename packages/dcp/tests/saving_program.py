@@ -1,8 +1,9 @@
 """Saves checkpoints with jobs whose ranks may be killed; run as a program.
 
 Each line of the standard input is a job, as JSON: the URI of the checkpoint, a number that fills the tensors,
-how many files a rank writes, the endpoint of each rank, and where the ranks meet. For each rank a process is
-forked, and their ids are the answer; a second line tells how they have ended.
+how many files a rank writes, the endpoint of each rank, where the ranks meet, and whether what has not
+changed is copied. For each rank a process is forked, and their ids are the answer; a second line tells how
+they have ended.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from s3torch.dcp import S3StorageWriter
 PART = 5 * MIB
 
 
-def state_of(rank, ranks, number):
+def state_of(rank, ranks, number, *, frozen):
     """What a rank has: tensors of its own, one of them in several parts, and some that all have."""
-    state = {f"rank {rank}, {n}": torch.full((40, n + 1), number) for n in range(3)}
+    state = {f"frozen {rank}": torch.full((PART + 1000,), -1, dtype=torch.int8)} if frozen else {}
+    state |= {f"rank {rank}, {n}": torch.full((40, n + 1), number) for n in range(3)}
     if rank == ranks - 1:
         state["large"] = torch.full((PART + 1000,), number, dtype=torch.int8)
     return state | {"same": torch.full((9,), number), "step": number}
@@ -43,10 +45,9 @@ def save(job, rank):
             timeout=timedelta(seconds=60),
         )
     config = S3ClientConfig(max_attempts=1, part_size=PART)
-    writer = S3StorageWriter(
-        "us-east-1", job["uri"], config, thread_count=job["files"], endpoint=job["endpoints"][rank]
-    )
-    dcp.save(state_of(rank, ranks, job["number"]), storage_writer=writer)
+    options = {"thread_count": job["files"], "reuse": job["uri"] if job["reuses"] else None}
+    writer = S3StorageWriter("us-east-1", job["uri"], config, endpoint=job["endpoints"][rank], **options)
+    dcp.save(state_of(rank, ranks, job["number"], frozen=job["reuses"]), storage_writer=writer)
 
 
 def start(job, rank):

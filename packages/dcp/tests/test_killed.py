@@ -42,6 +42,8 @@ class Saves:
         self.proxies = proxies
         self.path = "checkpoint"
         self.number = 0
+        # Whether S3 copies what has not changed.
+        self.reuses = False
         # The checkpoint that is there.
         self.there = None
         self._process = process
@@ -56,6 +58,7 @@ class Saves:
             "endpoints": [proxy.endpoint for proxy in self.proxies],
             "number": self.number,
             "files": files,
+            "reuses": self.reuses,
             "rendezvous": Path(self._folder, str(self.number)).as_uri(),
         }
         self._process.stdin.write(json.dumps(job) + "\n")
@@ -119,8 +122,10 @@ class Saves:
             for name, one in described.items()
         }
         ranks = len(self.proxies)
-        assert len(state) == 3 * ranks + len(["large", "same", "step"])
+        assert len(state) == 3 * ranks + len(["large", "same", "step"]) + self.reuses * ranks
         dcp.load(state, storage_reader=reader)
+        frozen = [state.pop(name) for name in list(state) if name.startswith("frozen")]
+        assert all((tensor == -1).all() for tensor in frozen)
         numbers = {state.pop("step")} | {int(n) for tensor in state.values() for n in tensor.unique()}
         assert len(numbers) == 1, f"a mixture of checkpoints: {numbers}"
         return numbers.pop()
@@ -188,6 +193,23 @@ def test_a_rank_that_is_killed_at_any_of_its_requests(saves_of, ranks, killed, s
         counts.append(step)
     # The rank that plans looks and commits, and removes the old files; both write theirs in parts.
     assert counts[0] >= (2 if killed else 4)
+    saves.complete(files=3)
+    saves.assert_nothing_is_left()
+
+
+@pytest.mark.promise(1)
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("side", ["request", "response"])
+def test_a_rank_that_is_killed_at_any_request_of_a_save_that_reuses(saves_of, side):
+    saves = saves_of(1)
+    saves.reuses = True
+    saves.complete()
+    # The first time parts of files are copied, and then whole ones.
+    step, fault = 0, Fault.stall(FOREVER, side=side)
+    while saves.kill(0, fault, skip=step):
+        step += 1
+    assert saves.there == saves.number
+    assert step >= 8
     saves.complete(files=3)
     saves.assert_nothing_is_left()
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from s3torch.dcp.manage import delete_checkpoint, verify_checkpoint
+
 PROGRAM = Path(__file__).with_name("rank_program.py")
 RANKS = 2
 
@@ -125,6 +127,15 @@ def test_ranks_that_consolidate_together(run, seaweed_place):
 def test_a_failure_of_one_rank_fails_all(run, seaweed_place):
     run("failing")
     assert "failing/.metadata" not in seaweed_place.listed()
+
+
+def test_what_several_ranks_reuse(run, seaweed_place):
+    run("reusing")
+    for step in (1, 2, 3):
+        delete_checkpoint(seaweed_place.uri(f"reuse/{step}"), client=seaweed_place.client())
+    assert verify_checkpoint(
+        seaweed_place.uri("reuse/4"), depth="bytes", client=seaweed_place.client()
+    ).is_whole
 
 
 def test_saves_from_another_process(run):

@@ -16,7 +16,12 @@ from torch.distributed.checkpoint.planner import LoadPlan
 
 from s3torch.core.errors import ChecksumMismatchError, S3Error
 from s3torch.core.ranges import MIB, plan_parts
-from s3torch.dcp import CheckpointError
+from s3torch.dcp import (
+    CheckpointError,
+    S3HuggingFaceStorageReader,
+    S3HuggingFaceStorageWriter,
+    load_sharded,
+)
 from s3torch.dcp._checksums import NOTE, ItemChecksums
 from s3torch.dcp._metadata import decode_metadata, is_intact
 from s3torch.dcp.hugging_face._consolidation import Band, _BandPlanner, reads_of
@@ -152,6 +157,24 @@ def test_a_part_of_a_tensor(place, rows, unverified):
         assert 0 < reader.unverified_bytes < 2 * MIB
     else:
         assert reader.unverified_bytes == unverified
+
+
+@pytest.mark.promise(2)
+@pytest.mark.parametrize("distributed", [True, False])
+def test_safetensors_files_are_compared_too(place, distributed):
+    state = {"a": torch.arange(600_000.0), "b": torch.ones(7, dtype=torch.int8)}
+    options = {"save_distributed": distributed}
+    writer = S3HuggingFaceStorageWriter("us-east-1", place.uri("checkpoint"), place.config, **options)
+    dcp.save(state, storage_writer=writer)
+    reader = S3HuggingFaceStorageReader("us-east-1", place.uri("checkpoint"), place.config)
+    dcp.load({name: torch.zeros_like(value) for name, value in state.items()}, storage_reader=reader)
+    assert (reader.verified_bytes, reader.unverified_bytes) == (2_400_007, 0)
+    (key,) = (key for key in place.listed("checkpoint/") if key.endswith(".safetensors"))
+    body = bytearray(place.get(key))
+    body[-1] ^= 1
+    place.put(key, body)
+    with pytest.raises(ChecksumMismatchError, match="b is damaged"):
+        load_sharded(place.uri("checkpoint"), client=place.client())
 
 
 def test_verification_can_be_switched_off(place, blank_of):

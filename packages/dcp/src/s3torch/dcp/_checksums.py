@@ -6,6 +6,7 @@ each MiB of these, and of what stands behind them; of objects, and of what was t
 
 from __future__ import annotations
 
+import base64
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -113,6 +114,20 @@ class ItemChecksums:
         for start, stop, value in self.pieces(length, 0, length):
             crc = combine_crcs(self.algorithm, crc, value, stop - start) if start else value
         return crc
+
+
+def to_text(note: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a note as JSON can have it."""
+    return {**note, "crcs": base64.b64encode(note["crcs"]).decode()}
+
+
+def from_text(note: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads what ``to_text`` has returned.
+
+    Raises:
+        ValueError: It is damaged; so may other errors of ``MALFORMED`` be raised.
+    """
+    return {**note, "crcs": base64.b64decode(note["crcs"], validate=True)}
 
 
 Pieces = tuple[str, "Sequence[tuple[int, int, int]]"]

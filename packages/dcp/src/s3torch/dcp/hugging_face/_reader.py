@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from s3torch.core import S3Client, S3ReaderConstructor
 from s3torch.core.errors import NotFoundError
+from s3torch.dcp._checksums import NOTE
 from s3torch.dcp._filesystem import checked_uri, join_path, read_whole
 from s3torch.dcp._metadata import (
     MALFORMED,
@@ -32,6 +33,7 @@ from s3torch.dcp._reader import S3StorageReader
 from s3torch.dcp.hugging_face._safetensors import (
     INDEX_NAME,
     FileHeader,
+    Index,
     parse_index,
     parse_json,
     read_headers,
@@ -69,7 +71,11 @@ class S3HuggingFaceStorageReader(S3StorageReader):
         if found is None:
             return super()._metadata()
         self._files = found.files
-        metadata = metadata_of(found.headers, found.weight_map, where=self.path)
+        index = found.index
+        metadata = metadata_of(found.headers, index and index.weight_map, where=self.path)
+        if index is not None:
+            for one, info in metadata.storage_data.items():
+                setattr(info, NOTE, index.checksums.get(one.fqn))
         metadata.storage_meta = StorageMeta(checkpoint_id=self.path)
         return metadata
 
@@ -77,17 +83,17 @@ class S3HuggingFaceStorageReader(S3StorageReader):
         """Finds out what is there; ``None`` where torch's own metadata tells it."""
         objects = {info.key: info for info in self.fs.list_folder(self.path)}
         files = {name: info for name, info in objects.items() if name.endswith(SUFFIX)}
-        weight_map = self._weight_map() if INDEX_NAME in objects else None
-        if weight_map is not None:
-            if lost := set(weight_map.values()) - files.keys():
+        index = self._index() if INDEX_NAME in objects else None
+        if index is not None:
+            if lost := index.files - files.keys():
                 raise CheckpointError(f"{self.path} lacks files that its index names: {sorted(lost)}")
-            files = {name: files[name] for name in sorted(set(weight_map.values()))}
+            files = {name: files[name] for name in sorted(index.files)}
         elif any(name.endswith(METADATA_NAME) for name in objects):
             return None
         if not files:
             raise NotFoundError(f"there is no safetensors file in {self.path}")
         headers = read_headers({join_path(self.path, name): self._source(name, files) for name in files})
-        return _Survey(files, dict(zip(files, headers.values(), strict=True)), weight_map)
+        return _Survey(files, dict(zip(files, headers.values(), strict=True)), index)
 
     def _open_file(self, path: str) -> ObjectSource:
         return self._source(path, self._files)
@@ -95,17 +101,17 @@ class S3HuggingFaceStorageReader(S3StorageReader):
     def _source(self, name: str, files: Mapping[str, ObjectInfo]) -> ObjectSource:
         return self.fs.open_ranges(join_path(self.path, name), object_info=files.get(name))
 
-    def _weight_map(self) -> Mapping[str, str]:
+    def _index(self) -> Index:
         uri = join_path(self.path, INDEX_NAME)
         body = read_whole(self.fs, uri, S3ReaderConstructor.sequential())
-        return parse_index(body, uri=uri).weight_map
+        return parse_index(body, uri=uri)
 
 
 @dataclass(frozen=True, slots=True)
 class _Survey:
     files: Mapping[str, ObjectInfo]
     headers: Mapping[str, FileHeader]
-    weight_map: Mapping[str, str] | None
+    index: Index | None
 
 
 def load_file(

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint._hf_utils import _metadata_fn
 from s3torch.core import S3Client, parse_s3_uri
 from s3torch.core.errors import ConfigurationError, RangeNotSatisfiableError
 from s3torch.core.ranges import KIB, MIB
+from s3torch.dcp._checksums import from_text, to_text
 from s3torch.dcp._metadata import MALFORMED, CheckpointError, FileFacts, sizes_of
 from s3torch.dcp._tensors import TensorLayout, storage_entry
 from s3torch.dcp.saving._values import HostValues
@@ -66,6 +67,7 @@ _STEP = 4 * MIB
 INDEX_NAME = _metadata_fn
 # What we add to the metadata of an index; others have entries of their own there, too.
 _FILES_NOTE = "s3torch_files"
+_PIECES_NOTE = "s3torch_pieces"
 # As much as torch's own storage writer copies ahead from an accelerator.
 _COPIED_AHEAD = 10_000_000
 
@@ -273,10 +275,12 @@ class Index:
     Attributes:
         weight_map: The name of the file of each tensor.
         facts: Sizes and checksums of the files by their names, where our writer has noted them.
+        checksums: What it has noted of the pieces of the tensors, by their names.
     """
 
     weight_map: Mapping[str, str]
     facts: Mapping[str, FileFacts] = field(default_factory=dict)
+    checksums: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def files(self) -> set[str]:
@@ -302,6 +306,9 @@ def make_index(index: Index, *, total_size: int) -> bytes:
     metadata: dict[str, Any] = {"total_size": total_size}
     if index.facts:
         metadata[_FILES_NOTE] = {name: facts.note() for name, facts in sorted(index.facts.items())}
+    if index.checksums:
+        noted = {name: to_text(note) for name, note in sorted(index.checksums.items())}
+        metadata[_PIECES_NOTE] = noted
     content = {"metadata": metadata, "weight_map": dict(sorted(index.weight_map.items()))}
     return json.dumps(content, indent=2).encode()
 
@@ -315,10 +322,11 @@ def parse_index(body: bytes, *, uri: str) -> Index:
     try:
         content = parse_json(body)
         weight_map = dict(content["weight_map"])
-        noted = (content.get("metadata") or {}).get(_FILES_NOTE) or {}
-        facts = {name: FileFacts.of(entry) for name, entry in noted.items()}
+        metadata = content.get("metadata") or {}
+        facts = {name: FileFacts.of(entry) for name, entry in (metadata.get(_FILES_NOTE) or {}).items()}
+        pieces = {name: from_text(note) for name, note in (metadata.get(_PIECES_NOTE) or {}).items()}
         if not set(map(type, weight_map.values())) <= {str}:
             raise TypeError("the name of a file is no text")
     except MALFORMED as exc:
         raise CheckpointError(f"{uri} is damaged: {short(exc)}") from exc
-    return Index(weight_map, facts)
+    return Index(weight_map, facts, pieces)

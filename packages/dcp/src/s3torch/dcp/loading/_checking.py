@@ -154,7 +154,8 @@ class _CheckedRange:
             self._pending.cancel()
 
     def _compare(self, checks: Sequence[Check]) -> list[Check]:
-        return [check for check in checks if not check.holds(self._bytes_of(check))]
+        # What came last is in the caches of the processor still.
+        return [check for check in reversed(checks) if not check.holds(self._bytes_of(check))]
 
     def _bytes_of(self, check: Check) -> memoryview:
         return self._into[check.start - self._start : check.stop - self._start]

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -55,6 +56,7 @@ def main() -> None:
             for _ in range(arguments.rounds):
                 for name in CASES:
                     found[name].append(in_child(name, endpoint))
+                    print(title, name, found[name][-1], file=sys.stderr, flush=True)
             _show(title, found)
 
 

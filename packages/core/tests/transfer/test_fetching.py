@@ -102,3 +102,34 @@ def test_a_file_that_ends_too_early():
     parts = plan_parts([Wanted(4950, 5050)], part_size=100, max_gap=None)
     with closing(fetch([(File(), parts)])) as arrived, pytest.raises(TruncatedError, match="4950 to 5050"):
         list(arrived)
+
+
+def test_what_has_failed_is_told():
+    parts = plan_parts([Wanted(0, 10), Wanted(4950, 5050)], part_size=100, max_gap=None)
+    file = File()
+    with closing(fetch([(file, parts)])) as arrived:
+        with pytest.raises(TruncatedError):
+            list(arrived)
+        assert arrived.failed == (file, parts[1])
+
+
+def test_memory_that_is_kept_counts_until_it_is_dropped(monkeypatch):
+    monkeypatch.setattr("s3torch.core.transfer._fetch.FETCH_IN_FLIGHT", 250)
+    parts = plan_parts(
+        [Wanted(at, at + 100, held=100) for at in range(0, 1000, 100)], part_size=100, max_gap=0
+    )
+    file = File()
+    with closing(fetch([(file, parts)])) as arrived:
+        arrived.start_more()
+        assert len(file.asked) == 2
+        kept = [(next(arrived), arrived.keep())[1] for _ in range(2)]
+        assert kept == [100, 100]
+        # All that may be held is kept, so there is one in flight at a time.
+        next(arrived)
+        arrived.start_more()
+        assert len(file.asked) == 4
+        for size in kept:
+            arrived.drop(size)
+        next(arrived)
+        assert len(file.asked) == 5
+        assert len(list(arrived)) == 6

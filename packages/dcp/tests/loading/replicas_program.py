@@ -29,6 +29,8 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from s3torch.core import S3ClientConfig
 from s3torch.dcp import S3HuggingFaceStorageReader, S3StorageReader
+from s3torch.dcp.loading import _engine
+from s3torch.dcp.loading._pieces import ToDevice
 
 WIDTH = 1024
 
@@ -119,6 +121,25 @@ def fully_sharded(job):
     state = {"model": found | scalars, "objects": blank(job.there["objects"])}
     job.load(state, process_group=dist.group.WORLD)
     assert same(state, job.there)
+
+
+class StandIn(ToDevice):
+    """Takes the tensors of the host for those of an accelerator."""
+
+    def serves(self, tensor):
+        return tensor.dim() == 2
+
+    def take(self, size):
+        return torch.empty(size, dtype=torch.uint8)
+
+    def start(self, source, target):
+        target.copy_(source)
+
+
+def staged(job):
+    """Tensors on an accelerator: bytes go from host to host, and each rank copies them."""
+    _engine.ToDevice = StandIn
+    alike(job)
 
 
 def uneven(job):
@@ -282,6 +303,8 @@ def main():
 
     for line in sys.stdin:
         job = json.loads(line)
+        # What is imported for a request is imported once.
+        S3StorageReader("us-east-1", job["uri"], endpoint=job["endpoints"][0]).fs.exists(job["uri"] + "/no")
         children = [start(job, rank) for rank in range(len(job["endpoints"]))]
         answer(children)
         answer([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])

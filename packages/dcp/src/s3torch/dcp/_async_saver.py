@@ -158,6 +158,8 @@ class AsyncSaver:
             self._end(kill=True)
         else:
             self.wait()
+            if self._saving is not None and self._saving.has_unseen():
+                _log.error("the last save has failed: %s", self._saving.exception())
             self._end(kill=False)
 
     def _end(self, *, kill: bool) -> None:

@@ -200,7 +200,10 @@ class Exchange:
                 problems.append(self._gone(one.peer, exc))
 
     def _gone(self, peer: int, error: RuntimeError) -> str:
-        return f"rank {peer} has gone while it loaded its part of {self._where}: {error}"[:_LONGEST]
+        text = f"rank {peer} has gone while it loaded its part of {self._where}: {error}"[:_LONGEST]
+        # torch gathers the errors of all ranks, which fails now with one that does not tell this.
+        _log.error(text)
+        return text
 
 
 def _by_message(

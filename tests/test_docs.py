@@ -149,3 +149,15 @@ def test_the_error_texts_of_the_troubleshooting_page_exist():
     gaps = [re.compile(r".*?".join(map(re.escape, text.split("…")))) for text in quoted]
     assert len(quoted) > 30
     assert [text for text, gap in zip(quoted, gaps, strict=True) if not gap.search(texts)] == []
+
+
+def test_the_figures_are_those_of_the_benchmarks():
+    measured = (ROOT / "tools" / "bench" / "README.md").read_text(encoding="utf-8").splitlines()
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8").splitlines()
+    rows = [
+        line
+        for line in page
+        if line.startswith("| ") and any(map(str.isdecimal, line.rpartition("|")[0][-30:]))
+    ]
+    assert len(rows) > 10
+    assert [row for row in rows if row not in measured and not row.endswith("20 ms |")] == []

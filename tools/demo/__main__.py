@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,15 +20,19 @@ from attempts import NotKilledError, Training, TrainingFailedError
 from digits import handwritten_digits, upload
 from results import GOAL, Result, count_operations, draw
 from s3torch.core.errors import ConfigurationError, S3Error
+from s3torch.core.observers.live import TransferPanel
 from s3torch.testing.faults import FaultProxy
 from s3torch.testing.servers import ServerStartError, start_seaweedfs
 from terminal import Display, StoppedError, stoppable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from s3torch.testing.servers import S3Server
 
 ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "s3torch-demo"
+COUNTERS = "S3TORCH_COUNTERS"
 
 
 class DemoError(Exception):
@@ -49,7 +55,7 @@ def main() -> int:
     options = parse_arguments()
     display = Display()
     try:
-        with stoppable():
+        with stoppable(), watched(display) if options.watch else nullcontext():
             demonstrate(options, display)
     except StoppedError as stopped:
         display.error("stopped; nothing is left running")
@@ -99,10 +105,20 @@ def demonstrate(options: argparse.Namespace, display: Display) -> None:
     check(result)
 
 
+@contextmanager
+def watched(display: Display) -> Iterator[None]:
+    """Shows below each bar what s3torch does in this process and in all that it starts, also in workers."""
+    with tempfile.TemporaryDirectory(prefix="s3t-counts-", ignore_cleanup_errors=True) as folder:
+        os.environ[COUNTERS] = folder
+        display.below = (TransferPanel(folder),)
+        yield
+
+
 def use_only(server: S3Server) -> None:
     """Points this process and all that it starts at the server, whatever the user's own settings are."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "S3TORCH_"))]:
-        del os.environ[name]
+        if name != COUNTERS:
+            del os.environ[name]
     os.environ.update(server.environment())
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
 
@@ -130,6 +146,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, help="of the S3 server; default: one that is free")
     parser.add_argument(
         "--output", type=Path, default=ROOT / "demo-output", help="folder for the plot; default: %(default)s"
+    )
+    parser.add_argument(
+        "--watch", action="store_true", help="show throughput, requests and memory while the training runs"
     )
     options = parser.parse_args()
     if options.epochs < 3:

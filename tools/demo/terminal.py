@@ -6,7 +6,8 @@ import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -30,7 +31,13 @@ class Bar(Protocol):
 
 
 class Display:
-    """Numbered headlines with lines below them; progress bars only on a terminal."""
+    """Numbered headlines with lines below them; progress bars only on a terminal.
+
+    Attributes:
+        below: What is shown below each bar.
+    """
+
+    below: tuple[RenderableType, ...] = ()
 
     def __init__(self) -> None:
         self._console = Console(highlight=False)
@@ -63,7 +70,6 @@ class Display:
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}", style="dim"),
             console=self._console,
-            transient=True,
             disable=not self._console.is_interactive,
         )
         task = progress.add_task(text, total=total, note="")
@@ -71,7 +77,10 @@ class Display:
         def move(done: int, note: str = "") -> None:
             progress.update(task, completed=done, note=note)
 
-        with progress:
+        if progress.disable:
+            yield move
+            return
+        with Live(Group(progress, *self.below), console=self._console, transient=True, refresh_per_second=5):
             yield move
 
 

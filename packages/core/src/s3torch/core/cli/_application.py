@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 # Imported when they are used. What plugins add comes behind them, and replaces none.
 _COMMANDS = {
     "doctor": "doctor._command:doctor",
+    "bench": "bench._command:bench",
     "ls": "_objects:ls",
     "cp": "_copying:cp",
     "rm": "_objects:rm",
     "gc": "_garbage:gc",
+    "watch": "_watching:watch",
     "plugins": "_plugins:plugins",
     "completion": "_plugins:completion",
 }

@@ -14,11 +14,12 @@ import click
 from s3torch.core import PutOptions, S3Uri, parse_s3_uri
 from s3torch.core._process import submit
 from s3torch.core.cli._objects import folder_of
-from s3torch.core.cli._output import count_text, error_facts, shown, size_text
+from s3torch.core.cli._output import count_text, error_facts, shown
 from s3torch.core.cli._process import stopping
 from s3torch.core.cli._transfers import STANDARD_STREAM, Copier, Job, Outcome
 from s3torch.core.cli.commands import CommandContext, ExitCode, command, exit_code_of
 from s3torch.core.errors import S3Error
+from s3torch.core.observers.live import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -10,8 +10,9 @@ import click
 
 from s3torch.core import parse_s3_uri
 from s3torch.core.cli._objects import folder_of
-from s3torch.core.cli._output import count_text, shown, size_text, time_text
+from s3torch.core.cli._output import count_text, shown, time_text
 from s3torch.core.cli.commands import CommandContext, ExitCode, command
+from s3torch.core.observers.live import size_text
 from s3torch.core.plugins._manager import leftover_finders
 
 if TYPE_CHECKING:

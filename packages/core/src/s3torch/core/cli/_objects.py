@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from s3torch.core import parse_s3_uri
-from s3torch.core.cli._output import count_text, shown, size_text, time_text
+from s3torch.core.cli._output import count_text, shown, time_text
 from s3torch.core.cli.commands import CommandContext, ExitCode, command
 from s3torch.core.errors import AccessDeniedError, NotFoundError
+from s3torch.core.observers.live import size_text
 from s3torch.core.transfer import run_ahead
 
 if TYPE_CHECKING:

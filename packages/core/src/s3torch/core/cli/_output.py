@@ -20,8 +20,6 @@ from s3torch.core.ranges import MIB
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-_STEP = 1024
 _FACTS = ("operation", "bucket", "key", "code", "status", "request_id", "attempts")
 
 
@@ -36,16 +34,6 @@ class Advance(Protocol):
 def console(*, stderr: bool = False) -> Console:
     """Makes a console that shows colours on a terminal alone, and heeds ``NO_COLOR`` and ``COLUMNS``."""
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-
-
-def size_text(count: float) -> str:
-    """Writes a number of bytes with three digits or so, as in ``"1.5 MiB"``."""
-    unit = 0
-    while round(count) >= 1000 and unit < len(_UNITS) - 1:
-        count /= _STEP
-        unit += 1
-    digits = 0 if unit == 0 or count >= 100 else 1
-    return f"{count:.{digits}f} {_UNITS[unit]}"
 
 
 def rate_text(bytes_per_second: float) -> str:

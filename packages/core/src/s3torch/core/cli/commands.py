@@ -26,7 +26,6 @@ from s3torch.core.cli._output import (
     Advance,
     count_text,
     progress,
-    size_text,
     time_text,
     write_json,
     write_table,
@@ -40,6 +39,7 @@ from s3torch.core.errors import (
     S3ConnectionError,
     S3TimeoutError,
 )
+from s3torch.core.observers.live import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -350,12 +351,13 @@ class SharedCounters(TransferCounters):
 
     def total(self) -> CounterSnapshot:
         """Adds up what all processes have counted and written, and all that this one has counted."""
-        mine = self._path()
-        total = self.snapshot()
-        for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
-            if path != mine:
-                total += pickle.loads(path.read_bytes())  # noqa: S301 - A process of this user wrote it.
-        return total
+        written = counts_in(self.folder)
+        written.pop(self._path(), None)
+        return sum(written.values(), self.snapshot())
+
+    def write(self) -> None:
+        """Writes the counts of this process down now."""
+        self._sheet.get().write()
 
     def _path(self) -> Path:
         # Numbers of processes are used again: the time makes the name one of this process alone.
@@ -363,6 +365,20 @@ class SharedCounters(TransferCounters):
 
     def _make_sheet(self) -> _Sheet:
         return _Sheet(self.folder / f"{os.getpid()}-{time.time_ns()}{_SUFFIX}", self, self._seconds)
+
+
+def counts_in(folder: Path) -> dict[Path, CounterSnapshot]:
+    """Reads what processes have written into a folder, by the paths of their files."""
+    found = {}
+    for path in sorted(folder.glob(f"*{_SUFFIX}")):
+        with suppress(FileNotFoundError):
+            found[path] = pickle.loads(path.read_bytes())  # noqa: S301 - A process of this user wrote it.
+    return found
+
+
+def writer_of(path: Path) -> int:
+    """Returns the number of the process that has written a file of counts."""
+    return int(path.name.partition("-")[0])
 
 
 class _Sheet:
@@ -374,16 +390,17 @@ class _Sheet:
         self._seconds = seconds
         self._due = 0.0
         # Workers of torch end without the functions of ``atexit``, but with these.
-        Finalize(self, self._write, exitpriority=10)
+        Finalize(self, self.write, exitpriority=10)
 
     def write_if_due(self) -> None:
         """Writes the counts down unless that was done a short while ago."""
         now = time.monotonic()
         if now >= self._due:
             self._due = now + self._seconds
-            self._write()
+            self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Writes the counts down now."""
         draft = self.path.with_name(f"{self.path.name}.{time.monotonic_ns()}")
         try:
             draft.write_bytes(pickle.dumps(self._counters.snapshot()))

@@ -27,6 +27,7 @@ check. When the first observer comes, every client of the process puts an observ
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import weakref
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from s3torch.core.ranges import ByteRange
 
     ObserverT = TypeVar("ObserverT", bound="TransferObserver")
+
+COUNTERS_VARIABLE = "S3TORCH_COUNTERS"
 
 _log = logging.getLogger(__name__)
 
@@ -223,7 +226,8 @@ class Listening:
     def __init__(self) -> None:
         self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         self._observables: weakref.WeakSet[Observable] = weakref.WeakSet()
-        self.listeners: tuple[Listener, ...] = tuple(Listener(observer) for observer in transfer_observers())
+        observers = [*transfer_observers(), *_counters_of_environment()]
+        self.listeners: tuple[Listener, ...] = tuple(map(Listener, observers))
 
     def add(self, observer: TransferObserver) -> None:
         """Begins to tell an observer."""
@@ -250,6 +254,21 @@ class Listening:
         if changed:
             for observable in list(self._observables):
                 observable.set_observed(observed=bool(listeners))
+
+
+def _counters_of_environment() -> list[TransferObserver]:
+    """Returns counters that write into the folder of ``S3TORCH_COUNTERS``, if there is one."""
+    folder = os.environ.get(COUNTERS_VARIABLE)
+    if not folder:
+        return []
+    # They import this module.
+    from s3torch.core.observers._counters import SharedCounters
+
+    try:
+        return [SharedCounters(folder)]
+    except OSError as exc:
+        _log.warning("%s is left out: %s", COUNTERS_VARIABLE, exc)
+        return []
 
 
 listening = PerProcess(Listening)

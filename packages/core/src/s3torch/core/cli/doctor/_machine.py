@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from s3torch.core._memory import default_memory_limit
 from s3torch.core._resources import available_memory, processes_on_node
-from s3torch.core.cli._output import size_text
 from s3torch.core.cli._plugins import described_plugins, own_versions
 from s3torch.core.cli.findings import Finding, Severity
+from s3torch.core.observers.live import size_text
 from s3torch.core.ranges import GIB, MIB
 
 if TYPE_CHECKING:

@@ -136,6 +136,8 @@ def end_process(code):
 def run_command(line):
     """Runs a command line of a page in a fork; raises if it fails."""
     words = shlex.split(line, comments=True)
+    if words[1] == "bench":
+        words += ["--seconds=0.05", "--sizes=64K", "--at-a-time=1,4"]  # As printed, it takes 40 seconds.
     child = os.fork()
     if child == 0:
         from s3torch.core.cli.__main__ import main

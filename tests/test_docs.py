@@ -110,6 +110,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.timeout(300)
 def test_every_public_name_is_in_the_reference(site):
     compressed = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
     listed = {line.split()[0] for line in zlib.decompress(compressed).decode().splitlines()}
@@ -125,6 +126,7 @@ def test_every_public_name_has_a_docstring(runner, tmp_path):
     assert (code, output) == (0, "")
 
 
+@pytest.mark.timeout(300)
 def test_the_site_has_nothing_from_elsewhere(site):
     """It also works without the network."""
     page = (site / "index.html").read_text(encoding="utf-8")

@@ -64,10 +64,20 @@ def test_code_runs_as_it_is_printed(path, runner, seaweedfs, tmp_path):
     assert code == 0, output
 
 
-@by_path(sorted([*ROOT.glob("*.md"), *PAGES, *EXAMPLES]))
-def test_links_lead_to_files(path):
-    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text(encoding="utf-8"))
-    assert [link for link in links if not (path.parent / link).exists()] == []
+@by_path(sorted([*ROOT.glob("*.md"), *READMES[1:], *PAGES, *EXAMPLES]))
+def test_links_lead_somewhere(path):
+    links = re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)", path.read_text(encoding="utf-8"))
+    assert [link for link, _ in links if not (path.parent / link).exists()] == []
+    headings = [(path.parent / link if link else path, anchor) for link, anchor in links if anchor]
+    assert [(page.name, anchor) for page, anchor in headings if anchor not in anchors(page)] == []
+
+
+def anchors(page):
+    """The anchors of a page, as GitHub and the site make them of headings, and those of the reference."""
+    text = page.read_text(encoding="utf-8")
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    made = {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+    return made | set(re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE))
 
 
 def test_every_page_is_in_the_navigation():

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -13,6 +18,7 @@ from click.testing import CliRunner
 from s3torch.core.cli._application import application
 from s3torch.core.observers import TransferCounters, observe
 from s3torch.dcp import save_file
+from s3torch.testing import Fault
 
 WEIGHT = torch.arange(30_000.0).reshape(300, 100)
 
@@ -141,6 +147,7 @@ def test_diff_of_other_kinds(command, save, place):
     assert "0 differences" in command("checkpoint", "diff", place.uri("b.safetensors"), place.uri("c")).err
 
 
+@pytest.mark.promise(9)
 def test_rm(command, save, place):
     save("a")
     place.put("a/log.txt", b"stays")
@@ -184,6 +191,7 @@ def test_convert(command, save, place, tmp_path):
     )
 
 
+@pytest.mark.promise(9)
 def test_what_saves_have_left_is_found_by_gc(command, save, place):
     save("runs/a")
     place.put("runs/a/__0_0-0123456789abcdef.distcp", b"left")
@@ -200,3 +208,31 @@ def test_what_saves_have_left_is_found_by_gc(command, save, place):
         "runs/b/__1_0-0123456789abcdef.distcp",
     }
     assert "is whole" in command("checkpoint", "verify", place.uri("runs/a")).out
+
+
+@pytest.mark.promise(1)
+@pytest.mark.parametrize("kind", ["torch", "safetensors", "dcp"])
+def test_ctrl_c_in_a_conversion_leaves_nothing(seaweed_place, fault_proxy, seaweedfs, tmp_path, kind):
+    """The upload is slow, and is interrupted when its first bytes move."""
+    proxy = fault_proxy(seaweedfs)
+    proxy.add(Fault(bandwidth=2e6), method="PUT")
+    torch.save({"w": torch.ones(20, 2**20)}, tmp_path / "begin.pt")
+    command = [sys.executable, "-m", "s3torch.core.cli", "checkpoint", "convert", tmp_path / "begin.pt"]
+    target = seaweed_place.uri("end.safetensors" if kind == "safetensors" else "end")
+    started = subprocess.Popen(
+        [*command, target, "--to", kind],
+        env={**os.environ, **seaweedfs.at(proxy.endpoint).environment(), "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 60
+    while not proxy.requests("PUT") and started.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+    started.send_signal(signal.SIGINT)
+    _, errors = started.communicate(timeout=60)
+    assert started.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert seaweed_place.listed() == []
+    with seaweed_place.client() as client:
+        assert list(client.list_multipart_uploads(seaweed_place.bucket)) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["begin.pt"]

@@ -138,6 +138,7 @@ def test_sharded_files_have_an_index(client, place, where):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("on_s3", [False, True])
+@pytest.mark.promise(9)
 def test_what_is_there_is_replaced_only_when_told(client, place, where, kind, on_s3):
     save_file({"new": torch.ones(2)}, place.uri("new.safetensors"), client=client)
     save_file({"old": torch.ones(2)}, place.uri("old.safetensors"), client=client)
@@ -168,6 +169,7 @@ def test_a_checkpoint_that_is_none(client, place, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text"]
 
 
+@pytest.mark.promise(10)
 def test_what_is_in_a_checkpoint_does_not_run(client, tmp_path):
     class Evil:
         def __reduce__(self):
@@ -183,6 +185,7 @@ def test_what_is_in_a_checkpoint_does_not_run(client, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.promise(1)
 def test_a_failure_leaves_nothing(client, place, tmp_path, monkeypatch):
     torch.save(STATE, tmp_path / "begin.pt")
 
@@ -210,6 +213,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
+@pytest.mark.promise(3)
 def test_memory_does_not_grow_with_the_checkpoint(client, tmp_path, monkeypatch):
     """Of 320 MiB a few windows of 32 MiB are in memory at a time."""
     monkeypatch.undo()

@@ -52,6 +52,7 @@ def test_sizes_that_are_none(command, sizes):
     assert "numbers such as 16 or 8M" in command("bench", "--sizes", sizes, "s3://bucket", code=2).err
 
 
+@pytest.mark.promise(9)
 def test_ctrl_c_leaves_nothing(process, seaweedfs, fault_proxy):
     bucket, proxy = seaweedfs.create_bucket(), fault_proxy(seaweedfs)
     proxy.add(Fault(bandwidth=4e6), method="PUT")

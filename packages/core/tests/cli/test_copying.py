@@ -60,6 +60,7 @@ def test_standard_streams(process, seaweedfs):
 
 
 @pytest.mark.parametrize("key", ["../out", "x/../../out", "/out", "x//out", "./out"])
+@pytest.mark.promise(9)
 def test_keys_that_lead_out_of_the_folder(command, put, tmp_path, key):
     put({"a/fine": b"fine", f"a/{key}": b"no"})
     ran = command("cp", "-r", "s3://bucket/a/", tmp_path / "in", code=6)
@@ -68,6 +69,7 @@ def test_keys_that_lead_out_of_the_folder(command, put, tmp_path, key):
     assert "1 object could not be copied" in ran.err
 
 
+@pytest.mark.promise(9)
 def test_a_link_on_the_way_out(command, put, tmp_path):
     put({"a/link/file": b"no"})
     (tmp_path / "elsewhere").mkdir()
@@ -154,6 +156,7 @@ class TestResume:
         assert (tmp_path / "here").read_bytes() == LARGE
         assert left_over(tmp_path) == []
 
+    @pytest.mark.promise(2)
     def test_a_begun_download_that_rots_is_noticed(self, command, put, tmp_path, monkeypatch):
         put({"a": LARGE})
         self._stop_after_a_piece(command, tmp_path, monkeypatch)
@@ -180,6 +183,7 @@ class TestResume:
             command("cp", "--resume", "s3://bucket/a", tmp_path / "here", code=1)
 
 
+@pytest.mark.promise(2)
 def test_a_damaged_download_is_no_file(process, seaweedfs, fault_proxy, tmp_path):
     """The proxy flips a bit in each answer; the checksum of the store tells."""
     bucket, proxy = seaweedfs.create_bucket(), fault_proxy(seaweedfs)
@@ -193,6 +197,7 @@ def test_a_damaged_download_is_no_file(process, seaweedfs, fault_proxy, tmp_path
 
 
 @pytest.mark.parametrize("way", ["down", "up"])
+@pytest.mark.promise(1)
 def test_ctrl_c_leaves_nothing_behind(process, seaweedfs, fault_proxy, tmp_path, way):
     bucket, proxy = seaweedfs.create_bucket(), fault_proxy(seaweedfs)
     direct = seaweedfs.client()

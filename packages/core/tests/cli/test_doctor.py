@@ -81,6 +81,7 @@ def test_everything_right(doctor, seaweedfs, place):
     assert {"writing", "checksums", "conditional PUT", "UploadPartCopy", "DeleteObjects"} <= set(found)
 
 
+@pytest.mark.promise(9)
 def test_it_only_reads_unless_told_and_then_leaves_nothing(doctor, proxied, seaweedfs, place):
     doctor.ask(f"s3://{place}/train")
     assert {request.method for request in proxied.requests()} == {"GET", "HEAD"}
@@ -93,6 +94,7 @@ def test_it_only_reads_unless_told_and_then_leaves_nothing(doctor, proxied, seaw
     assert direct.list_multipart_uploads(Bucket=place).get("Uploads", []) == []
 
 
+@pytest.mark.promise(10)
 def test_no_secret_is_shown(doctor, seaweedfs, place, monkeypatch):
     doctor.use(seaweedfs, HTTPS_PROXY="http://me:hush@127.0.0.1:1")
     result = CliRunner().invoke(application, ["doctor", f"s3://{place}"])
@@ -104,6 +106,21 @@ def test_no_secret_is_shown(doctor, seaweedfs, place, monkeypatch):
 def test_no_credentials(doctor, seaweedfs, place):
     doctor.use(seaweedfs, AWS_ACCESS_KEY_ID=None, AWS_SECRET_ACCESS_KEY=None)
     refused(doctor.ask(f"s3://{place}", code=1)["credentials"], "no credentials found", "AWS_ACCESS_KEY_ID")
+
+
+def test_keys_of_a_profile_and_who_they_are(doctor, moto, tmp_path):
+    """Only AWS, and who says so, has an STS that tells it."""
+    bucket = moto.create_bucket()
+    file = tmp_path / "credentials"
+    file.write_text("[team]\naws_access_key_id = AKIAEXAMPLE1234\naws_secret_access_key = hush\n")
+    nothing = {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}
+    doctor.use(moto, AWS_SHARED_CREDENTIALS_FILE=str(file), AWS_PROFILE="team", **nothing)
+    found = doctor.ask(f"s3://{bucket}")["credentials"]
+    assert found["text"] == "access key AKIA…1234 from the AWS credentials file, profile team"
+    doctor.patch.setenv("AWS_ENDPOINT_URL_STS", moto.endpoint)
+    found = doctor.ask(f"s3://{bucket}", "--profile", "team")["credentials"]
+    assert found["facts"]["identity"].startswith("arn:aws:")
+    assert found["facts"]["identity"] in found["text"]
 
 
 def test_half_of_the_credentials(doctor, seaweedfs, place):
@@ -273,6 +290,7 @@ def test_what_has_a_fallback_is_a_note(doctor, proxied, seaweedfs, place, name, 
     assert seaweedfs.client().list_objects_v2(Bucket=place)["KeyCount"] == 1
 
 
+@pytest.mark.promise(10)
 def test_the_proxy_is_told_without_its_password(doctor, seaweedfs, place):
     doctor.use(seaweedfs, HTTP_PROXY="http://me:hush@127.0.0.1:1", NO_PROXY="", no_proxy="")
     found = doctor.ask(f"s3://{place}", code=1)
@@ -284,6 +302,7 @@ def test_64_open_files(process, seaweedfs, place):
     ran = process("doctor", f"s3://{place}", environment=seaweedfs.environment(), open_files=64)
     assert ran.code == 1, ran.err
     assert "ERROR open files       64 at most" in ran.out
+    assert ran.lines[-1] == "1 error: open files"
     assert "ulimit -n" in ran.out
     assert max(map(len, ran.lines)) <= 80
     assert "\x1b" not in ran.out

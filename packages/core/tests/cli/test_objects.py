@@ -62,6 +62,7 @@ class TestLs:
         assert document["code"] == "NoSuchBucket"
 
 
+@pytest.mark.promise(9)
 class TestRm:
     def test_a_key_is_exact(self, command, keys):
         ran = command("rm", "--yes", "s3://bucket/a")
@@ -105,6 +106,7 @@ class TestRm:
         assert [one for page in client.list_object_versions("kept") for one in page.versions] == []
 
 
+@pytest.mark.promise(9)
 class TestGc:
     @pytest.fixture
     def upload(self, client):

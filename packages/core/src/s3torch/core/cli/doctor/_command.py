@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 
 from s3torch.core import S3Client, parse_s3_uri
-from s3torch.core.cli._output import console, shown, write_json
+from s3torch.core.cli._output import console, count_text, shown, write_json
 from s3torch.core.cli.commands import CommandContext, ExitCode, command
 from s3torch.core.cli.doctor._abilities import look_at_first_object, try_abilities
 from s3torch.core.cli.doctor._connection import look_at_network, send_signed
@@ -128,21 +128,17 @@ class _Report:
     def finish(self) -> ExitCode:
         """Shows how many there were, and returns the exit code for the worst."""
         worst = max(one.severity for one in self._findings)
-        errors, warnings = (
-            sum(one.severity is severity for one in self._findings)
-            for severity in (Severity.ERROR, Severity.WARNING)
-        )
         if self._as_json:
             write_json({"worst": worst, "findings": [asdict(one) for one in self._findings]})
         elif worst < Severity.WARNING:
             self._out.print("\nNothing is wrong.", style="green")
         else:
-            told = [
-                f"{count} {noun}{'' if count == 1 else 's'}"
-                for count, noun in ((errors, "error"), (warnings, "warning"))
-                if count
-            ]
-            self._out.print(f"\n{', '.join(told)}.", style=_MARKS[worst][1])
+            self._out.print()
+            for severity, noun in ((Severity.ERROR, "error"), (Severity.WARNING, "warning")):
+                names = [one.name for one in self._findings if one.severity is severity]
+                if names:
+                    text = f"{count_text(len(names), noun)}: {', '.join(map(shown, names))}"
+                    self._out.print(text, style=_MARKS[severity][1])
         return _CODES[worst]
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from s3torch.core import requests
+from s3torch.core._uri import is_directory_bucket
 from s3torch.core.cli._output import count_text
 from s3torch.core.cli.doctor._origins import proxy_for, target_of
 from s3torch.core.cli.findings import Finding, Severity
@@ -149,6 +150,9 @@ def _shake_hands(connected: socket.socket, host: str, ca_bundle: str | None) -> 
 
 def send_signed(client: S3Client, bucket: str, prefix: str) -> Reached:
     """Lists one object: what the answer tells of the keys, the region, the clocks and the permission."""
+    if is_directory_bucket(bucket):
+        # They list whole folders only.
+        prefix = prefix[: prefix.rfind("/") + 1]
     listing = requests.list_objects(bucket, prefix=prefix, max_keys=1)
     begin = time.time()
     try:

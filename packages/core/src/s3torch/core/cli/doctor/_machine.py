@@ -34,7 +34,8 @@ _SHARED = "/dev/shm"  # noqa: S108 - It is looked at, not written to.
 
 def look_at_installation() -> Iterator[Finding]:
     """Tells versions and plugins."""
-    python = f"{platform.python_implementation()} {platform.python_version()}, {platform.platform()}"
+    python = f"{platform.python_implementation()} {platform.python_version()}, "
+    python += f"{platform.system()} {platform.release()}, {platform.machine()}"
     yield Finding(_INSTALLED, "interpreter", Severity.OK, python, facts={"executable": sys.executable})
     versions = own_versions()
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -64,10 +64,20 @@ def test_code_runs_as_it_is_printed(path, runner, seaweedfs, tmp_path):
     assert code == 0, output
 
 
-@by_path(sorted([*ROOT.glob("*.md"), *PAGES, *EXAMPLES]))
-def test_links_lead_to_files(path):
-    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text(encoding="utf-8"))
-    assert [link for link in links if not (path.parent / link).exists()] == []
+@by_path(sorted([*ROOT.glob("*.md"), *READMES[1:], *PAGES, *EXAMPLES]))
+def test_links_lead_somewhere(path):
+    links = re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)", path.read_text(encoding="utf-8"))
+    assert [link for link, _ in links if not (path.parent / link).exists()] == []
+    headings = [(path.parent / link if link else path, anchor) for link, anchor in links if anchor]
+    assert [(page.name, anchor) for page, anchor in headings if anchor not in anchors(page)] == []
+
+
+def anchors(page):
+    """The anchors of a page, as GitHub and the site make them of headings, and those of the reference."""
+    text = page.read_text(encoding="utf-8")
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    made = {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+    return made | set(re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE))
 
 
 def test_every_page_is_in_the_navigation():
@@ -110,6 +120,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.timeout(300)
 def test_every_public_name_is_in_the_reference(site):
     compressed = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
     listed = {line.split()[0] for line in zlib.decompress(compressed).decode().splitlines()}
@@ -125,6 +136,7 @@ def test_every_public_name_has_a_docstring(runner, tmp_path):
     assert (code, output) == (0, "")
 
 
+@pytest.mark.timeout(300)
 def test_the_site_has_nothing_from_elsewhere(site):
     """It also works without the network."""
     page = (site / "index.html").read_text(encoding="utf-8")
@@ -149,3 +161,11 @@ def test_the_error_texts_of_the_troubleshooting_page_exist():
     gaps = [re.compile(r".*?".join(map(re.escape, text.split("…")))) for text in quoted]
     assert len(quoted) > 30
     assert [text for text, gap in zip(quoted, gaps, strict=True) if not gap.search(texts)] == []
+
+
+def test_the_figures_are_those_of_the_benchmarks():
+    measured = (ROOT / "tools" / "bench" / "README.md").read_text(encoding="utf-8").splitlines()
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in page if re.match(r"\| .*\| [\d.]+ ", line)]
+    assert len(rows) > 10
+    assert [row for row in rows if row not in measured] == []

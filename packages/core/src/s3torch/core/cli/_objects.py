@@ -105,7 +105,7 @@ def rm(
     """Deletes objects, by their exact keys.
 
     s3://bucket/a is the object a, and nothing else. With --recursive it is the folder a/, all of it, and
-    neither the object a nor the folder ab/. What was found is count_text and shown before it is deleted, and
+    neither the object a nor the folder ab/. What was found is counted and shown before it is deleted, and
     only that is deleted.
     """
     places = [parse_s3_uri(uri) for uri in uris]

@@ -158,6 +158,12 @@ def test_a_question_is_run_counted_and_written(tmp_path, monkeypatch):
     assert estimate.dollars_outside > estimate.dollars > 0
 
 
+def test_a_question_that_takes_too_long_is_ended(tmp_path):
+    path = tmp_path / "sleeps.py"
+    path.write_text("import time\ntime.sleep(300)")
+    assert found.run(Question(path, "?"), limit=1).failure == "ended after 1 seconds"
+
+
 @pytest.mark.parametrize(("answer", "agrees"), [("y\n", True), ("yes\n", True), ("\n", False), ("", False)])
 def test_only_yes_is_yes(monkeypatch, answer, agrees):
     monkeypatch.setattr("sys.stdin", io.StringIO(answer))

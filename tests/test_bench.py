@@ -54,7 +54,7 @@ def test_ratios_are_those_of_medians_in_the_same_run():
         [
             *(note("s3torchconnector", seconds=one, cpu_seconds=1.0) for one in (3.0, 4.0, 5.0)),
             *(note("s3torch (http)", seconds=one, cpu_seconds=0.5) for one in (1.0, 2.0, 9.0)),
-            note("boto3", seconds=8.0),
+            note("boto3", seconds=1.5),
         ],
     )
     peer, ours, other = rows([run])
@@ -62,7 +62,10 @@ def test_ratios_are_those_of_medians_in_the_same_run():
     assert ours.spread == 2.0
     assert ours.peer == "s3torchconnector"
     assert (peer.speed, other.speed) == (None, None)
-    assert (ours.is_ours, peer.is_ours, ours.is_behind) == (True, False, False)
+    assert ours.bound(processors=2) == "waiting"
+    assert (ours.is_ours, peer.is_ours, other.is_behind) == (True, False, False)
+    # One of the peers was faster, though not the one that ratios refer to.
+    assert (ours.is_behind, ours.fastest, ours.best) == (True, "boto3", 0.75)
 
 
 def test_works_schemes_and_checkouts_are_kept_apart():
@@ -83,6 +86,7 @@ def test_works_schemes_and_checkouts_are_kept_apart():
     made = {(one.work, one.library): one for one in rows([run])}
     assert made["read, http", "s3torch"].speed == 2
     assert made["list, http", "s3torch"].is_behind
+    assert made["list, http", "s3torch"].fastest == "s3fs"
     assert made["list, https", "s3torch"].speed is None
     assert made["save, http", "s3torch"].peer == "s3torch, before"
     assert made["save, http", "s3torch"].speed == 3
@@ -145,13 +149,19 @@ def test_a_question_is_run_counted_and_written(tmp_path, monkeypatch):
     assert (ours.work, ours.speed, ours.rounds, ours.requests, ours.nbytes) == ("hello, http", 1.5, 1, 2, 10)
     pages.write(made, [run, Run("other", "?", failure="it broke\n\n")], tmp_path / "out", ABOUT)
     page = (tmp_path / "out" / "bench.md").read_text()
-    assert "| hello, http | s3torch | 2.000 |  | 1.50 |" in page
+    assert "| hello, http | s3torch | 2.000 |  | 1.50 | 1.50 |" in page
     assert "- other: it broke" in page
     assert json.loads((tmp_path / "out" / "bench.json").read_text())["rows"][1]["requests"] == 2
     assert {one.suffix for one in (tmp_path / "out").iterdir()} == {".json", ".md", ".png", ".svg"}
     estimate = buckets.estimate([run], rounds=5)
     assert (estimate.reads, estimate.others, estimate.sent) == (40, 0, 200)
     assert estimate.dollars_outside > estimate.dollars > 0
+
+
+def test_a_question_that_takes_too_long_is_ended(tmp_path):
+    path = tmp_path / "sleeps.py"
+    path.write_text("import time\ntime.sleep(300)")
+    assert found.run(Question(path, "?"), limit=1).failure == "ended after 1 seconds"
 
 
 @pytest.mark.parametrize(("answer", "agrees"), [("y\n", True), ("yes\n", True), ("\n", False), ("", False)])

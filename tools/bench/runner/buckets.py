@@ -50,7 +50,8 @@ class Estimate:
         return (
             f"about {self.reads:,} GET and {self.others:,} other requests, {self.received / 1e9:.1f} GB in"
             f" and {self.sent / 1e9:.1f} GB out: {self.dollars:.2f} $ in the bucket's region,"
-            f" {self.dollars_outside:.2f} $ from elsewhere, and storage for some hours"
+            f" {self.dollars_outside:.2f} $ from elsewhere,"
+            " besides the objects that are put there first, some thousand, and their storage for some hours"
         )
 
 

@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 NAME = "bench"
 MIB = 1024 * 1024
 _HEAD = (
-    *("work", "library", "median s", "spread", "speed", "CPU s", "CPU", "server CPU s", "peak MiB"),
-    *("requests", "MB"),
+    *("work", "library", "median s", "spread", "speed", "best", "CPU s", "CPU", "server CPU s", "peak MiB"),
+    *("requests", "MB", "bound by"),
 )
 _READING = (
-    "Libraries take turns, round after round, in processes of their own, against one server on one machine."
-    " Speed is that of the peer times the number, CPU (processor seconds of the client) a part of the peer's;"
-    " spread is half of the range of the rounds. Requests and megabytes are counted at a proxy, in a run of"
-    " its own."
+    "Libraries take turns, round after round, in processes of their own, against one server on one"
+    " machine. Speed is that of the peer times the number, best that of the fastest of all peers, CPU"
+    " (processor seconds of the client) a part of the peer's; spread is half of the range of the rounds."
+    " Requests and megabytes are counted at a proxy, in a run of its own. Where client and server keep"
+    " the processors busy that they share, work is bound by that, and would be faster on two machines."
 )
 # Okabe and Ito's, told apart with any kind of colour vision; the edge and the hatch tell them apart in print.
 _AHEAD: dict[str, Any] = {"color": "#0072B2"}
@@ -63,10 +64,14 @@ def _page(made: Sequence[Row], runs: Sequence[Run], about: dict[str, Any]) -> st
     for run in runs:
         rows = [one for one in made if one.question == run.question]
         if rows:
-            parts += [f"## {run.title}", _table(rows)]
-    behind = [f"- {one.work or one.question}: {one.library} {one.speed:.2f}" for one in made if one.is_behind]
+            parts += [f"## {run.title}", _table(rows, about["processors"])]
+    behind = [
+        f"- {one.question}, {one.work}: {one.library} {one.best:.2f} beside {one.fastest}"
+        for one in made
+        if one.is_behind
+    ]
     if behind:
-        parts += ["## Where the peer is faster", "\n".join(behind)]
+        parts += ["## Where some peer is faster", "\n".join(behind)]
     failed = [f"- {run.question}: {_last_line(run.failure)}" for run in runs if run.failure]
     if failed:
         parts += ["## What was not measured", "\n".join(failed)]
@@ -77,7 +82,7 @@ def _last_line(text: str) -> str:
     return next((line for line in reversed(text.splitlines()) if line.strip()), "no reason was given")
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[Row], processors: int) -> str:
     def number(value: float | None, form: str, factor: float = 1.0) -> str:
         return "" if value is None else format(value / factor, form)
 
@@ -89,12 +94,14 @@ def _table(rows: Sequence[Row]) -> str:
             number(one.seconds, ".3f"),
             number(one.spread, ".0%"),
             number(one.speed, ".2f"),
+            number(one.best, ".2f"),
             number(one.cpu, ".3f"),
             number(one.cpu_ratio, ".2f"),
             number(one.server_cpu, ".3f"),
             number(one.peak, ".0f", MIB),
             number(one.requests, ",.0f"),
             number(one.nbytes, ",.1f", 1e6),
+            "" if one.cpu is None else one.bound(processors),
         )
         lines.append(cells)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -115,8 +122,8 @@ def _draw(made: Sequence[Row], target: Path) -> None:
         speed = one.speed or 0.0
         error = speed * one.spread if one.spread else None
         style = _BEHIND if one.is_behind else _AHEAD
-        axis.barh(place, speed, xerr=error, edgecolor="black", linewidth=0.5, **style)
-        end = (speed + (error or 0), place)
+        axis.barh(place, speed - 1, left=1, xerr=error, edgecolor="black", linewidth=0.5, **style)
+        end = (max(speed + (error or 0), 1), place)
         axis.annotate(f"{speed:.2f}", end, (4, 0), textcoords="offset points", va="center", fontsize=7)
     axis.axvline(1, color="black", linewidth=1, linestyle="--")
     axis.set_yticks(range(len(shown)), names, fontsize=7)
@@ -125,7 +132,7 @@ def _draw(made: Sequence[Row], target: Path) -> None:
     ticks = [at for at in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if _reached(shown, at)]
     axis.set_xticks(ticks, [f"{at:g}" for at in ticks])
     axis.minorticks_off()
-    axis.set_xlabel("speed, the peer of the same run is 1; hatched where it is faster")
+    axis.set_xlabel("speed, the peer of the same run is 1; hatched where some peer is faster")
     axis.spines[["top", "right"]].set_visible(False)
     for suffix in (".png", ".svg"):
         figure.savefig(

@@ -6,6 +6,7 @@ left out, and its cases fail.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -37,13 +38,15 @@ def enter(arguments: list[str]) -> None:
     """Goes on in the environment of the peers, which is made first if it is not complete."""
     if Path(sys.prefix).resolve() == _PYTHON.parents[1].resolve():
         return
-    if not _STAMP.exists():
-        _make()
+    settings = tomllib.loads((ROOT / "hatch.toml").read_text(encoding="utf-8"))["envs"]["bench"]
+    wanted = json.dumps(settings, sort_keys=True)
+    if not _STAMP.exists() or _STAMP.read_text(encoding="utf-8") != wanted:
+        _make(settings)
+        _STAMP.write_text(wanted, encoding="utf-8")
     os.execv(_PYTHON, [str(_PYTHON), str(ROOT / "tools" / "bench" / "run.py"), *arguments])  # noqa: S606 - The same program.
 
 
-def _make() -> None:
-    settings = tomllib.loads((ROOT / "hatch.toml").read_text(encoding="utf-8"))["envs"]["bench"]
+def _make(settings: dict[str, Any]) -> None:
     if not _PYTHON.exists():
         subprocess.run([sys.executable, "-m", "venv", str(_PYTHON.parents[1])], check=True)
     editable = [
@@ -57,7 +60,6 @@ def _make() -> None:
         for one in wanted:
             if _install(one):
                 print(f"{one} does not install here; its cases will fail", file=sys.stderr)
-    _STAMP.touch()
 
 
 def _install(*what: str) -> int:

@@ -12,6 +12,7 @@ import ast
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -125,14 +126,21 @@ def run(
 
 def _call(command: list[str], variables: dict[str, str], limit: float | None) -> str | None:
     with subprocess.Popen(
-        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
     ) as process:
         try:
             output, _ = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            # Its servers live no longer than it does.
-            process.terminate()
-            output, _ = process.communicate()
+        except BaseException as exc:
+            # With the cases that it has started; servers live no longer than it does.
+            os.killpg(process.pid, signal.SIGTERM)
+            if not isinstance(exc, subprocess.TimeoutExpired):
+                raise
             return f"ended after {limit:.0f} seconds"
     return None if process.returncode == 0 else output[-2000:]
 

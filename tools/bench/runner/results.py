@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ PEERS = (
 )
 _BEFORE = ", before"
 _FEWEST_FOR_SPREAD = 2
+# The part of the time from which on a processor counts as what the work waited for.
+_BUSY = 0.8
 # What ``measure.py`` notes; other questions have names of their own for it.
 _SECONDS = ("seconds", "idle_seconds", "blocked")
 _CPU = ("cpu_seconds", "idle_cpu_seconds")
@@ -51,6 +53,8 @@ class Row:
         requests: What the server was asked.
         nbytes: Bytes of bodies that the server sent and received.
         peer: What it is compared with.
+        fastest: The fastest of all peers, by name.
+        best: How many times as fast as that one.
     """
 
     question: str
@@ -67,16 +71,28 @@ class Row:
     requests: int | None
     nbytes: int | None
     peer: str | None
+    fastest: str | None = None
+    best: float | None = None
 
     @property
     def is_ours(self) -> bool:
         """Whether it is one of our own cases."""
         return library_of((self.library,)) == OURS
 
+    def bound(self, processors: int) -> str:
+        """Says what the work waited for most of the time, as far as processor seconds tell."""
+        cpu, server = self.cpu or 0.0, self.server_cpu or 0.0
+        busy = _BUSY * self.seconds
+        if cpu + server >= processors * busy:
+            return "all processors"
+        if max(cpu, server) >= busy:
+            return "one processor of the client" if cpu >= server else "one processor of the server"
+        return "waiting"
+
     @property
     def is_behind(self) -> bool:
-        """Whether the peer was faster."""
-        return self.is_ours and self.speed is not None and self.speed < 1
+        """Whether some peer was faster."""
+        return self.best is not None and self.best < 1
 
 
 def rows(runs: Iterable[Run], counted: Iterable[Run] = ()) -> list[Row]:
@@ -102,7 +118,9 @@ def rows(runs: Iterable[Run], counted: Iterable[Run] = ()) -> list[Row]:
             base = cases[scheme, work, peer] if peer else None
             count = counts.get((one.question, work, library), (None, None))
             title = ", ".join(filter(None, (work, scheme)))
-            made.append(_row(one.question, title, library, figures, base, count, peer))
+            row = _row(one.question, title, library, figures, base, count, peer)
+            others = {name: each for (s, w, name), each in cases.items() if (s, w) == (scheme, work)}
+            made.append(_beside_all(row, others))
     return made
 
 
@@ -140,6 +158,19 @@ def _peer_of(library: str, names: Sequence[str]) -> str | None:
         return library + _BEFORE
     peers = {library_of((name,)): name for name in reversed(names)}
     return next((peers[name] for name in PEERS if name in peers), None)
+
+
+def _beside_all(row: Row, cases: dict[str, list[dict[str, Any]]]) -> Row:
+    """Compares one of our own rows with all peers that did the same work."""
+    peers = {
+        name: seconds
+        for name, figures in cases.items()
+        if library_of((name,)) not in {OURS, None} and (seconds := _median(figures, _SECONDS))
+    }
+    if not row.is_ours or not peers or not row.seconds:
+        return row
+    fastest = min(peers, key=lambda name: peers[name])
+    return replace(row, fastest=fastest, best=peers[fastest] / row.seconds)
 
 
 def _row(

@@ -316,7 +316,13 @@ class S3Transaction(Transaction):
     def complete(self, commit: bool = True) -> None:  # noqa: FBT001, FBT002
         # From here on nothing is held back any more.
         self.fs._intrans = False
-        super().complete(commit)
+        files = self.files
+        try:
+            super().complete(commit)
+        finally:
+            # After a failure, fsspec before 2026 leaves the rest as it is.
+            while files:
+                files.popleft().discard()
 
 
 class HeldBack:

@@ -2,7 +2,9 @@
 
 The work is done in another thread, over and over, first alone and then beside a loop on the main thread. What
 the main thread loses is its rate without any work, divided by that beside it. Each time that it has to hand
-over the interpreter's lock it goes to sleep, which the kernel counts: those are the hand-overs.
+over the interpreter's lock it goes to sleep, which the kernel counts: those are the hand-overs. On a machine
+that has other work to do these figures mean little. How often the work takes the lock does: ``--lock`` counts
+that alone, with perf and a probe in the interpreter, for which one has to be root.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ import argparse
 import json
 import os
 import resource
+import signal
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -99,6 +103,9 @@ def dataset(library: str) -> tuple[int, Callable[[], object]]:
     return COUNT * small_objects.SIZE, work
 
 
+# The name of the probe, for the cases.
+PROBE = "BENCH_PROBE"
+
 WORKS = {"readinto": readinto, "read": read, "write": write, "dataset": dataset}
 
 
@@ -110,16 +117,20 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=LIBRARIES, default=LIBRARIES[:3])
     parser.add_argument("--before", type=Path, help="another checkout of s3torch, measured in turn")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
+    parser.add_argument("--lock", action="store_true", help="count how often the lock is taken, with perf")
     parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
     add_scheme(parser)
     arguments = parser.parse_args()
     if arguments.case:
-        print(json.dumps(_measure(*arguments.case)))
+        measure = _count if PROBE in os.environ else _measure
+        print(json.dumps(measure(*arguments.case)))
         return
+    if arguments.lock:
+        os.environ[PROBE] = _probe()
     figures: dict[tuple[str, str, str], list[dict[str, float]]] = {}
     for scheme in schemes(arguments):
         _run(scheme, arguments, figures)
-    _print_table(figures)
+    (_print_counts if arguments.lock else _print_table)(figures)
     if arguments.json:
         named = {", ".join(case): rounds for case, rounds in figures.items()}
         arguments.json.write_text(json.dumps(named, indent=1))
@@ -181,6 +192,30 @@ def _measure(work: str, library: str) -> dict[str, float]:
         "slowed": alone.rate / beside.rate,
         "handed_over": beside.handed_over * busy[0] / beside.seconds,
     }
+
+
+def _probe() -> str:
+    """Puts a probe where the interpreter takes its lock, and returns its name for perf."""
+    maps = Path("/proc/self/maps").read_text().split()
+    library = next((path for path in maps if "libpython" in path), sys.executable)
+    subprocess.run(["perf", "probe", "-q", "-d", "bench:*"], check=False, capture_output=True)  # noqa: S607
+    subprocess.run(["perf", "probe", "-q", "-x", library, "bench:lock=take_gil"], check=True)  # noqa: S607
+    return "bench:lock"
+
+
+def _count(work: str, library: str) -> dict[str, float]:
+    """Counts how often one call takes the lock, with no other thread at work."""
+    size, function = WORKS[work](library)
+    function()
+    command = ["perf", "stat", "-x", ",", "-e", os.environ[PROBE], "-p", str(os.getpid())]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as perf:
+        time.sleep(1)  # It attaches itself.
+        cpu = cpu_seconds()
+        function()
+        cpu = cpu_seconds() - cpu
+        perf.send_signal(signal.SIGINT)
+        told = perf.communicate()[1]
+    return {"MB": size / 1e6, "cpu_seconds": cpu, "count": float(told.split(",")[0])}
 
 
 def _repeat(function: Callable[[], object]) -> tuple[float, float]:
@@ -247,6 +282,22 @@ def _print_table(figures: dict[tuple[str, str, str], list[dict[str, float]]]) ->
             f"{1000 * one['handed_over'] / one['MB']:,.0f}",
             f"{one['slowed']:.2f}x",
         )
+    Console().print(table)
+
+
+def _print_counts(figures: dict[tuple[str, str, str], list[dict[str, float]]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="how often the interpreter's lock is taken")
+    for column in ("", "work", "", "for a GB", "CPU s/GB"):
+        table.add_column(column, justify="left" if column in {"", "work"} else "right")
+    for (scheme, work, name), rounds in figures.items():
+        count, cpu = (
+            statistics.median(1000 * one[field] / one["MB"] for one in rounds)
+            for field in ("count", "cpu_seconds")
+        )
+        table.add_row(scheme, work, name, f"{count:,.0f}", f"{cpu:.2f}")
     Console().print(table)
 
 

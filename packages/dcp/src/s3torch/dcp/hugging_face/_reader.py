@@ -72,7 +72,7 @@ class S3HuggingFaceStorageReader(S3StorageReader):
             return super()._metadata()
         self._files = found.files
         index = found.index
-        metadata = metadata_of(found.headers, index and index.weight_map, where=self.path)
+        metadata = metadata_of(found.headers, None if index is None else index.weight_map, where=self.path)
         if index is not None:
             for one, info in metadata.storage_data.items():
                 setattr(info, NOTE, index.checksums.get(one.fqn))

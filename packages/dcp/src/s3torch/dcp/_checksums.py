@@ -6,15 +6,14 @@ each MiB of these, and of what stands behind them; of objects, and of what was t
 
 from __future__ import annotations
 
-import base64
+import struct
 from bisect import bisect_right
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core.ranges import MIB
 from s3torch.core.transfer import combine_crcs
-from s3torch.dcp._metadata import CRC_WIDTHS, MALFORMED, CheckpointError
+from s3torch.dcp._metadata import CRC_WIDTHS, CheckpointError
 from s3torch.dcp._tensors import NOTE as LAYOUT_NOTE
 from s3torch.dcp._tensors import noted_layout
 
@@ -26,6 +25,9 @@ if TYPE_CHECKING:
 PIECE_SIZE = MIB
 # The attribute of torch's own storage entries with the checksums.
 NOTE = "piece_checksums"
+# What a note begins with: the number of the algorithm, and the sizes of a piece, of the head and of the tail.
+_HEAD = struct.Struct("<B3I")
+_ALGORITHMS = tuple(CRC_WIDTHS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,42 +57,23 @@ class ItemChecksums:
         """
         if note is None:
             return None
-        try:
-            found = cls(note["algorithm"], note["size"], note["head"], note["tail"], note["crcs"])
-            if found._is_sound(length):
-                return found
-        except MALFORMED:
-            pass
+        if type(note) is bytes and len(note) >= _HEAD.size:
+            number, size, head, tail = _HEAD.unpack_from(note)
+            within = length - head - tail
+            if number < len(_ALGORITHMS) and size and within >= 0:
+                algorithm = _ALGORITHMS[number]
+                count = -(-within // size) + (head > 0) + (tail > 0)
+                if len(note) == _HEAD.size + count * CRC_WIDTHS[algorithm]:
+                    return cls(algorithm, size, head, tail, note[_HEAD.size :])
         raise CheckpointError("what the metadata notes of the checksums of an item is damaged")
 
-    def _is_sound(self, length: int) -> bool:
-        numbers = (self.size, self.head, self.tail)
-        if not all(type(one) is int and one >= 0 for one in numbers) or type(self.values) is not bytes:
-            return False
-        within = length - self.head - self.tail
-        return (
-            self.size > 0 <= within and len(self.values) == self._count(within) * CRC_WIDTHS[self.algorithm]
-        )
-
-    def _count(self, within: int) -> int:
-        return -(-within // self.size) + (self.head > 0) + (self.tail > 0)
-
-    def note(self) -> dict[str, Any]:
-        """Returns what the metadata of a checkpoint says: builtin types only."""
-        return {
-            "algorithm": self.algorithm,
-            "size": self.size,
-            "head": self.head,
-            "tail": self.tail,
-            "crcs": self.values,
-        }
+    def note(self) -> bytes:
+        """Returns what the metadata of a checkpoint says: of a type that every pickle may have, and short."""
+        return _HEAD.pack(_ALGORITHMS.index(self.algorithm), self.size, self.head, self.tail) + self.values
 
     def borders(self, length: int) -> list[int]:
         """Lists where the pieces of an item of so many bytes end."""
-        stop = length - self.tail
-        found = [self.head] if self.head else []
-        found += [*range(self.head + self.size, stop, self.size), stop] if stop > self.head else []
-        return [*found, length] if self.tail else found
+        return _borders(length, self.head, self.tail, self.size)
 
     def pieces(self, length: int, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Yields begin, end and CRC of each piece that has some of these bytes of the item."""
@@ -116,18 +99,14 @@ class ItemChecksums:
         return crc
 
 
-def to_text(note: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a note as JSON can have it."""
-    return {**note, "crcs": base64.b64encode(note["crcs"]).decode()}
-
-
-def from_text(note: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads what ``to_text`` has returned.
-
-    Raises:
-        ValueError: It is damaged; so may other errors of ``MALFORMED`` be raised.
-    """
-    return {**note, "crcs": base64.b64decode(note["crcs"], validate=True)}
+def _borders(length: int, head: int, tail: int, size: int) -> list[int]:
+    stop = length - tail
+    found = [head] if head else []
+    if stop > head:
+        found += [*range(head + size, stop, size), stop]
+    if tail:
+        found.append(length)
+    return found
 
 
 Pieces = tuple[str, "Sequence[tuple[int, int, int]]"]
@@ -143,6 +122,7 @@ def note_checksums(entries: Iterable[Any], found: Pieces | None) -> None:
     if found is None:
         return
     algorithm, pieces = found
+    number, width = _ALGORITHMS.index(algorithm), CRC_WIDTHS[algorithm]
     crcs = {stop: (start, crc) for start, stop, crc in pieces}
     for entry in entries:
         if getattr(entry, NOTE, None) is not None:
@@ -151,24 +131,24 @@ def note_checksums(entries: Iterable[Any], found: Pieces | None) -> None:
         layout = noted_layout(getattr(entry, LAYOUT_NOTE, None), entry.length)
         shapes = [(layout.start, entry.length - layout.stop)] if layout is not None else []
         for head, tail in (*shapes, (0, 0)):
-            bare = ItemChecksums(algorithm, PIECE_SIZE, head, tail, b"")
-            values = _values(crcs, [entry.offset + border for border in (0, *bare.borders(entry.length))])
+            values = _values(crcs, entry.offset, _borders(entry.length, head, tail, PIECE_SIZE), width)
             if values is not None:
-                width = CRC_WIDTHS[algorithm]
-                content = b"".join(value.to_bytes(width, "big") for value in values)
-                setattr(entry, NOTE, replace(bare, values=content).note())
+                setattr(entry, NOTE, _HEAD.pack(number, PIECE_SIZE, head, tail) + values)
                 break
 
 
-def _values(crcs: Mapping[int, tuple[int, int]], borders: Sequence[int]) -> list[int] | None:
+def _values(
+    crcs: Mapping[int, tuple[int, int]], begin: int, borders: Sequence[int], width: int
+) -> bytes | None:
     """Returns the CRCs of what is between borders; ``None`` where those of the file are at other places."""
-    values = []
-    for begin, stop in pairwise(borders):
-        start, crc = crcs.get(stop, (-1, 0))
-        if start != begin:
+    values, at = [], begin
+    for border in borders:
+        start, crc = crcs.get(begin + border, (-1, 0))
+        if start != at:
             return None
-        values.append(crc)
-    return values
+        at = begin + border
+        values.append(crc.to_bytes(width, "big"))
+    return b"".join(values)
 
 
 def begin_piece(stream: Any) -> None:

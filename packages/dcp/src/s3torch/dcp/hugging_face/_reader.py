@@ -72,8 +72,7 @@ class S3HuggingFaceStorageReader(S3StorageReader):
             return super()._metadata()
         self._files = found.files
         index = found.index
-        weight_map = None if index is None else index.weight_map
-        metadata = metadata_of(found.headers, weight_map, where=self.path)
+        metadata = metadata_of(found.headers, None if index is None else index.weight_map, where=self.path)
         if index is not None:
             for one, info in metadata.storage_data.items():
                 setattr(info, NOTE, index.checksums.get(one.fqn))

@@ -7,6 +7,7 @@ https://github.com/huggingface/safetensors describes the format.
 
 from __future__ import annotations
 
+import base64
 import json
 import struct
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,6 @@ from torch.distributed.checkpoint._hf_utils import _metadata_fn
 from s3torch.core import S3Client, parse_s3_uri
 from s3torch.core.errors import ConfigurationError, RangeNotSatisfiableError
 from s3torch.core.ranges import KIB, MIB
-from s3torch.dcp._checksums import from_text, to_text
 from s3torch.dcp._metadata import MALFORMED, CheckpointError, FileFacts, sizes_of
 from s3torch.dcp._tensors import TensorLayout, storage_entry
 from s3torch.dcp.saving._values import HostValues
@@ -280,7 +280,7 @@ class Index:
 
     weight_map: Mapping[str, str]
     facts: Mapping[str, FileFacts] = field(default_factory=dict)
-    checksums: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    checksums: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def files(self) -> set[str]:
@@ -307,8 +307,8 @@ def make_index(index: Index, *, total_size: int) -> bytes:
     if index.facts:
         metadata[_FILES_NOTE] = {name: facts.note() for name, facts in sorted(index.facts.items())}
     if index.checksums:
-        noted = {name: to_text(note) for name, note in sorted(index.checksums.items())}
-        metadata[_PIECES_NOTE] = noted
+        notes = sorted(index.checksums.items())
+        metadata[_PIECES_NOTE] = {name: base64.b64encode(note).decode() for name, note in notes}
     content = {"metadata": metadata, "weight_map": dict(sorted(index.weight_map.items()))}
     return json.dumps(content, indent=2).encode()
 
@@ -324,7 +324,8 @@ def parse_index(body: bytes, *, uri: str) -> Index:
         weight_map = dict(content["weight_map"])
         metadata = content.get("metadata") or {}
         facts = {name: FileFacts.of(entry) for name, entry in (metadata.get(_FILES_NOTE) or {}).items()}
-        pieces = {name: from_text(note) for name, note in (metadata.get(_PIECES_NOTE) or {}).items()}
+        notes = (metadata.get(_PIECES_NOTE) or {}).items()
+        pieces = {name: base64.b64decode(note, validate=True) for name, note in notes}
         if not set(map(type, weight_map.values())) <= {str}:
             raise TypeError("the name of a file is no text")
     except MALFORMED as exc:

@@ -120,7 +120,8 @@ class PlannedLoad:
         for path, chunk in chunks:
             found = list(self._pieces_of(chunk, layouts.get(id(chunk))))
             pieces.setdefault(path, []).extend(found)
-            for start, stop in union((one.start, one.stop) for one in found) if self._verifies else ():
+            ranges = [(one.start, one.stop) for one in found] if self._verifies else []
+            for start, stop in union(ranges) if len(ranges) > 1 else ranges:
                 checks.setdefault(path, []).extend(chunk.checks(start, stop))
         # What other ranks read is compared there, so nothing is fetched here only to compare it.
         self._checks = plan_checks(pieces, checks, widens=self._exchange is None)

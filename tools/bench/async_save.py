@@ -2,9 +2,9 @@
 
 Each case saves the same tensors several times, in a process of its own. "blocked" is the time until the call
 returns, of the second and later saves, also as a multiple of a plain copy of the tensors into memory that is
-there. "loop" is how fast Python code runs while the save goes on, compared with no save; it shares the processors with
-whatever saves. "beside" is the processor time that other threads of its process take for a save: as long as that,
-at most, the interpreter's lock can be theirs.
+there. "loop" is how fast Python code runs while the save goes on, compared with no save; it shares the
+processors with whatever saves. "beside" is the processor time that other threads of its process take for a
+save: for so long, at most, they can have the interpreter's lock.
 """
 
 from __future__ import annotations

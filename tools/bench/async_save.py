@@ -2,7 +2,9 @@
 
 Each case saves the same tensors several times, in a process of its own. "blocked" is the time until the call
 returns, of the second and later saves, also as a multiple of a plain copy of the tensors into memory that is
-there. "loop" is how fast Python code runs while the save goes on, compared with no save.
+there. "loop" is how fast Python code runs while the save goes on, compared with no save; it shares the
+processors with whatever saves. "beside" is the processor time that other threads of its process take for a
+save: for so long, at most, they can have the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -96,7 +98,7 @@ def _measured(name: str) -> dict[str, float]:
     save = CASES[name]()
     state = mixed_state(SIZE)
     copy = {key: one.clone() for key, one in state.items()}
-    copies, blocked, loops, alone, seconds = [], [], [], [], []
+    copies, blocked, loops, alone, seconds, beside = [], [], [], [], [], []
     for _ in range(SAVES):
         start = time.perf_counter()
         for key, one in state.items():
@@ -106,8 +108,10 @@ def _measured(name: str) -> dict[str, float]:
         start = time.perf_counter()
         saving = save(state)
         blocked.append(time.perf_counter() - start)
+        others = time.process_time() - time.thread_time()
         loops.append(_turns(3600.0, saving.done))
         saving.result()
+        beside.append(time.process_time() - time.thread_time() - others)
         seconds.append(time.perf_counter() - start)
     plain = statistics.median(copies[1:])
     return {
@@ -116,6 +120,7 @@ def _measured(name: str) -> dict[str, float]:
         "copy": plain,
         "ratio": statistics.median(blocked[1:]) / plain,
         "loop": statistics.median(loops[1:]) / statistics.median(alone[1:]),
+        "beside": statistics.median(beside[1:]),
         "save": statistics.median(seconds[1:]),
     }
 
@@ -146,7 +151,8 @@ def main() -> None:
         one = {field: statistics.median(each[field] for each in found) for field in found[0]}
         print(
             f"  {name:<18} blocked {one['blocked']:6.3f} s ({one['ratio']:5.2f}x of a copy), first "
-            f"{one['first']:6.3f} s; loop {one['loop']:5.2f}x; saved after {one['save']:6.2f} s"
+            f"{one['first']:6.3f} s; loop {one['loop']:5.2f}x, beside {one['beside']:5.2f} s; "
+            f"saved after {one['save']:6.2f} s"
         )
 
 

@@ -37,6 +37,7 @@ _STRIPES_PER_RANK = 8
 # The most that a rank receives in a round, and the least that one sends.
 _ROUND = 64 * MIB
 _SMALLEST_BUCKET = 64 * KIB
+_ROUNDS = 8
 # Tags are positive numbers of 32 bits.
 _FIRST_TAG = 2**30
 
@@ -306,8 +307,10 @@ def _components(stripes: Iterable[_Stripe]) -> list[tuple[int, ...]]:
 
 def _slices(own: Mapping[int, list[_Stripe]]) -> Iterator[Slice]:
     """Puts the stripes of each rank into rounds, as much in each as all may send."""
-    senders = sum(1 for stripes in own.values() if stripes)
-    bucket = min(_STRIPE, max(_SMALLEST_BUCKET, _ROUND // senders))
+    totals = [sum(stripe.size for stripe in stripes) for stripes in own.values() if stripes]
+    # What is read last is sent when all else is done, so it should not be much.
+    enough = max(_SMALLEST_STRIPE, max(totals) // _ROUNDS)
+    bucket = min(_STRIPE, enough, max(_SMALLEST_BUCKET, _ROUND // len(totals)))
     pieces = count()
     for owner, stripes in own.items():
         turn, room = 0, bucket

@@ -23,7 +23,7 @@ def run_ranks(monkeypatch, proxy, folder):
 
     def run(ranks, *runs):
         command = [sys.executable, str(PROGRAM), folder, str(ranks), *runs]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -60,6 +60,7 @@ def test_a_checkpoint_of_both_kinds_is_refused(seaweedfs, folder):
     io.teardown()
 
 
+@pytest.mark.timeout(420)
 def test_ranks_save_and_resume_and_so_do_other_numbers_of_them(seaweedfs, folder, proxy, run_ranks):
     runs = ["ddp=2=", "ddp=3=last", "sharded=2=", "sharded=3=last", "full=2=", "full=3=last"]
     results = dict(zip(runs, run_ranks(2, *runs), strict=True))

@@ -48,7 +48,7 @@ def installed(tmp_path, monkeypatch):
 
 def run(package, folder, killed_at, cwd):
     command = [sys.executable, str(PROGRAM), package, folder, str(killed_at)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=140, check=False, cwd=cwd)
 
 
 def names(seaweedfs, folder):
@@ -59,6 +59,7 @@ def names(seaweedfs, folder):
 
 
 @pytest.mark.promise(1)
+@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("installed")
 def test_a_run_that_is_killed_goes_on_where_it_was(seaweedfs, numbers, tmp_path):
     cwd = tmp_path / "cwd"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from s3torch.core import S3Client
+from s3torch.core import ConfigurationError, S3Client
+from s3torch.lightning import S3FSDPStrategy, S3LightningCheckpoint, S3ModelParallelStrategy
 
 PROGRAM = Path(__file__).with_name("run_ranks.py")
 
@@ -22,7 +23,7 @@ def run_ranks(monkeypatch, proxy, folder):
 
     def run(ranks, *runs):
         command = [sys.executable, str(PROGRAM), folder, str(ranks), *runs]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -36,6 +37,30 @@ def names(seaweedfs, folder):
         return sorted(info.key.removeprefix(f"{prefix}/") for page in pages for info in page.object_info)
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    [S3ModelParallelStrategy(), S3FSDPStrategy(state_dict_type="sharded")],
+    ids=lambda strategy: type(strategy).__name__,
+)
+def test_they_need_the_plugin_for_paths_on_s3(strategy):
+    with pytest.raises(ConfigurationError, match="needs Trainer"):
+        strategy.save_checkpoint({"state_dict": {}}, "s3://bucket/a.ckpt")
+    with pytest.raises(ConfigurationError, match="needs Trainer"):
+        strategy.load_checkpoint("s3://bucket/a.ckpt/.metadata")
+
+
+def test_a_checkpoint_of_both_kinds_is_refused(seaweedfs, folder):
+    io = S3LightningCheckpoint(seaweedfs.region)
+    strategy = S3ModelParallelStrategy()
+    strategy.checkpoint_io = io
+    io.save_checkpoint({}, f"{folder}/a.ckpt")
+    io.save_checkpoint({}, f"{folder}/a.ckpt/.metadata")
+    with pytest.raises(ConfigurationError, match="remove one of them"):
+        strategy.load_checkpoint(f"{folder}/a.ckpt")
+    io.teardown()
+
+
+@pytest.mark.timeout(420)
 def test_ranks_save_and_resume_and_so_do_other_numbers_of_them(seaweedfs, folder, proxy, run_ranks):
     runs = ["ddp=2=", "ddp=3=last", "sharded=2=", "sharded=3=last", "full=2=", "full=3=last"]
     results = dict(zip(runs, run_ranks(2, *runs), strict=True))

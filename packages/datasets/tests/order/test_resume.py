@@ -366,3 +366,35 @@ def test_workers_that_repeat_every_sample_are_told_once():
     run = subprocess.run([sys.executable, "-c", COPIES], check=True, capture_output=True, text=True)
     assert run.stderr.count("UserWarning: several workers without enable_sharding repeat every sample") == 1
     assert "enable_sharding=True" in run.stderr
+
+
+def test_batches_that_were_fetched_and_not_used_are_not_counted():
+    numbers = list(range(23))
+
+    def loader():
+        return ResumableLoader(DataLoader(numbers, batch_size=4, sampler=S3Sampler(numbers, seed=1)))
+
+    whole = [batch.tolist() for batch in loader()]
+    first = loader()
+    batches = iter(first)
+    for _ in range(3):
+        next(batches)
+    second = loader()
+    second.load_state_dict(first.state_dict(ahead=1))
+    assert not second.has_begun
+    # Of the whole epoch.
+    assert len(first) == len(second) == 6
+    assert [batch.tolist() for batch in second] == whole[2:]
+    assert len(second) == 6
+    for ahead in (-1, 4):
+        with pytest.raises(ConfigurationError, match="ahead must be from 0 to 3"):
+            first.state_dict(ahead=ahead)
+    # The epoch ends here for who says so; the next one has another order.
+    third = loader()
+    third.load_state_dict(first.state_dict(finished=True))
+    rest = [batch.tolist() for batch in third]
+    assert len(rest) == len(third) == 6
+    assert rest != whole
+    # As a Lightning trainer does it.
+    third.batch_sampler.sampler.set_epoch(0)
+    assert [batch.tolist() for batch in third] == whole

@@ -160,12 +160,10 @@ class S3LightningCheckpoint(CheckpointIO):
         self, uri: S3Uri, map_location: Any, *, weights_only: bool | None, together: bool
     ) -> dict[str, Any]:
         self._wait_for(uri)
-        if weights_only is None and not _passes_none_to_torch():
-            weights_only = False
         open_reader = partial(self._client.get_object, *uri, reader_constructor=self._reader_constructor)
         with load_from_rank_0(open_reader) if together and ranks_are_many() else open_reader() as file:
             checkpoint: dict[str, Any] = torch.load(
-                cast("IO[bytes]", file), map_location, weights_only=weights_only
+                cast("IO[bytes]", file), map_location, weights_only=as_torch_takes_it(weights_only)
             )
         return checkpoint
 
@@ -260,10 +258,10 @@ def s3_plugin(strategy: Any) -> S3LightningCheckpoint | None:
     return plugin if isinstance(plugin, S3LightningCheckpoint) else None
 
 
-def _passes_none_to_torch() -> bool:
-    """Whether this Lightning leaves ``weights_only=None`` to torch; it meant False before 2.6."""
+def as_torch_takes_it(weights_only: bool | None) -> bool | None:  # noqa: FBT001 - What Lightning passes.
+    """Returns ``weights_only`` for torch: ``None`` is left to torch; before Lightning 2.6 it meant False."""
     major, minor = (lightning_version() or "2.6").split(".")[:2]
-    return (int(major), int(minor)) >= (2, 6)
+    return False if weights_only is None and (int(major), int(minor)) < (2, 6) else weights_only
 
 
 def _register_everywhere(cls: type) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from s3torch.core import ConfigurationError, MissingPackageError, PutOptions
-from s3torch.lightning._checkpoint_io import s3_plugin
+from s3torch.lightning._checkpoint_io import as_torch_takes_it, s3_plugin
 from s3torch.lightning._paths import METADATA, is_on_s3, resumed_uri
 from s3torch.lightning._shared_load import told_by_rank_0
 from s3torch.lightning.plugin import lightning_class
@@ -115,7 +115,9 @@ class _S3Checkpoints(ParallelStrategy):
         """
         path = self.broadcast(checkpoint_path)
         if not is_on_s3(path):
-            return super().load_checkpoint(path, weights_only)
+            # Lightning has the second argument since 2.6.
+            arguments = () if weights_only is None else (weights_only,)
+            return super().load_checkpoint(path, *arguments)
         plugin, uri = self._plugin(), resumed_uri(path)
         if told_by_rank_0(lambda: _is_sharded(plugin, uri)):
             return self._load_shards(plugin, uri, weights_only=weights_only)
@@ -152,7 +154,9 @@ class _S3Checkpoints(ParallelStrategy):
             # Lightning itself has written it, somewhere else.
             rest = plugin._client.get_object(uri.bucket, f"{uri.key}/{_LIGHTNING_FILE}")
         with rest:
-            found: dict[str, Any] = torch.load(rest, map_location="cpu", weights_only=weights_only)
+            found: dict[str, Any] = torch.load(
+                rest, map_location="cpu", weights_only=as_torch_takes_it(weights_only)
+            )
         return found
 
     def _load_whole(

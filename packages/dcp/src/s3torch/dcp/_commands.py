@@ -198,7 +198,12 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 @click.option(
     "--to", required=True, type=click.Choice(["dcp", "torch", "safetensors"]), help="What it becomes."
 )
-@click.option("--prefix", default="", metavar="TEXT", help="Only names with this prefix, without it: model.")
+@click.option(
+    "--prefix",
+    default="",
+    metavar="TEXT",
+    help="Only names that begin so, such as model. (which is left out).",
+)
 @click.option("--max-shard-size", callback=_size, metavar="SIZE", help="Of a safetensors file, as in 5G.")
 @click.option("--overwrite", is_flag=True, help="Replace what is at TARGET.")
 def convert(

@@ -30,9 +30,9 @@ class SharedCounters(TransferCounters):
     object can be pickled, so this holds however workers are started.
 
     Args:
-        folder: Where the files are, a folder of this object alone that is made if it is missing; ``None``
-            makes a temporary one, which goes away with this process. Whoever can write there is trusted: the
-            files are pickles.
+        folder: Where the files are, a folder of this object alone; if it is missing, one is made that only
+            this user can enter. ``None`` makes a temporary one, which goes away with this process. Whoever
+            can write there is trusted: the files are pickles.
         seconds: How old the counts of a busy process may be.
 
     Example:
@@ -48,7 +48,7 @@ class SharedCounters(TransferCounters):
         super().__init__()
         if folder is not None:
             self.folder = Path(folder)
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         else:
             self.folder = Path(tempfile.mkdtemp(prefix="s3torch-"))
             Finalize(None, _remove, (self.folder,), exitpriority=0)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
 from torch.distributed.checkpoint._hf_utils import FORMAT_KEY, FORMAT_VALUE, _gen_file_name
@@ -37,7 +38,6 @@ from s3torch.dcp.converting._sources import SUFFIX
 from s3torch.dcp.hugging_face._consolidation import Band, bands_of, windows
 from s3torch.dcp.hugging_face._safetensors import INDEX_NAME, Index, make_header, make_index, parse_index
 from s3torch.dcp.saving._commit import Commit
-from s3torch.dcp.saving._plan import FilePlan, new_save_id
 
 if TYPE_CHECKING:
     import os
@@ -104,8 +104,9 @@ def write_safetensors(
     fs = S3FileSystem(None, client)
     commit = Commit(fs, place, INDEX_NAME, PutOptions(), lambda old: parse_index(old, uri=index).files)
     replaces = commit.exists(overwrite=overwrite)
-    save_id = new_save_id()
-    names = [FilePlan(name, ()).named_for(save_id).name for name in plain]
+    # As S3HuggingFaceStorageWriter names them: no file of a visible checkpoint is written over.
+    save_id = uuid4().hex[:16]
+    names = [f"{name.removesuffix(SUFFIX)}-{save_id}{SUFFIX}" for name in plain]
     with removed_on_error(client) as made:
         made += [below(place, name) for name in names]
         body = _write_shards(source, dict(zip(names, shards, strict=True)), place, client)

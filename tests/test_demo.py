@@ -120,11 +120,11 @@ def test_it_trains_is_killed_resumes_and_tells_what_it_measured(demo, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "moment"),
-    [(signal.SIGINT, "Start"), (signal.SIGTERM, "Upload"), (signal.SIGINT, "epoch 1:")],
+    ("number", "moment", "options"),
+    [(signal.SIGINT, "Start", []), (signal.SIGTERM, "Upload", ["--watch"]), (signal.SIGINT, "epoch 1:", [])],
 )
-def test_a_signal_ends_it_at_any_moment(demo, tmp_path, number, moment):
-    run = demo(f"--output={tmp_path}/plots")
+def test_a_signal_ends_it_at_any_moment(demo, tmp_path, number, moment, options):
+    run = demo(f"--output={tmp_path}/plots", *options)
     run.read_until(moment)
     run.process.send_signal(number)
     run.process.send_signal(number)

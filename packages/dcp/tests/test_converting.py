@@ -6,7 +6,9 @@ import itertools
 import pickle
 import subprocess
 import sys
+import warnings
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -15,7 +17,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from s3torch.core.errors import ConfigurationError, NotFoundError, S3Error
 from s3torch.dcp import CheckpointError, save_file
-from s3torch.dcp.converting import _targets, convert_checkpoint
+from s3torch.dcp.converting import _sources, _targets, convert_checkpoint
 from s3torch.dcp.manage import verify_checkpoint
 
 MODEL = {
@@ -149,7 +151,7 @@ def test_what_is_there_is_replaced_only_when_told(client, place, where, kind, on
     last = where("last.pt", on_s3=False)
     convert_checkpoint(end, last, to="torch", client=client)
     assert list(torch.load(last)) == ["old"]
-    with pytest.warns(UserWarning, match="existing checkpoint") if kind == "dcp" else nullcontext():
+    with pytest.warns(UserWarning, match="existing checkpoint") if kind == "dcp" and on_s3 else nullcontext():
         convert_checkpoint(
             place.uri("new.safetensors"), end, to=kind.split()[0], overwrite=True, client=client
         )
@@ -211,6 +213,50 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 convert_checkpoint(*sys.argv[1:3], to="torch", client=client)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
+
+
+@pytest.mark.promise(9)
+@pytest.mark.parametrize("kind", ["dcp", "safetensors"])
+def test_other_files_in_a_folder_are_not_replaced(client, tmp_path, kind):
+    safetensors.torch.save_file(MODEL, tmp_path / "begin.safetensors")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"notes\.txt"):
+        convert_checkpoint(
+            tmp_path / "begin.safetensors", tmp_path / "out", to=kind, overwrite=True, client=client
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["begin.safetensors", "out"]
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.promise(1)
+@pytest.mark.parametrize("kind", ["dcp", "safetensors"])
+@pytest.mark.parametrize("on_s3", [False, True])
+def test_a_failure_keeps_the_old_folder(client, place, where, kind, on_s3, monkeypatch):
+    """The second half of the new one cannot be read."""
+    torch.save({"old": torch.ones(2)}, where("old.pt", on_s3=False))
+    torch.save({f"{n}": torch.ones(200) for n in range(9)}, where("new.pt", on_s3=False))
+    end = where("end", on_s3=on_s3)
+    convert_checkpoint(where("old.pt", on_s3=False), end, to=kind, client=client)
+    files = place.listed() if on_s3 else sorted(path.name for path in Path(end).iterdir())
+    read, calls = _sources._Mapped.read, []
+
+    def fail_late(self, bands):
+        calls.append(bands)
+        if len(calls) > 5:
+            raise OSError("a bad sector")
+        return read(self, bands)
+
+    monkeypatch.setattr(_sources._Mapped, "read", fail_late)
+    with warnings.catch_warnings(), pytest.raises(OSError, match="bad sector"):
+        warnings.simplefilter("ignore")
+        convert_checkpoint(
+            where("new.pt", on_s3=False), end, to=kind, overwrite=True, max_shard_size=1000, client=client
+        )
+    assert files == (place.listed() if on_s3 else sorted(path.name for path in Path(end).iterdir()))
+    monkeypatch.undo()
+    convert_checkpoint(end, where("last.pt", on_s3=False), to="torch", client=client)
+    assert list(torch.load(where("last.pt", on_s3=False))) == ["old"]
 
 
 @pytest.mark.promise(3)

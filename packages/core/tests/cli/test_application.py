@@ -61,9 +61,12 @@ def test_plugins_add_commands_and_one_that_is_broken_hurts_nobody(installed, sea
     # Commands of our own are not replaced, and load no plugin.
     ran = installed("ls", f"s3://{bucket}/", **environment)
     assert ran.out.endswith("4 B  a\n")
-    ran = installed("plugins")
+    ran = installed("plugins", "--json")
     assert ran.code == 1
-    assert "RuntimeError: a broken plugin" in ran.out
+    found = {one["name"]: one for one in ran.documents}
+    assert found["broken"]["status"] == "RuntimeError: a broken plugin"
+    assert {found[name]["kind"] for name in ("crt", "http", "memory")} == {"transport"}
+    assert found["fine"]["distribution"] == "third-fine 1.0"
     ran = installed("nothing")
     assert ran.code == 2
     assert "the plugin broken could not be loaded" in ran.err
@@ -105,11 +108,6 @@ def test_completion_knows_commands_and_options(process):
         environment={"_S3TORCH_COMPLETE": "bash_complete", "COMP_WORDS": "s3torch d", "COMP_CWORD": "1"}
     )
     assert found.out.split() == ["plain,doctor"]
-
-
-def test_plugins_as_json(command):
-    documents = command("plugins", "--json").documents
-    assert {"crt", "http", "memory"} <= {one["name"] for one in documents if one["kind"] == "transport"}
 
 
 def test_verbose_tells_each_operation(process, seaweedfs):

@@ -52,7 +52,7 @@ def _tell(context: CommandContext, made: Manifest, path: str) -> None:
     "--versions", is_flag=True, help="Keep the version of each object, where the bucket keeps some."
 )
 def build(context: CommandContext, path: str, uris: tuple[str, ...], as_glob: bool, versions: bool) -> None:  # noqa: FBT001
-    """Lists the objects below URIS and stores them as the manifest PATH.
+    """Stores a listing of URIS as the manifest PATH.
 
     PATH is local or on S3 and ends in .jsonl, .jsonl.gz or .parquet.
     """
@@ -91,7 +91,10 @@ def check(context: CommandContext, path: str, uris: tuple[str, ...], as_glob: bo
 @click.option("--glob", "as_glob", is_flag=True, help="The URI is a pattern: ** * ? [a-z] {a,b}.")
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would change.")
 def refresh(context: CommandContext, path: str, uris: tuple[str, ...], as_glob: bool, dry_run: bool) -> None:  # noqa: FBT001
-    """Lists URIS anew; what stays keeps its place, new objects come at the end."""
+    """Lists URIS anew, and updates the manifest.
+
+    What stays keeps its place; new objects come at the end.
+    """
     from s3torch.datasets.sources._manifest import Manifest
 
     known = Manifest.load(path, context.client)

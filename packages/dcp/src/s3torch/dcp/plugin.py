@@ -91,7 +91,7 @@ def s3torch_user_agent() -> str | None:
 @hookimpl
 def s3torch_commands() -> Mapping[str, click.Command]:
     """Adds ``s3torch checkpoint``."""
-    from s3torch.dcp._commands import checkpoint
+    from s3torch.dcp.cli._commands import checkpoint
 
     return {"checkpoint": checkpoint}
 
@@ -99,6 +99,6 @@ def s3torch_commands() -> Mapping[str, click.Command]:
 @hookimpl
 def s3torch_leftovers() -> Iterable[Callable[[S3Client, str, timedelta], Iterable[ObjectInfo]]]:
     """Adds what interrupted saves have left to ``s3torch gc``."""
-    from s3torch.dcp._commands import find_leftovers
+    from s3torch.dcp.cli._commands import find_leftovers
 
     return [find_leftovers]

@@ -108,7 +108,7 @@ def report(error: BaseException, *, as_json: bool) -> None:
     cls=Application,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or setting, 3 not found, 4 denied, 5 no connection, "
-    "6 partly done, 7 doctor found warnings only, 130 Ctrl-C.",
+    "6 partly done, 7 doctor found warnings only, 130 Ctrl-C, 143 SIGTERM.",
 )
 @click.version_option(_version.__version__, prog_name="s3torch")
 def application() -> None:

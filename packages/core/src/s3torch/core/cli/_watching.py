@@ -10,7 +10,8 @@ from rich.live import Live
 
 from s3torch.core.cli._output import console
 from s3torch.core.cli.commands import CommandContext, ExitCode, command
-from s3torch.core.observers._counters import CounterSnapshot, counts_in
+from s3torch.core.observers import CounterSnapshot
+from s3torch.core.observers._shared_counters import counts_in
 from s3torch.core.observers.live import TransferPanel
 
 

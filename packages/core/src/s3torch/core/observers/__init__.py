@@ -2,15 +2,14 @@
 
 ``observe(observer)`` listens for as long as a ``with`` block runs; plugins listen from the start, with the
 hook ``s3torch_transfer_observers``. An observer of your own is a subclass of ``TransferObserver``; shipped
-are ``TransferCounters``, ``SharedCounters``, ``progress.TransferProgressBar`` (extra ``progress``) and
-``otel.OpenTelemetryObserver`` (extra ``otel``).
+are ``TransferCounters``, ``SharedCounters``, ``live.LiveView`` (extra ``cli``),
+``progress.TransferProgressBar`` (extra ``progress``) and ``otel.OpenTelemetryObserver`` (extra ``otel``).
 """
 
 from s3torch.core.observers._counters import (
     CounterSnapshot,
     LatencyHistogram,
     OperationCounts,
-    SharedCounters,
     TransferCounters,
 )
 from s3torch.core.observers._listening import (
@@ -23,6 +22,7 @@ from s3torch.core.observers._listening import (
     observe,
     remove_observer,
 )
+from s3torch.core.observers._shared_counters import SharedCounters
 
 __all__ = [
     "CounterSnapshot",

@@ -262,7 +262,7 @@ def _counters_of_environment() -> list[TransferObserver]:
     if not folder:
         return []
     # They import this module.
-    from s3torch.core.observers._counters import SharedCounters
+    from s3torch.core.observers._shared_counters import SharedCounters
 
     try:
         return [SharedCounters(folder)]

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.core.observers._counters import CounterSnapshot, SharedCounters, counts_in, writer_of
+from s3torch.core.observers._counters import CounterSnapshot
 from s3torch.core.observers._listening import COUNTERS_VARIABLE, add_observer, remove_observer
+from s3torch.core.observers._shared_counters import SharedCounters, counts_in, writer_of
 from s3torch.core.ranges import KIB
 
 if TYPE_CHECKING:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from s3torch.core import parse_s3_uri
-from s3torch.core.errors import NotFoundError
+from s3torch.core.errors import NotFoundError, S3Error
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import MIB
 from s3torch.dcp._filesystem import join_path, path_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from s3torch.core import S3Client
 
@@ -91,6 +92,53 @@ def written(place: str | os.PathLike[str], client: S3Client, *, size: int, overw
     finally:
         with suppress(FileNotFoundError):
             part.unlink()
+
+
+@contextmanager
+def fresh_folder(place: str, is_own: Callable[[str], bool], *, overwrite: bool) -> Iterator[str]:
+    """Fills a folder on a disk, which appears at the end, whole; after an exception an older one stays.
+
+    Args:
+        place: Where it is to be.
+        is_own: Whether a file of this name belongs to such a checkpoint.
+        overwrite: Whether it may take the place of another.
+
+    Raises:
+        FileExistsError: There is something that must not be replaced.
+    """
+    path = Path(place)
+    others = [one.name for one in path.iterdir()] if path.exists() else []
+    if others and not (overwrite and all(map(is_own, others))):
+        why = f"other files than those of a checkpoint, such as {others[0]}" if overwrite else "files already"
+        raise FileExistsError(f"{place} has {why}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name[:100]}.{uuid4().hex}.part")
+    part.mkdir()
+    try:
+        yield str(part)
+        if path.exists():
+            old = path.with_name(f"{part.name}.old")
+            path.rename(old)
+            part.rename(path)
+            shutil.rmtree(old)
+        else:
+            part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def removed_on_error(client: S3Client) -> Iterator[list[str]]:
+    """Deletes the objects whose URIs the block has noted, where it raises."""
+    made: list[str] = []
+    try:
+        yield made
+    except BaseException:
+        for bucket in {parse_s3_uri(uri).bucket for uri in made}:
+            keys = [parse_s3_uri(uri).key for uri in made if parse_s3_uri(uri).bucket == bucket]
+            with suppress(S3Error):
+                client.delete_objects(bucket, keys)
+        raise
 
 
 def missing(place: str | os.PathLike[str]) -> NotFoundError:

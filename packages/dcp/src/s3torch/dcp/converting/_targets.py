@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import math
 import mmap
+import pickle
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint._hf_utils import FORMAT_KEY, FORMAT_VALUE, _gen_file_name
 from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
@@ -29,15 +30,14 @@ from torch.serialization import skip_data
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import MIB
 from s3torch.dcp._filesystem import S3FileSystem, path_text
-from s3torch.dcp._metadata import CheckpointError
+from s3torch.dcp._metadata import METADATA_NAME, CheckpointError
 from s3torch.dcp._tensors import bytes_of
 from s3torch.dcp._writer import S3StorageWriter
-from s3torch.dcp.converting._places import below, exists, is_s3, names_in, written
+from s3torch.dcp.converting._places import below, exists, fresh_folder, is_s3, removed_on_error, written
 from s3torch.dcp.converting._sources import SUFFIX
 from s3torch.dcp.hugging_face._consolidation import Band, bands_of, windows
 from s3torch.dcp.hugging_face._safetensors import INDEX_NAME, Index, make_header, make_index, parse_index
 from s3torch.dcp.saving._commit import Commit
-from s3torch.dcp.saving._files import FilePlan, new_save_id
 
 if TYPE_CHECKING:
     import os
@@ -89,28 +89,41 @@ def write_safetensors(
             f"safetensors files hold only tensors, and {len(contents.objects)} values are none ({some}, …); "
             "choose a part of it by a prefix, such as 'model.'"
         )
-    if path_text(target).endswith(SUFFIX):
-        _write_tensor_file(source, sorted(contents.tensors), target, client, overwrite=overwrite)
+    place = path_text(target)
+    if place.endswith(SUFFIX):
+        _write_tensor_file(source, sorted(contents.tensors), place, client, overwrite=overwrite)
         return
     shards = _shards(contents.tensors, max_shard_size)
     plain = [_gen_file_name(number, len(shards)) for number in range(1, len(shards) + 1)]
-    place = path_text(target)
-    if not overwrite and names_in(place, client):
-        raise FileExistsError(f"{place} is not empty")
-    save_id = new_save_id() if is_s3(place) else None
-    files = plain if save_id is None else [FilePlan(name, ()).named_for(save_id).name for name in plain]
-    for name, shard in zip(files, shards, strict=True):
-        _write_tensor_file(source, shard, below(place, name), client, overwrite=overwrite)
-    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-    body = make_index(Index(weight_map), total_size=sum(one.size for one in contents.tensors.values()))
-    index = below(place, INDEX_NAME)
     if not is_s3(place):
-        with written(index, client, size=len(body), overwrite=overwrite) as writer:
-            writer.write(body)
+        with fresh_folder(place, _is_tensor_file, overwrite=overwrite) as folder:
+            body = _write_shards(source, dict(zip(plain, shards, strict=True)), folder, client)
+            Path(folder, INDEX_NAME).write_bytes(body)
         return
+    index = below(place, INDEX_NAME)
     fs = S3FileSystem(None, client)
     commit = Commit(fs, place, INDEX_NAME, PutOptions(), lambda old: parse_index(old, uri=index).files)
-    commit.run(body, overwrite=overwrite, is_new=not commit.exists(overwrite=overwrite))
+    replaces = commit.exists(overwrite=overwrite)
+    # As S3HuggingFaceStorageWriter names them: no file of a visible checkpoint is written over.
+    save_id = uuid4().hex[:16]
+    names = [f"{name.removesuffix(SUFFIX)}-{save_id}{SUFFIX}" for name in plain]
+    with removed_on_error(client) as made:
+        made += [below(place, name) for name in names]
+        body = _write_shards(source, dict(zip(names, shards, strict=True)), place, client)
+        commit.run(body, overwrite=overwrite, is_new=not replaces)
+
+
+def _is_tensor_file(name: str) -> bool:
+    return name == INDEX_NAME or name.endswith(SUFFIX)
+
+
+def _write_shards(source: Source, shards: Mapping[str, list[str]], folder: str, client: S3Client) -> bytes:
+    """Writes files with tensors; returns the index of them."""
+    for file, names in shards.items():
+        _write_tensor_file(source, names, below(folder, file), client, overwrite=False)
+    weight_map = {name: file for file, names in shards.items() for name in names}
+    total = sum(one.size for one in source.contents.tensors.values())
+    return make_index(Index(weight_map), total_size=total)
 
 
 def _shards(tensors: Mapping[str, Shape], limit: int | None) -> list[list[str]]:
@@ -184,33 +197,69 @@ def _places(
     paths: Mapping[str, tuple[Any, ...]] | None,
 ) -> list[tuple[int, str]]:
     """Returns where in the file the bytes of each tensor belong, in that order."""
-    with FakeTensorMode():
-        loaded: Any = torch.load(frame, weights_only=True)
+    reader: Any = torch._C.PyTorchFileReader(str(frame))
+    records = _RecordNames(io.BytesIO(reader.get_record("data.pkl"))).load()
     places = []
     for name in flat:
         if name in tensors and tensors[name].size:
-            value = loaded
+            record = records
             for step in (name,) if paths is None else paths[name]:
-                value = value[step]
-            places.append((value.untyped_storage()._checkpoint_offset, name))
+                record = record[step]
+            places.append((int(reader.get_record_offset(f"data/{record}")), name))
     return sorted(places)
+
+
+class _RecordNames(pickle.Unpickler):
+    """Reads what was written a moment ago, with the names of their records in place of the tensors."""
+
+    def persistent_load(self, pid: Any, /) -> Any:
+        return pid[2]
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        if name == "_rebuild_tensor_v2":
+            return lambda record, *_: record
+        return super().find_class(module, name)
 
 
 def write_dcp(source: Source, target: str | os.PathLike[str], client: S3Client, *, overwrite: bool) -> None:
     """Writes a checkpoint as one rank does; large tensors in several parts."""
     place = path_text(target)
-    if is_s3(place):
-        writer: Any = S3StorageWriter(None, place, s3_client=client, thread_count=_FILES, overwrite=overwrite)
-    else:
-        if not overwrite and names_in(place, client):
-            raise FileExistsError(f"{place} is not empty")
-        writer = FileSystemWriter(place, thread_count=_FILES, overwrite=overwrite)
-    # As torch's save does for one rank; it would warn that there is only one.
+    if not is_s3(place):
+        with fresh_folder(place, _is_dcp_file, overwrite=overwrite) as folder:
+            # Several threads of torch's writer would lose the errors of each other.
+            _save(source, FileSystemWriter(folder, thread_count=1))
+        return
+    writer = S3StorageWriter(None, place, s3_client=client, thread_count=_FILES, overwrite=overwrite)
+    with removed_on_error(client) as made:
+        writer.fs = _Recorded(client, made)
+        _save(source, writer)
+
+
+def _is_dcp_file(name: str) -> bool:
+    return name == METADATA_NAME or name.endswith(".distcp")
+
+
+def _save(source: Source, writer: Any) -> None:
+    """Does what torch's save does for one rank; it would warn that there is only one."""
     planner = _BandPlanner(source)
     writer.set_up_storage_writer(is_coordinator=True)
     plans, metadata = planner.create_global_plan([writer.prepare_local_plan(planner.create_local_plan())])
     (plan,) = writer.prepare_global_plan(plans)
     writer.finish(metadata, [writer.write_data(plan, planner).wait()])
+
+
+class _Recorded(S3FileSystem):
+    """Notes the data files that are written through it."""
+
+    def __init__(self, client: S3Client, made: list[str]) -> None:
+        super().__init__(None, client)
+        self._made = made
+
+    def create_stream(self, path: Any, mode: str, **how: Any) -> Any:
+        text = path_text(path)
+        if mode == "wb" and not text.endswith(METADATA_NAME):
+            self._made.append(text)
+        return super().create_stream(path, mode, **how)
 
 
 class _BandPlanner(SavePlanner):

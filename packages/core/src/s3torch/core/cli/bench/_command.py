@@ -36,7 +36,9 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
 
 @command
 @click.argument("uri")
-@click.option("--sizes", default="64K,1M,8M,64M", show_default=True, callback=_numbers, help="Of objects.")
+@click.option(
+    "--sizes", default="64K,1M,8M,64M", show_default=True, callback=_numbers, help="Sizes of objects."
+)
 @click.option(
     "--at-a-time", default="1,4,16,64", show_default=True, callback=_numbers, help="Objects at a time."
 )
@@ -54,7 +56,7 @@ def bench(
     seconds: float,
     plot: Path | None,
 ) -> int:
-    """Measures latency and throughput from here, and says what bounds it.
+    """Measures latency and throughput, and what bounds it.
 
     It stores objects below PREFIX/.s3torch-bench-…, reads them, and removes them in the end, also after
     Ctrl-C. The default takes about 40 seconds and moves what the network moves in that time, which may cost

@@ -45,7 +45,7 @@ def ls(context: CommandContext, uri: str) -> None:
 @click.option("--match", default="", metavar="TEXT", help="Only what has this in its name.")
 def inspect(context: CommandContext, uri: str, match: str) -> None:
     """Shows names, shapes, types and sizes, from the metadata alone."""
-    from s3torch.dcp._contents import stored_values
+    from s3torch.dcp.cli._contents import stored_values
 
     found = [one for one in stored_values(uri, context.client) if match in one.name]
     rows = [
@@ -108,10 +108,10 @@ def verify(context: CommandContext, uri: str, depth: Depth) -> int:
 def diff(context: CommandContext, old: str, new: str) -> int:
     """Tells which tensors differ between two checkpoints.
 
-    By the checksums that the metadata notes, without reading tensors; what has none, or is stored in other
-    parts, is read from both and compared. Exit code 1 if something differs.
+    Tensors with equal checksums in the metadata are not read. What has other ones, none, or is stored in
+    other parts, is read from both and compared byte by byte. Exit code 1 if something differs.
     """
-    from s3torch.dcp._contents import differences
+    from s3torch.dcp.cli._contents import differences
 
     count = 0
     for one in differences(old, new, context.client):
@@ -198,7 +198,12 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 @click.option(
     "--to", required=True, type=click.Choice(["dcp", "torch", "safetensors"]), help="What it becomes."
 )
-@click.option("--prefix", default="", metavar="TEXT", help="Only names with this prefix, without it: model.")
+@click.option(
+    "--prefix",
+    default="",
+    metavar="TEXT",
+    help="Only names that begin so, such as model. (which is left out).",
+)
 @click.option("--max-shard-size", callback=_size, metavar="SIZE", help="Of a safetensors file, as in 5G.")
 @click.option("--overwrite", is_flag=True, help="Replace what is at TARGET.")
 def convert(
@@ -253,6 +258,6 @@ for _one in (ls, inspect, verify, diff, rm, prune, convert):
 
 def find_leftovers(client: S3Client, uri: str, older_than: timedelta) -> Iterator[ObjectInfo]:
     """Yields the files of saves below a folder that were not completed, for ``s3torch gc``."""
-    from s3torch.dcp._leftovers import leftovers_below
+    from s3torch.dcp.cli._leftovers import leftovers_below
 
     return leftovers_below(client, uri, older_than)

@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from s3torch.core import S3Client
     from s3torch.dcp._metadata import FileFacts
 
-# What the writer notes at the place of an item: the checksums of the pieces of its bytes.
+# Where a writer notes the checksums of the pieces of an item; equal notes mean equal bytes.
 _PIECES = "piece_checksums"
-_WIDTHS = {"CRC64NVME": 8, "CRC32C": 4, "CRC32": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +104,8 @@ def _identity(index: MetadataIndex, info: Any, facts: Mapping[str, FileFacts]) -
     """Says what bytes a part has: by the checksums of its pieces, or as a range of a file with a checksum."""
     offset = None if index.offset is None else tuple(index.offset)
     note = getattr(info, _PIECES, None)
-    if isinstance(note, dict) and isinstance(note.get("crcs"), bytes):
-        width = _WIDTHS.get(note.get("algorithm", ""), 0)
-        crcs, head, tail = note["crcs"], note.get("head"), note.get("tail")
-        # What stands around the bytes of a tensor is of no interest.
-        crcs = crcs[width if head else 0 : len(crcs) - (width if tail else 0)]
-        return offset, note.get("algorithm"), note.get("size"), crcs
+    if isinstance(note, bytes):
+        return offset, note
     known = facts.get(info.relative_path)
     if known is None or known.checksum is None:
         return None
@@ -135,7 +130,8 @@ class Difference:
 def differences(one: str, other: str, client: S3Client) -> Iterator[Difference]:
     """Yields in what a checkpoint differs from another one, by name.
 
-    Where both note checksums of the same parts, nothing is read. The rest is read from both, part by part.
+    Where both note equal checksums of the same parts, nothing is read. The rest is read from both, part by
+    part.
 
     Raises:
         NotFoundError: One of them does not exist.
@@ -159,21 +155,7 @@ def differences(one: str, other: str, client: S3Client) -> Iterator[Difference]:
 def _same(old: StoredValue, new: StoredValue, compare: _Contents) -> bool:
     if old.identity is not None and old.identity == new.identity:
         return True
-    if _have_pieces(old) and _have_pieces(new) and _layout(old) == _layout(new):
-        return False
     return compare.are_equal(new)
-
-
-def _have_pieces(value: StoredValue) -> bool:
-    return isinstance(value.identity, frozenset) and all(
-        isinstance(part[-1], bytes) for part in value.identity
-    )
-
-
-def _layout(value: StoredValue) -> set[Any]:
-    """Returns of which parts there are checksums, and which: of those, other ones mean other bytes."""
-    parts: Any = () if value.identity is None else value.identity
-    return {(*part[:-1], len(part[-1])) for part in parts}
 
 
 def _short(value: StoredValue) -> str:

@@ -69,7 +69,7 @@ def load(model: nn.Module, optimizer: torch.optim.Optimizer, root: str) -> None:
     if found[0] is None:
         raise SystemExit(f"there is no checkpoint in {root}")
     weights, steps = get_state_dict(model, optimizer)
-    state = {"model": weights, "optimizer": steps}
+    state: dict[str, Any] = {"model": weights, "optimizer": steps}
     reader = S3StorageReader(region=None, path=found[0].uri, process_group=dist.group.WORLD)
     dcp.load(state, storage_reader=reader)
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])

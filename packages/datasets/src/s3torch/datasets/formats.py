@@ -125,13 +125,12 @@ class OpenedShard(Protocol):
 
 @runtime_checkable
 class ShardFormat(Protocol):
-    """How the samples of one kind of shard are read.
+    """How the samples of one kind of shard are read."""
 
-    Attributes:
-        suffixes: What the keys of such shards end with, as in ``(".tar",)``.
-    """
-
-    suffixes: tuple[str, ...]
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """What the keys of such shards end with, as in ``(".tar",)``; an attribute will do."""
+        ...
 
     def open(self, shard: ShardObject) -> OpenedShard:
         """Starts to find out the pieces of a shard and returns at once."""

@@ -19,7 +19,7 @@ from s3torch.core.models import MultipartUpload, PutOptions
 from s3torch.core.ranges import ByteRange
 from s3torch.core.transports.http._connection import Connection
 from s3torch.core.transports.http._download import Download
-from s3torch.core.transports.http._sockets import StallTimer
+from s3torch.core.transports.http._stalls import StallTimer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

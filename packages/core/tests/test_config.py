@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import _ssl
 import dataclasses
 import math
 import pickle
+import ssl
+import sys
 from functools import partial
 
 import pytest
@@ -208,15 +211,27 @@ def test_the_transport_is_the_field_then_the_environment(monkeypatch):
     assert S3ClientConfig().transport_name is None
 
 
-@pytest.mark.parametrize(("is_callable", "over_tls"), [(True, "http"), (False, "crt")])
-def test_what_serves_where_no_transport_is_asked_for(monkeypatch, is_callable, over_tls):
+UNLIKE_OURS = {
+    "a later Python": (sys, "version_info", (3, 15, 0)),
+    "another library": (ssl, "OPENSSL_VERSION", "LibreSSL 4.0.0"),
+    "another OpenSSL than that of ssl": (ssl, "OPENSSL_VERSION_NUMBER", 0),
+    "ssl without a file": (_ssl, "__file__", None),
+}
+
+
+@pytest.mark.parametrize("what", [None, *UNLIKE_OURS])
+def test_what_serves_where_no_transport_is_asked_for(monkeypatch, what):
     """Over TLS that depends on whether Python's OpenSSL can be called for many records at a time."""
-    if not is_callable:
-        monkeypatch.setattr(_records, "_openssl", lambda: None)
-    _records.takes_many_records.cache_clear()
-    assert default_transport(encrypted=True) == over_tls
-    assert default_transport(encrypted=False) == "http"
-    _records.takes_many_records.cache_clear()
+    if what is not None:
+        monkeypatch.setattr(*UNLIKE_OURS[what])
+    for known in (_records.takes_many_records, _records._openssl):
+        known.cache_clear()
+    try:
+        assert default_transport(encrypted=True) == ("http" if what is None else "crt")
+        assert default_transport(encrypted=False) == "http"
+    finally:
+        for known in (_records.takes_many_records, _records._openssl):
+            known.cache_clear()
 
 
 def test_checksums_can_be_off():

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from s3torch.dcp._version import __version__
 
 if TYPE_CHECKING:
-    from s3torch.dcp._async_saver import AsyncSaver
     from s3torch.dcp._filesystem import S3FileSystem
     from s3torch.dcp._metadata import CheckpointError
     from s3torch.dcp._prefixes import (
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from s3torch.dcp.hugging_face._reader import S3HuggingFaceStorageReader, load_file, load_sharded
     from s3torch.dcp.hugging_face._safetensors import save_file
     from s3torch.dcp.hugging_face._writer import S3HuggingFaceStorageWriter
+    from s3torch.dcp.saving._async_saver import AsyncSaver
     from s3torch.dcp.saving._copies import SaveReport
 
 __all__ = [

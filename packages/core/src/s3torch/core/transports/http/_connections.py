@@ -22,7 +22,8 @@ from s3torch.core.errors import CertificateError, ConfigurationError, S3Connecti
 from s3torch.core.models import SecretText, hidden
 from s3torch.core.transports.http._connection import Connection
 from s3torch.core.transports.http._messages import MAX_HEAD, request_head, response_head
-from s3torch.core.transports.http._sockets import PlainSocket, StallTimer, TlsSocket, trusting_context
+from s3torch.core.transports.http._sockets import PlainSocket, TlsSocket, trusting_context
+from s3torch.core.transports.http._stalls import StallTimer
 
 if TYPE_CHECKING:
     from collections.abc import Hashable

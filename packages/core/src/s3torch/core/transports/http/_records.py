@@ -6,9 +6,10 @@ buffering BIO, and needs no lock at all. So ``ssl`` does what it is trusted for,
 believe, and bulk goes through OpenSSL's functions, those of the very library that ``ssl`` has loaded. Kernel
 TLS would do the same, but few kernels have it.
 
-What ``ssl`` does not tell is where its ``SSL`` is. It lies in front of the context in the object, as in
-CPython 3.11 to 3.14; where the context is not found in that place, or a function of OpenSSL is missing,
-records come one by one, and the log says so once.
+What ``ssl`` does not tell is where its ``SSL`` is. In CPython 3.11 to 3.14 it lies in front of the context in
+the object. With any other Python, where the context is not found in that place, where ``ssl`` is built into
+the interpreter, and where the functions that are found are not those of its very OpenSSL, records come one by
+one, and the log says so once.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from s3torch.core import _process
 from s3torch.core.ranges import GIB, KIB
 
 if TYPE_CHECKING:
-    from s3torch.core.transports.http._sockets import StallTimer
+    from s3torch.core.transports.http._stalls import StallTimer
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ _QUICK: dict[str, tuple[Any, ...]] = {
     "ERR_clear_error": (None,),
     "ERR_error_string_n": (None, ctypes.c_ulong, _POINTER, _SIZE),
     "ERR_peek_last_error": (ctypes.c_ulong,),
+    "OpenSSL_version_num": (ctypes.c_ulong,),
     "SSL_read": (_INT, _POINTER, _POINTER, _INT),
     "SSL_ctrl": (ctypes.c_long, _POINTER, _INT, ctypes.c_long, _POINTER),
     "SSL_get_error": (_INT, _POINTER, _INT),
@@ -71,6 +73,7 @@ _QUICK: dict[str, tuple[Any, ...]] = {
     "SSL_set_quiet_shutdown": (None, _POINTER, _INT),
     "SSL_set_read_ahead": (None, _POINTER, _INT),
 }
+_FIRST_UNKNOWN_PYTHON = (3, 15)
 # What OpenSSL receives at a time.
 _RECEIVE = 128 * KIB
 # In words of an ``_ssl._SSLSocket``: where the ``SSL`` is, and behind it the context.
@@ -274,18 +277,24 @@ def warn_of_single_records() -> None:
 @cache
 def _openssl() -> Any:
     """Returns the OpenSSL that ``ssl`` has loaded; ``None`` where it cannot be called."""
-    if sys.implementation.name != "cpython":
+    is_known = sys.implementation.name == "cpython" and sys.version_info < _FIRST_UNKNOWN_PYTHON
+    if not is_known or not ssl.OPENSSL_VERSION.startswith("OpenSSL "):
         return None
     try:
         import _ssl
 
-        path = getattr(_ssl, "__file__", None)
+        # Where it has no file, the functions that are found may be those of another library's OpenSSL.
+        path = _ssl.__file__
+        if path is None:
+            return None
         slow, quick = ctypes.CDLL(path), ctypes.PyDLL(path)
         for library, functions in ((slow, _SLOW), (quick, _QUICK)):
             for name, (result, *taken) in functions.items():
                 function = getattr(library, name)
                 function.restype, function.argtypes = result, taken
                 setattr(quick, name, function)
+        if quick.OpenSSL_version_num() != ssl.OPENSSL_VERSION_NUMBER:
+            return None
         at_once = ctypes.PyDLL(path).BIO_read
         at_once.restype, at_once.argtypes = slow.BIO_read.restype, slow.BIO_read.argtypes
         setattr(quick, "BIO_read_at_once", at_once)  # noqa: B010 - For the type checker.

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import _ssl
 import dataclasses
 import math
 import pickle
-import ssl
-import sys
 from functools import partial
 
 import pytest
@@ -16,7 +13,6 @@ from s3torch.core import Credentials, PutOptions, S3ClientConfig
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.plugins import default_transport
 from s3torch.core.ranges import GIB, MIB
-from s3torch.core.transports.http import _records
 
 ORDER = [
     "throughput_target_gbps",
@@ -211,27 +207,9 @@ def test_the_transport_is_the_field_then_the_environment(monkeypatch):
     assert S3ClientConfig().transport_name is None
 
 
-UNLIKE_OURS = {
-    "a later Python": (sys, "version_info", (3, 15, 0)),
-    "another library": (ssl, "OPENSSL_VERSION", "LibreSSL 4.0.0"),
-    "another OpenSSL than that of ssl": (ssl, "OPENSSL_VERSION_NUMBER", 0),
-    "ssl without a file": (_ssl, "__file__", None),
-}
-
-
-@pytest.mark.parametrize("what", [None, *UNLIKE_OURS])
-def test_what_serves_where_no_transport_is_asked_for(monkeypatch, what):
-    """Over TLS that depends on whether Python's OpenSSL can be called for many records at a time."""
-    if what is not None:
-        monkeypatch.setattr(*UNLIKE_OURS[what])
-    for known in (_records.takes_many_records, _records._openssl):
-        known.cache_clear()
-    try:
-        assert default_transport(encrypted=True) == ("http" if what is None else "crt")
-        assert default_transport(encrypted=False) == "http"
-    finally:
-        for known in (_records.takes_many_records, _records._openssl):
-            known.cache_clear()
+def test_what_serves_where_no_transport_is_asked_for():
+    assert default_transport(encrypted=True) == "crt"
+    assert default_transport(encrypted=False) == "http"
 
 
 def test_checksums_can_be_off():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _ssl
 import signal
 import socket
 import ssl
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -262,6 +264,25 @@ def test_signals_are_no_silence(connect, serve):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+UNLIKE_OURS = {
+    "a later Python": (sys, "version_info", (3, 15, 0)),
+    "another library": (ssl, "OPENSSL_VERSION", "LibreSSL 4.0.0"),
+    "another OpenSSL than that of ssl": (ssl, "OPENSSL_VERSION_NUMBER", 0),
+    "ssl without a file": (_ssl, "__file__", None),
+}
+
+
+@pytest.mark.parametrize("what", [None, *UNLIKE_OURS])
+def test_openssl_is_called_only_where_it_is_known(monkeypatch, what):
+    if what is not None:
+        monkeypatch.setattr(*UNLIKE_OURS[what])
+    _records._openssl.cache_clear()
+    try:
+        assert (_records._openssl() is None) == (what is not None)
+    finally:
+        _records._openssl.cache_clear()
 
 
 def test_single_records_are_warned_of_once(connect, serve, request, caplog):

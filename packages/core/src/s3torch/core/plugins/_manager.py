@@ -65,15 +65,8 @@ def transport_names() -> list[str]:
 
 
 def default_transport(*, encrypted: bool) -> str:
-    """Names the transport that serves where none is asked for, for requests over TLS or not.
-
-    Over TLS ``http`` is the one where Python's OpenSSL can be called for many records at a time.
-    """
-    if not encrypted:
-        return "http"
-    from s3torch.core.transports.http._records import takes_many_records
-
-    return "http" if takes_many_records() else "crt"
+    """Names the transport that serves where none is asked for, for requests over TLS or not."""
+    return "crt" if encrypted else "http"
 
 
 def create_transport(name: str, context: TransportContext) -> Transport:

@@ -256,15 +256,6 @@ class _View(ctypes.Structure):
 
 
 @cache
-def takes_many_records() -> bool:
-    """Whether this Python's OpenSSL can be called for many records at a time."""
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(
-        ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="host"
-    )
-    return _openssl() is not None and _pointer_of(tls) is not None
-
-
-@cache
 def warn_of_single_records() -> None:
     """Says once in a process why large bodies come slowly over TLS."""
     _log.warning(

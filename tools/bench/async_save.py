@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import statistics
+import sys
 import time
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -145,6 +146,7 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for name in names:
                 rounds[name].append(in_child(name))
+                print(name, rounds[name][-1], file=sys.stderr, flush=True)
                 shutil.rmtree(FOLDER, ignore_errors=True)
     print(f"{SIZE // MIB} MiB; medians of {arguments.rounds} rounds")
     for name, found in rounds.items():

@@ -15,7 +15,7 @@ from s3torch.core import PutOptions, S3Uri, parse_s3_uri
 from s3torch.core._process import submit
 from s3torch.core.cli._objects import folder_of
 from s3torch.core.cli._output import count_text, error_facts, shown
-from s3torch.core.cli._process import stopping
+from s3torch.core.cli._process import cancel_all, stopping
 from s3torch.core.cli._transfers import STANDARD_STREAM, Copier, Job, Outcome
 from s3torch.core.cli.commands import CommandContext, ExitCode, command, exit_code_of
 from s3torch.core.errors import S3Error
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from s3torch.core import S3Client
+
+
+_GRACE_SECONDS = 2.0
 
 
 @command
@@ -131,6 +134,9 @@ def _in_any_order(
                 yield job, outcome
     except BaseException:
         stopping.set()
+        # An upload whose beginning is cancelled before the store has told its id could not be aborted.
+        wait(running, timeout=_GRACE_SECONDS)
+        cancel_all()
         raise
     finally:
         # Those under way see that they are to stop, and remove what they had begun.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Set once somebody wants the process to end; whoever moves bytes on threads looks at it.
 stopping = threading.Event()
-# Called then, from the handler of the signal: they cancel what is in flight.
+# They cancel what is in flight; called at the second signal, or by who knows that nothing is lost by it.
 cancellers: list[Callable[[], None]] = []
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -53,10 +53,16 @@ def log_everything() -> None:
 
 
 def _stop(number: int, _: FrameType | None) -> None:
+    if stopping.is_set():
+        cancel_all()
     stopping.set()
+    raise StoppedError(number)
+
+
+def cancel_all() -> None:
+    """Cancels what is in flight."""
     for cancel in cancellers:
         cancel()
-    raise StoppedError(number)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -185,6 +185,7 @@ class Copier:
             target.write(data)
             total += len(data)
             self.advance(len(data))
+        _stop_if_asked()
         return total
 
     def _head(self, place: S3Uri) -> HeadObjectResult | None:

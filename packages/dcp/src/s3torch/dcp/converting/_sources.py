@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
@@ -20,7 +19,7 @@ from s3torch.dcp._filesystem import path_text
 from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, decode_metadata
 from s3torch.dcp._reader import S3StorageReader
 from s3torch.dcp.converting._places import below, download, exists, is_s3, missing, names_in, read_all
-from s3torch.dcp.hugging_face._consolidation import reads_of
+from s3torch.dcp.hugging_face._consolidation import BandPlanner, dtype_of, read_bands
 from s3torch.dcp.hugging_face._reader import S3HuggingFaceStorageReader, _FileReader
 from s3torch.dcp.hugging_face._safetensors import (
     INDEX_NAME,
@@ -144,23 +143,16 @@ class _Planned:
         }
         objects = [name for name in metadata.state_dict_metadata if name not in self._stored]
         self.contents = Contents(
-            {name: Shape(_dtype(one), tuple(one.size)) for name, one in self._stored.items()},
+            {name: Shape(dtype_of(one), tuple(one.size)) for name, one in self._stored.items()},
             self._load_objects(objects),
             metadata.planner_data if isinstance(metadata.planner_data, dict) else None,
         )
 
     def read(self, bands: Sequence[Band]) -> list[torch.Tensor]:
-        planner = _Reading([torch.empty(band.sizes, dtype=band.dtype) for band in bands])
-        items = [
-            item
-            for number, band in enumerate(bands)
-            for item in reads_of(band, number, self._stored[band.name])
-        ]
-        self._reader.read_data(LoadPlan(items), planner).wait()
-        return planner.tensors
+        return read_bands(self._reader, bands, self._stored)
 
     def _load_objects(self, names: Iterable[str]) -> dict[str, Any]:
-        planner = _Reading([])
+        planner = _Objects([])
         none = torch.Size((0,))
         items = [
             ReadItem(LoadItemType.BYTE_IO, MetadataIndex(name), none, MetadataIndex(name), none, none)
@@ -171,32 +163,16 @@ class _Planned:
         return planner.objects
 
 
-def _dtype(stored: TensorStorageMetadata) -> torch.dtype:
-    dtype = stored.properties.dtype
-    assert isinstance(dtype, torch.dtype)  # noqa: S101 - For the type checker.
-    return dtype
-
-
-class _Reading(DefaultLoadPlanner):
-    """Takes what is read: parts of tensors into tensors, and objects."""
+class _Objects(BandPlanner):
+    """Takes objects, too."""
 
     def __init__(self, tensors: list[torch.Tensor]) -> None:
-        super().__init__()
-        self.tensors = tensors
+        super().__init__(tensors)
         self.objects: dict[str, Any] = {}
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         # What our reader gives has been checked; what torch's gives is read without running it.
         self.objects[read_item.dest_index.fqn] = torch.load(value, weights_only=True)
-
-    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
-        tensor = self.tensors[read_item.dest_index.index or 0]
-        for dimension, (at, count) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
-            tensor = tensor.narrow(dimension, at, count)
-        return tensor
-
-    def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
-        pass
 
 
 class _Mapped:

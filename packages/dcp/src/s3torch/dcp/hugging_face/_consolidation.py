@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch.distributed import ProcessGroup
+    from torch.distributed.checkpoint.storage import StorageReader
 
     from s3torch.core import S3Client
     from s3torch.dcp._metadata import FileFacts
@@ -193,7 +194,7 @@ class _Consolidation:
         count = file_count(numbers)
         # The tensors of each file, the widest elements first, so that each is aligned.
         self._contents: dict[str, list[str]] = {}
-        for name in sorted(self._tensors, key=lambda name: (-self._dtype(name).itemsize, name)):
+        for name in sorted(self._tensors, key=lambda name: (-self._dtype_of(name).itemsize, name)):
             self._contents.setdefault(_gen_file_name(numbers.get(name, 1), count), []).append(name)
         self.files = sorted(self._contents)
 
@@ -211,7 +212,9 @@ class _Consolidation:
         """Returns the index of all files."""
         weight_map = {fqn: one.name for one in written for fqn in self._contents[one.plain]}
         facts = {one.name: one.facts for one in written}
-        total = sum(math.prod(one.size) * self._dtype(name).itemsize for name, one in self._tensors.items())
+        total = sum(
+            math.prod(one.size) * self._dtype_of(name).itemsize for name, one in self._tensors.items()
+        )
         return make_index(Index(weight_map, facts), total_size=total)
 
     def _write(self, plain: str, name: str, check: Callable[[], None]) -> _Written:
@@ -219,44 +222,52 @@ class _Consolidation:
 
         def fill(stream: io.IOBase) -> None:
             header, _ = make_header(
-                ((name, self._dtype(name), self._tensors[name].size) for name in tensors),
+                ((name, self._dtype_of(name), self._tensors[name].size) for name in tensors),
                 {FORMAT_KEY: FORMAT_VALUE},
             )
             stream.write(header)
             for window in windows(self._bands(tensors), limit=_WINDOW):
                 check()
-                stream.writelines(bytes_of(tensor) for tensor in self._read(window))
+                stream.writelines(
+                    bytes_of(tensor) for tensor in read_bands(self._shards, window, self._tensors)
+                )
 
         _, facts, _ = write_file(self._fs, self._path, name, fill, self._options)
         return _Written(plain, name, facts)
 
     def _bands(self, names: list[str]) -> Iterator[Band]:
         return itertools.chain.from_iterable(
-            bands_of(name, self._dtype(name), self._tensors[name].size, limit=_WINDOW) for name in names
+            bands_of(name, dtype_of(self._tensors[name]), self._tensors[name].size, limit=_WINDOW)
+            for name in names
         )
 
-    def _read(self, window: list[Band]) -> list[torch.Tensor]:
-        planner = _BandPlanner(window)
-        items = [
-            item
-            for number, band in enumerate(window)
-            for item in reads_of(band, number, self._tensors[band.name])
-        ]
-        self._shards.read_data(LoadPlan(items), planner).wait()
-        return planner.tensors
-
-    def _dtype(self, name: str) -> torch.dtype:
-        dtype = self._tensors[name].properties.dtype
-        assert isinstance(dtype, torch.dtype)  # noqa: S101 - For the type checker.
-        return dtype
+    def _dtype_of(self, name: str) -> torch.dtype:
+        return dtype_of(self._tensors[name])
 
 
-class _BandPlanner(DefaultLoadPlanner):
+def dtype_of(stored: TensorStorageMetadata) -> torch.dtype:
+    """Returns the type of the elements of a stored tensor."""
+    dtype = stored.properties.dtype
+    assert isinstance(dtype, torch.dtype)  # noqa: S101 - For the type checker.
+    return dtype
+
+
+def read_bands(
+    reader: StorageReader, bands: Sequence[Band], stored: Mapping[str, TensorStorageMetadata]
+) -> list[torch.Tensor]:
+    """Reads parts of tensors, each into memory of its own."""
+    planner = BandPlanner([torch.empty(band.sizes, dtype=band.dtype) for band in bands])
+    items = [item for number, band in enumerate(bands) for item in reads_of(band, number, stored[band.name])]
+    reader.read_data(LoadPlan(items), planner).wait()
+    return planner.tensors
+
+
+class BandPlanner(DefaultLoadPlanner):
     """Has a tensor for each part that is read."""
 
-    def __init__(self, bands: list[Band]) -> None:
+    def __init__(self, tensors: list[torch.Tensor]) -> None:
         super().__init__()
-        self.tensors = [torch.empty(band.sizes, dtype=band.dtype) for band in bands]
+        self.tensors = tensors
 
     def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
         tensor = self.tensors[read_item.dest_index.index or 0]

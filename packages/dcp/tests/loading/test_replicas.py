@@ -188,6 +188,19 @@ def test_a_damaged_file(jobs_of, saved, seaweed_place):
     assert all(key.rpartition("/")[2] in text for text in found["failures"].values())
 
 
+@pytest.mark.promise(2)
+def test_a_flipped_byte_is_found_by_the_rank_that_reads_it(jobs_of, saved, seaweed_place):
+    jobs = jobs_of(2)
+    key = max(seaweed_place.listed("checkpoint/"), key=lambda key: len(seaweed_place.get(key)))
+    data = bytearray(seaweed_place.get(key))
+    data[len(data) // 2] ^= 1
+    seaweed_place.put(key, bytes(data))
+    (found, other) = jobs.run("failing")
+    assert found == other
+    assert sorted(found["kinds"].values()) == ["CheckpointError", "ChecksumMismatchError"]
+    assert all("is damaged" in text for text in found["failures"].values())
+
+
 def test_a_mistake_of_one_rank(jobs_of, saved):
     jobs = jobs_of(2)
     found, _ = jobs.run("mistaken")

@@ -57,7 +57,7 @@ __all__ = [
 _MODULES = {
     name: module
     for module, names in {
-        "_async_saver": "AsyncSaver",
+        "saving._async_saver": "AsyncSaver",
         "_metadata": "CheckpointError",
         "_filesystem": "S3FileSystem",
         "_prefixes": "BinaryPrefixStrategy DefaultPrefixStrategy HexPrefixStrategy "

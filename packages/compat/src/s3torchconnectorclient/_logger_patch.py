@@ -1,4 +1,4 @@
-"""The level below ``logging.DEBUG`` that is called TRACE."""
+"""A level of logging below ``logging.DEBUG``."""
 
 from __future__ import annotations
 
@@ -7,5 +7,6 @@ import logging
 __all__ = ["TRACE"]
 
 TRACE = 5
+"""The level below ``logging.DEBUG`` that is called TRACE."""
 
 logging.addLevelName(TRACE, "TRACE")

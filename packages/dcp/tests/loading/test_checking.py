@@ -12,7 +12,6 @@ import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.planner import LoadPlan
 
 from s3torch.core.errors import ChecksumMismatchError, S3Error
 from s3torch.core.ranges import MIB, plan_parts
@@ -24,7 +23,7 @@ from s3torch.dcp import (
 )
 from s3torch.dcp._checksums import NOTE, ItemChecksums
 from s3torch.dcp._metadata import decode_metadata, is_intact
-from s3torch.dcp.hugging_face._consolidation import Band, _BandPlanner, reads_of
+from s3torch.dcp.hugging_face._consolidation import Band, read_bands
 from s3torch.dcp.loading._checking import Check, FileChecks, missing, plan_checks, union
 from s3torch.dcp.manage import verify_checkpoint
 from s3torch.testing.faults import Fault
@@ -156,11 +155,9 @@ def test_a_part_of_a_tensor(place, rows, unverified):
     reader = place.reader()
     reader.set_up_storage_reader(metadata, is_coordinator=True)
     band = Band("a", torch.float32, (rows.start, 0), (len(rows), 256))
-    items = list(reads_of(band, 0, metadata.state_dict_metadata["a"]))
-    planner = _BandPlanner([band])
-    reader.read_data(LoadPlan(items), planner).wait()
-    assert torch.equal(planner.tensors[0], tensor[rows.start : rows.stop])
-    assert reader.verified_bytes + reader.unverified_bytes == planner.tensors[0].nbytes
+    (found,) = read_bands(reader, [band], metadata.state_dict_metadata)
+    assert torch.equal(found, tensor[rows.start : rows.stop])
+    assert reader.verified_bytes + reader.unverified_bytes == found.nbytes
     if unverified is None:
         assert 0 < reader.unverified_bytes < 2 * MIB
     else:

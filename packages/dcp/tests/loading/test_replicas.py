@@ -21,8 +21,8 @@ from s3torch.testing.faults import Fault
 PROGRAM = Path(__file__).with_name("replicas_program.py")
 JOB = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 FOREVER = 300.0
-# What a test waits for a rank that it has not killed; a rank that hangs does so for a minute at least.
-BOUND = 45
+# What a test waits for ranks that it has not killed. Most often that is a second.
+BOUND = 100
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
 
@@ -209,6 +209,7 @@ def test_a_mistake_of_one_rank(jobs_of, saved):
     assert "rank 1 could not load" in found.get("0", "rank 1 could not load")
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("killed", [1, 3])
 def test_a_rank_that_is_killed(jobs_of, saved, killed):
     jobs = jobs_of(4)

@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 
+from s3torch.core._process import PerProcess
 from s3torch.core.errors import (
     AccessDeniedError,
     ConfigurationError,
@@ -24,12 +25,18 @@ from s3torch.core.errors import (
 from s3torch.core.models import MultipartUpload
 from s3torch.core.ranges import MIB, ByteRange
 from s3torch.core.requests import get_object
-from s3torch.core.transports.http import HttpTransport
+from s3torch.core.transports.http import HttpTransport, _connections
 from s3torch.testing.transport_tests import TransportCalls
 
 PATIENCE = 30
 DATA = bytes(range(251)) * 12_000
 SIZE = len(DATA)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_shared_with_other_tests(monkeypatch):
+    """Clients that other tests have left keep the idle connections of their settings."""
+    monkeypatch.setattr(_connections, "_shared", PerProcess(_connections._SharedIdle))
 
 
 @pytest.fixture

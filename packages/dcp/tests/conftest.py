@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import subprocess
+import sys
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,3 +182,24 @@ def blank_of():
 def are_same():
     """Compares two state dicts bit for bit."""
     return same
+
+
+@pytest.fixture(scope="module")
+def start_program(seaweedfs):
+    """Starts a program that takes jobs from its standard input and forks a process for each rank."""
+    with contextlib.ExitStack() as started:
+
+        def start(program, **variables):
+            process = subprocess.Popen(
+                [sys.executable, program],
+                env=dict(os.environ) | seaweedfs.environment() | variables,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            started.callback(process.wait, 20)
+            started.callback(process.stdout.close)
+            started.callback(process.stdin.close)
+            return process
+
+        yield start

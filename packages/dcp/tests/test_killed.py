@@ -140,19 +140,9 @@ class Saves:
 
 
 @pytest.fixture(scope="module")
-def program(seaweedfs):
+def program(start_program):
     """A process that forks others, which save."""
-    process = subprocess.Popen(
-        [sys.executable, PROGRAM],
-        env=dict(os.environ) | seaweedfs.environment() | JOB,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    yield process
-    process.stdin.close()
-    process.stdout.close()
-    process.wait(20)
+    return start_program(PROGRAM, **JOB)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -28,19 +27,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled, u
 
 
 @pytest.fixture(scope="module")
-def program(seaweedfs):
+def program(start_program):
     """A process that forks others, which load."""
-    process = subprocess.Popen(
-        [sys.executable, PROGRAM],
-        env=dict(os.environ) | seaweedfs.environment() | JOB,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    yield process
-    process.stdin.close()
-    process.stdout.close()
-    process.wait(20)
+    return start_program(PROGRAM, **JOB)
 
 
 class Jobs:

@@ -6,8 +6,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -209,19 +207,9 @@ def test_arguments_are_checked():
 
 
 @pytest.fixture(scope="module")
-def program(seaweedfs):
+def program(start_program):
     """A process that forks others, which save and end."""
-    process = subprocess.Popen(
-        [sys.executable, PROGRAM],
-        env=dict(os.environ) | seaweedfs.environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    yield process
-    process.stdin.close()
-    process.stdout.close()
-    process.wait(20)
+    return start_program(PROGRAM)
 
 
 @pytest.mark.promise(1)

@@ -223,6 +223,14 @@ def test_numbers_of_headers_are_checked(samples_of, number):
         samples_of(bytes(block) + bytes(512) + END)
 
 
+@pytest.mark.parametrize("kind", [b"0", b"K", b"Z"])
+@pytest.mark.parametrize("seekable", [True, False])
+def test_sizes_beyond_every_file_are_refused(kind, seekable):
+    stream = ForwardStream(io.BytesIO(header("a.bin", 1 << 63, kind) + bytes(1024)), seekable=seekable)
+    with pytest.raises(ArchiveError, match="claims 9223372036854775808 bytes"):
+        list(read_members(stream))
+
+
 def test_many_small_attributes_take_little_time(samples_of):
     # Quadratic work would run into the timeout of the test.
     body = b"6 a=b\n" * (MIB // 6)

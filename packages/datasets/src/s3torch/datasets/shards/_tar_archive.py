@@ -29,6 +29,8 @@ _CHUNK = 1024 * 1024
 # Names and attributes; what claims to be larger is damaged.
 _LONGEST_EXTENSION = 1024 * 1024
 _LONGEST_NUMBER = 20
+# Files cannot be read or skipped that far: their offsets are signed numbers of 64 bits.
+_LARGEST = 1 << 62
 _FILES = frozenset(b"\x0007")
 _EXTENSIONS = frozenset(b"xgXLK")
 _ZEROS = bytes(_BLOCK)
@@ -98,6 +100,8 @@ class ForwardStream:
 
     def check(self, name: str, size: int) -> None:
         """Raises ``ArchiveError`` if something that begins here cannot or must not have so many bytes."""
+        if size > _LARGEST:
+            raise ArchiveError(self.offset, f"{name!r} claims {size} bytes")
         if self._limits is not None and self.offset + size > self._safe:
             limits = self._limits()
             self._safe = min(limits.member, limits.end)

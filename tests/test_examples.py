@@ -112,6 +112,17 @@ def test_async_dcp(run):
     assert "newest: step-6, removed: ['step-2']" in output
 
 
+def test_lora_sends_only_what_changed(run):
+    small = ["--every=1", "--width=1280", "--rank=2"]
+    first = run("lora/train.py", "--steps=2", *small)
+    assert "sent 13.2 MB, S3 copied 0.0 MB (there is no older checkpoint" in first
+    assert "sent 0.1 MB, S3 copied 13.1 MB\n" in first
+    second = run("lora/train.py", "--steps=3", *small)
+    assert "resumed from step-2" in second
+    assert "sent 0.1 MB, S3 copied 13.1 MB\n" in second
+    assert "4 tensors, 0.0 MB" in second
+
+
 def test_lightning_resumes(run):
     assert "epochs: 1, " in run("lightning/train.py", "--epochs=1")
     output = run("lightning/train.py", "--epochs=2")

@@ -126,6 +126,7 @@ def other_requests(transport):
             lambda: transport.list_multipart_uploads("bucket"),
             b"<ListMultipartUploadsResult/>",
         ),
+        "ListParts": (lambda: transport.list_parts(UPLOAD), b"<ListPartsResult/>"),
     }
 
 

@@ -38,7 +38,7 @@ _GRACE_SECONDS = 2.0
 @click.option(
     "--resume",
     is_flag=True,
-    help="Leave out what is there with the same bytes; go on with interrupted downloads.",
+    help="Skip what is already there with the same bytes; continue interrupted transfers.",
 )
 @click.option("--jobs", type=click.IntRange(1, 256), default=16, show_default=True, help="Objects at a time.")
 @click.option("--storage-class", metavar="NAME", help="As in STANDARD_IA; for what is stored.")
@@ -59,8 +59,9 @@ def cp(
 
     SOURCE and TARGET are s3:// URIs or local paths, and - is stdin or stdout. One object keeps its name
     where TARGET ends in a slash or is a local folder. Objects and files appear whole or not at all; bytes
-    from S3 are compared with the checksum that the store keeps, and uploads carry one. Without --resume, what
-    an interrupted command had begun is removed; with it, partial downloads stay for the next one.
+    from S3 are compared with the checksum that the store keeps, and uploads carry one. An interrupted command
+    removes what it began; with --resume, partial downloads and the parts of large uploads stay, and the same
+    command continues with them.
     """
     options = PutOptions(storage_class=storage_class, content_type=content_type)
     plan = _plan(context.client, source, target, recursive=recursive)

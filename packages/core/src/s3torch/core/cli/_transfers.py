@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from s3torch.core import S3Uri
 from s3torch.core.cli._process import stopping
+from s3torch.core.cli._resuming import has_parts, resumable_writer
 from s3torch.core.errors import (
     ChecksumMismatchError,
     NotFoundError,
@@ -120,7 +121,11 @@ class Copier:
             options = self.options
             if options.content_type is None:
                 options = replace(options, content_type=mimetypes.guess_type(source.name)[0])
-            with self.client.put_object(*target, options=options, expected_size=before.st_size) as writer:
+            if self.resume and has_parts(self.client, before.st_size):
+                opened = resumable_writer(self.client, source, file, target, options)
+            else:
+                opened = self.client.put_object(*target, options=options, expected_size=before.st_size)
+            with opened as writer:
                 count = self._pump(file, writer)
                 after = os.fstat(file.fileno())
                 if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):

@@ -152,15 +152,15 @@ def _plan(client: S3Client, source: str, target: str, *, recursive: bool) -> Ite
     """Says what is copied where; checks the arguments before the first object is looked for."""
     begin, end = _place(source), _place(target)
     if not isinstance(begin, S3Uri) and not isinstance(end, S3Uri):
-        raise click.UsageError("neither SOURCE nor TARGET is an s3:// URI; use cp of the system")
+        raise click.UsageError("neither SOURCE nor TARGET is an s3:// URI; use the system's own cp")
     if recursive:
         if STANDARD_STREAM in {begin, end}:
-            raise click.UsageError("- is one object; it cannot be copied with --recursive")
+            raise click.UsageError("- (stdin or stdout) is one object and does not go with --recursive")
         return _plan_tree(client, begin, end)
     if isinstance(begin, S3Uri) and not begin.key.rpartition("/")[2]:
-        raise click.UsageError(f"{source} is a folder; --recursive copies all that is in it")
+        raise click.UsageError(f"{source} is a folder; --recursive copies everything in it")
     if isinstance(begin, Path) and begin.is_dir():
-        raise click.UsageError(f"{source} is a folder; --recursive copies all that is in it")
+        raise click.UsageError(f"{source} is a folder; --recursive copies everything in it")
     name = begin.key.rpartition("/")[2] if isinstance(begin, S3Uri) else begin.name
     return iter([_single(begin, end, name, is_folder=target.endswith("/"))])
 
@@ -179,7 +179,7 @@ def _single(begin: S3Uri | Path, end: S3Uri | Path, name: str, *, is_folder: boo
     if end.key and not end.key.endswith("/"):
         return Job(begin, end)
     if begin == STANDARD_STREAM:
-        raise click.UsageError("what comes from stdin needs a key in TARGET")
+        raise click.UsageError("TARGET needs a key when SOURCE is stdin")
     return Job(begin, S3Uri(end.bucket, end.key + name))
 
 
@@ -207,7 +207,7 @@ def _found_in_s3(client: S3Client, begin: S3Uri) -> Iterator[tuple[str, Job]]:
 
 def _found_on_disk(begin: Path) -> Iterator[tuple[str, Job]]:
     if not begin.is_dir():
-        raise FileNotFoundError(f"there is no folder {begin}; without --recursive one file is copied")
+        raise FileNotFoundError(f"{begin} is not a folder; leave out --recursive to copy one file")
 
     def refuse(error: OSError) -> None:
         raise error

@@ -145,7 +145,7 @@ def _find(
     if recursive:
         return [_Doomed(one.key, one.size) for key in keys for one in client.walk(bucket, folder_of(key))]
     if "" in keys:
-        raise click.UsageError(f"s3://{bucket} is a bucket; --recursive deletes all that is in it")
+        raise click.UsageError(f"s3://{bucket} is a bucket; --recursive deletes everything in it")
 
     def ask(key: str) -> _Doomed:
         try:
@@ -166,7 +166,7 @@ def _versions(client: S3Client, bucket: str, key: str, *, recursive: bool) -> It
                 found = True
                 yield _doomed_version(one)
     if not found and not recursive:
-        raise NotFoundError("there is no version of it", bucket=bucket, key=key)
+        raise NotFoundError("this key has no versions", bucket=bucket, key=key)
 
 
 def _doomed_version(one: ObjectVersion) -> _Doomed:

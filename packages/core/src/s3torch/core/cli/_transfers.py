@@ -174,7 +174,8 @@ class Copier:
             if begin and not self._has_bytes_of(file, head.size, head, unknown=True):
                 part.unlink()
                 raise ChecksumMismatchError(
-                    "the bytes of both downloads together are not those that were stored; try again",
+                    "the resumed download does not have the stored checksum; its partial file was removed, "
+                    "try again",
                     operation="GetObject",
                     bucket=source.bucket,
                     key=source.key,
@@ -250,7 +251,7 @@ def local_path(root: Path, name: str) -> Path:
         raise ValueError(f"the key {name!r} names no file below {root}; copy that object by itself")
     path = root.joinpath(*parts)
     if not path.parent.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"{path} is outside of {root}: a link on the way leads elsewhere")
+        raise ValueError(f"{path} is outside of {root}: a symbolic link on the way leads out of it")
     return path
 
 
@@ -259,7 +260,7 @@ def _fresh_file(path: Path) -> Iterator[BinaryIO]:
     """Writes a file that takes the place of an older one at the end, unless something is raised."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, where a file is to be")
+        raise IsADirectoryError(f"{path} is a folder; no file can be stored in its place")
     part = path.with_name(f".{path.name[:100]}.{uuid4().hex}.part")
     try:
         with part.open("xb") as file:

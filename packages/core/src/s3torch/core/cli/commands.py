@@ -149,7 +149,7 @@ class CommandContext:
         if yes:
             return
         if self.as_json or not sys.stdin.isatty():
-            raise click.UsageError(f"{question} There is no terminal to answer at: give --yes, or --dry-run.")
+            raise click.UsageError(f"{question} There is no terminal to ask at: give --yes, or --dry-run.")
         click.confirm(question, abort=True, err=True)
 
     def progress(self, text: str, total: int | None = None) -> AbstractContextManager[Advance]:

@@ -29,7 +29,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
         number = text.rstrip("kmg")
         unit = text[len(number) :]
         if not number.isdecimal() or not int(number) or unit not in _UNITS:
-            raise click.BadParameter(f"{text!r} is none of numbers such as 16 or 8M", ctx, param)
+            raise click.BadParameter(f"{text!r} is not a list of numbers such as 16 or 8M", ctx, param)
         found.append(int(number) * _UNITS[unit])
     return tuple(sorted(set(found)))
 
@@ -79,7 +79,7 @@ def bench(
     if plot is not None:
         draw(cells, plot)
         context.note(f"Plot: {plot}")
-    context.note(f"{size_text(measured.moved)} were moved; all objects were removed again.")
+    context.note(f"{size_text(measured.moved)} were moved; all objects were removed.")
     return ExitCode.PARTIAL if left else ExitCode.DONE
 
 

@@ -76,7 +76,7 @@ def _look(context: CommandContext, uri: str | None, *, write: bool) -> Iterator[
         yield finding
     reachable = all(one.severity < Severity.ERROR or one.name == "credentials" for one in findings)
     if bucket is None:
-        text = "none was sent: give s3://bucket/prefix"
+        text = "not sent: give s3://bucket/prefix to try one"
         yield Finding("Connection", "signed request", Severity.NOTE, text)
     elif usable and reachable:
         yield from _look_at_store(context, bucket, prefix, write=write)
@@ -103,7 +103,9 @@ def _look_with_plugins(context: CommandContext) -> Iterator[Finding]:
             yield from check(context)
         except Exception as exc:  # noqa: BLE001 - Whatever a third party does, others go on.
             name = f"{check.__module__}.{getattr(check, '__name__', check)}"
-            yield Finding("Plugins", "check", Severity.WARNING, f"{name} failed: {exc!r}", "tell its authors")
+            yield Finding(
+                "Plugins", "check", Severity.WARNING, f"{name} failed: {exc!r}", "report this to its authors"
+            )
 
 
 class _Report:

@@ -29,7 +29,7 @@ def _source(uris: tuple[str, ...], *, as_glob: bool) -> ObjectSource:
     if not as_glob:
         return PrefixSource.from_uri(uris)
     if len(uris) > 1:
-        raise click.UsageError("--glob takes one URI; {a,b} in it stands for either")
+        raise click.UsageError("--glob takes one URI; use {a,b} in it for alternatives")
     return GlobSource(parse_s3_uri(uris[0]))
 
 

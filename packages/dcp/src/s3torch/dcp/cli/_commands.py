@@ -189,7 +189,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
         return None
     number, unit = value.rstrip("kKmMgGtT"), value.lstrip("0123456789").lower()
     if not number.isdecimal() or unit not in _UNITS:
-        raise click.BadParameter(f"{value!r} is no size: give bytes, or as in 500M, 5G", ctx, param)
+        raise click.BadParameter(f"{value!r} is not a size: give bytes, or as in 500M, 5G", ctx, param)
     return int(number) * _UNITS[unit]
 
 

@@ -30,8 +30,10 @@ _NO_CHECKSUMS = (
     "reads are compared by length and ETag alone, so damage in transit or in the store goes unnoticed; "
     "checkpoints of s3torch-dcp keep checksums of their own"
 )
-_NO_CONDITIONS = "of two jobs that save to one path at the same moment, one may replace the other's checkpoint "
-    "without an error"
+_NO_CONDITIONS = (
+    "of two jobs that save to one path at the same moment, one may replace the other's checkpoint without an "
+    "error"
+)
 
 
 def look_at_first_object(client: S3Client, bucket: str, page: ListObjectResult) -> Iterator[Finding]:

@@ -34,28 +34,28 @@ _GRACE_SECONDS = 2.0
 @command
 @click.argument("source")
 @click.argument("target")
-@click.option("-r", "--recursive", is_flag=True, help="All below a folder, into the folder TARGET.")
+@click.option("-r", "--recursive", is_flag=True, help="Copy everything in a folder into the folder TARGET.")
 @click.option(
     "--resume",
     is_flag=True,
     help="Skip what is already there with the same bytes; continue interrupted transfers.",
 )
-@click.option("--jobs", type=click.IntRange(1, 256), default=16, show_default=True, help="Objects at a time.")
-@click.option("--storage-class", metavar="NAME", help="As in STANDARD_IA; for what is stored.")
-@click.option("--content-type", metavar="TYPE", help="Media type; for what is stored.")
-@click.option("-n", "--dry-run", is_flag=True, help="Only say what would be copied.")
+@click.option("--jobs", type=click.IntRange(1, 256), default=16, show_default=True, help="Objects in flight.")
+@click.option("--storage-class", metavar="NAME", help="Storage class of what is stored, such as STANDARD_IA.")
+@click.option("--content-type", metavar="TYPE", help="Media type of what is stored.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only show what would be copied.")
 def cp(
     context: CommandContext,
     source: str,
     target: str,
-    recursive: bool,  # noqa: FBT001
-    resume: bool,  # noqa: FBT001
+    recursive: bool,
+    resume: bool,
     jobs: int,
     storage_class: str | None,
     content_type: str | None,
-    dry_run: bool,  # noqa: FBT001
+    dry_run: bool,
 ) -> int:
-    """Copies objects: from S3, to S3, or within S3.
+    """Copy objects from S3, to S3, or within S3.
 
     SOURCE and TARGET are s3:// URIs or local paths, and - is stdin or stdout. One object keeps its name
     where TARGET ends in a slash or is a local folder. Objects and files appear whole or not at all; bytes

@@ -27,8 +27,9 @@ from s3torch.core.transfer import PartedChecksum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
 
-    from s3torch.core import HeadObjectResult, ObjectInfo, PutOptions, S3Client
+    from s3torch.core import HeadObjectResult, ObjectInfo, PutOptions, S3Client, S3Writer
     from s3torch.core.cli._output import Advance
 
 STANDARD_STREAM = Path("-")
@@ -121,6 +122,7 @@ class Copier:
             options = self.options
             if options.content_type is None:
                 options = replace(options, content_type=mimetypes.guess_type(source.name)[0])
+            opened: AbstractContextManager[S3Writer]
             if self.resume and has_parts(self.client, before.st_size):
                 opened = resumable_writer(self.client, source, file, target, options)
             else:

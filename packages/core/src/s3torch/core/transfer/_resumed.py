@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from s3torch.core import requests
 from s3torch.core.errors import NotFoundError
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from s3torch.core.models import MultipartUpload, PutOptions
     from s3torch.core.requests import StoredPart
     from s3torch.core.seam import Transfer
+
+T = TypeVar("T")
 
 
 def parts_of(handle: RuntimeHandle, upload: MultipartUpload) -> list[StoredPart] | None:
@@ -82,7 +84,7 @@ def _has_bytes(part: StoredPart, body: memoryview, checksum: tuple[str, str] | N
     return same_etag(part.etag, f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"')
 
 
-def _done(value: Any) -> Any:
-    future: Future[Any] = Future()
+def _done(value: T) -> Future[T]:
+    future: Future[T] = Future()
     future.set_result(value)
     return future

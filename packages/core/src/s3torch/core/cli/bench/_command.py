@@ -36,17 +36,23 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
 
 @command
 @click.argument("uri")
+@click.option("--sizes", default="64K,1M,8M,64M", show_default=True, callback=_numbers, help="Object sizes.")
 @click.option(
-    "--sizes", default="64K,1M,8M,64M", show_default=True, callback=_numbers, help="Sizes of objects."
+    "--at-a-time",
+    default="1,4,16,64",
+    show_default=True,
+    callback=_numbers,
+    help="Numbers of objects in flight.",
 )
 @click.option(
-    "--at-a-time", default="1,4,16,64", show_default=True, callback=_numbers, help="Objects at a time."
+    "--seconds",
+    type=click.FloatRange(0.01, 60),
+    default=1.0,
+    show_default=True,
+    help="Seconds for each measurement.",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(0.01, 60), default=1.0, show_default=True, help="For each measurement."
-)
-@click.option(
-    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draws a picture, too (needs matplotlib)."
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Also draw a plot (needs matplotlib)."
 )
 def bench(
     context: CommandContext,
@@ -56,7 +62,7 @@ def bench(
     seconds: float,
     plot: Path | None,
 ) -> int:
-    """Measures latency and throughput, and what bounds it.
+    """Measure latency and throughput, and find the bottleneck.
 
     It stores objects below PREFIX/.s3torch-bench-…, reads them, and removes them in the end, also after
     Ctrl-C. The default takes about 40 seconds and moves what the network moves in that time, which may cost

@@ -43,6 +43,7 @@ def test_versions_are_removed_for_good(command, store, client):
 
 
 def test_a_plot(command, tmp_path):
+    pytest.importorskip("matplotlib")
     command("bench", *QUICK, "--plot", tmp_path / "plot.png", "s3://bucket")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 

@@ -301,9 +301,6 @@ class TransportCalls:
     def list_multipart_uploads(self, bucket: str, **how: Any) -> models.ListUploadsResult:
         return self.call(requests.list_multipart_uploads(bucket, **how))
 
-    def list_parts(self, upload: MultipartUpload, **how: Any) -> tuple[list[requests.StoredPart], str | None]:
-        return self.call(requests.list_parts(upload, **how))
-
 
 def put(
     transport: TransportCalls, bucket: str, key: str, data: bytes = b"data", **how: Any

@@ -297,7 +297,7 @@ class UploadListingTests(TransportCase):
         told: list[StoredPart] = []
         marker = None
         for _ in bodies:
-            page, marker = transport.list_parts(upload, max_parts=2, marker=marker)
+            page, marker = transport.call(requests.list_parts(upload, max_parts=2, marker=marker))
             told += page
             if marker is None:
                 break
@@ -308,7 +308,7 @@ class UploadListingTests(TransportCase):
             assert set(part.checksums.items()) <= {checksum_of(bodies[part.number])}
         transport.abort_multipart_upload(upload).result(PATIENCE)
         with refused("NoSuchUpload", "ListParts", bucket, upload.key):
-            transport.list_parts(upload)
+            transport.call(requests.list_parts(upload))
 
     def test_uploads_in_missing_bucket(self, transport: TransportCalls) -> None:
         with refused("NoSuchBucket", "ListMultipartUploads", NOWHERE):

@@ -232,8 +232,8 @@ def _clocks(date: str | None, begin: float, end: float) -> Finding | None:
     ahead = begin - theirs - 1 if begin > theirs + 1 else end - theirs if end < theirs else 0.0
     facts = {"seconds_ahead": round(ahead, 1)}
     if abs(ahead) < _NOTICED_SKEW:
-        return Finding(_TOPIC, "clock", Severity.OK, "agrees with that of the store", facts=facts)
-    text = f"{abs(ahead) / 60:.0f} minutes {'ahead of' if ahead > 0 else 'behind'} that of the store"
+        return Finding(_TOPIC, "clock", Severity.OK, "agrees with the store's", facts=facts)
+    text = f"{abs(ahead) / 60:.0f} minutes {'ahead of' if ahead > 0 else 'behind'} the store's"
     if abs(ahead) < _REFUSED_SKEW:
         return Finding(
             _TOPIC, "clock", Severity.WARNING, f"{text}; at 15 minutes it refuses requests", _CLOCK, facts

@@ -17,7 +17,7 @@ from s3torch.core.transfer import run_ahead
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from s3torch.core import ObjectInfo, ObjectVersion, S3Client, S3Uri
+    from s3torch.core import ObjectInfo, S3Client, S3Uri
 
 _HEADS = 16
 _SHOWN = 10
@@ -164,13 +164,9 @@ def _versions(client: S3Client, bucket: str, key: str, *, recursive: bool) -> It
         for one in page.versions:
             if recursive or one.key == key:
                 found = True
-                yield _doomed_version(one)
+                yield _Doomed(one.key, one.size, one.version_id)
     if not found and not recursive:
         raise NotFoundError("this key has no versions", bucket=bucket, key=key)
-
-
-def _doomed_version(one: ObjectVersion) -> _Doomed:
-    return _Doomed(one.key, one.size, one.version_id)
 
 
 def folder_of(key: str) -> str:

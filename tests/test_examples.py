@@ -112,6 +112,18 @@ def test_async_dcp(run):
     assert "newest: step-6, removed: ['step-2']" in output
 
 
+def test_lora_sends_only_what_changed(run):
+    small = ["--every=1", "--width=1280", "--rank=2"]
+    saves = r"sent ([\d.]+) MB, S3 copied ([\d.]+) MB"
+    first, second = re.findall(saves, run("lora/train.py", "--steps=2", *small))
+    assert (float(first[0]) > 13, first[1]) == (True, "0.0")
+    assert second == ("0.1", "13.1")
+    output = run("lora/train.py", "--steps=3", *small)
+    assert "resumed from step-2" in output
+    assert re.findall(saves, output) == [("0.1", "13.1")]
+    assert "adapters.pt: 4 tensors, 0.0 MB" in output
+
+
 def test_lightning_resumes(run):
     assert "epochs: 1, " in run("lightning/train.py", "--epochs=1")
     output = run("lightning/train.py", "--epochs=2")

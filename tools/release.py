@@ -3,6 +3,7 @@
     python3 tools/dev.py release --check                 everything; about an hour
     python3 tools/dev.py release --check --no-tests      only build, look at and install the packages
     python3 tools/dev.py release --check --only fsspec   of one package
+    python3 tools/dev.py release --check --with oldest   with the oldest dependencies only
 
 Versions, changelog and sibling ranges have to agree. Each package is built; what was built is checked by
 twine and check-wheel-contents. Then each wheel is installed alone, with the siblings that it needs, in fresh
@@ -84,6 +85,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--check", action="store_true", required=True, help="there is nothing else to do")
     parser.add_argument("--only", choices=ORDER, action="append", help="only this package; may be repeated")
+    parser.add_argument("--with", choices=("newest", "oldest"), dest="kind", help="only these dependencies")
     parser.add_argument("--no-tests", action="store_true", help="do not run the tests of the sdists")
     parser.add_argument("--constraint", type=Path, help="versions for pip, such as a CPU build of torch")
     chosen = parser.parse_args(arguments)
@@ -93,8 +95,9 @@ def main(arguments: Sequence[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="s3torch-release-") as folder:
             build(Path(folder), packages.values())
             for name in chosen.only or ORDER:
-                for oldest in (False, True):
-                    place = Path(folder) / f"{name}-{'oldest' if oldest else 'newest'}"
+                for kind in (chosen.kind,) if chosen.kind else ("newest", "oldest"):
+                    place = Path(folder) / f"{name}-{kind}"
+                    oldest = kind == "oldest"
                     install(place, packages[name], packages, oldest=oldest, constraint=chosen.constraint)
                     if not chosen.no_tests:
                         run_tests(place, packages[name], packages, constraint=chosen.constraint)

@@ -136,7 +136,7 @@ OLD = saved({"a": torch.arange(1000)}, _use_new_zipfile_serialization=False)
 )
 def test_what_is_no_checkpoint_says_so(checkpoint, put, data, mmap):
     put(data)
-    with pytest.raises(CheckpointFormatError, match="not a whole file of torch.save") as caught:
+    with pytest.raises(CheckpointFormatError, match="not a complete torch.save file") as caught:
         checkpoint.load(URI, mmap=mmap)
     assert (caught.value.bucket, caught.value.key) == ("bucket", "run/epoch0.pt")
 

@@ -93,7 +93,7 @@ def test_types_and_shapes_of_raw_tensors(source):
         (torch.uint8, (0, -1)),
         (torch.complex128, None),
     ]:
-        with pytest.raises(ConfigurationError, match="24 bytes are no"):
+        with pytest.raises(ConfigurationError, match="24 bytes do not make"):
             RawTensor(dtype, shape)(source(data))
 
 

@@ -175,7 +175,7 @@ def test_convert(command, save, place, tmp_path):
     save("a")
     end = tmp_path / "model.safetensors"
     ran = command("checkpoint", "convert", place.uri("a"), end, "--to", "safetensors", code=1)
-    assert "by a prefix, such as 'model.'" in ran.err
+    assert "with a prefix, such as 'model.'" in ran.err
     command("checkpoint", "convert", place.uri("a"), end, "--to", "safetensors", "--prefix", "model.")
     assert "--overwrite" in command("checkpoint", "convert", place.uri("a"), end, "--to", "torch", code=2).err
     command("checkpoint", "convert", end, place.uri("out"), "--to", "safetensors", "--max-shard-size", "1k")

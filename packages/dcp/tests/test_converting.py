@@ -121,7 +121,7 @@ def test_a_part_of_a_training_state(client, place, where):
         convert_checkpoint(place.uri("checkpoint"), end, to="safetensors", client=client)
     convert_checkpoint(place.uri("checkpoint"), end, to="safetensors", prefix="model.", client=client)
     same(dict(sorted(safetensors.torch.load_file(end).items())), dict(sorted(state["model"].items())))
-    with pytest.raises(CheckpointError, match=r"nothing begins with 'm\.'; there are model\.bias"):
+    with pytest.raises(CheckpointError, match=r"no name begins with 'm\.'; there are model\.bias"):
         convert_checkpoint(place.uri("checkpoint"), end, to="torch", prefix="m.", client=client)
 
 

@@ -389,7 +389,7 @@ def test_an_object_of_an_old_format_is_refused(place, tmp_path, monkeypatch, pro
     del info.piece_checksums
     place.put(f"checkpoint/{info.relative_path}", body)
     place.put("checkpoint/.metadata", pickle.dumps(metadata))
-    with pytest.raises(CheckpointException, match="something else than an archive of torch.save"):
+    with pytest.raises(CheckpointException, match="something other than a torch.save archive"):
         dcp.load({"object": None}, storage_reader=place.reader())
     assert list(tmp_path.iterdir()) == []
 

@@ -55,7 +55,7 @@ def test_a_checkpoint_of_both_kinds_is_refused(seaweedfs, folder):
     strategy.checkpoint_io = io
     io.save_checkpoint({}, f"{folder}/a.ckpt")
     io.save_checkpoint({}, f"{folder}/a.ckpt/.metadata")
-    with pytest.raises(ConfigurationError, match="remove one of them"):
+    with pytest.raises(ConfigurationError, match="delete one of them"):
         strategy.load_checkpoint(f"{folder}/a.ckpt")
     io.teardown()
 

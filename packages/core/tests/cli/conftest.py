@@ -76,7 +76,7 @@ def keys(client):
 def process():
     """Runs a command as a process of its own, which a signal may end."""
 
-    def run(*arguments, environment=None, interrupt=None, open_files=None, stdin=None):
+    def run(*arguments, environment=None, interrupt=None, kill=None, open_files=None, stdin=None):
         limit = [] if open_files is None else ["sh", "-c", f'ulimit -n {open_files}; exec "$@"', "sh"]
         started = subprocess.Popen(
             [*limit, sys.executable, "-m", "s3torch.core.cli", *map(str, arguments)],
@@ -90,6 +90,9 @@ def process():
             if interrupt is not None:
                 interrupt()
                 started.send_signal(signal.SIGINT)
+            if kill is not None:
+                kill()
+                started.kill()
             out, err = started.communicate(stdin, timeout=60)
         finally:
             started.kill()

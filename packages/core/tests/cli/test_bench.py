@@ -21,7 +21,7 @@ def test_it_measures_and_leaves_nothing(command, put, keys):
     for text in ("HeadObject", "PUT, MiB/s", "GET, MiB/s", "1 at a time", "64.0 KiB", "Gbit/s"):
         assert text in ran.out
     assert max(map(len, ran.lines)) <= 80
-    assert "all objects were removed again" in ran.err
+    assert "all objects were removed" in ran.err
     assert keys() == ["a"]
 
 
@@ -43,6 +43,7 @@ def test_versions_are_removed_for_good(command, store, client):
 
 
 def test_a_plot(command, tmp_path):
+    pytest.importorskip("matplotlib")
     command("bench", *QUICK, "--plot", tmp_path / "plot.png", "s3://bucket")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 

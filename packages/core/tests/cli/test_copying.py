@@ -110,7 +110,7 @@ def test_json_tells_each_object(command, put, tmp_path):
         (("s3://bucket/a/", "here"), 2, "--recursive"),
         (("-r", "s3://bucket/nothing", "here"), 3, "there is nothing in"),
         (("here", "there"), 2, "neither SOURCE nor TARGET"),
-        (("-r", "missing", "s3://bucket/a"), 3, "there is no folder"),
+        (("-r", "missing", "s3://bucket/a"), 3, "is not a folder"),
         (("missing", "s3://bucket/a"), 3, "No such file"),
     ],
 )
@@ -164,7 +164,7 @@ class TestResume:
         with part.open("r+b") as file:
             file.write(b"rotten")
         ran = command("cp", "--resume", "s3://bucket/a", tmp_path / "here", code=1)
-        assert "are not those that were stored" in ran.err
+        assert "does not have the stored checksum" in ran.err
         assert list(tmp_path.iterdir()) == []
 
     @staticmethod

@@ -28,7 +28,7 @@ from s3torch.core.models import (
     UploadInfo,
 )
 from s3torch.core.ranges import ByteRange
-from s3torch.core.requests import Answer, announced_length
+from s3torch.core.requests import Answer, StoredPart, announced_length
 
 UPLOAD = MultipartUpload("bucket", "key", "u")
 NAMESPACE = ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
@@ -278,12 +278,31 @@ def test_uploads():
     assert page.next_marker == ("a b", "u9")
 
 
+def test_parts():
+    """S3 names the last part on the last page, too."""
+    part = "<Part><PartNumber>{0}</PartNumber><Size>5</Size><ETag>e{0}</ETag>{1}</Part>"
+    crc = "<ChecksumCRC32>AAAAAA==</ChecksumCRC32><ChecksumOther>x</ChecksumOther>"
+    body = "<ListPartsResult{}><NextPartNumberMarker>7</NextPartNumberMarker>{}{}</ListPartsResult>"
+    listed = part.format(2, crc) + part.format(7, "")
+    more = "<IsTruncated>true</IsTruncated>"
+    request = requests.list_parts(UPLOAD, max_parts=2, marker="1")
+    assert request.query == "max-parts=2&part-number-marker=1&uploadId=u"
+    parts, marker = request.result(ok(body.format(NAMESPACE, more, listed)))
+    assert parts == [StoredPart(2, 5, "e2", {"CRC32": "AAAAAA=="}), StoredPart(7, 5, "e7")]
+    assert marker == "7"
+    for end in ("", "<IsTruncated>false</IsTruncated>"):
+        assert request.result(ok(body.format(NAMESPACE, end, listed)))[1] is None
+    with pytest.raises(ServerError, match="where this page began"):
+        requests.list_parts(UPLOAD, marker="7").result(ok(body.format(NAMESPACE, more, listed)))
+
+
 @pytest.mark.parametrize("body", ["", "no XML", "<Other/>", "<ListBucketResult>"], ids=repr)
 def test_what_is_no_page_is_an_error(body):
     for request in (
         requests.list_objects("bucket"),
         requests.list_object_versions("bucket"),
         requests.list_multipart_uploads("bucket"),
+        requests.list_parts(UPLOAD),
     ):
         with pytest.raises(ServerError, match="no List.*Result"):
             request.result(ok(body))

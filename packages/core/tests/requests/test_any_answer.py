@@ -28,6 +28,7 @@ REQUESTS = [
     requests.list_multipart_uploads("bucket"),
     requests.list_object_versions("bucket"),
     requests.list_objects("bucket"),
+    requests.list_parts(UPLOAD),
     requests.put_object("bucket", "key", options=PutOptions()),
     requests.put_object_tagging("bucket", "key", {}),
     requests.upload_part(UPLOAD, 2),
@@ -43,12 +44,23 @@ ROOTS = st.sampled_from(
         "InitiateMultipartUploadResult",
         "ListBucketResult",
         "ListMultipartUploadsResult",
+        "ListPartsResult",
         "ListVersionsResult",
         "Tagging",
         "html",
     ]
 )
-ENTRIES = ["CommonPrefixes", "Contents", "DeleteMarker", "Error", "Tag", "TagSet", "Upload", "Version"]
+ENTRIES = [
+    "CommonPrefixes",
+    "Contents",
+    "DeleteMarker",
+    "Error",
+    "Part",
+    "Tag",
+    "TagSet",
+    "Upload",
+    "Version",
+]
 FACTS = [
     "Code",
     "ETag",
@@ -60,6 +72,8 @@ FACTS = [
     "LastModified",
     "NextContinuationToken",
     "NextKeyMarker",
+    "NextPartNumberMarker",
+    "PartNumber",
     "Prefix",
     "RestoreExpiryDate",
     "RestoreStatus",

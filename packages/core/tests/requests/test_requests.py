@@ -183,6 +183,16 @@ CASES = [
             "EncodingType": "url",
         },
     ),
+    (
+        requests.list_parts(UPLOAD, max_parts=9, marker="7"),
+        {
+            "Bucket": UPLOAD.bucket,
+            "Key": UPLOAD.key,
+            "UploadId": UPLOAD.upload_id,
+            "MaxParts": 9,
+            "PartNumberMarker": "7",
+        },
+    ),
 ]
 
 
@@ -204,6 +214,7 @@ def test_every_operation_is_compared_and_known(model):
     makers = set(requests.__all__) - {
         "Answer",
         "Request",
+        "StoredPart",
         "announced_length",
         "body_of",
         "common_headers",

@@ -157,7 +157,7 @@ def test_a_program_ends_although_the_server_is_silent(wire):
         _, errors = process.communicate("go\n", timeout=PATIENCE)
     assert process.returncode == 0
     assert time.monotonic() - begun < 15
-    assert "before all dropped uploads were aborted" in errors
+    assert "before all dropped uploads are aborted" in errors
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])

@@ -122,7 +122,7 @@ def test_no_answer_to_anything_is_an_error(wire):
     wire.proxy.add(Fault.drop())
     with pytest.raises(S3ConnectionError) as caught:
         write(wire.client(max_attempts=1), wire, b"new", PutOptions())
-    assert "could not be asked" in "".join(caught.value.__notes__)
+    assert "Could not check" in "".join(caught.value.__notes__)
 
 
 @SIZES

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from s3torch.core import S3Client, S3ClientConfig
+from s3torch.core import S3Client, S3ClientConfig, requests
 from s3torch.core.errors import (
     AccessDeniedError,
     NoCredentialsError,
@@ -71,6 +71,7 @@ RESULTS = {
     "ListObjectsV2": LISTING.encode(),
     "ListObjectVersions": VERSIONS,
     "ListMultipartUploads": UPLOADS,
+    "ListParts": b"<ListPartsResult/>",
     "DeleteObjects": b"<DeleteResult/>",
     "CopyObject": COPIED,
     "UploadPartCopy": PART_COPIED,
@@ -86,6 +87,7 @@ def every_call(transport):
         "ListObjectsV2": lambda: transport.list_objects("bucket"),
         "ListObjectVersions": lambda: transport.list_object_versions("bucket"),
         "ListMultipartUploads": lambda: transport.list_multipart_uploads("bucket"),
+        "ListParts": lambda: transport.call(requests.list_parts(UPLOAD)),
         "DeleteObject": lambda: transport.delete_object("bucket", "key"),
         "DeleteObjects": lambda: transport.delete_objects("bucket", ["key"]),
         "CopyObject": lambda: transport.copy_object("from", "key", "bucket", "key"),

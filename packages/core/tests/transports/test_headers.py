@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from s3torch.core import Credentials, S3Client, S3ClientConfig
+from s3torch.core import Credentials, S3Client, S3ClientConfig, requests
 from s3torch.core.errors import AccessDeniedError, ConfigurationError, S3Error
 from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions
 from s3torch.core.ranges import ByteRange
@@ -126,6 +126,7 @@ def other_requests(transport):
             lambda: transport.list_multipart_uploads("bucket"),
             b"<ListMultipartUploadsResult/>",
         ),
+        "ListParts": (lambda: transport.call(requests.list_parts(UPLOAD)), b"<ListPartsResult/>"),
     }
 
 

@@ -92,7 +92,7 @@ def test_a_cache_of_somebody_else_is_not_used(cache, as_somebody_else, memory, f
     )
     assert list(dataset) == [b"a"]
     assert entry_of(cache).stat() == before
-    assert "belongs to somebody else" in caplog.text
+    assert "belongs to another user" in caplog.text
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")

@@ -105,7 +105,7 @@ def test_a_state_with_an_odd_value_is_refused_by_our_error(kind):
 def test_a_state_that_lacks_something_is_refused(kind):
     state = KINDS[kind][0]
     for name in set(state) - {"shares", "finished"}:
-        with pytest.raises(ConfigurationError, match=f"no state.*{name}|order"):
+        with pytest.raises(ConfigurationError, match=f"not a state.*{name}|order"):
             loaded(kind, {key: value for key, value in state.items() if key != name})
 
 

@@ -78,7 +78,7 @@ def test_an_index_of_an_older_archive_is_made_again(make, store, make_tar, caplo
         dataset[0]
     again = make()
     assert (len(again), again[0]["txt"]) == (6, b"new")
-    assert "s3://data/train/0.tar is that of an older archive" in caplog.text
+    assert "s3://data/train/0.tar belongs to an older archive" in caplog.text
     # Without a listing, the index is believed, and the first read tells.
     unlisted = S3IndexedTarDataset.from_objects(
         "s3://data/train/0.tar", s3client_config=again._client.s3client_config

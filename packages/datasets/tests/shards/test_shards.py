@@ -257,7 +257,7 @@ def test_a_state_that_does_not_fit_is_refused(make, store, make_tar):
     state = dataset.state_dict()
     with pytest.raises(ConfigurationError, match="order would differ"):
         make().load_state_dict(state)
-    with pytest.raises(ConfigurationError, match="no state"):
+    with pytest.raises(ConfigurationError, match="not a state"):
         make().load_state_dict({"epoch": 1})
     one, other = (make(shuffle=True, rank=0, world_size=size) for size in (2, 3))
     next(iter(one))

@@ -74,7 +74,7 @@ def test_a_value_of_a_manifest_is_named_with_its_line(tmp_path, change, named):
 def test_a_line_that_is_no_object_is_named(tmp_path, line):
     path = tmp_path / "list.jsonl"
     path.write_text(f"{text_of(ROW)}\n{line}\n")
-    with pytest.raises(ConfigurationError, match="line 2 is not that of a manifest"):
+    with pytest.raises(ConfigurationError, match="line 2 is not a line of a manifest"):
         Manifest.load(path)
 
 
@@ -181,7 +181,7 @@ def test_an_index_that_cannot_be_is_refused_with_its_place(memory, store, make_t
     [b"", b"null", b"[]", b"\xff", b"[" * 100_000, b'{"format": ' + b"9" * 5000 + b"}", b'{"format": 1}'],
 )
 def test_what_is_no_index_is_refused(data):
-    with pytest.raises(ConfigurationError, match="no index"):
+    with pytest.raises(ConfigurationError, match="not an index"):
         TarIndex.from_json(data)
 
 

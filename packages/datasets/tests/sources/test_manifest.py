@@ -140,7 +140,7 @@ def test_a_state_is_not_resumed_with_another_manifest(manifest, client, read, cl
 def test_a_file_that_is_no_manifest_is_named(tmp_path):
     place = tmp_path / "other.jsonl"
     place.write_text("hello")
-    with pytest.raises(ConfigurationError, match=r"other\.jsonl: line 1 is not that of a manifest"):
+    with pytest.raises(ConfigurationError, match=r"other\.jsonl: line 1 is not a line of a manifest"):
         Manifest.load(place)
 
 

@@ -132,7 +132,7 @@ def test_an_index_that_does_not_fit(place):
 
 
 def test_only_tensors(place):
-    with pytest.raises(CheckpointException, match="step is no tensor"):
+    with pytest.raises(CheckpointException, match="step is not a tensor"):
         dcp.save({"step": 3}, storage_writer=writer_of(place))
     with pytest.raises(CheckpointException, match="has no file for wide"):
         dcp.save(STATE, storage_writer=writer_of(place, fqn_to_index_mapping={"half": 1}))
@@ -403,7 +403,7 @@ def test_a_damaged_index(place, index):
 @pytest.mark.parametrize("data", [b"", b"x", b"\xff" * 100])
 def test_what_is_no_safetensors_file(place, data):
     place.put("file", data)
-    with pytest.raises(CheckpointError, match="s3://bucket/file is no safetensors file"):
+    with pytest.raises(CheckpointError, match="s3://bucket/file is not a safetensors file"):
         load_file(place.uri("file"), client=place.client())
     with pytest.raises(NotFoundError):
         load_file(place.uri("other"), client=place.client())

@@ -103,7 +103,7 @@ def test_files_of_a_save_that_was_not_completed_are_not_written_over(place):
 @pytest.mark.parametrize("damaged", [b"no pickle", pickle.dumps(os.getcwd)])
 def test_a_damaged_checkpoint_can_be_replaced(place, damaged):
     place.put("checkpoint/.metadata", damaged)
-    with pytest.warns(UserWarning, match="files of the old one were left"):
+    with pytest.warns(UserWarning, match="files of the old one are left"):
         save(place, 1)
     assert loaded_number(place) == 1
 

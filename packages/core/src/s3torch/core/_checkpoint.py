@@ -181,7 +181,7 @@ class S3Checkpoint:
 def _object_uri(s3_uri: str | os.PathLike[str]) -> S3Uri:
     uri = parse_s3_uri(s3_uri)
     if not uri.key:
-        raise ConfigurationError(f"the URI of an object is needed, got {s3_uri!r}, which has no key")
+        raise ConfigurationError(f"expected the URI of an object, got {s3_uri!r}, which has no key")
     return uri
 
 
@@ -244,7 +244,7 @@ def _explained(bucket: str, key: str) -> Iterator[None]:
     except EOFError as exc:
         raise _damaged(bucket, key, f"it ends too early ({exc})") from exc
     except Exception as exc:
-        exc.add_note(f"This happened while s3://{bucket}/{key} was loaded.")
+        exc.add_note(f"This happened while s3://{bucket}/{key} was being loaded.")
         raise
 
 
@@ -253,7 +253,7 @@ def _check_format(file: BinaryIO | S3Reader, bucket: str, key: str) -> None:
     head = file.read(_TAR_AT + len(_TAR))
     if head.startswith(_ZIP):
         if len(head) < _ZIP_END or not zipfile.is_zipfile(file):
-            raise _damaged(bucket, key, "the archive has no end, so it was cut")
+            raise _damaged(bucket, key, "the archive has no end, so it was truncated")
     elif not head.startswith(_PICKLE) and head[_TAR_AT:] != _TAR:
         raise _damaged(bucket, key, f"it begins with {head[:8]!r}")
     file.seek(0)
@@ -261,7 +261,7 @@ def _check_format(file: BinaryIO | S3Reader, bucket: str, key: str) -> None:
 
 def _damaged(bucket: str, key: str, why: str) -> CheckpointFormatError:
     return CheckpointFormatError(
-        f"the object is not a whole file of torch.save: {why}", operation="GetObject", bucket=bucket, key=key
+        f"the object is not a complete torch.save file: {why}", operation="GetObject", bucket=bucket, key=key
     )
 
 

@@ -224,7 +224,7 @@ class Reaper:
             try:
                 end()
             except BaseException:  # noqa: BLE001 - There is nobody to raise it to.
-                _log.warning("what was dropped could not be ended", exc_info=True)
+                _log.warning("cleaning up after a dropped reader or writer failed", exc_info=True)
             del end
 
 
@@ -261,7 +261,7 @@ def at_exit(phase: ExitPhase, function: Callable[[], object]) -> None:
 def _drain_reaper() -> None:
     found = reaper.value
     if found is not None and not found.drain(_EXIT_SECONDS):
-        _log.warning("the program ends before all dropped uploads were aborted; their parts may stay")
+        _log.warning("the program ends before all dropped uploads are aborted; their parts may stay in S3")
 
 
 at_exit(ExitPhase.REAPER, _drain_reaper)

@@ -104,7 +104,7 @@ class PutOptions:
             _check_text(name, getattr(self, name))
         _check_choice("if_none_match", self.if_none_match, ("*",))
         if self.if_none_match is not None and self.if_match is not None:
-            raise ConfigurationError("if_none_match and if_match cannot both hold")
+            raise ConfigurationError("give if_none_match or if_match, not both")
         _check_choice("acl", self.acl, _ACLS)
         _check_metadata(self.metadata)
         _check_tags(self.tags)

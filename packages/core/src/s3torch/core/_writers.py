@@ -343,7 +343,7 @@ _open_writers: weakref.WeakSet[S3Writer] = weakref.WeakSet()
 def _readable(data: Any) -> memoryview:
     view = memoryview(data)
     if not view.c_contiguous:
-        raise TypeError("a contiguous buffer is needed")
+        raise TypeError("expected a contiguous buffer")
     return view.cast("B") if view.nbytes else memoryview(b"")
 
 

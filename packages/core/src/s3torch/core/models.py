@@ -269,8 +269,8 @@ def _check_key(name: str, value: Any, allowed: re.Pattern[str]) -> None:
         raise ConfigurationError(f"{name} must be a string, got {value and value.__name__}")
     if not allowed.fullmatch(value):
         raise ConfigurationError(
-            f"{name} is empty, or has white space at an end or characters that no key has, such as a line "
-            "break; it is not shown"
+            f"{name} is empty, has leading or trailing white space, or characters that no key has, such as "
+            "a line break; it is not shown"
         )
 
 

@@ -72,7 +72,7 @@ def test_a_child_of_a_process_with_a_log_goes_on_without(ask, tmp_path):
 
 def test_what_is_no_level_is_a_warning(ask):
     done = ask("ask()", S3TORCH_CRT_LOG="loud")
-    assert "S3TORCH_CRT_LOG='loud' is no level" in done.stderr
+    assert "S3TORCH_CRT_LOG='loud' is not a level" in done.stderr
     assert "[" not in done.stderr.replace("['", "")
 
 

@@ -281,7 +281,7 @@ def test_success_before_the_end_of_an_upload_is_none(connect, serve):
         head_from(connected)
         connected.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
-    with pytest.raises(S3ConnectionError, match="before it had all"):
+    with pytest.raises(S3ConnectionError, match="before it had the whole body"):
         put(connect(serve(accept_early), max_attempts=1), bytes(32 * MIB)).result(PATIENCE)
 
 

@@ -20,7 +20,7 @@ _SHOWN = 20
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 def manifest() -> None:
-    """Pins which objects a run reads, and in which version."""
+    """Pin which objects a run reads, and in which version."""
 
 
 def _source(uris: tuple[str, ...], *, as_glob: bool) -> ObjectSource:
@@ -29,7 +29,7 @@ def _source(uris: tuple[str, ...], *, as_glob: bool) -> ObjectSource:
     if not as_glob:
         return PrefixSource.from_uri(uris)
     if len(uris) > 1:
-        raise click.UsageError("--glob takes one URI; {a,b} in it stands for either")
+        raise click.UsageError("--glob takes one URI; use {a,b} in it for alternatives")
     return GlobSource(parse_s3_uri(uris[0]))
 
 
@@ -51,8 +51,8 @@ def _tell(context: CommandContext, made: Manifest, path: str) -> None:
 @click.option(
     "--versions", is_flag=True, help="Keep the version of each object, where the bucket keeps some."
 )
-def build(context: CommandContext, path: str, uris: tuple[str, ...], as_glob: bool, versions: bool) -> None:  # noqa: FBT001
-    """Stores a listing of URIS as the manifest PATH.
+def build(context: CommandContext, path: str, uris: tuple[str, ...], as_glob: bool, versions: bool) -> None:
+    """Store a listing of URIS as the manifest PATH.
 
     PATH is local or on S3 and ends in .jsonl, .jsonl.gz or .parquet.
     """
@@ -68,8 +68,8 @@ def build(context: CommandContext, path: str, uris: tuple[str, ...], as_glob: bo
 @click.argument("path")
 @click.argument("uris", nargs=-1)
 @click.option("--glob", "as_glob", is_flag=True, help="The URI is a pattern: ** * ? [a-z] {a,b}.")
-def check(context: CommandContext, path: str, uris: tuple[str, ...], as_glob: bool) -> int:  # noqa: FBT001
-    """Compares a manifest with what is in S3 now.
+def check(context: CommandContext, path: str, uris: tuple[str, ...], as_glob: bool) -> int:
+    """Compare a manifest with what is in S3 now.
 
     Without URIS each object of the manifest is asked for by a HEAD; with the URIS that it was built of, a
     listing also finds what is new. Exit code 1 if anything differs.
@@ -89,9 +89,9 @@ def check(context: CommandContext, path: str, uris: tuple[str, ...], as_glob: bo
 @click.argument("path")
 @click.argument("uris", nargs=-1, required=True)
 @click.option("--glob", "as_glob", is_flag=True, help="The URI is a pattern: ** * ? [a-z] {a,b}.")
-@click.option("-n", "--dry-run", is_flag=True, help="Only say what would change.")
-def refresh(context: CommandContext, path: str, uris: tuple[str, ...], as_glob: bool, dry_run: bool) -> None:  # noqa: FBT001
-    """Lists URIS anew, and updates the manifest.
+@click.option("-n", "--dry-run", is_flag=True, help="Only show what would change.")
+def refresh(context: CommandContext, path: str, uris: tuple[str, ...], as_glob: bool, dry_run: bool) -> None:
+    """List URIS again, and update the manifest.
 
     What stays keeps its place; new objects come at the end.
     """

@@ -197,7 +197,7 @@ class S3IterableDataset(ObjectDataset[SampleT], StreamedDataset[S3Reader, Sample
         if worker.size > 1 and worker.index == 0 and not self.enable_sharding:
             # In shared memory, so that it comes once.
             if not self._counter.total("repeated"):
-                warnings.warn(f"{_REPEATED}; enable_sharding=True shares them out", stacklevel=3)
+                warnings.warn(f"{_REPEATED}; enable_sharding=True divides them between workers", stacklevel=3)
             self._counter.add("repeated")
 
     def begun(self, *, workers: int) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class PrivateFolder:
         facts = self._check(file, self.path, name)
         if not stat.S_ISREG(facts.st_mode):
             os.close(file)
-            raise PermissionError(EACCES, "it is no regular file", str(self.path / name))
+            raise PermissionError(EACCES, "it is not a regular file", str(self.path / name))
         return file
 
     def read(self, name: str) -> BinaryIO:
@@ -122,9 +122,7 @@ class PrivateFolder:
     def refuse_others(self) -> None:
         """Raises ``PermissionError`` if others may look into the folder."""
         if os.fstat(self._descriptor).st_mode & 0o077:
-            raise PermissionError(
-                EACCES, "it is open to others, and perhaps belongs to somebody else", str(self.path)
-            )
+            raise PermissionError(EACCES, "other users can access it", str(self.path))
 
     def keep_out_others(self) -> None:
         """Closes the folder to others; raises if that cannot be done and they may write there."""
@@ -158,11 +156,11 @@ class PrivateFolder:
             raise
 
     def _check(self, descriptor: int, path: Path, name: str = "") -> os.stat_result:
-        """Returns the facts of what was opened; closes it and raises if it belongs to somebody else."""
+        """Returns the facts of what was opened; closes it and raises if it belongs to another user."""
         facts = os.fstat(descriptor)
         if facts.st_uid not in self._owners:
             os.close(descriptor)
-            raise PermissionError(EACCES, "it belongs to somebody else", str(path / name))
+            raise PermissionError(EACCES, "it belongs to another user", str(path / name))
         return facts
 
 

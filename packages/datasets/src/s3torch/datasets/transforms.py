@@ -153,7 +153,7 @@ class RawTensor:
         fixed = math.prod(length for length in self.shape or (-1,) if length != -1) * self.dtype.itemsize
         free = self.shape is None or -1 in self.shape
         if (count % fixed if free and fixed else count != fixed) or (free and not fixed):
-            raise ConfigurationError(f"{count} bytes are no {self.dtype} of shape {self.shape}")
+            raise ConfigurationError(f"{count} bytes do not make {self.dtype} of shape {self.shape}")
         return tensor.view(self.dtype) if self.shape is None else tensor.view(self.dtype).view(self.shape)
 
 
@@ -231,7 +231,7 @@ class RegexLabel:
         try:
             compiled = re.compile(self.pattern)
         except re.error as exc:
-            raise ConfigurationError(f"{self.pattern!r} is no regular expression: {exc}") from exc
+            raise ConfigurationError(f"{self.pattern!r} is not a regular expression: {exc}") from exc
         known = range(compiled.groups + 1) if isinstance(self.group, int) else compiled.groupindex
         if self.group not in known:
             raise ConfigurationError(f"{self.pattern!r} has no group {self.group!r}")

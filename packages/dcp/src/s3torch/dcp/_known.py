@@ -107,7 +107,7 @@ def _deque(items: Any = (), most: int | None = None, /) -> collections.deque[Any
 def _path(make: Callable[..., Any]) -> Callable[..., Any]:
     def call(*parts: Any) -> Any:
         if not all(type(part) is str for part in parts):
-            raise UnsafeError("a path made of something else than text")
+            raise UnsafeError("a path that is not made of text")
         return make(*parts)
 
     return call
@@ -128,7 +128,7 @@ def member_of(owner: type[Enum]) -> Callable[[Any], Enum]:
 def _member_by_name(owner: Any, name: Any, /) -> Any:
     """Finds a member of an enumeration by its name, as some releases of Python write it."""
     if not (isinstance(owner, type) and issubclass(owner, Enum) and type(name) is str):
-        raise UnsafeError("builtins.getattr of something else than an enumeration", "builtins.getattr")
+        raise UnsafeError("builtins.getattr of something other than an enumeration", "builtins.getattr")
     return owner.__members__[name]
 
 

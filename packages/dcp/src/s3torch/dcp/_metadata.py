@@ -128,7 +128,7 @@ def decode_metadata(body: bytes, *, uri: str, safe_globals: Iterable[Any] = ()) 
         ) from exc
     except Exception as exc:
         raise CheckpointError(
-            f"{uri} is damaged, it cannot be read as the metadata of a checkpoint: {exc}"
+            f"{uri} is damaged and cannot be read as the metadata of a checkpoint: {exc}"
         ) from exc
     if not isinstance(metadata, Metadata):
         raise CheckpointError(f"{uri} is not the metadata of a checkpoint, but a {type(metadata).__name__}")
@@ -174,7 +174,7 @@ def _check_tensor(name: str, stored: TensorStorageMetadata) -> None:
 
 def _entries(values: Any, kind: type) -> Iterable[tuple[Any, Any]]:
     if type(values) is not dict or not set(map(type, values)) <= {kind}:
-        raise ValueError(f"something else than a map by {kind.__name__}")
+        raise ValueError(f"something other than a map by {kind.__name__}")
     return values.items()
 
 

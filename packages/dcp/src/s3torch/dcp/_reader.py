@@ -177,7 +177,7 @@ class S3StorageReader(FileSystemReader):
             there = sum(math.prod(one.sizes) for one in getattr(stored, "chunks", ()))
             if isinstance(stored, TensorStorageMetadata) and there < math.prod(stored.size):
                 raise CheckpointError(
-                    f"{uri} has places for {there} of the {math.prod(stored.size)} elements of {name}"
+                    f"{uri} has only {there} of the {math.prod(stored.size)} elements of {name}"
                 )
         return metadata
 
@@ -253,7 +253,7 @@ class S3StorageReader(FileSystemReader):
         self.verified_bytes, self.unverified_bytes = load.verified
         if self.unverified_bytes:
             _log.info(
-                "%d of the %d bytes that were loaded from %s have no checksum of the writer to compare with",
+                "%d of the %d bytes loaded from %s have no checksum from the writer to compare with",
                 self.unverified_bytes,
                 self.unverified_bytes + self.verified_bytes,
                 self.path,
@@ -289,7 +289,7 @@ class S3StorageReader(FileSystemReader):
         try:
             tensor = torch.load(stream, map_location="cpu", weights_only=True)
         except (EOFError, RuntimeError, pickle.UnpicklingError, *MALFORMED) as exc:
-            raise CheckpointError(f"{name} in {self.path} is damaged, it cannot be loaded: {exc}") from exc
+            raise CheckpointError(f"{name} in {self.path} is damaged and cannot be loaded: {exc}") from exc
         if not isinstance(tensor, torch.Tensor):
             raise CheckpointError(f"{name} in {self.path} is a {type(tensor).__name__}, not a tensor")
         return tensor
@@ -307,7 +307,7 @@ class S3StorageReader(FileSystemReader):
                 f"{remedy}load it with weights_only=False"
             ) from exc
         except Exception as exc:
-            raise CheckpointError(f"{name} in {self.path} is damaged, it cannot be loaded: {exc}") from exc
+            raise CheckpointError(f"{name} in {self.path} is damaged and cannot be loaded: {exc}") from exc
 
 
 def _check_kinds(plan: LoadPlan, planner: LoadPlanner, path: str) -> None:
@@ -324,7 +324,7 @@ def _check_kinds(plan: LoadPlan, planner: LoadPlanner, path: str) -> None:
 
 def _no_checkpoint(uri: str, error: NotFoundError) -> NotFoundError:
     made = NotFoundError(
-        f"there is no checkpoint: {uri} does not exist (a save writes it last, when all else is complete)"
+        f"there is no checkpoint: {uri} does not exist (a save writes it last, after everything else)"
     )
     vars(made).update(vars(error), message=made.message)
     return made

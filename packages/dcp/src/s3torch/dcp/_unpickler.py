@@ -275,7 +275,7 @@ class SafeUnpickler(pickle._Unpickler):
         self.read(8)
 
     def load_refused(self) -> None:
-        raise pickle.UnpicklingError("a step that nothing of torch writes")
+        raise pickle.UnpicklingError("a pickle instruction that torch never writes")
 
     dispatch: ClassVar[dict[int, Any]] = dict.fromkeys(range(256), load_refused) | {
         code: method for code, method in pickle._Unpickler.dispatch.items() if bytes([code]) in _STEPS
@@ -325,7 +325,7 @@ def safe_archive(body: bytes, safe_globals: Iterable[Any]) -> bytes:
         Exception: The archive is damaged.
     """
     if not body.startswith(_ZIP) or _SCRIPT in body:
-        raise UnsafeError("something else than an archive of torch.save")
+        raise UnsafeError("something other than a torch.save archive")
 
     class Unpickler(SafeUnpickler):
         def __init__(self, file: Any, **options: Any) -> None:

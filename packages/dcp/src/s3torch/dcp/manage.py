@@ -183,7 +183,9 @@ def delete_checkpoint(path: str | os.PathLike[str], *, client: S3Client | None =
         going = _files_to_delete(fs, uri, objects, commits)
     except CheckpointError as exc:
         going = []
-        warnings.warn(f"{exc}. Only that goes; sweep_checkpoint removes what nothing names", stacklevel=2)
+        warnings.warn(
+            f"{exc}. Only the metadata is deleted; sweep_checkpoint removes the files", stacklevel=2
+        )
     # Of what was consolidated the index, and then the metadata of the parts.
     for info in sorted(commits, key=lambda info: info.key.count("/")):
         fs.rm_file(join_path(uri, info.key))

@@ -194,7 +194,7 @@ class S3Facts(AbstractFileSystem):
         """Returns when an object was stored."""
         entry = self.info(path, version_id=version_id, refresh=refresh)
         if "LastModified" not in entry:
-            raise IsADirectoryError(f"s3://{entry['name']} is a directory and has no time")
+            raise IsADirectoryError(f"s3://{entry['name']} is a directory and has no modification time")
         found: datetime = entry["LastModified"]
         return found
 

@@ -194,7 +194,7 @@ class S3WriteFile(_WholeFile, FileFacts):
         error = sys.exception()
         # A generator that has ended is how many loops end.
         if error not in (None, self._opened_during) and not isinstance(error, StopIteration):
-            _log.warning("%s is not stored: it was closed while %r was under way", self.full_name, error)
+            _log.warning("%s is not stored: it was closed while %r was being handled", self.full_name, error)
             self.discard()
             return
         try:

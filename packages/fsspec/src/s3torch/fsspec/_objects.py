@@ -134,7 +134,7 @@ class S3Files(S3Attributes):
             return self._open_for_append(path, autocommit=autocommit, options=chosen)
         if mode == "xb" and self.isfile(path):
             bucket, key = self._split_file(path)
-            raise ObjectExistsError("the object exists already", bucket=bucket, key=key)
+            raise ObjectExistsError("the object already exists", bucket=bucket, key=key)
         return self._writer(path, mode, autocommit=autocommit, options=chosen, expected_size=size)
 
     def _open_to_read(
@@ -365,10 +365,10 @@ class S3Files(S3Attributes):
         bucket, key = self._split(path)
         if not key and not self.exists(path):
             raise ConfigurationError(
-                f"s3torch makes no buckets; make it yourself: aws s3 mb s3://{bucket}", bucket=bucket
+                f"s3torch does not create buckets; create it with: aws s3 mb s3://{bucket}", bucket=bucket
             )
         if not exist_ok and self.exists(path):
-            raise ObjectExistsError("it exists already", bucket=bucket, key=key)
+            raise ObjectExistsError("it already exists", bucket=bucket, key=key)
         if key:
             self._store.make_directory(self._strip_protocol(path))
             self.invalidate_cache(path)
@@ -379,7 +379,7 @@ class S3Files(S3Attributes):
         bucket, key = self._split(path)
         if not key:
             raise ConfigurationError(
-                f"s3torch removes no buckets; remove it yourself: aws s3 rb s3://{bucket}", bucket=bucket
+                f"s3torch does not delete buckets; delete it with: aws s3 rb s3://{bucket}", bucket=bucket
             )
         for info in self._objects_below(bucket, key):
             if info.key != prefix_of(key) or info.size:

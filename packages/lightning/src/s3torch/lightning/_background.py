@@ -158,7 +158,7 @@ class BackgroundSaves:
             if newest is None or newest.exception() is None:
                 work()
             else:
-                _log.warning("%s is not removed, because no newer checkpoint was stored", uri)
+                _log.warning("%s is kept, because no newer checkpoint was stored", uri)
 
         self._submit(uri, after)
 
@@ -187,7 +187,7 @@ class BackgroundSaves:
         if not found:
             return
         (first, error), *others = found
-        error.add_note(f"{first} was being stored or removed in the background.")
+        error.add_note(f"{first} was being saved or deleted in the background.")
         for other, another in others:
             error.add_note(f"So was {other}, which failed with: {another}")
         raise error

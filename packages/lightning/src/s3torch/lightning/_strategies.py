@@ -66,7 +66,7 @@ class _S3Checkpoints(ParallelStrategy):
                 plugin.save_checkpoint(checkpoint, str(uri), storage_options)
             return
         if storage_options is not None:
-            raise ConfigurationError("sharded checkpoints have no storage_options; use those of the plugin")
+            raise ConfigurationError("sharded checkpoints take no storage_options; set them on the plugin")
         rest = dict(checkpoint)
         state = {self._model_key: rest.pop("state_dict")}
         for number, optimizer in enumerate(rest.pop("optimizer_states", [])):
@@ -245,7 +245,9 @@ def _is_sharded(plugin: S3LightningCheckpoint, uri: S3Uri) -> bool:
     plugin._wait_for(uri)
     is_sharded = plugin._client.exists(uri.bucket, f"{uri.key}/{METADATA}")
     if is_sharded and plugin._client.exists(*uri):
-        raise ConfigurationError(f"{uri} is a sharded checkpoint and one in one object; remove one of them")
+        raise ConfigurationError(
+            f"{uri} is both a sharded checkpoint and a single-file one; delete one of them"
+        )
     return is_sharded
 
 

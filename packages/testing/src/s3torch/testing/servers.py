@@ -327,7 +327,7 @@ def _with_users(server: S3Server) -> S3Server:
         connection.request("POST", "/moto-api/reset-auth", body=b"0", headers={"Content-Type": "text/plain"})
         status = connection.getresponse().status
     if status != http.HTTPStatus.OK:
-        raise ServerStartError(f"moto does not switch its signature checks on: status {status}")
+        raise ServerStartError(f"moto did not switch on its signature checks: status {status}")
     return replace(server, access_key=admin.access_key, secret_key=admin.secret_key, reader=reader)
 
 

@@ -66,7 +66,7 @@ class Application(click.Group):
         args: Sequence[str] | None = None,
         prog_name: str | None = None,
         complete_var: str | None = None,
-        standalone_mode: bool = True,  # noqa: FBT001, FBT002 - click's signature.
+        standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
         """Runs a command and ends with its exit code."""
@@ -107,9 +107,9 @@ def report(error: BaseException, *, as_json: bool) -> None:
 @click.group(
     cls=Application,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or setting, 3 not found, 4 denied, 5 no connection, "
-    "6 partly done, 7 doctor found warnings only, 130 Ctrl-C, 143 SIGTERM.",
+    epilog="Exit codes: 0 success, 1 failure, 2 wrong usage or setting, 3 not found, 4 denied, "
+    "5 no connection, 6 partial success, 7 doctor found only warnings, 130 Ctrl-C, 143 SIGTERM.",
 )
 @click.version_option(_version.__version__, prog_name="s3torch")
 def application() -> None:
-    """Training data and checkpoints in S3: look, copy, clean up, measure, diagnose."""
+    """List, copy, clean up, measure and diagnose training data and checkpoints in S3."""

@@ -34,33 +34,34 @@ _GRACE_SECONDS = 2.0
 @command
 @click.argument("source")
 @click.argument("target")
-@click.option("-r", "--recursive", is_flag=True, help="All below a folder, into the folder TARGET.")
+@click.option("-r", "--recursive", is_flag=True, help="Copy everything in a folder into the folder TARGET.")
 @click.option(
     "--resume",
     is_flag=True,
-    help="Leave out what is there with the same bytes; go on with interrupted downloads.",
+    help="Skip what is already there with the same bytes; continue interrupted transfers.",
 )
-@click.option("--jobs", type=click.IntRange(1, 256), default=16, show_default=True, help="Objects at a time.")
-@click.option("--storage-class", metavar="NAME", help="As in STANDARD_IA; for what is stored.")
-@click.option("--content-type", metavar="TYPE", help="Media type; for what is stored.")
-@click.option("-n", "--dry-run", is_flag=True, help="Only say what would be copied.")
+@click.option("--jobs", type=click.IntRange(1, 256), default=16, show_default=True, help="Objects in flight.")
+@click.option("--storage-class", metavar="NAME", help="Storage class of what is stored, such as STANDARD_IA.")
+@click.option("--content-type", metavar="TYPE", help="Media type of what is stored.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only show what would be copied.")
 def cp(
     context: CommandContext,
     source: str,
     target: str,
-    recursive: bool,  # noqa: FBT001
-    resume: bool,  # noqa: FBT001
+    recursive: bool,
+    resume: bool,
     jobs: int,
     storage_class: str | None,
     content_type: str | None,
-    dry_run: bool,  # noqa: FBT001
+    dry_run: bool,
 ) -> int:
-    """Copies objects: from S3, to S3, or within S3.
+    """Copy objects from S3, to S3, or within S3.
 
     SOURCE and TARGET are s3:// URIs or local paths, and - is stdin or stdout. One object keeps its name
     where TARGET ends in a slash or is a local folder. Objects and files appear whole or not at all; bytes
-    from S3 are compared with the checksum that the store keeps, and uploads carry one. Without --resume, what
-    an interrupted command had begun is removed; with it, partial downloads stay for the next one.
+    from S3 are compared with the checksum that the store keeps, and uploads carry one. An interrupted command
+    removes what it began; with --resume, partial downloads and the parts of large uploads stay, and the same
+    command continues with them.
     """
     options = PutOptions(storage_class=storage_class, content_type=content_type)
     plan = _plan(context.client, source, target, recursive=recursive)
@@ -151,15 +152,15 @@ def _plan(client: S3Client, source: str, target: str, *, recursive: bool) -> Ite
     """Says what is copied where; checks the arguments before the first object is looked for."""
     begin, end = _place(source), _place(target)
     if not isinstance(begin, S3Uri) and not isinstance(end, S3Uri):
-        raise click.UsageError("neither SOURCE nor TARGET is an s3:// URI; use cp of the system")
+        raise click.UsageError("neither SOURCE nor TARGET is an s3:// URI; use the system's own cp")
     if recursive:
         if STANDARD_STREAM in {begin, end}:
-            raise click.UsageError("- is one object; it cannot be copied with --recursive")
+            raise click.UsageError("- (stdin or stdout) is one object and does not go with --recursive")
         return _plan_tree(client, begin, end)
     if isinstance(begin, S3Uri) and not begin.key.rpartition("/")[2]:
-        raise click.UsageError(f"{source} is a folder; --recursive copies all that is in it")
+        raise click.UsageError(f"{source} is a folder; --recursive copies everything in it")
     if isinstance(begin, Path) and begin.is_dir():
-        raise click.UsageError(f"{source} is a folder; --recursive copies all that is in it")
+        raise click.UsageError(f"{source} is a folder; --recursive copies everything in it")
     name = begin.key.rpartition("/")[2] if isinstance(begin, S3Uri) else begin.name
     return iter([_single(begin, end, name, is_folder=target.endswith("/"))])
 
@@ -178,7 +179,7 @@ def _single(begin: S3Uri | Path, end: S3Uri | Path, name: str, *, is_folder: boo
     if end.key and not end.key.endswith("/"):
         return Job(begin, end)
     if begin == STANDARD_STREAM:
-        raise click.UsageError("what comes from stdin needs a key in TARGET")
+        raise click.UsageError("TARGET needs a key when SOURCE is stdin")
     return Job(begin, S3Uri(end.bucket, end.key + name))
 
 
@@ -206,7 +207,7 @@ def _found_in_s3(client: S3Client, begin: S3Uri) -> Iterator[tuple[str, Job]]:
 
 def _found_on_disk(begin: Path) -> Iterator[tuple[str, Job]]:
     if not begin.is_dir():
-        raise FileNotFoundError(f"there is no folder {begin}; without --recursive one file is copied")
+        raise FileNotFoundError(f"{begin} is not a folder; leave out --recursive to copy one file")
 
     def refuse(error: OSError) -> None:
         raise error

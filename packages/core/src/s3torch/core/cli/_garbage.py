@@ -39,12 +39,12 @@ def _age(ctx: click.Context, param: click.Parameter, value: str) -> timedelta:
     metavar="AGE",
     default="7d",
     show_default=True,
-    help="Only what was begun so long ago: 30m, 12h, 7d, 2w. Longer than any save of yours takes.",
+    help="Only what is older: 30m, 12h, 7d, 2w. Must be longer than your longest save.",
 )
-@click.option("-n", "--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only show what would be removed.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-def gc(context: CommandContext, uri: str, older_than: timedelta, dry_run: bool, yes: bool) -> int:  # noqa: FBT001
-    """Removes what interrupted uploads and saves left.
+def gc(context: CommandContext, uri: str, older_than: timedelta, dry_run: bool, yes: bool) -> int:
+    """Remove what interrupted uploads and saves left behind.
 
     These are multipart uploads that nobody completed, whose parts cost money although no listing shows them,
     and files that plugins know to belong to no checkpoint.

@@ -17,7 +17,7 @@ from s3torch.core.transfer import run_ahead
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from s3torch.core import ObjectInfo, ObjectVersion, S3Client, S3Uri
+    from s3torch.core import ObjectInfo, S3Client, S3Uri
 
 _HEADS = 16
 _SHOWN = 10
@@ -25,14 +25,14 @@ _SHOWN = 10
 
 @command
 @click.argument("uri")
-@click.option("-r", "--recursive", is_flag=True, help="All below, not only the next level.")
+@click.option("-r", "--recursive", is_flag=True, help="List everything below, not only the next level.")
 @click.option("--glob", "as_glob", is_flag=True, help="The key is a pattern: ** * ? [a-z] {a,b}.")
-@click.option("--bytes", "exact", is_flag=True, help="Sizes in bytes.")
-@click.option("--total", is_flag=True, help="Ends with the number of objects and their size.")
-def ls(context: CommandContext, uri: str, recursive: bool, as_glob: bool, exact: bool, total: bool) -> int:  # noqa: FBT001
-    """Lists the objects whose keys begin with a prefix.
+@click.option("--bytes", "exact", is_flag=True, help="Show sizes in bytes.")
+@click.option("--total", is_flag=True, help="End with the number of objects and their total size.")
+def ls(context: CommandContext, uri: str, recursive: bool, as_glob: bool, exact: bool, total: bool) -> int:
+    """List the objects whose keys begin with a prefix.
 
-    Folders end in a slash. Times are those of this machine's zone. What does not print in a key is escaped;
+    Folders end in a slash. Times are in this machine's time zone. Unprintable characters of keys are escaped;
     --json has keys as they are.
     """
     bucket, key = parse_s3_uri(uri)
@@ -90,21 +90,21 @@ class _Doomed:
 
 @command
 @click.argument("uris", nargs=-1, required=True)
-@click.option("-r", "--recursive", is_flag=True, help="All below the folders that the URIs name.")
-@click.option("--versions", is_flag=True, help="All versions and delete markers, for good.")
-@click.option("-n", "--dry-run", is_flag=True, help="Only say what would be deleted.")
+@click.option("-r", "--recursive", is_flag=True, help="Delete everything in the folders that the URIs name.")
+@click.option("--versions", is_flag=True, help="Delete all versions and delete markers, permanently.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only show what would be deleted.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def rm(
     context: CommandContext,
     uris: tuple[str, ...],
-    recursive: bool,  # noqa: FBT001
-    versions: bool,  # noqa: FBT001
-    dry_run: bool,  # noqa: FBT001
-    yes: bool,  # noqa: FBT001
+    recursive: bool,
+    versions: bool,
+    dry_run: bool,
+    yes: bool,
 ) -> int:
-    """Deletes objects, by their exact keys.
+    """Delete objects by their exact keys.
 
-    s3://bucket/a is the object a, and nothing else. With --recursive it is the folder a/, all of it, and
+    s3://bucket/a is the object a, and nothing else. With --recursive it is everything in the folder a/, and
     neither the object a nor the folder ab/. What was found is counted and shown before it is deleted, and
     only that is deleted.
     """
@@ -145,7 +145,7 @@ def _find(
     if recursive:
         return [_Doomed(one.key, one.size) for key in keys for one in client.walk(bucket, folder_of(key))]
     if "" in keys:
-        raise click.UsageError(f"s3://{bucket} is a bucket; --recursive deletes all that is in it")
+        raise click.UsageError(f"s3://{bucket} is a bucket; --recursive deletes everything in it")
 
     def ask(key: str) -> _Doomed:
         try:
@@ -164,13 +164,9 @@ def _versions(client: S3Client, bucket: str, key: str, *, recursive: bool) -> It
         for one in page.versions:
             if recursive or one.key == key:
                 found = True
-                yield _doomed_version(one)
+                yield _Doomed(one.key, one.size, one.version_id)
     if not found and not recursive:
-        raise NotFoundError("there is no version of it", bucket=bucket, key=key)
-
-
-def _doomed_version(one: ObjectVersion) -> _Doomed:
-    return _Doomed(one.key, one.size, one.version_id)
+        raise NotFoundError("this key has no versions", bucket=bucket, key=key)
 
 
 def folder_of(key: str) -> str:

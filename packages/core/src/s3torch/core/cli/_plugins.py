@@ -26,9 +26,9 @@ _VARIABLE = "_S3TORCH_COMPLETE"
 
 @command
 def plugins(context: CommandContext) -> int:
-    """Lists the plugins, and which cannot be loaded.
+    """List the plugins, and which cannot be loaded.
 
-    Everything that is listed was registered by a distribution, under the entry points s3torch.transports and
+    Installed distributions register them under the entry points s3torch.transports and
     s3torch.plugins.
     """
     found = described_plugins()
@@ -90,7 +90,7 @@ def own_versions() -> dict[str, str]:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Writes the completion script of a shell.
+    """Print the completion script for a shell.
 
     bash:  eval "$(s3torch completion bash)"  in ~/.bashrc
 

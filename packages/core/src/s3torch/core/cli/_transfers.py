@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from s3torch.core import S3Uri
 from s3torch.core.cli._process import stopping
+from s3torch.core.cli._resuming import has_parts, resumable_writer
 from s3torch.core.errors import (
     ChecksumMismatchError,
     NotFoundError,
@@ -26,8 +27,9 @@ from s3torch.core.transfer import PartedChecksum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
 
-    from s3torch.core import HeadObjectResult, ObjectInfo, PutOptions, S3Client
+    from s3torch.core import HeadObjectResult, ObjectInfo, PutOptions, S3Client, S3Writer
     from s3torch.core.cli._output import Advance
 
 STANDARD_STREAM = Path("-")
@@ -120,7 +122,12 @@ class Copier:
             options = self.options
             if options.content_type is None:
                 options = replace(options, content_type=mimetypes.guess_type(source.name)[0])
-            with self.client.put_object(*target, options=options, expected_size=before.st_size) as writer:
+            opened: AbstractContextManager[S3Writer]
+            if self.resume and has_parts(self.client, before.st_size):
+                opened = resumable_writer(self.client, source, file, target, options)
+            else:
+                opened = self.client.put_object(*target, options=options, expected_size=before.st_size)
+            with opened as writer:
                 count = self._pump(file, writer)
                 after = os.fstat(file.fileno())
                 if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
@@ -169,7 +176,8 @@ class Copier:
             if begin and not self._has_bytes_of(file, head.size, head, unknown=True):
                 part.unlink()
                 raise ChecksumMismatchError(
-                    "the bytes of both downloads together are not those that were stored; try again",
+                    "the resumed download does not have the stored checksum; its partial file was removed, "
+                    "try again",
                     operation="GetObject",
                     bucket=source.bucket,
                     key=source.key,
@@ -245,7 +253,7 @@ def local_path(root: Path, name: str) -> Path:
         raise ValueError(f"the key {name!r} names no file below {root}; copy that object by itself")
     path = root.joinpath(*parts)
     if not path.parent.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"{path} is outside of {root}: a link on the way leads elsewhere")
+        raise ValueError(f"{path} is outside of {root}: a symbolic link on the way leads out of it")
     return path
 
 
@@ -254,7 +262,7 @@ def _fresh_file(path: Path) -> Iterator[BinaryIO]:
     """Writes a file that takes the place of an older one at the end, unless something is raised."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, where a file is to be")
+        raise IsADirectoryError(f"{path} is a folder; no file can be stored in its place")
     part = path.with_name(f".{path.name[:100]}.{uuid4().hex}.part")
     try:
         with part.open("xb") as file:

@@ -17,12 +17,12 @@ from s3torch.core.observers.live import TransferPanel
 
 @command
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--once", is_flag=True, help="Show the counts so far, and end.")
-def watch(context: CommandContext, folder: Path, once: bool) -> int:  # noqa: FBT001
-    """Shows the throughput, requests and memory of a training.
+@click.option("--once", is_flag=True, help="Show the counts so far, and exit.")
+def watch(context: CommandContext, folder: Path, once: bool) -> int:
+    """Show the throughput, requests and memory of a running training.
 
     The training writes its counts into FOLDER, with all of its workers, if it was started with the variable
-    S3TORCH_COUNTERS=FOLDER. The folder is trusted: whoever writes there can run code here. Ctrl-C ends the
+    S3TORCH_COUNTERS=FOLDER. Anyone who can write to the folder can run code here. Ctrl-C ends the
     view.
     """
     out = console()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 __all__ = ["CommandContext", "ExitCode", "command", "count_text", "size_text", "time_text"]
-
-_COMMON = {"region", "endpoint", "profile", "transport", "no_sign", "as_json", "verbose"}
 
 
 class ExitCode(IntEnum):
@@ -149,7 +147,7 @@ class CommandContext:
         if yes:
             return
         if self.as_json or not sys.stdin.isatty():
-            raise click.UsageError(f"{question} There is no terminal to answer at: give --yes, or --dry-run.")
+            raise click.UsageError(f"{question} There is no terminal to ask at: give --yes, or --dry-run.")
         click.confirm(question, abort=True, err=True)
 
     def progress(self, text: str, total: int | None = None) -> AbstractContextManager[Advance]:
@@ -174,12 +172,13 @@ class _Command(click.Command):
     """Shows the options that all commands have after those that only this one has."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        of_all = {"verbose", *(one.name for one in fields(CommandContext))}
         own: list[tuple[str, str]] = []
         common: list[tuple[str, str]] = []
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None and isinstance(parameter, click.Option):
-                (common if parameter.name in _COMMON else own).append(record)
+                (common if parameter.name in of_all else own).append(record)
         for heading, records in (("Options", own), ("Common options", common)):
             if records:
                 with formatter.section(heading):
@@ -191,7 +190,7 @@ _OPTIONS = (
     click.option("--endpoint", metavar="URL", help="Another S3 server than AWS."),
     click.option("--profile", metavar="NAME", help="Profile of the AWS files."),
     click.option("--transport", metavar="NAME", help="What moves the bytes: crt, http, or a plugin's."),
-    click.option("--no-sign", is_flag=True, help="Send anonymous requests."),
+    click.option("--no-sign", "unsigned", is_flag=True, help="Send anonymous requests."),
     click.option("--json", "as_json", is_flag=True, help="Write JSON lines."),
     click.option("-v", "--verbose", is_flag=True, help="Show each operation and retry on stderr."),
 )
@@ -205,21 +204,12 @@ def command(function: Callable[..., Any]) -> click.Command:
     """
 
     @functools.wraps(function)
-    def run(
-        *,
-        region: str | None,
-        endpoint: str | None,
-        profile: str | None,
-        transport: str | None,
-        no_sign: bool,
-        as_json: bool,
-        verbose: bool,
-        **arguments: Any,
-    ) -> Any:
+    def run(*, verbose: bool, **arguments: Any) -> Any:
         if verbose:
             log_everything()
-        context = CommandContext(region, endpoint, profile, transport, no_sign, as_json)
-        with context:
+        with CommandContext(
+            **{one.name: arguments.pop(one.name) for one in fields(CommandContext)}
+        ) as context:
             return function(context, **arguments)
 
     for option in reversed(_OPTIONS):

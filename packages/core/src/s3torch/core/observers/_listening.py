@@ -267,7 +267,7 @@ def _counters_of_environment() -> list[TransferObserver]:
     try:
         return [SharedCounters(folder)]
     except OSError as exc:
-        _log.warning("%s is left out: %s", COUNTERS_VARIABLE, exc)
+        _log.warning("%s is skipped: %s", COUNTERS_VARIABLE, exc)
         return []
 
 

@@ -249,7 +249,9 @@ class CopyJob:
         except (AccessDeniedError, ServerError) as error:
             if isinstance(error, ServerError) and error.status != _NOT_IMPLEMENTED:
                 raise
-            _log.warning("The copy of s3://%s/%s goes without tags: %s", self.src_bucket, self.src_key, error)
+            _log.warning(
+                "The copy of s3://%s/%s is made without tags: %s", self.src_bucket, self.src_key, error
+            )
             return {}
 
 

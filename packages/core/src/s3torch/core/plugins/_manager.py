@@ -177,7 +177,7 @@ def _entries(group: str) -> tuple[EntryPoint, ...]:
     """Lists what is installed; folders that cannot be opened would be taken for empty ones."""
     exhausted = exhausted_files()
     if exhausted:
-        raise TransportError(f"transports and plugins cannot be looked for: {exhausted}")
+        raise TransportError(f"cannot look for transports and plugins: {exhausted}")
     return tuple(entry_points(group=group))
 
 
@@ -245,7 +245,7 @@ class _Plugins:
         if self.manager.has_plugin(name):
             self.manager.unregister(name=name)
         self.failures[name] = exc
-        _log.warning("plugin %r (%s) is left out: %r", name, where, exc)
+        _log.warning("plugin %r (%s) is skipped: %r", name, where, exc)
 
 
 _plugins = PerProcess(_Plugins)

@@ -21,6 +21,7 @@ from s3torch.core.requests._objects import (
     head_object,
     put_object_tagging,
 )
+from s3torch.core.requests._parts import StoredPart, list_parts
 from s3torch.core.requests._request import (
     Answer,
     Request,
@@ -43,6 +44,7 @@ from s3torch.core.requests._writes import (
 __all__ = [
     "Answer",
     "Request",
+    "StoredPart",
     "abort_multipart_upload",
     "announced_length",
     "body_of",
@@ -61,6 +63,7 @@ __all__ = [
     "list_multipart_uploads",
     "list_object_versions",
     "list_objects",
+    "list_parts",
     "put_object",
     "put_object_tagging",
     "request_headers",

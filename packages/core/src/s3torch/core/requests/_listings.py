@@ -173,7 +173,7 @@ def _version_page(asked: tuple[str, str] | None, answer: Answer) -> ListVersions
     versions.sort(key=lambda one: (one.key.encode(), not one.is_latest, -one.last_modified))
     prefixes = [decode(entry.get("Prefix", "")) for name, entry in entries if name == "CommonPrefixes"]
     following = _marker(told, "NextVersionIdMarker", decode)
-    return ListVersionsResult(versions, prefixes, _following(told, following, asked))
+    return ListVersionsResult(versions, prefixes, following_page(told, following, asked))
 
 
 def list_multipart_uploads(
@@ -217,7 +217,7 @@ def _upload_page(asked: tuple[str, str] | None, answer: Answer) -> ListUploadsRe
         if name == "Upload"
     ]
     following = _marker(told, "NextUploadIdMarker", decode)
-    return ListUploadsResult(uploads, _following(told, following, asked))
+    return ListUploadsResult(uploads, following_page(told, following, asked))
 
 
 def _page_of(
@@ -236,7 +236,7 @@ def _marker(told: Mapping[str, str], second: str, decode: Callable[[str], str]) 
     return marker if any(marker) else None
 
 
-def _following(told: Mapping[str, str], marker: Marker | None, asked: Marker | None) -> Marker | None:
+def following_page(told: Mapping[str, str], marker: Marker | None, asked: Marker | None) -> Marker | None:
     """Returns where the next page begins; ``None`` after the last one.
 
     Raises:
@@ -279,7 +279,7 @@ def read_listing(body: bytes, *, asked: str | None = None) -> ListObjectResult:
     return ListObjectResult(
         page.object_info(decode),
         [decode(prefix) for prefix in page.common_prefixes],
-        _following(told, told.get("NextContinuationToken"), asked),
+        following_page(told, told.get("NextContinuationToken"), asked),
     )
 
 

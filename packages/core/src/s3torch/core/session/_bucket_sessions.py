@@ -96,7 +96,7 @@ class BucketSessions:
             slot.keys = self._create(bucket)
         except S3Error as exc:
             slot.next_try = time.monotonic() + _RETRY_SECONDS
-            _log.debug("the session with %s goes on until it ends: %s", bucket, exc)
+            _log.debug("the session with %s was not renewed and is used until it expires: %s", bucket, exc)
 
 
 def _seconds_left(keys: Credentials) -> float:

@@ -263,14 +263,14 @@ class Upload:
         body = buffer.body
         crc = self._sum_pieces(body)
         part_checksum = self._parted.add(body, crc) if self._parted is not None else None
-        transport = self._runtime.transport
-        self._queue(
-            buffer,
-            lambda upload, number: transport.send(
-                requests.upload_part(upload, number, checksum=part_checksum), body=body
-            ),
-        )
+        self._queue(buffer, lambda upload, number: self._send_body(upload, number, body, part_checksum))
         self._buffer = None
+
+    def _send_body(
+        self, upload: MultipartUpload, number: int, body: memoryview, checksum: tuple[str, str] | None
+    ) -> Transfer[CompletedPart]:
+        request = requests.upload_part(upload, number, checksum=checksum)
+        return self._runtime.transport.send(request, body=body)
 
     def _copy_part(self, src_bucket: str, src_key: str, byte_range: ByteRange) -> None:
         transport, memory = self._runtime.transport, self._runtime.memory

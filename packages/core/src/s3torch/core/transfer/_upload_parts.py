@@ -197,7 +197,7 @@ def resolve_ambiguous_commit(
     except NotFoundError:
         found = None
     except S3Error as exc:
-        error.add_note(f"Whether an attempt was stored could not be asked: {exc}")
+        error.add_note(f"Could not check whether an attempt was stored: {exc}")
         raise error from exc
     if found is not None and _is_same(found, checksum, etag):
         return PutResult(found.etag, found.version_id)

@@ -363,7 +363,7 @@ class EpochPosition:
         if self.shard.strided.step == 1:
             return EpochPosition(self.epoch, self.extended(ConsumedPrefix(batches=self.taken)))
         raise ConfigurationError(
-            f"the state is that of {self.shard} alone: to resume with another number of ranks or workers, "
+            f"the state belongs to {self.shard} alone; to resume with another number of ranks or workers, "
             "save the state of a ResumableLoader"
         )
 

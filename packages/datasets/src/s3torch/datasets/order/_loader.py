@@ -146,7 +146,7 @@ class S3Sampler(Sampler[int]):
             order = dict(state["order"])
             epoch, start = check_count("epoch", state["epoch"]), check_count("start", state["start"])
         except (KeyError, TypeError, ValueError) as exc:
-            raise ConfigurationError(f"this is no state of an S3Sampler: {exc!r}") from exc
+            raise ConfigurationError(f"this is not a state of an S3Sampler: {exc!r}") from exc
         if order != self._order():
             why = f"the state was saved with {order!r:.400} and the sampler has {self._order()}"
             raise ConfigurationError(why)
@@ -357,10 +357,12 @@ class ResumableLoader:
         with the next epoch, unless ``set_epoch`` says which one comes.
 
         Raises:
-            ConfigurationError: The state does not fit, or persistent workers run already.
+            ConfigurationError: The state does not fit, or persistent workers are already running.
         """
         if self.loader.persistent_workers and getattr(self.loader, "_iterator", None) is not None:
-            raise ConfigurationError("persistent workers run already: load the state into a new loader")
+            raise ConfigurationError(
+                "persistent workers are already running: load the state into a new loader"
+            )
         self._part.load_state_dict(state)
         self._begun = None
         self._before = 0 if state.get("finished") else check_count("batches", state.get("batches", 0))

@@ -30,7 +30,7 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     try:
         return _merged([part for state in found for part in _shard_states(state)] or found)
     except (AttributeError, KeyError, TypeError, RecursionError) as exc:
-        raise ConfigurationError(f"these are no states of a dataset: {exc!r}") from exc
+        raise ConfigurationError(f"these are not states of a dataset: {exc!r}") from exc
 
 
 def _merged(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def _merged(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for share in state.get("shares", ()):
             owner = tuple(share["stripe"] if "shards" in first else share[:2])
             if shares.setdefault(owner, share) != share:
-                raise ConfigurationError(f"two states are those of the same worker, {owner}")
+                raise ConfigurationError(f"two states belong to the same worker, {owner}")
     return {**first, "shares": list(shares.values())} if "shares" in first else first
 
 

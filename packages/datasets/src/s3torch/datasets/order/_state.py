@@ -207,7 +207,7 @@ class IterationState(Generic[P]):
         try:
             loaded, version = cls._read(state), state["version"]
         except (AttributeError, KeyError, TypeError, ValueError) as exc:
-            raise ConfigurationError(f"this is no state of an {cls._of}: {exc!r}") from exc
+            raise ConfigurationError(f"this is not a state of an {cls._of}: {exc!r}") from exc
         if version != _VERSION:
             raise ConfigurationError(f"the state has version {version!r:.80}, this release reads {_VERSION}")
         if order is not None and dict(loaded.order) != dict(order):
@@ -278,8 +278,8 @@ class ObjectState(IterationState[int]):
             return self.position
         if not covers_all(self.shares) or len({share.step for share in self.shares}) > 1:
             raise ConfigurationError(
-                "the state is that of one rank of several: objects were left out, so that each is at another "
-                "place; merge_states() of all ranks, which have the same number of workers"
+                "the state belongs to one rank of several, and after skipped objects each is at another "
+                "place; resume from merge_states() of all ranks, with the same number of workers"
             )
         consumed = ConsumedShares(tuple(taken for _, taken in sorted(self.shares.items())))
         return replace(self.position, consumed=(*self.position.consumed, consumed))
@@ -319,8 +319,8 @@ class ShardState(IterationState[ShareProgress]):
             return replace(self, shares={share: ShareProgress() for share in team})
         if not is_whole:
             raise ConfigurationError(
-                "the state is that of a rank or worker of others than these: to resume shards with other "
-                "numbers of ranks or workers, merge_states() of all ranks"
+                "the state belongs to one rank or worker of another number of them; to resume shards with "
+                "other numbers, load merge_states() of all ranks"
             )
         quota = quota if self.quota is None else self.quota
         if quota is not None:

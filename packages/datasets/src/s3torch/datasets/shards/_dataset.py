@@ -274,7 +274,7 @@ class S3ShardDataset(StreamedDataset[Any, ResultT]):
         return self._settings.on_error == "skip" and isinstance(exc, tolerated)
 
     def _skip(self, exc: Exception) -> None:
-        _log.warning("leaving out a shard, or the rest of it: %s", exc)
+        _log.warning("skipping a shard, or the rest of it: %s", exc)
         self._counter.add("skipped")
 
 

@@ -201,7 +201,7 @@ class S3IndexedTarDataset(S3Dataset[dict[str, Any], ResultT], Dataset[ResultT]):
             info = item.object_info
             if info is None or (info.size == index.size and same_etag(info.etag, index.etag)):
                 return index
-            _log.warning("the index of %s is that of an older archive", uri)
+            _log.warning("the index of %s belongs to an older archive", uri)
         _log.info("indexing %s", uri)
         index = TarIndex.build(self._client, item.bucket, item.key, **facts_of(item))
         if self._settings.save_indexes:

@@ -208,7 +208,7 @@ class _SparseFile(io.RawIOBase):
                 start += len(piece)
                 if start == stop:
                     return b"".join(pieces)
-        raise OSError(f"the footer names no bytes at {start}")
+        raise OSError(f"the footer has nothing at {start}")
 
 
 def _damage(source: RangeSource, offset: int, why: str) -> DamagedShardError:

@@ -71,7 +71,7 @@ class BlockShuffler:
         if progress.given and (len(current) != progress.count or current[-1][0] != progress.end):
             # Nobody can say which of them were yielded.
             raise ConfigurationError(
-                "the shards do not have the samples any more that they had when the state was saved"
+                "the shards no longer have the samples that they had when the state was saved"
             )
         while current:
             end, count = current[-1][0], len(current)

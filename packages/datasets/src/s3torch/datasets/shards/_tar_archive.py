@@ -237,7 +237,7 @@ def _next_header(stream: ForwardStream, *, needs_end: bool) -> bytes | None:
         if not header.strip(b"\0") and (is_marked or not (header or needs_end)):
             return None
         if len(header) < _BLOCK:
-            raise ArchiveError(stream.offset - len(header), "it ends here, without an end marker")
+            raise ArchiveError(stream.offset - len(header), "the archive ends here, without an end marker")
     _check(header, stream.offset - _BLOCK)
     return header
 
@@ -268,7 +268,7 @@ class _Attributes:
                 self.name = _text(records["path"])
             size = records.get("size")
             if size is not None and not (size.isdigit() and len(size) <= _LONGEST_NUMBER):
-                raise ArchiveError(place, f"the size {size[:_LONGEST_NUMBER]!r} is no number")
+                raise ArchiveError(place, f"the size {size[:_LONGEST_NUMBER]!r} is not a number")
             self.size = self.size if size is None else int(size)
         self._seen = True
 
@@ -295,7 +295,7 @@ def _number(field: bytes, place: int) -> int:
             return int(digits, 8)
         except ValueError:
             pass
-    raise ArchiveError(place, f"a number of the header is none: {digits!r}")
+    raise ArchiveError(place, f"a number of the header is malformed: {digits!r}")
 
 
 def _name(header: bytes) -> str:
@@ -315,7 +315,7 @@ def _extension(stream: ForwardStream, size: int, place: int) -> bytes:
         raise ArchiveError(place, f"an extension header claims {size} bytes")
     data = stream.take(size)
     if len(data) < size:
-        raise ArchiveError(stream.offset, "it ends within an extension header")
+        raise ArchiveError(stream.offset, "the archive ends within an extension header")
     return data
 
 

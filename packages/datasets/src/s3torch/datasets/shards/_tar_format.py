@@ -262,7 +262,7 @@ class TarIndex:
         names = {type(name) for name in (self.etag, *self._keys, *self._suffixes)}
         if names != {str} or type(self.size) is not int or self.size < 0:
             raise ConfigurationError(
-                "etag, keys or suffixes of the index are no texts, or its size no number"
+                "the etag, keys or suffixes of the index are not strings, or its size is not a number"
             )
         files = self._first[-1]
         fits = len(self._keys) == len(self._first) - 1 and max(self._suffix, default=-1) < len(self._suffixes)
@@ -329,10 +329,10 @@ class TarIndex:
                 raise ConfigurationError(f"expected {_FORMAT} {_VERSION}, got {value['format']!r:.80}")
             columns = {name: value[name] for name in _COLUMNS}
             if any(type(column) is not list for column in columns.values()):
-                raise ConfigurationError("a column is no list")
+                raise ConfigurationError("a column is not a list")
             return cls(value["etag"], value["size"], **columns)
         except (KeyError, TypeError, ValueError, RecursionError) as exc:
-            raise ConfigurationError(f"this is no index of a tar archive: {exc!r}") from exc
+            raise ConfigurationError(f"this is not an index of a tar archive: {exc!r}") from exc
 
     def to_json(self) -> bytes:
         """Writes the index in the format above."""

@@ -248,7 +248,7 @@ def _read_lines(file: Any) -> Iterator[S3BucketKeyData]:
             fields = json.loads(line)
             yield _item(**{name: fields[name] for name in _COLUMNS if name in fields})
         except (ValueError, KeyError, TypeError, RecursionError) as exc:
-            raise ConfigurationError(f"line {number} is not that of a manifest: {exc!r}") from exc
+            raise ConfigurationError(f"line {number} is not a line of a manifest: {exc!r}") from exc
 
 
 def _to_gzip(objects: Iterable[S3BucketKeyData]) -> bytes:
@@ -261,7 +261,7 @@ def _from_gzip(data: bytes) -> Iterator[S3BucketKeyData]:
         # Line by line: a few bytes can decompress to very many.
         yield from _read_lines(gzip.GzipFile(fileobj=io.BytesIO(data)))
     except (OSError, EOFError, zlib.error) as exc:
-        raise ConfigurationError(f"this is no gzipped manifest: {exc}") from exc
+        raise ConfigurationError(f"this is not a gzipped manifest: {exc}") from exc
 
 
 def _to_parquet(objects: Iterable[S3BucketKeyData]) -> bytes:
@@ -292,7 +292,7 @@ def _from_parquet(data: bytes) -> Iterator[S3BucketKeyData]:
                 number += 1
                 yield _item(**row)
     except (pyarrow.ArrowException, OSError, ValueError, TypeError) as exc:
-        raise ConfigurationError(f"this is no manifest in Parquet, from row {number} on: {exc}") from exc
+        raise ConfigurationError(f"this is not a manifest in Parquet, from row {number} on: {exc}") from exc
 
 
 class _Format(NamedTuple):
@@ -333,7 +333,7 @@ def _item(
         ("version_id", "" if version_id is None else version_id),
     ):
         if not isinstance(value, str):
-            raise ConfigurationError(f"{name} must be a text, got {value!r:.80}")
+            raise ConfigurationError(f"{name} must be a string, got {value!r:.80}")
     return S3BucketKeyData(
         bucket, key, _info(key, etag, size, 0 if last_modified is None else last_modified, version_id)
     )

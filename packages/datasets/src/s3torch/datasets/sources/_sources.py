@@ -127,7 +127,7 @@ class PrefixSource:
             raise ConfigurationError("expected at least one prefix, got none")
         for one, other in pairwise(sorted(uris)):
             if one.bucket == other.bucket and other.key.startswith(one.key):
-                raise ConfigurationError(f"{other} is part of {one}: its objects would come twice")
+                raise ConfigurationError(f"{other} is part of {one}, so its objects would come twice")
         return cls(uris)
 
     def __call__(self, client: S3Client) -> Iterator[S3BucketKeyData]:

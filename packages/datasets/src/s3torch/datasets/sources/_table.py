@@ -52,7 +52,7 @@ class ObjectTable(Sequence[S3BucketKeyData]):
     def __init__(self, buffer: Any) -> None:
         magic, length = _HEAD.unpack_from(buffer)
         if magic != _MAGIC:
-            raise ValueError("this is no table of objects")
+            raise ValueError("this is not a table of objects")
         view = memoryview(buffer)
         place = _HEAD.size + length
         head = json.loads(bytes(view[_HEAD.size : place]))

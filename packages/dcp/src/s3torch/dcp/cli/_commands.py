@@ -18,20 +18,19 @@ if TYPE_CHECKING:
     from s3torch.core import ObjectInfo, S3Client
     from s3torch.core.observers import TransferInfo, TransferProgress
     from s3torch.dcp._verifying import Depth
-    from s3torch.dcp.manage import CheckpointInfo
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 def checkpoint() -> None:
-    """Lists, verifies, compares, converts and deletes checkpoints."""
+    """List, verify, compare, convert and delete checkpoints."""
 
 
 @command
 @click.argument("uri")
 def ls(context: CommandContext, uri: str) -> None:
-    """Lists the complete checkpoints below a folder, oldest first."""
+    """List the complete checkpoints below a folder, oldest first."""
     from s3torch.dcp import manage
 
     found = manage.list_checkpoints(uri, client=context.client)
@@ -43,9 +42,9 @@ def ls(context: CommandContext, uri: str) -> None:
 
 @command
 @click.argument("uri")
-@click.option("--match", default="", metavar="TEXT", help="Only what has this in its name.")
+@click.option("--match", default="", metavar="TEXT", help="Only names that contain this.")
 def inspect(context: CommandContext, uri: str, match: str) -> None:
-    """Shows names, shapes, types and sizes, from the metadata alone."""
+    """Show names, shapes, types and sizes, from the metadata alone."""
     from s3torch.dcp.cli._contents import stored_values
 
     found = [one for one in stored_values(uri, context.client) if match in one.name]
@@ -61,15 +60,7 @@ def inspect(context: CommandContext, uri: str, match: str) -> None:
     ]
     context.write_table(("name", "type", "shape", "size", "parts"), rows, numbers=("size", "parts"))
     for one in found:
-        context.write(
-            None,
-            name=one.name,
-            dtype=one.dtype,
-            shape=one.shape,
-            size=one.size,
-            parts=one.parts,
-            files=one.files,
-        )
+        context.write(None, **{name: value for name, value in asdict(one).items() if name != "identity"})
     size = sum(one.size for one in found)
     context.write(f"{count_text(len(found), 'value')}, {size_text(size)}", values=len(found), total_size=size)
 
@@ -84,7 +75,7 @@ def inspect(context: CommandContext, uri: str, match: str) -> None:
     help="Compare sizes, the checksums that the store keeps, or all bytes.",
 )
 def verify(context: CommandContext, uri: str, depth: Depth) -> int:
-    """Compares the files of a checkpoint with what its metadata says.
+    """Compare the files of a checkpoint with its metadata.
 
     Exit code 1 if something is wrong.
     """
@@ -107,7 +98,7 @@ def verify(context: CommandContext, uri: str, depth: Depth) -> int:
 @click.argument("old")
 @click.argument("new")
 def diff(context: CommandContext, old: str, new: str) -> int:
-    """Tells which tensors differ between two checkpoints.
+    """Show which tensors differ between two checkpoints.
 
     Tensors with equal checksums in the metadata are not read. What has other ones, none, or is stored in
     other parts, is read from both and compared byte by byte. Exit code 1 if something differs.
@@ -124,10 +115,10 @@ def diff(context: CommandContext, old: str, new: str) -> int:
 
 @command
 @click.argument("uri")
-@click.option("-n", "--dry-run", is_flag=True, help="Only say that it would be deleted.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only show what would be deleted.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-def rm(context: CommandContext, uri: str, dry_run: bool, yes: bool) -> None:  # noqa: FBT001
-    """Deletes a checkpoint: its metadata first, then its files.
+def rm(context: CommandContext, uri: str, dry_run: bool, yes: bool) -> None:
+    """Delete a checkpoint: its metadata first, then its files.
 
     Other objects in the folder, and checkpoints in folders below, stay.
     """
@@ -143,10 +134,12 @@ def rm(context: CommandContext, uri: str, dry_run: bool, yes: bool) -> None:  # 
 
 @command
 @click.argument("uri")
-@click.option("--keep-last", type=click.IntRange(1), required=True, help="How many of the newest stay.")
-@click.option("--keep-every", type=click.IntRange(1), help="Keep each whose step is a multiple of this.")
-@click.option("--protect", multiple=True, metavar="URI", help="Keep this one; may be given several times.")
-@click.option("-n", "--dry-run", is_flag=True, help="Only say which would be deleted.")
+@click.option("--keep-last", type=click.IntRange(1), required=True, help="How many of the newest to keep.")
+@click.option(
+    "--keep-every", type=click.IntRange(1), help="Also keep those whose step is a multiple of this."
+)
+@click.option("--protect", multiple=True, metavar="URI", help="Also keep this one; may be repeated.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only show what would be deleted.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def prune(
     context: CommandContext,
@@ -154,23 +147,15 @@ def prune(
     keep_last: int,
     keep_every: int | None,
     protect: tuple[str, ...],
-    dry_run: bool,  # noqa: FBT001
-    yes: bool,  # noqa: FBT001
+    dry_run: bool,
+    yes: bool,
 ) -> None:
-    """Deletes all but the newest checkpoints of a run."""
+    """Delete all but the newest checkpoints of a run."""
     from s3torch.dcp import manage
 
-    def choose(*, dry_run: bool, also: tuple[str, ...] = ()) -> list[CheckpointInfo]:
-        return manage.prune_checkpoints(
-            uri,
-            last=keep_last,
-            every=keep_every,
-            protect=(*protect, *also),
-            dry_run=dry_run,
-            client=context.client,
-        )
-
-    chosen = choose(dry_run=True)
+    chosen = manage.prune_checkpoints(
+        uri, last=keep_last, every=keep_every, protect=protect, dry_run=True, client=context.client
+    )
     for one in chosen:
         context.write(f"{time_text(one.committed)}  {one.uri}", **asdict(one))
     if chosen and not dry_run:
@@ -189,7 +174,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
         return None
     number, unit = value.rstrip("kKmMgGtT"), value.lstrip("0123456789").lower()
     if not number.isdecimal() or unit not in _UNITS:
-        raise click.BadParameter(f"{value!r} is no size: give bytes, or as in 500M, 5G", ctx, param)
+        raise click.BadParameter(f"{value!r} is not a size: give bytes, or as in 500M, 5G", ctx, param)
     return int(number) * _UNITS[unit]
 
 
@@ -197,16 +182,18 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 @click.argument("source")
 @click.argument("target")
 @click.option(
-    "--to", required=True, type=click.Choice(["dcp", "torch", "safetensors"]), help="What it becomes."
+    "--to", required=True, type=click.Choice(["dcp", "torch", "safetensors"]), help="The new format."
 )
 @click.option(
     "--prefix",
     default="",
     metavar="TEXT",
-    help="Only names that begin so, such as model. (which is left out).",
+    help="Only names that begin with this, such as model. (which is cut off).",
 )
-@click.option("--max-shard-size", callback=_size, metavar="SIZE", help="Of a safetensors file, as in 5G.")
-@click.option("--overwrite", is_flag=True, help="Replace what is at TARGET.")
+@click.option(
+    "--max-shard-size", callback=_size, metavar="SIZE", help="Maximum size of a safetensors file, such as 5G."
+)
+@click.option("--overwrite", is_flag=True, help="Replace what exists at TARGET.")
 def convert(
     context: CommandContext,
     source: str,
@@ -214,9 +201,9 @@ def convert(
     to: str,
     prefix: str,
     max_shard_size: int | None,
-    overwrite: bool,  # noqa: FBT001
+    overwrite: bool,
 ) -> None:
-    """Makes a checkpoint of another kind of SOURCE.
+    """Convert the checkpoint SOURCE to another format.
 
     Either may be a folder of torch.distributed.checkpoint (dcp), a file of torch.save (torch), or a
     safetensors file or a folder of them, on S3 or on a disk. Tensors go through memory in parts of 32 MiB.

@@ -148,14 +148,8 @@ def differences(one: str, other: str, client: S3Client) -> Iterator[Difference]:
                 yield Difference(name, "added", _short(new[name]))
             elif (old[name].dtype, old[name].shape) != (new[name].dtype, new[name].shape):
                 yield Difference(name, "shape", f"{_short(old[name])} -> {_short(new[name])}")
-            elif not _same(old[name], new[name], compare):
+            elif not compare.are_equal(old[name], new[name]):
                 yield Difference(name, "content", _short(new[name]))
-
-
-def _same(old: StoredValue, new: StoredValue, compare: _Contents) -> bool:
-    if old.identity is not None and old.identity == new.identity:
-        return True
-    return compare.are_equal(new)
 
 
 def _short(value: StoredValue) -> str:
@@ -163,7 +157,7 @@ def _short(value: StoredValue) -> str:
 
 
 class _Contents:
-    """Compares values by their bytes; the checkpoints are opened when that is first needed."""
+    """Compares values by their checksums or their bytes; checkpoints are opened when bytes are needed."""
 
     def __init__(self, one: str, other: str, client: S3Client, stack: ExitStack) -> None:
         self._places = (one, other)
@@ -171,8 +165,10 @@ class _Contents:
         self._stack = stack
         self._sources: list[Any] = []
 
-    def are_equal(self, value: StoredValue) -> bool:
-        """Reads a value from both and compares."""
+    def are_equal(self, old: StoredValue, value: StoredValue) -> bool:
+        """Compares what the metadata notes, else reads the value from both."""
+        if old.identity is not None and old.identity == value.identity:
+            return True
         if not self._sources:
             self._sources = [open_source(place, self._client, self._stack) for place in self._places]
         one, other = self._sources

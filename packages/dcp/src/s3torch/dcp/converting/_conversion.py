@@ -97,7 +97,7 @@ class _Part:
         )
         if not self.contents.tensors and not self.contents.objects:
             some = ", ".join(sorted([*contents.tensors, *contents.objects])[:5])
-            raise CheckpointError(f"nothing begins with {prefix!r}; there are {some}, …")
+            raise CheckpointError(f"no name begins with {prefix!r}; there are {some}, …")
 
     def read(self, bands: Sequence[Band]) -> list[torch.Tensor]:
         """Reads parts of tensors."""

@@ -231,7 +231,7 @@ class _MappedFiles(_Mapped):
         for one in parse_header(head, where=str(path), size=len(content)).tensors:
             if one.name in self._tensors:
                 raise CheckpointError(
-                    f"{one.name} is in several files of {path.parent}, and no index tells which holds"
+                    f"{one.name} is in several files of {path.parent}, and no index says which one to use"
                 )
             self._tensors[one.name] = _at(content, one.start, Shape(one.dtype, one.sizes))
 

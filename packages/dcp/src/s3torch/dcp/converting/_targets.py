@@ -86,8 +86,8 @@ def write_safetensors(
     if contents.objects:
         some = ", ".join(sorted(contents.objects)[:_SHOWN])
         raise CheckpointError(
-            f"safetensors files hold only tensors, and {len(contents.objects)} values are none ({some}, …); "
-            "choose a part of it by a prefix, such as 'model.'"
+            f"safetensors files hold only tensors, and {len(contents.objects)} values are not ({some}, …); "
+            "choose a part of the checkpoint with a prefix, such as 'model.'"
         )
     place = path_text(target)
     if place.endswith(SUFFIX):
@@ -161,7 +161,7 @@ def write_torch(source: Source, target: str | os.PathLike[str], client: S3Client
     """
     contents = source.contents
     if not overwrite and exists(target, client):
-        raise FileExistsError(f"{path_text(target)} is there already")
+        raise FileExistsError(f"{path_text(target)} already exists")
     flat: dict[str, Any] = {name: _hollow(shape) for name, shape in contents.tensors.items()}
     flat |= contents.objects
     paths = contents.paths

@@ -215,7 +215,7 @@ def metadata_of(
             if index in storage:
                 raise CheckpointError(
                     f"{tensor.name} is in {storage[index].relative_path} and in {file} of {where}, and no "
-                    "index tells which one holds"
+                    "index says which one to use"
                 )
             if len(offsets) != len(tensor.sizes):
                 raise CheckpointError(
@@ -230,7 +230,7 @@ def metadata_of(
             files = {storage[MetadataIndex(name, one.offsets)].relative_path for one in stored.chunks}
             raise CheckpointError(
                 f"{where} has {problem} of {name}, in {', '.join(sorted(files)[:_SHOWN])}; a file is "
-                "missing, or there is one too many"
+                "missing, or one too many is there"
             )
     return Metadata(tensors, storage_data=storage)  # type: ignore[arg-type] # A dict is invariant.
 

@@ -131,7 +131,7 @@ def header_length(head: bytes, *, where: str) -> int:
     """
     length = _LENGTH.unpack_from(head)[0] if len(head) >= LENGTH_SIZE else 0
     if not 2 <= length <= _LONGEST_HEADER:
-        raise CheckpointError(f"{where} is no safetensors file: its header would have {length} bytes")
+        raise CheckpointError(f"{where} is not a safetensors file: its header would have {length} bytes")
     return int(LENGTH_SIZE + length)
 
 
@@ -171,7 +171,9 @@ def _check_places(tensors: Sequence[FileTensor], begin: int, size: int | None, w
 def _tensor(name: str, entry: Mapping[str, Any], begin: int) -> FileTensor:
     start, stop = sizes_of(entry["data_offsets"])
     if entry["dtype"] not in _DTYPES:
-        raise CheckpointError(f"{name} is of the type {entry['dtype']}, of which no tensor can be made here")
+        raise CheckpointError(
+            f"{name} is of the type {entry['dtype']}, which this release of torch does not have"
+        )
     tensor = FileTensor(begin + start, _DTYPES[entry["dtype"]], sizes_of(entry["shape"]), name)
     if tensor.stop != begin + stop:
         raise ValueError(f"{name} is a tensor of {tensor.stop - tensor.start} bytes in {stop - start} bytes")
@@ -186,7 +188,7 @@ def parse_json(text: str | bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name is there twice")
+        raise ValueError("a name occurs twice")
     return found
 
 
@@ -327,7 +329,7 @@ def parse_index(body: bytes, *, uri: str) -> Index:
         notes = (metadata.get(_PIECES_NOTE) or {}).items()
         pieces = {name: base64.b64decode(note, validate=True) for name, note in notes}
         if not set(map(type, weight_map.values())) <= {str}:
-            raise TypeError("the name of a file is no text")
+            raise TypeError("the name of a file is not a string")
     except MALFORMED as exc:
         raise CheckpointError(f"{uri} is damaged: {short(exc)}") from exc
     return Index(weight_map, facts, pieces)

@@ -119,7 +119,9 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
         for item in (item for plan in plans for item in plan.items):
             data = item.tensor_data
             if data is None:
-                raise CheckpointError(f"{item.index.fqn} is no tensor; safetensors files hold only tensors")
+                raise CheckpointError(
+                    f"{item.index.fqn} is not a tensor; safetensors files hold only tensors"
+                )
             if data.chunk.sizes != data.size and not self.save_distributed:
                 raise CheckpointError(f"{item.index.fqn} is sharded; save it with save_distributed=True")
         return planned

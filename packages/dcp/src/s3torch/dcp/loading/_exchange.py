@@ -53,8 +53,8 @@ def group_for_bytes(group: ProcessGroup | None) -> ProcessGroup | None:
     backends = dict(one.split(":") for one in dist.get_backend_config(found).split(",") if ":" in one)
     if backends.get("cpu") != "gloo":
         _log.warning(
-            "every rank reads all it needs: replicas='broadcast' sends bytes with gloo, but the process "
-            "group has %s; use init_process_group('cpu:gloo,cuda:nccl'), say",
+            "every rank reads everything it needs: replicas='broadcast' sends bytes with gloo, but the "
+            "process group has %s; use for example init_process_group('cpu:gloo,cuda:nccl')",
             dist.get_backend_config(found),
         )
         return None

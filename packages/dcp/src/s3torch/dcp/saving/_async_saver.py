@@ -103,7 +103,7 @@ class AsyncSaver:
         groups = self._groups()
         if self._is_busy(groups):
             if self._when_busy == "skip":
-                _log.warning("no checkpoint is saved, because the last save still goes on")
+                _log.warning("no checkpoint is saved, because the last save is still running")
                 return None
             self.wait()
         self._raise_failure(groups)

@@ -96,7 +96,7 @@ class Commit:
             self._remove(self.names_in(previous.body))
         except S3Error as exc:
             warnings.warn(
-                f"the new checkpoint in {self.path} is complete, but files of the old one were left: {exc}",
+                f"the new checkpoint in {self.path} is complete, but files of the old one are left: {exc}",
                 stacklevel=2,
             )
 
@@ -192,7 +192,7 @@ def _warn_of_conditions(bucket: str, what: str) -> None:
     # Python shows the same text once.
     warnings.warn(
         f"the store of the bucket {bucket} {what} conditional PUTs. Checkpoints are whole in any case, but "
-        "of two jobs that save to one path at the same moment one may replace that of the other unseen",
+        "of two jobs that save to one path at the same moment, one may replace the other's without an error",
         stacklevel=2,
     )
 

@@ -98,7 +98,7 @@ def _latest(fs: S3FileSystem, path: str) -> str | None:
     folder = path.rstrip("/").rpartition("/")[0]
     if not parse_s3_uri(f"{folder}/").key.strip("/"):
         # It could take long to look through a whole bucket.
-        raise CheckpointError(f"reuse='latest' looks into the folder of {path}, which is a whole bucket")
+        raise CheckpointError(f"reuse='latest' looks in the folder of {path}, which is a whole bucket")
     found = latest_checkpoint(folder, client=fs.client)
     return None if found is None else found.uri
 
@@ -176,7 +176,7 @@ class RankCopies:
                 raise
             except S3Error as exc:
                 self._why_not = f"S3 could not copy from {self._old.uri}: {exc}"
-                _log.warning("%s; what has not changed is sent", self._why_not)
+                _log.warning("%s; what has not changed is sent again", self._why_not)
                 # What the failed copy has left, or may yet leave, has another name.
                 with suppress(S3Error):
                     self._files.fs.rm_file(join_path(self._files.path, file.name))

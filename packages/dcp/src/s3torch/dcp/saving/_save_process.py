@@ -86,7 +86,7 @@ class SaveProcess:
         except (EOFError, OSError) as exc:
             self._process.join(_SECONDS_TO_END)
             raise CheckpointError(
-                f"the process that saves has ended with exit code {self._process.exitcode}; the checkpoint "
+                f"the process that saves ended with exit code {self._process.exitcode}; the checkpoint "
                 "that was there is whole, and the next save starts another process"
             ) from exc
         if failure is not None:

@@ -14,6 +14,7 @@ from s3torch.core import requests
 from s3torch.core.errors import ChecksumMismatchError, NotFoundError, PreconditionFailedError
 from s3torch.core.models import MultipartUpload, PutOptions
 from s3torch.core.ranges import MIN_PART_SIZE, ByteRange
+from s3torch.core.requests import same_etag
 from s3torch.testing._transport.case import (
     NOWHERE,
     PATIENCE,
@@ -30,6 +31,7 @@ from s3torch.testing.scripted import ScriptedAnswer
 
 if TYPE_CHECKING:
     from s3torch.core.models import UploadInfo
+    from s3torch.core.requests import StoredPart
     from s3torch.testing._transport.case import Script, TransportCalls
 
 _NEW = PutOptions(if_none_match="*")
@@ -283,6 +285,30 @@ class UploadListingTests(TransportCase):
         for upload in begun:
             transport.abort_multipart_upload(upload).result(PATIENCE)
         assert transport.list_multipart_uploads(bucket, prefix=prefix).uploads == []
+
+    def test_parts_of_an_upload(self, transport: TransportCalls, bucket: str, prefix: str) -> None:
+        upload = begin_upload(transport, bucket, f"{prefix}a")
+        bodies = {3: b"three", 1: b"one", 7: b"seven!!"}
+        sent = {
+            number: transport.upload_part(upload, number, memoryview(body), checksum=checksum_of(body))
+            for number, body in bodies.items()
+        }
+        etags = {number: part.result(PATIENCE).etag for number, part in sent.items()}
+        told: list[StoredPart] = []
+        marker = None
+        for _ in bodies:
+            page, marker = transport.call(requests.list_parts(upload, max_parts=2, marker=marker))
+            told += page
+            if marker is None:
+                break
+        assert [part.number for part in told] == [1, 3, 7]
+        for part in told:
+            assert part.size == len(bodies[part.number])
+            assert same_etag(part.etag, etags[part.number])
+            assert set(part.checksums.items()) <= {checksum_of(bodies[part.number])}
+        transport.abort_multipart_upload(upload).result(PATIENCE)
+        with refused("NoSuchUpload", "ListParts", bucket, upload.key):
+            transport.call(requests.list_parts(upload))
 
     def test_uploads_in_missing_bucket(self, transport: TransportCalls) -> None:
         with refused("NoSuchBucket", "ListMultipartUploads", NOWHERE):

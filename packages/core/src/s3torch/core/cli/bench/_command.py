@@ -29,24 +29,30 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
         number = text.rstrip("kmg")
         unit = text[len(number) :]
         if not number.isdecimal() or not int(number) or unit not in _UNITS:
-            raise click.BadParameter(f"{text!r} is none of numbers such as 16 or 8M", ctx, param)
+            raise click.BadParameter(f"{text!r} is not a list of numbers such as 16 or 8M", ctx, param)
         found.append(int(number) * _UNITS[unit])
     return tuple(sorted(set(found)))
 
 
 @command
 @click.argument("uri")
+@click.option("--sizes", default="64K,1M,8M,64M", show_default=True, callback=_numbers, help="Object sizes.")
 @click.option(
-    "--sizes", default="64K,1M,8M,64M", show_default=True, callback=_numbers, help="Sizes of objects."
+    "--at-a-time",
+    default="1,4,16,64",
+    show_default=True,
+    callback=_numbers,
+    help="Numbers of objects in flight.",
 )
 @click.option(
-    "--at-a-time", default="1,4,16,64", show_default=True, callback=_numbers, help="Objects at a time."
+    "--seconds",
+    type=click.FloatRange(0.01, 60),
+    default=1.0,
+    show_default=True,
+    help="Seconds for each measurement.",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(0.01, 60), default=1.0, show_default=True, help="For each measurement."
-)
-@click.option(
-    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draws a picture, too (needs matplotlib)."
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Also draw a plot (needs matplotlib)."
 )
 def bench(
     context: CommandContext,
@@ -56,7 +62,7 @@ def bench(
     seconds: float,
     plot: Path | None,
 ) -> int:
-    """Measures latency and throughput, and what bounds it.
+    """Measure latency and throughput, and find the bottleneck.
 
     It stores objects below PREFIX/.s3torch-bench-…, reads them, and removes them in the end, also after
     Ctrl-C. The default takes about 40 seconds and moves what the network moves in that time, which may cost
@@ -79,7 +85,7 @@ def bench(
     if plot is not None:
         draw(cells, plot)
         context.note(f"Plot: {plot}")
-    context.note(f"{size_text(measured.moved)} were moved; all objects were removed again.")
+    context.note(f"{size_text(measured.moved)} were moved; all objects were removed.")
     return ExitCode.PARTIAL if left else ExitCode.DONE
 
 

@@ -27,11 +27,12 @@ _TOPIC = "Store"
 _CONTENT = b"s3torch doctor\n"
 _OTHER_ETAG = '"00000000000000000000000000000000"'
 _NO_CHECKSUMS = (
-    "reads are compared by length and ETag alone, so bytes that rot on the way or in the store go unseen; "
+    "reads are compared by length and ETag alone, so damage in transit or in the store goes unnoticed; "
     "checkpoints of s3torch-dcp keep checksums of their own"
 )
 _NO_CONDITIONS = (
-    "of two jobs that save to one path at the same moment, one may replace the other's checkpoint unseen"
+    "of two jobs that save to one path at the same moment, one may replace the other's checkpoint without an "
+    "error"
 )
 
 
@@ -49,7 +50,7 @@ def look_at_first_object(client: S3Client, bucket: str, page: ListObjectResult) 
         remedy = f"allow s3:GetObject on arn:aws:s3:::{bucket}/* (and kms:Decrypt for a key of KMS)"
         yield Finding(_TOPIC, "reading", Severity.ERROR, text, remedy)
     except S3Error as error:
-        yield Finding(_TOPIC, "reading", Severity.WARNING, str(error), "see the text of the error")
+        yield Finding(_TOPIC, "reading", Severity.WARNING, str(error), "see the error")
     else:
         yield _kept_checksums(head.checksums, info.key)
 
@@ -61,7 +62,7 @@ def _kept_checksums(checksums: Any, key: str) -> Finding:
         )
         return Finding(_TOPIC, "reading", Severity.OK, f"{key} can be read; kept with it: {listed}")
     text = f"{key} can be read, but no checksum is kept with it: {_NO_CHECKSUMS}"
-    return Finding(_TOPIC, "reading", Severity.NOTE, text, "--write tells whether the store keeps any")
+    return Finding(_TOPIC, "reading", Severity.NOTE, text, "--write shows whether the store keeps any")
 
 
 def try_abilities(client: S3Client, bucket: str, prefix: str) -> list[Finding]:
@@ -125,9 +126,13 @@ class _Trial:
             return Finding(_TOPIC, "writing", Severity.ERROR, str(error), remedy)
         if not same:
             return Finding(
-                _TOPIC, "writing", Severity.ERROR, "other bytes came back", "do not use this store"
+                _TOPIC,
+                "writing",
+                Severity.ERROR,
+                "the object came back with other bytes",
+                "do not use this store",
             )
-        return Finding(_TOPIC, "writing", Severity.OK, "an object was stored, and came back as it was")
+        return Finding(_TOPIC, "writing", Severity.OK, "an object was stored and came back unchanged")
 
     @staticmethod
     def _try(name: str, trial: Callable[[], str], severity: Severity, without: str) -> Finding:
@@ -144,14 +149,14 @@ class _Trial:
             name,
             severity,
             f"{why}: {without}",
-            "no setting helps; another store, or a newer release of it",
+            "no setting helps; use another store, or a newer release of this one",
         )
 
     def _checksums(self) -> str:
         head = self._client.head_object(self._bucket, self._key)
         if not head.checksums:
-            raise _MissingError("none is kept")
-        return f"{', '.join(sorted(head.checksums))} is kept, and told with the object"
+            raise _MissingError("the store keeps none")
+        return f"{', '.join(sorted(head.checksums))} is kept, and returned with the object"
 
     def _condition(self) -> str:
         options = PutOptions(if_none_match="*")
@@ -160,7 +165,7 @@ class _Trial:
         try:
             runtime.transport.send(request, body=memoryview(_CONTENT)).result()
         except PreconditionFailedError:
-            return "If-None-Match is heeded: what is there is not replaced unseen"
+            return "If-None-Match is obeyed: an existing object is not replaced by mistake"
         raise _MissingError("If-None-Match is ignored")
 
     def _pinned_read(self) -> str:
@@ -170,7 +175,7 @@ class _Trial:
         try:
             self._call(wanted)
         except PreconditionFailedError:
-            return "If-Match is heeded: all ranges are of one version of an object"
+            return "If-Match is obeyed: all ranges come from one version of an object"
         raise _MissingError("If-Match is ignored")
 
     def _copy(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import click
@@ -41,12 +42,14 @@ _CODES = {
 
 @command
 @click.argument("uri", required=False)
-@click.option("--write", is_flag=True, help="Try what the store can do, with objects that are removed again.")
-def doctor(context: CommandContext, uri: str | None, write: bool) -> int:  # noqa: FBT001
-    """Says what is wrong with the set-up, and what to do.
+@click.option(
+    "--write", is_flag=True, help="Also try what the store can do, with objects that are removed afterwards."
+)
+def doctor(context: CommandContext, uri: str | None, write: bool) -> int:
+    """Find out what is wrong with the setup, and how to fix it.
 
     With s3://bucket/prefix it sends signed requests that only read: a listing of one object and a HEAD.
-    --write also stores some small objects below PREFIX/.s3torch-doctor-…, to see whether the store knows
+    --write also stores some small objects below PREFIX/.s3torch-doctor-…, to see whether the store supports
     checksums, conditions, copies and batches, and removes them. Secrets are never shown.
 
     Exit code: 1 if there is an error, 7 if there are only warnings, else 0.
@@ -66,19 +69,14 @@ def _look(context: CommandContext, uri: str | None, *, write: bool) -> Iterator[
     session = AwsSession(
         region=context.region, endpoint=context.endpoint, config=context.config, user_agent="", endpoints={}
     )
-    findings = []
-    for finding in look_at_settings(context, session, bucket):
-        findings.append(finding)
+    usable = True
+    for finding in chain(look_at_settings(context, session, bucket), look_at_network(session, bucket)):
+        usable = usable and finding.severity < Severity.ERROR
         yield finding
-    usable = all(one.severity < Severity.ERROR for one in findings)
-    for finding in look_at_network(session, bucket):
-        findings.append(finding)
-        yield finding
-    reachable = all(one.severity < Severity.ERROR or one.name == "credentials" for one in findings)
     if bucket is None:
-        text = "none was sent: give s3://bucket/prefix"
+        text = "not sent: give s3://bucket/prefix to try one"
         yield Finding("Connection", "signed request", Severity.NOTE, text)
-    elif usable and reachable:
+    elif usable:
         yield from _look_at_store(context, bucket, prefix, write=write)
     yield from _look_with_plugins(context)
 
@@ -103,7 +101,9 @@ def _look_with_plugins(context: CommandContext) -> Iterator[Finding]:
             yield from check(context)
         except Exception as exc:  # noqa: BLE001 - Whatever a third party does, others go on.
             name = f"{check.__module__}.{getattr(check, '__name__', check)}"
-            yield Finding("Plugins", "check", Severity.WARNING, f"{name} failed: {exc!r}", "tell its authors")
+            yield Finding(
+                "Plugins", "check", Severity.WARNING, f"{name} failed: {exc!r}", "report this to its authors"
+            )
 
 
 class _Report:

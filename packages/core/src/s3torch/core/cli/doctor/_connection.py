@@ -101,15 +101,17 @@ def look_at_network(session: AwsSession, bucket: str | None) -> Iterator[Finding
     try:
         addresses = {info[4][0] for info in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)}
     except OSError as exc:
-        remedy = "correct the endpoint or the region; look at the name server (/etc/resolv.conf)"
-        yield Finding(_TOPIC, "name", Severity.ERROR, f"{name} has no address: {exc.strerror}", remedy)
+        remedy = "correct the endpoint or the region, or check DNS (/etc/resolv.conf)"
+        yield Finding(
+            _TOPIC, "name", Severity.ERROR, f"the name {name} was not found: {exc.strerror}", remedy
+        )
         return
     begin = time.perf_counter()
     try:
         connected = socket.create_connection((name, port), _SECONDS)
     except OSError as exc:
         why = exc.strerror or f"no answer in {_SECONDS:.0f} seconds"
-        remedy = "is the server running, the port right, the firewall or security group open?"
+        remedy = "check that the server runs, the port is right, and no firewall or security group blocks it"
         yield Finding(_TOPIC, "connection", Severity.ERROR, f"{what}, port {port}: {why}", remedy)
         return
     with connected:
@@ -129,15 +131,15 @@ def _shake_hands(connected: socket.socket, host: str, ca_bundle: str | None) -> 
             certificate: Any = secure.getpeercert()
             version = secure.version()
     except ssl.SSLCertVerificationError as exc:
-        remedy = "name the file of its authority: AWS_CA_BUNDLE=/path/ca.pem or S3ClientConfig(ca_bundle=…)"
+        remedy = "trust its authority: AWS_CA_BUNDLE=/path/ca.pem or S3ClientConfig(ca_bundle=…)"
         text = f"the certificate of {host} is not trusted: {exc.verify_message} (trusted: {trusted})"
         return Finding(_TOPIC, "TLS", Severity.ERROR, text, remedy)
     except (ssl.SSLError, OSError) as exc:
         if isinstance(exc, FileNotFoundError):
-            text = f"the file of certificates {ca_bundle} is missing"
+            text = f"the certificate file {ca_bundle} does not exist"
             return Finding(_TOPIC, "TLS", Severity.ERROR, text, "correct AWS_CA_BUNDLE or ca_bundle")
         text = f"{host} does not speak TLS on this port: {getattr(exc, 'reason', None) or exc}"
-        return Finding(_TOPIC, "TLS", Severity.ERROR, text, "use http:// or the port for https://")
+        return Finding(_TOPIC, "TLS", Severity.ERROR, text, "use http://, or the port that serves https://")
     ends = datetime.fromtimestamp(ssl.cert_time_to_seconds(certificate["notAfter"]), UTC)
     days = (ends - datetime.now(UTC)).days
     text = f"{version}, the certificate is trusted ({trusted}) until {ends:%Y-%m-%d}"
@@ -165,15 +167,19 @@ def send_signed(client: S3Client, bucket: str, prefix: str) -> Reached:
         page = listing.result(answer)
     except S3Error as error:
         return Reached(_refused(error, bucket), skew)
-    text = f"ListObjectsV2 was answered in {(end - begin) * 1000:.0f} ms: the keys are valid and may list"
+    text = (
+        f"ListObjectsV2 was answered in {(end - begin) * 1000:.0f} ms: the credentials are valid and may list"
+    )
     facts = {"seconds": end - begin, "server": answer.headers.get("server")}
     return Reached(Finding(_TOPIC, "signed request", Severity.OK, text, facts=facts), skew, page)
 
 
 def _without_answer(error: S3Error) -> Finding:
-    remedy = "see the findings above; try --transport http (or crt) to tell the network from the transport"
+    remedy = (
+        "see the findings above; --transport http (or crt) shows whether it is the network or the transport"
+    )
     if isinstance(error, CertificateError):
-        remedy = "name the file of its authority: AWS_CA_BUNDLE=/path/ca.pem"
+        remedy = "trust its authority: AWS_CA_BUNDLE=/path/ca.pem"
     elif isinstance(error, TransportError):
         remedy = "choose another --transport, or install what this one needs"
     elif not isinstance(error, S3ConnectionError | S3TimeoutError):
@@ -187,8 +193,10 @@ def _refused(error: S3Error, bucket: str) -> Finding:
     if known is not None:
         text, remedy = known[0], known[1].format(bucket=bucket)
     elif error.has_expired_credentials:
-        text = "the keys have expired"
-        remedy = "get new ones: aws sso login, or a new session token; long jobs need keys that are renewed"
+        text = "the credentials have expired"
+        remedy = (
+            "get new ones: aws sso login, or a new session token; long jobs need credentials that are renewed"
+        )
     elif isinstance(error, WrongRegionError):
         where = error.expected_region
         text = error.message
@@ -196,11 +204,14 @@ def _refused(error: S3Error, bucket: str) -> Finding:
     elif isinstance(error, NotFoundError):
         text, remedy = f"there is no bucket {bucket}", "correct its name, the endpoint, or create it"
     elif isinstance(error, ThrottledError):
-        text, remedy = error.message, "the store is busy; fewer requests, or more key prefixes"
+        text, remedy = (
+            error.message,
+            "the store is busy; send fewer requests, or spread keys over more prefixes",
+        )
     elif error.status == _FORBIDDEN:
         text, remedy = _REFUSALS["AccessDenied"][0], _REFUSALS["AccessDenied"][1].format(bucket=bucket)
     else:
-        text, remedy = error.message, "is this the endpoint of an S3 server?"
+        text, remedy = error.message, "check that this is the endpoint of an S3 server"
     told = f" [{error.code}]" if error.code else f" [{error.status}]"
     return Finding(_TOPIC, "signed request", Severity.ERROR, text + told, remedy, _facts(error))
 
@@ -221,8 +232,10 @@ def _clocks(date: str | None, begin: float, end: float) -> Finding | None:
     ahead = begin - theirs - 1 if begin > theirs + 1 else end - theirs if end < theirs else 0.0
     facts = {"seconds_ahead": round(ahead, 1)}
     if abs(ahead) < _NOTICED_SKEW:
-        return Finding(_TOPIC, "clock", Severity.OK, "agrees with that of the store", facts=facts)
-    text = f"{abs(ahead) / 60:.0f} minutes {'ahead of' if ahead > 0 else 'behind'} that of the store"
+        return Finding(_TOPIC, "clock", Severity.OK, "agrees with the store's", facts=facts)
+    text = f"{abs(ahead) / 60:.0f} minutes {'ahead of' if ahead > 0 else 'behind'} the store's"
     if abs(ahead) < _REFUSED_SKEW:
-        return Finding(_TOPIC, "clock", Severity.WARNING, f"{text}; at 15 it refuses requests", _CLOCK, facts)
+        return Finding(
+            _TOPIC, "clock", Severity.WARNING, f"{text}; at 15 minutes it refuses requests", _CLOCK, facts
+        )
     return Finding(_TOPIC, "clock", Severity.ERROR, f"{text}, which S3 refuses", _CLOCK, facts)

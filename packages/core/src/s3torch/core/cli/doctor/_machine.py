@@ -45,7 +45,7 @@ def look_at_installation() -> Iterator[Finding]:
             _INSTALLED,
             "awscrt",
             Severity.WARNING,
-            "awscrt is not installed: there is no transport crt, and uploads carry CRC32",
+            "awscrt is not installed: the transport crt is missing, and uploads carry CRC32",
             "pip install awscrt",
         )
     # The transport that is used is loaded for the signed request.
@@ -89,7 +89,7 @@ def _memory(config: S3ClientConfig) -> Finding:
     if limit >= _LITTLE_MEMORY:
         return Finding(_MACHINE, "memory", Severity.OK, text, facts=facts)
     remedy = "give the job more memory, or set S3ClientConfig(memory_limit=…) if it has some to spare"
-    return Finding(_MACHINE, "memory", Severity.WARNING, f"{text}: too little for speed", remedy, facts)
+    return Finding(_MACHINE, "memory", Severity.WARNING, f"{text}: too little for full speed", remedy, facts)
 
 
 def _open_files(config: S3ClientConfig) -> Finding:
@@ -103,16 +103,18 @@ def _open_files(config: S3ClientConfig) -> Finding:
     remedy = f"ulimit -n {max(needed, 4 * _ROOMY_FILES)} before the job starts (the hard limit is {most})"
     if soft < needed:
         remedy += f"; or S3ClientConfig(max_connections={max(1, (soft - _OTHER_FILES // 4) // 2)})"
-        text += ": too few, requests and imports will fail under load"
+        text += ": too low, requests and imports will fail under load"
         return Finding(_MACHINE, "open files", Severity.ERROR, text, remedy, facts)
-    return Finding(_MACHINE, "open files", Severity.WARNING, f"{text}: few for many workers", remedy, facts)
+    return Finding(_MACHINE, "open files", Severity.WARNING, f"{text}: low for many workers", remedy, facts)
 
 
 def _shared_memory() -> Finding:
     try:
         stats = os.statvfs(_SHARED)
     except OSError:
-        return Finding(_MACHINE, _SHARED, Severity.OK, "there is none; tensors of workers go another way")
+        return Finding(
+            _MACHINE, _SHARED, Severity.OK, "this system has none; workers hand over tensors in another way"
+        )
     size, free = stats.f_frsize * stats.f_blocks, stats.f_frsize * stats.f_bavail
     text = f"{size_text(free)} free of {size_text(size)}"
     facts = {"size": size, "free": free}

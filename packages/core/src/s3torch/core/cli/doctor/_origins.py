@@ -58,7 +58,7 @@ def _guarded(name: str, look: Any) -> Iterator[Finding]:
     except NoCredentialsError as exc:
         yield Finding(_TOPIC, name, Severity.ERROR, exc.message, _GET_KEYS)
     except S3Error as exc:
-        yield Finding(_TOPIC, name, Severity.ERROR, exc.message, "correct that setting")
+        yield Finding(_TOPIC, name, Severity.ERROR, exc.message, "correct this setting")
 
 
 def _region(context: CommandContext, session: AwsSession, profile: str) -> Finding:
@@ -68,7 +68,7 @@ def _region(context: CommandContext, session: AwsSession, profile: str) -> Findi
     else:
         named = [name for name in _REGIONS if os.environ.get(name)]
         configured = session._session().get_scoped_config().get("region")
-        origin = named[0] if named else f"profile {profile}" if configured else "the default of other stores"
+        origin = named[0] if named else f"profile {profile}" if configured else "the default for other stores"
     facts = {"region": region, "origin": origin}
     return Finding(_TOPIC, "region", Severity.OK, f"{region}, from {origin}", facts=facts)
 
@@ -81,15 +81,15 @@ def _endpoint(context: CommandContext, session: AwsSession, profile: str) -> Fin
     if context.endpoint:
         origin = "--endpoint"
     elif url is None:
-        origin = "nothing names another"
+        origin = "no other one is set"
         if ignores and named:
-            origin = f"AWS_IGNORE_CONFIGURED_ENDPOINT_URLS leaves out {named[0]}"
+            origin = f"AWS_IGNORE_CONFIGURED_ENDPOINT_URLS ignores {named[0]}"
     else:
         origin = named[0] if named and not ignores else f"profile {profile}"
     where = url or f"Amazon S3 in {session.region}"
     facts = {"endpoint": url, "origin": origin}
     if url is not None and url.startswith("http:") and not _is_near(url):
-        text = f"{where}, from {origin}: what is read and written can be seen on the way"
+        text = f"{where}, from {origin}: others on the network can read what is sent"
         return Finding(_TOPIC, "endpoint", Severity.WARNING, text, "use https://", facts)
     return Finding(_TOPIC, "endpoint", Severity.OK, f"{where}, from {origin}", facts=facts)
 
@@ -158,7 +158,7 @@ def _credentials(context: CommandContext, session: AwsSession, profile: str) -> 
     facts: dict[str, Any] = {"kind": method, "access_key": masked, "temporary": bool(keys.session_token)}
     if len(half) == 1:
         missing = next(name for name in _KEYS if name not in half)
-        text += f"; {half[0]} is set without {missing} and is left out"
+        text += f"; {half[0]} is set without {missing} and is ignored"
         return Finding(
             _TOPIC, "credentials", Severity.WARNING, text, f"set {missing}, or unset {half[0]}", facts
         )
@@ -186,4 +186,4 @@ def _identity(session: AwsSession) -> str | None:
         return str(client.get_caller_identity()["Arn"])
     except (BotoCoreError, ClientError) as exc:
         # It says no more of S3 than that: the signed request below does.
-        return f"STS does not say whose it is ({type(exc).__name__})"
+        return f"STS does not say who owns it ({type(exc).__name__})"

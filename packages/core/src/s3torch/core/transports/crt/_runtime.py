@@ -219,7 +219,10 @@ class NativeLog:
         name = os.environ.get(_LEVEL, "").strip().lower() or "off"
         if name not in _LEVELS:
             _log.warning(
-                "%s=%r is no level; there is no native log. Levels: %s", _LEVEL, name, ", ".join(_LEVELS)
+                "%s=%r is not a level, so there is no native log. Levels: %s",
+                _LEVEL,
+                name,
+                ", ".join(_LEVELS),
             )
         elif name != "off":
             self._begin(name)

@@ -244,7 +244,7 @@ class Timer:
             try:
                 function()
             except Exception:  # noqa: BLE001 - The others must still be called.
-                _log.exception("a function that was called later failed")
+                _log.exception("a delayed callback failed")
             del function
 
     def _next(self) -> Callable[[], object]:

@@ -110,7 +110,7 @@ class Connection:
                 raise StaleConnectionError from exc
             raise
         if not self._sent and answer.status < FIRST_ERROR_STATUS:
-            raise S3ConnectionError("the server has accepted a body before it had all of it")
+            raise S3ConnectionError("the server answered with success before it had the whole body")
         self._socket.stall.expect_bytes()
         self._keeps_alive = answer.keeps_alive
         if not has_answer_body:
@@ -219,7 +219,7 @@ class Connection:
             raise S3ConnectionError(f"the head of the answer is longer than {MAX_HEAD} bytes")
         head = response_head(self._ahead[:end])
         if head.status == _SWITCHING_PROTOCOLS:
-            raise S3ConnectionError("the server has changed to another protocol, which nobody has asked for")
+            raise S3ConnectionError("the server switched to another protocol without being asked")
         self._ahead = self._ahead[end + len(_HEAD_END) :]
         return head
 

@@ -265,7 +265,7 @@ class _ConnectionMaker:
                 failure = exc
             else:
                 return connected
-        raise failure or S3ConnectionError(f"{host} has no address")
+        raise failure or S3ConnectionError(f"the name {host} was not found")
 
     def _addresses_of(self, scheme: str, host: str) -> _Addresses:
         with self._lock:

@@ -166,7 +166,7 @@ class ChunkedDecoder:
             line, found, after = self._pending.partition(b"\r\n")
             if not found:
                 if len(line) > _MAX_LINE:
-                    raise S3ConnectionError("the answer has a chunk without an end of its size")
+                    raise S3ConnectionError("the answer has a chunk whose size has no end")
                 return
             self._pending = after
             self._take_line(line)
@@ -182,6 +182,6 @@ class ChunkedDecoder:
         else:
             size = _SIZE_LINE.fullmatch(line)
             if size is None:
-                raise S3ConnectionError(f"the answer has a chunk of no size: {line[:60]!r}")
+                raise S3ConnectionError(f"the answer has a chunk with a malformed size: {line[:60]!r}")
             self._missing = int(size[1], 16)
             self._state = "data" if self._missing else "trailer"

@@ -97,6 +97,7 @@ class Upload:
     customer_key: bytes | None = None
     initiated: int = field(default_factory=lambda: int(time.time()))
     parts: dict[int, bytes] = field(default_factory=dict)
+    checksums: dict[int, dict[str, str]] = field(default_factory=dict)
 
 
 class Bucket:

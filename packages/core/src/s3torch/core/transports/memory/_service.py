@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import base64
 import json
-from datetime import UTC, datetime
 from email.utils import formatdate, parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote
-from xml.sax.saxutils import escape
 
 from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions, PutResult
 from s3torch.core.ranges import ByteRange
 from s3torch.core.requests import Answer
-from s3torch.core.requests._request import local_name, same_etag, xml_fields, xml_root
+from s3torch.core.requests._request import same_etag
+from s3torch.core.transports.memory import _documents as xml
 from s3torch.core.transports.memory._bucket import options_of_copy, refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from s3torch.core._config import S3ClientConfig
-    from s3torch.core.models import ObjectInfo, ObjectVersion
     from s3torch.core.requests import Request
     from s3torch.core.transports.memory._bucket import StoredObject
     from s3torch.core.transports.memory._store import MemoryStore
@@ -55,10 +53,13 @@ class Service:
             "UploadPartCopy": self._upload_part_copy,
             "CompleteMultipartUpload": self._complete_multipart_upload,
             "AbortMultipartUpload": self._abort_multipart_upload,
-            "ListBuckets": lambda *_: _document("ListAllMyBucketsResult", _buckets(self._store.buckets())),
+            "ListBuckets": lambda *_: xml.document(
+                "ListAllMyBucketsResult", xml.buckets(self._store.buckets())
+            ),
             "ListObjectsV2": self._list_objects,
             "ListObjectVersions": self._list_object_versions,
             "ListMultipartUploads": self._list_multipart_uploads,
+            "ListParts": self._list_parts,
         }
 
     def answer(self, request: Request[Any], body: bytes) -> Answer:
@@ -121,14 +122,14 @@ class Service:
         return Answer(204, {})
 
     def _delete_objects(self, request: Request[Any], _: _Told, body: bytes) -> Answer:
-        for facts in _elements(body, "Object"):
+        for facts in xml.elements(body, "Object"):
             self._store.delete(
                 request.bucket,
                 facts["Key"],
                 version_id=facts.get("VersionId"),
                 operation=request.operation,
             )
-        return _document("DeleteResult", ())
+        return xml.document("DeleteResult", ())
 
     def _copy_object(self, request: Request[Any], told: _Told, _: bytes) -> Answer:
         src_bucket, src_key, version_id = told.source
@@ -144,15 +145,15 @@ class Service:
             if_match=told.headers.get("x-amz-copy-source-if-match"),
             customer_key=self._customer_key,
         )
-        return _document("CopyObjectResult", [_element("ETag", stored.etag)])
+        return xml.document("CopyObjectResult", [xml.element("ETag", stored.etag)])
 
     def _get_object_tagging(self, request: Request[Any], told: _Told, _: bytes) -> Answer:
         tags = self._find(request, told.query.get("versionId")).options.tags
-        listed = (_group("Tag", Key=name, Value=value) for name, value in tags.items())
-        return _document("Tagging", ["<TagSet>", *listed, "</TagSet>"])
+        listed = (xml.group("Tag", Key=name, Value=value) for name, value in tags.items())
+        return xml.document("Tagging", ["<TagSet>", *listed, "</TagSet>"])
 
     def _put_object_tagging(self, request: Request[Any], told: _Told, body: bytes) -> Answer:
-        tags = {tag["Key"]: tag.get("Value", "") for tag in _elements(body, "Tag")}
+        tags = {tag["Key"]: tag.get("Value", "") for tag in xml.elements(body, "Tag")}
         self._store.set_tags(request.bucket, request.key, tags, version_id=told.query.get("versionId"))
         return Answer(200, {})
 
@@ -160,7 +161,7 @@ class Service:
         upload = self._store.create_upload(
             request.bucket, request.key, options=told.options, customer_key=self._customer_key
         )
-        return _document("InitiateMultipartUploadResult", [_element("UploadId", upload.upload_id)])
+        return xml.document("InitiateMultipartUploadResult", [xml.element("UploadId", upload.upload_id)])
 
     def _upload_part(self, _request: Request[Any], told: _Told, body: bytes) -> Answer:
         part = self._store.put_part(told.upload, told.number, body, checksum=told.checksum)
@@ -179,12 +180,14 @@ class Service:
         if wanted.stop > len(source.data):
             raise refusal(operation, bucket, key, 416, "InvalidRange")
         part = self._store.put_part(told.upload, told.number, source.data[wanted.start : wanted.stop])
-        return _document("CopyPartResult", [_element("ETag", part.etag)])
+        return xml.document("CopyPartResult", [xml.element("ETag", part.etag)])
 
     def _complete_multipart_upload(self, _request: Request[Any], told: _Told, body: bytes) -> Answer:
-        parts = [CompletedPart(int(facts["PartNumber"]), facts["ETag"]) for facts in _elements(body, "Part")]
+        parts = [
+            CompletedPart(int(facts["PartNumber"]), facts["ETag"]) for facts in xml.elements(body, "Part")
+        ]
         stored = self._store.complete_upload(told.upload, parts, options=told.options, checksum=told.checksum)
-        document = _document("CompleteMultipartUploadResult", [_element("ETag", stored.etag)])
+        document = xml.document("CompleteMultipartUploadResult", [xml.element("ETag", stored.etag)])
         return document._replace(headers={**_stored(stored).headers, **document.headers})
 
     def _abort_multipart_upload(self, _request: Request[Any], told: _Told, _: bytes) -> Answer:
@@ -200,10 +203,10 @@ class Service:
             max_keys=int(query["max-keys"]),
             after=query.get("continuation-token") or query.get("start-after", ""),
         )
-        entries = [*map(_entry, page.object_info), *map(_common_prefix, page.common_prefixes)]
+        entries = [*map(xml.entry, page.object_info), *map(xml.common_prefix, page.common_prefixes)]
         token = page.continuation_token
-        following = [] if token is None else [_element("NextContinuationToken", token)]
-        return _listing("ListBucketResult", entries, following, is_truncated=token is not None)
+        following = [] if token is None else [xml.element("NextContinuationToken", token)]
+        return xml.listing("ListBucketResult", entries, following, is_truncated=token is not None)
 
     def _list_object_versions(self, request: Request[Any], told: _Told, _: bytes) -> Answer:
         query = told.query
@@ -214,9 +217,9 @@ class Service:
             max_keys=int(query["max-keys"]),
             marker=told.marker("version-id-marker"),
         )
-        entries = [*map(_version, page.versions), *map(_common_prefix, page.common_prefixes)]
-        following = _next_marker(page.next_marker, "NextVersionIdMarker")
-        return _listing("ListVersionsResult", entries, following, is_truncated=bool(following))
+        entries = [*map(xml.version, page.versions), *map(xml.common_prefix, page.common_prefixes)]
+        following = xml.next_marker(page.next_marker, "NextVersionIdMarker")
+        return xml.listing("ListVersionsResult", entries, following, is_truncated=bool(following))
 
     def _list_multipart_uploads(self, request: Request[Any], told: _Told, _: bytes) -> Answer:
         page = self._store.list_uploads(
@@ -226,17 +229,35 @@ class Service:
             marker=told.marker("upload-id-marker"),
         )
         entries = [
-            _group(
+            xml.group(
                 "Upload",
                 Key=quote(one.key),
                 UploadId=one.upload_id,
-                Initiated=_time(one.initiated),
+                Initiated=xml.time(one.initiated),
                 StorageClass=one.storage_class,
             )
             for one in page.uploads
         ]
-        following = _next_marker(page.next_marker, "NextUploadIdMarker")
-        return _listing("ListMultipartUploadsResult", entries, following, is_truncated=bool(following))
+        following = xml.next_marker(page.next_marker, "NextUploadIdMarker")
+        return xml.listing("ListMultipartUploadsResult", entries, following, is_truncated=bool(following))
+
+    def _list_parts(self, _request: Request[Any], told: _Told, _: bytes) -> Answer:
+        after = int(told.query.get("part-number-marker", 0))
+        found = [part for part in self._store.list_parts(told.upload) if part.number > after]
+        page = found[: int(told.query["max-parts"])]
+        entries = [
+            xml.group(
+                "Part",
+                PartNumber=part.number,
+                ETag=part.etag,
+                Size=part.size,
+                **{f"Checksum{name}": value for name, value in part.checksums.items()},
+            )
+            for part in page
+        ]
+        is_truncated = len(page) < len(found)
+        following = [xml.element("NextPartNumberMarker", page[-1].number)] if is_truncated else []
+        return xml.listing("ListPartsResult", entries, following, is_truncated=is_truncated)
 
 
 class _Told:
@@ -330,70 +351,3 @@ def _headers_of(stored: StoredObject) -> dict[str, str]:
 def _stored(result: PutResult) -> Answer:
     version = {} if result.version_id is None else {"x-amz-version-id": result.version_id}
     return Answer(200, {"etag": result.etag, **version})
-
-
-def _buckets(names: list[str]) -> list[str]:
-    return ["<Buckets>", *(_group("Bucket", Name=name) for name in names), "</Buckets>"]
-
-
-def _entry(info: ObjectInfo) -> str:
-    return _group(
-        "Contents",
-        Key=quote(info.key),
-        LastModified=_time(info.last_modified),
-        ETag=info.etag,
-        Size=info.size,
-        StorageClass=info.storage_class,
-    )
-
-
-def _version(one: ObjectVersion) -> str:
-    return _group(
-        "DeleteMarker" if one.is_delete_marker else "Version",
-        Key=quote(one.key),
-        VersionId=one.version_id,
-        IsLatest=str(one.is_latest).lower(),
-        LastModified=_time(one.last_modified),
-        ETag=one.etag,
-        Size=one.size,
-        StorageClass=one.storage_class,
-    )
-
-
-def _common_prefix(prefix: str) -> str:
-    return _group("CommonPrefixes", Prefix=quote(prefix))
-
-
-def _next_marker(marker: tuple[str, str] | None, second: str) -> list[str]:
-    return (
-        [] if marker is None else [_element("NextKeyMarker", quote(marker[0])), _element(second, marker[1])]
-    )
-
-
-def _listing(root: str, entries: list[str], following: list[str], *, is_truncated: bool) -> Answer:
-    truncated = _element("IsTruncated", str(is_truncated).lower())
-    return _document(root, [_element("EncodingType", "url"), truncated, *following, *entries])
-
-
-def _document(root: str, content: Iterable[str]) -> Answer:
-    namespace = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
-    body = f"<{root} {namespace}>{''.join(content)}</{root}>".encode()
-    return Answer(200, {"content-type": "application/xml"}, body, len(body))
-
-
-def _group(name: str, **facts: object) -> str:
-    inner = "".join(_element(fact, value) for fact, value in facts.items() if value is not None)
-    return f"<{name}>{inner}</{name}>"
-
-
-def _element(name: str, value: object) -> str:
-    return f"<{name}>{escape(str(value))}</{name}>"
-
-
-def _elements(body: bytes, name: str) -> list[dict[str, str]]:
-    root = xml_root(body)
-    return [xml_fields(one) for one in (() if root is None else root.iter()) if local_name(one) == name]
-
-
-def _time(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")

@@ -21,6 +21,7 @@ from s3torch.core.models import (
     PutResult,
     UploadInfo,
 )
+from s3torch.core.requests import StoredPart
 from s3torch.core.requests._request import same_etag
 from s3torch.core.transports.memory._bucket import (
     Bucket,
@@ -261,8 +262,20 @@ class MemoryStore:
         self._upload("UploadPart", upload)
         check_checksum("UploadPart", upload.bucket, upload.key, data, checksum)
         with _lock:
-            self._upload("UploadPart", upload).parts[number] = data
+            held = self._upload("UploadPart", upload)
+            held.parts[number] = data
+            held.checksums[number] = {} if checksum is None else {checksum[0]: checksum[1]}
         return CompletedPart(number, f'"{md5_of(data).hex()}"', checksum and checksum[1])
+
+    def list_parts(self, upload: MultipartUpload) -> list[StoredPart]:
+        """Lists the parts of a multipart upload."""
+        with _lock:
+            held = self._upload("ListParts", upload)
+            parts, checksums = dict(held.parts), dict(held.checksums)
+        return [
+            StoredPart(number, len(parts[number]), f'"{md5_of(parts[number]).hex()}"', checksums[number])
+            for number in sorted(parts)
+        ]
 
     def complete_upload(
         self,

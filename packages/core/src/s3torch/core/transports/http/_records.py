@@ -265,6 +265,11 @@ def warn_of_single_records() -> None:
     )
 
 
+def takes_many_records() -> bool:
+    """Whether a call can take many records of TLS without the interpreter's lock, with this Python."""
+    return _openssl() is not None
+
+
 @cache
 def _openssl() -> Any:
     """Returns the OpenSSL that ``ssl`` has loaded; ``None`` where it cannot be called."""

@@ -65,8 +65,13 @@ def transport_names() -> list[str]:
 
 
 def default_transport(*, encrypted: bool) -> str:
-    """Names the transport that serves where none is asked for, for requests over TLS or not."""
-    return "crt" if encrypted else "http"
+    """Names the transport that serves where none is asked for, for requests over TLS or not.
+
+    It is ``"http"``; over TLS ``"crt"`` where the OpenSSL of this Python cannot be called for many records.
+    """
+    from s3torch.core.transports.http._records import takes_many_records
+
+    return "http" if not encrypted or takes_many_records() else "crt"
 
 
 def create_transport(name: str, context: TransportContext) -> Transport:

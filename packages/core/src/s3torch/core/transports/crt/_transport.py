@@ -1,4 +1,4 @@
-"""The default transport: the AWS Common Runtime (awscrt).
+"""The transport over the AWS Common Runtime (awscrt).
 
 Facts about awscrt that this module rests on, checked on 0.38:
 

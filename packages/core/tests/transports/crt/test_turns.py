@@ -46,8 +46,9 @@ def turns(clock):
     return Turns(LIMIT, clock=lambda: clock[0])
 
 
-def test_without_latency_few_are_in_flight(turns, clock):
-    most, _ = simulate(turns, clock, requests=3000, latency=0, service=0.001)
+@pytest.mark.parametrize("service", [0.001, 0.01])
+def test_few_are_in_flight_where_answers_wait_for_each_other(turns, clock, service):
+    most, _ = simulate(turns, clock, requests=3000, latency=0, service=service)
     assert most <= 28
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import small_objects
+import states
 from measure import (
     BEFORE,
     BUCKET,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 LIBRARIES = (CONNECTOR, "s3torch (crt)", "s3torch (http)", "s3torch")
 UPLOAD = 64 * MIB
 COUNT = 500
+CHECKPOINT = f"s3://{BUCKET}/checkpoint"
 _SECONDS = 2.0
 _FEWEST = 2
 
@@ -103,10 +105,29 @@ def dataset(library: str) -> tuple[int, Callable[[], object]]:
     return COUNT * small_objects.SIZE, work
 
 
+def dcp(library: str) -> tuple[int, Callable[[], object]]:
+    """Loads a distributed checkpoint of 256 MiB into tensors that are there."""
+    state = states.mixed_state(SIZE, filled=False)
+    if library == CONNECTOR:
+        return SIZE, states.loading_with_connector(state, CHECKPOINT)
+    return SIZE, states.loading_with(_transport_of(library), state, CHECKPOINT)
+
+
+def save_checkpoint() -> None:
+    """Saves what ``dcp`` loads."""
+    import torch.distributed.checkpoint
+
+    from s3torch.dcp import S3StorageWriter
+
+    states.quiet()
+    writer = S3StorageWriter(REGION, CHECKPOINT, endpoint=endpoint())
+    torch.distributed.checkpoint.save(states.mixed_state(SIZE), storage_writer=writer)
+
+
 # The name of the probe, for the cases.
 PROBE = "BENCH_PROBE"
 
-WORKS = {"readinto": readinto, "read": read, "write": write, "dataset": dataset}
+WORKS = {"readinto": readinto, "read": read, "write": write, "dataset": dataset, "dcp": dcp}
 
 
 def main() -> None:
@@ -149,6 +170,8 @@ def _run(
         boto.create_bucket(Bucket=BUCKET)
         put_large(boto)
         small_objects.prepare(boto)
+        if "dcp" in arguments.works:
+            save_checkpoint()
         for _ in range(arguments.rounds):
             for work in arguments.works:
                 for name in names:
@@ -164,7 +187,7 @@ def _library(library: str, package: str = "core") -> tuple[Any, Any]:
         import s3torchconnector
 
         return s3torchconnector, connector_client()
-    transport = library.partition("(")[2].rstrip(")")
+    transport = _transport_of(library)
     if transport:
         os.environ["S3TORCH_TRANSPORT"] = transport
     if package == "datasets":
@@ -173,7 +196,12 @@ def _library(library: str, package: str = "core") -> tuple[Any, Any]:
         return s3torch.datasets, None
     import s3torch.core
 
-    return s3torch.core, s3torch_client(transport or None)
+    return s3torch.core, s3torch_client(transport)
+
+
+def _transport_of(library: str) -> str | None:
+    """Returns the transport that a case names, ``None`` for the default."""
+    return library.partition("(")[2].rstrip(")") or None
 
 
 def _measure(work: str, library: str) -> dict[str, float]:

@@ -59,7 +59,7 @@ def loading(state: dict[str, Any], make_reader: Callable[[], Any]) -> Callable[[
     return lambda: dcp.load(state, storage_reader=make_reader())
 
 
-def loading_with(transport: str, state: dict[str, Any], path: str) -> Callable[[], object]:
+def loading_with(transport: str | None, state: dict[str, Any], path: str) -> Callable[[], object]:
     """Returns a load with our storage reader."""
     from s3torch.core import S3ClientConfig
     from s3torch.dcp import S3StorageReader

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pickle
+import ssl
 from functools import partial
 
 import pytest
@@ -13,6 +14,7 @@ from s3torch.core import Credentials, PutOptions, S3ClientConfig
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.plugins import default_transport
 from s3torch.core.ranges import GIB, MIB
+from s3torch.core.transports.http._records import _openssl
 
 ORDER = [
     "throughput_target_gbps",
@@ -207,9 +209,13 @@ def test_the_transport_is_the_field_then_the_environment(monkeypatch):
     assert S3ClientConfig().transport_name is None
 
 
-def test_what_serves_where_no_transport_is_asked_for():
-    assert default_transport(encrypted=True) == "crt"
+@pytest.mark.parametrize(("library", "over_tls"), [(ssl.OPENSSL_VERSION, "http"), ("LibreSSL 3.9", "crt")])
+def test_what_serves_where_no_transport_is_asked_for(monkeypatch, library, over_tls):
+    monkeypatch.setattr(ssl, "OPENSSL_VERSION", library)
+    _openssl.cache_clear()
+    assert default_transport(encrypted=True) == over_tls
     assert default_transport(encrypted=False) == "http"
+    _openssl.cache_clear()
 
 
 def test_checksums_can_be_off():

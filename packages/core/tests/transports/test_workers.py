@@ -12,6 +12,7 @@ import pytest
 from s3torch.core.errors import TransferCancelledError
 from s3torch.core.requests import get_object
 from s3torch.core.transports import WorkerPool, WorkerTransfer
+from s3torch.core.transports._request_target import RequestTarget
 
 PATIENCE = 20
 
@@ -239,9 +240,9 @@ def test_closing_the_pool_ends_work_on_a_calling_thread(pool):
         pool.do(transfer_of(work))
 
 
-@pytest.mark.parametrize(("seconds", "least", "most"), [(0.0, 2, 2), (0.05, 16, 16)])
+@pytest.mark.parametrize(("seconds", "least", "most"), [(0.0, 2, 12), (0.05, 16, 16)])
 def test_more_threads_are_started_only_where_transfers_wait(name, threads, seconds, least, most):
-    pool = WorkerPool(16, name=name, at_once=2)
+    pool = WorkerPool(16, name=name, at_once=2, target=RequestTarget(16, fewest=2))
 
     def work(_):
         threading.Event().wait(seconds)
@@ -256,7 +257,7 @@ def test_more_threads_are_started_only_where_transfers_wait(name, threads, secon
 
 
 def test_threads_that_small_transfers_do_not_need_are_let_go(name, threads):
-    pool = WorkerPool(16, name=name, at_once=12)
+    pool = WorkerPool(16, name=name, at_once=12, target=RequestTarget(16, fewest=4))
     go_on = threading.Event()
 
     def run_at_once(count, buffer=None):
@@ -270,13 +271,13 @@ def test_threads_that_small_transfers_do_not_need_are_let_go(name, threads):
         return running
 
     def run_quickly(count):
-        for _ in range(count):
-            transfer = pool.start(transfer_of(lambda _: True))
+        transfers = [pool.start(transfer_of(lambda _: True)) for _ in range(count)]
+        for transfer in transfers:
             transfer.add_done_callback(lambda _: None)
             assert transfer.result(PATIENCE)
 
-    assert run_at_once(12) == 12
-    run_quickly(100)
+    assert run_at_once(12, bytearray(1024 * 1024)) == 12
+    run_quickly(1000)
     assert ends(lambda: len(threads()) <= 6)
     assert run_at_once(12) <= 6
     assert run_at_once(12, bytearray(1024 * 1024)) == 12

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Self
 from s3torch.core._config import S3ClientConfig, UserAgent
 from s3torch.core._runtime import RuntimeHandle
 from s3torch.core._uri import check_endpoint
-from s3torch.core._writers import PutObjectStream, S3Writer
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.models import PutOptions
 from s3torch.core.operations._bucket import BucketOperations
@@ -17,11 +16,11 @@ from s3torch.core.ranges import MAX_OBJECT_SIZE
 from s3torch.core.readers import SequentialS3Reader
 from s3torch.core.requests._request import check_kind, check_place, check_version
 from s3torch.core.transfer import ObjectSource
-from s3torch.core.transfer._upload import Upload
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from s3torch.core._writers import S3Writer
     from s3torch.core.readers import S3Reader, S3ReaderConstructorProtocol
 
 __all__ = ["S3Client"]
@@ -161,6 +160,10 @@ class S3Client(BucketOperations):
         if storage_class is not None:
             options = replace(options or PutOptions(), storage_class=storage_class)
         chosen = self.s3client_config.options_of(options)
+        # Those who only read do not load them.
+        from s3torch.core._writers import PutObjectStream, S3Writer
+        from s3torch.core.transfer._upload import Upload
+
         upload = Upload(self._handle, bucket, key, chosen, expected_size=expected_size)
         return S3Writer(PutObjectStream(upload))
 

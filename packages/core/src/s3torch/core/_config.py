@@ -69,8 +69,8 @@ class S3ClientConfig:
         requester_pays: Agrees to pay for requests to buckets that ask for it.
         endpoint: The URL of a store that speaks S3; ``None`` takes ``AWS_ENDPOINT_URL_S3``,
             ``AWS_ENDPOINT_URL``, the profile, and at last AWS itself.
-        transport: The name of the transport plugin; ``None`` takes ``S3TORCH_TRANSPORT``, then ``"crt"`` for
-            requests over TLS and ``"http"`` for stores without it, where it takes half the processor time.
+        transport: The name of the transport plugin; ``None`` takes ``S3TORCH_TRANSPORT``, then ``"http"``, or
+            ``"crt"`` for requests over TLS where the OpenSSL of this Python cannot be called.
         memory_limit: Bytes that may be in flight in this process; ``None`` takes an eighth of the memory of
             its control group or machine, divided between the local ranks and DataLoader workers, from
             64 MiB to 2 GiB.

@@ -14,7 +14,8 @@ import mmap
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
 
 from s3torch.core._process import PerProcess, start_thread
 from s3torch.core._resources import available_memory, processes_on_node
@@ -257,15 +258,27 @@ def new_bytes(size: int) -> tuple[bytes, memoryview]:
     ``read()`` has to return ``bytes``, and filling them in place spares a copy of the whole object. Nobody
     else may see the object before the view has been filled and released.
     """
+    data: bytes = _bytes_maker()(None, size)
+    address = id(data) + bytes.__basicsize__ - 1
+    if size >= _HUGE_PAGE:
+        _advise_huge_pages(address, size)
+    window = _window_type(size).from_address(address)
+    window.owner = data  # The view keeps the window alive, and the window the bytes.
+    return data, memoryview(window).cast("B")
+
+
+@cache
+def _bytes_maker() -> Any:
     make = ctypes.pythonapi.PyBytes_FromStringAndSize
     make.restype = ctypes.py_object
     make.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t)
-    data: bytes = make(None, size)
-    address = id(data) + bytes.__basicsize__ - 1
-    _advise_huge_pages(address, size)
-    window = (ctypes.c_ubyte * size).from_address(address)
-    window.owner = data  # type: ignore[attr-defined] # The view keeps the window alive, and the window the bytes.
-    return data, memoryview(window).cast("B")
+    return make
+
+
+@lru_cache(maxsize=64)
+def _window_type(size: int) -> Any:
+    """Objects of a dataset often have one size, and to make a type takes longer than to use it."""
+    return ctypes.c_ubyte * size
 
 
 def advise_huge_pages(pages: mmap.mmap) -> None:

@@ -86,11 +86,21 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     # Every client asks the plugin of this package for its token; that must not cost the import of torch.
+    import gc
     from importlib import import_module
 
     for module, names in _MODULES.items():
         if name in names.split():
-            value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+            if name.startswith("S3"):
+                import torch.utils.data  # noqa: F401 - Before collections pause, as it makes garbage.
+            # A collection now would go through all of torch, and all that is imported here stays.
+            was_enabled = gc.isenabled()
+            gc.disable()
+            try:
+                value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+            finally:
+                if was_enabled:
+                    gc.enable()
             return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

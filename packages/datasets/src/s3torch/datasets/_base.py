@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypedDict, Ty
 from s3torch.core import S3Client, S3Reader, S3ReaderConstructor, UserAgent, parse_s3_uri
 from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChangedError
 from s3torch.datasets._cache import DiskCache, through
-from s3torch.datasets._opening import Hedging, Opener, check_hedge_after, check_prefetch
+from s3torch.datasets._opening import Hedging, Opener, check_hedge_after, check_prefetch, identity
 from s3torch.datasets.order._epoch import SharedCounter, check_uneven
 from s3torch.datasets.sources._manifest import Manifest, ManifestSource
 from s3torch.datasets.sources._shared import SharedFolder, SharedListing
@@ -28,7 +28,6 @@ from s3torch.datasets.sources._sources import (
     uri_of,
 )
 from s3torch.datasets.sources._table import describe_objects
-from s3torch.datasets.transforms import identity
 
 if TYPE_CHECKING:
     import os

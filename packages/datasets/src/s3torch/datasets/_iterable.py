@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from s3torch.core import S3Reader
 from s3torch.core.errors import ConfigurationError
 from s3torch.datasets._base import OBJECT_OPTIONS, InputT, ObjectDataset, ReadOptions, S3Dataset, SampleT
+from s3torch.datasets._opening import identity
 from s3torch.datasets.order._epoch import (
     ConsumedPrefix,
     EpochPosition,
@@ -29,7 +30,6 @@ from s3torch.datasets.order._epoch import (
 from s3torch.datasets.order._state import Mark, ObjectState
 from s3torch.datasets.sources._shared import shared_pages
 from s3torch.datasets.sources._sources import PagedSource
-from s3torch.datasets.transforms import identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

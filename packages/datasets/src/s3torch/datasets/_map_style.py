@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import Dataset
 
 from s3torch.datasets._base import OBJECT_OPTIONS, ObjectDataset, ReadOptions, SampleT
-from s3torch.datasets.transforms import identity
+from s3torch.datasets._opening import identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence

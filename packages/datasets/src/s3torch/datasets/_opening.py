@@ -15,7 +15,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from functools import cache
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from s3torch.core import SequentialS3Reader
 from s3torch.core.errors import ConfigurationError, S3Error
@@ -42,17 +42,19 @@ _OBSERVED = 512
 _ENOUGH = 32
 
 
+def identity(reader: S3Reader) -> S3Reader:
+    """Returns the unread reader itself as the sample.
+
+    Datasets know this function: they start no download for a reader that they hand out, so that it can be
+    pickled and holds no memory until it is read.
+    """
+    return reader
+
+
 class Closable(Protocol):
     """What can be started ahead; ``close`` cancels what is in flight."""
 
     def close(self) -> None: ...
-
-
-@runtime_checkable
-class SupportsPrefetch(Protocol):
-    """What can start its download on its own; other readers wait for their first read."""
-
-    def prefetch(self) -> None: ...
 
 
 C = TypeVar("C", bound=Closable)
@@ -82,8 +84,11 @@ def choose_ahead(prefetch: int | None, *, memory_limit: int) -> Ahead:
 
 
 def start_download(item: object) -> None:
-    if isinstance(item, SupportsPrefetch):
-        item.prefetch()
+    """Starts the download of what can do so on its own; other readers wait for their first read."""
+    # For every object: to ask whether it is of a protocol takes longer than to start.
+    prefetch = getattr(item, "prefetch", None)
+    if callable(prefetch):
+        prefetch()
 
 
 def look_ahead(

@@ -26,6 +26,7 @@ import torch
 
 from s3torch.core import S3Reader
 from s3torch.core.errors import ConfigurationError
+from s3torch.datasets._opening import identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -53,15 +54,6 @@ T = TypeVar("T")
 
 # Those whose samples are whole bytes, and how many a pixel has.
 _CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4, "CMYK": 4, "YCbCr": 3, "HSV": 3}
-
-
-def identity(reader: S3Reader) -> S3Reader:
-    """Returns the unread reader itself as the sample.
-
-    Datasets know this function: they start no download for a reader that they hand out, so that it can be
-    pickled and holds no memory until it is read.
-    """
-    return reader
 
 
 def read_bytes(source: S3Reader | bytes) -> bytes:

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from s3torch.core import requests as operations
 from s3torch.core.errors import ConfigurationError, NotFoundError
 from s3torch.core.models import PutOptions
-from s3torch.core.operations._bulk import abort_stale_uploads, delete_many, delete_prefix, list_uploads
-from s3torch.core.operations._copying import CopyJob, join_objects
 from s3torch.core.operations._listing import (
     ListObjectStream,
     ListVersionStream,
@@ -259,6 +257,8 @@ class BucketOperations:
         Raises:
             S3Error: A whole request failed; others may have succeeded.
         """
+        from s3torch.core.operations._bulk import delete_many
+
         check_bucket(bucket)
         return delete_many(self._handle, bucket, keys).failures
 
@@ -273,6 +273,8 @@ class BucketOperations:
         Returns:
             How many were deleted, and which could not be, and why.
         """
+        from s3torch.core.operations._bulk import delete_prefix
+
         _log.debug("delete all of s3://%s/%s", bucket, prefix)
         check_bucket(bucket)
         return delete_prefix(self._handle, bucket, prefix, versions=versions)
@@ -303,6 +305,8 @@ class BucketOperations:
             object_info: What a listing or a HEAD told of the source, which must still have this ETag. It
                 spares a request where the source has more than 5 GiB.
         """
+        from s3torch.core.operations._copying import CopyJob
+
         _log.debug("CopyObject s3://%s/%s to s3://%s/%s", src_bucket, src_key, dst_bucket, dst_key)
         check_place(src_bucket, src_key)
         check_place(dst_bucket, dst_key)
@@ -339,6 +343,8 @@ class BucketOperations:
         Raises:
             ConfigurationError: One of them is too small, or they are all empty.
         """
+        from s3torch.core.operations._copying import join_objects
+
         _log.debug("join %d objects to s3://%s/%s", len(sources), dst_bucket, dst_key)
         for place in (*sources, (dst_bucket, dst_key)):
             check_place(*place)
@@ -348,6 +354,8 @@ class BucketOperations:
 
     def list_multipart_uploads(self, bucket: str, prefix: str = "") -> Iterator[UploadInfo]:
         """Lists the multipart uploads in progress, whose parts cost money, too."""
+        from s3torch.core.operations._bulk import list_uploads
+
         check_bucket(bucket)
         check_text("prefix", prefix)
         return list_uploads(self._handle, bucket, prefix)
@@ -365,6 +373,8 @@ class BucketOperations:
         Returns:
             The uploads that were aborted.
         """
+        from s3torch.core.operations._bulk import abort_stale_uploads
+
         _log.debug("abort uploads of s3://%s/%s older than %s", bucket, prefix, older_than)
         check_bucket(bucket)
         check_text("prefix", prefix)

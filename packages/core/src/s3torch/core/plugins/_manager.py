@@ -24,7 +24,7 @@ from s3torch.core.plugins import _hookspecs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from datetime import timedelta
-    from importlib.metadata import EntryPoint
+    from importlib.metadata import EntryPoint, EntryPoints
 
     import click
 
@@ -65,8 +65,13 @@ def transport_names() -> list[str]:
 
 
 def default_transport(*, encrypted: bool) -> str:
-    """Names the transport that serves where none is asked for, for requests over TLS or not."""
-    return "crt" if encrypted else "http"
+    """Names the transport that serves where none is asked for, for requests over TLS or not.
+
+    It is ``"http"``; over TLS ``"crt"`` where the OpenSSL of this Python cannot be called for many records.
+    """
+    from s3torch.core.transports.http._records import takes_many_records
+
+    return "http" if not encrypted or takes_many_records() else "crt"
 
 
 def create_transport(name: str, context: TransportContext) -> Transport:
@@ -155,21 +160,19 @@ def failures() -> Mapping[str, Exception]:
 
 
 def _find_transport(name: str) -> EntryPoint:
-    known = _transports(tuple(sys.path))
+    known = _transports()
     if name not in known:
         # It may have been installed since then.
         importlib.invalidate_caches()
-        _transports.cache_clear()
-        known = _transports(tuple(sys.path))
+        _installed.cache_clear()
+        known = _transports()
     if name in known:
         return known[name]
     installed = ", ".join(transport_names()) or "none"
     raise TransportError(f"unknown transport {name!r}; installed are: {installed}")
 
 
-@lru_cache(maxsize=1)
-def _transports(path: tuple[str, ...]) -> dict[str, EntryPoint]:  # noqa: ARG001 - The key of the cache.
-    """The transports by their names; to look through all that is installed takes 10 ms or more."""
+def _transports() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in reversed(_entries(TRANSPORT_GROUP))}
 
 
@@ -178,7 +181,13 @@ def _entries(group: str) -> tuple[EntryPoint, ...]:
     exhausted = exhausted_files()
     if exhausted:
         raise TransportError(f"cannot look for transports and plugins: {exhausted}")
-    return tuple(entry_points(group=group))
+    return tuple(_installed(tuple(sys.path)).select(group=group))
+
+
+@lru_cache(maxsize=1)
+def _installed(path: tuple[str, ...]) -> EntryPoints:  # noqa: ARG001 - The key of the cache.
+    """What all distributions register; to look through them takes 10 ms or more."""
+    return entry_points()
 
 
 def _named(what: str, name: str, found: list[Mapping[str, Callable[..., Any]]]) -> Callable[..., Any]:

@@ -59,7 +59,7 @@ class Signer:
         """
         if endpoint.signing_region == _ALL_REGIONS:
             return sign_for_all_regions(method, target, headers, endpoint=endpoint, credentials=credentials)
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+        stamp = _stamp(int(time.time() if now is None else now))
         added = [("x-amz-content-sha256", _PAYLOAD), ("x-amz-date", stamp)]
         if credentials.session_token is not None:
             added.append((endpoint.token_header, credentials.session_token))
@@ -85,6 +85,11 @@ class Signer:
         seal = _hmac_sha256(key)
         self._derived = (wanted, seal)
         return seal
+
+
+@lru_cache(maxsize=1)
+def _stamp(second: int) -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
 
 
 def _hmac_sha256(key: bytes) -> Callable[[bytes], str]:

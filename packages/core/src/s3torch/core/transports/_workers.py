@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from s3torch.core._process import ExitPhase, at_exit
 from s3torch.core.errors import S3Error, TransferCancelledError
 from s3torch.core.ranges import MIB
+from s3torch.core.transports._threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from s3torch.core.requests import Request
+    from s3torch.core.transports._request_target import RequestTarget
 
 T = TypeVar("T")
 
 # A thread that waits for an answer cannot always be interrupted; it ends by itself when its time is over.
 _CLOSE_GRACE_SECONDS = 1.0
-# About what one interpreter takes in of small answers.
-_ANSWERS_PER_SECOND = 4000
-_FORGETTING = 1.0005
-# After so many small transfers in a row there are no more threads than those keep busy, and some to spare.
-_HABIT = 64
 _LARGE = 1 * MIB
-_FEWEST = 4
-_SPARE = 2
 
 
 class Stop(BaseException):
@@ -56,7 +48,9 @@ class WorkerTransfer(Future[T]):
         self._work: Callable[[WorkerTransfer[T]], T] | None = work
         # A view of its own: once it is released, nothing that still refers to it holds the caller's buffer.
         self._buffer = None if buffer is None else memoryview(buffer)
-        self.size = 0 if buffer is None else len(buffer)
+        self.is_large = len(buffer or request.byte_range or ()) >= _LARGE
+        # When it was begun, or when its last attempt had a connection.
+        self.sent_at = 0.0
         self.pool: WorkerPool | None = None
         self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         self.stopped = False
@@ -158,6 +152,7 @@ class WorkerTransfer(Future[T]):
             work, self._work = self._work, None
         if work is None:
             return False
+        self.sent_at = time.monotonic()
         try:
             result = work(self)
         except Stop:
@@ -202,12 +197,20 @@ class WorkerPool:
     Args:
         workers: How many transfers run at a time; the others wait for their turn.
         name: The prefix of the names of the threads.
-        at_once: How many of them work on large transfers however quick those are; ``None`` for all. More
-            contend for the interpreter's lock, which pays only where transfers mostly wait.
+        at_once: How many of them work while there are large transfers; ``None`` for all. More contend for the
+            interpreter's lock, which pays only where transfers mostly wait.
+        target: How many work while all transfers are small; ``None`` for as many as for large ones.
     """
 
-    def __init__(self, workers: int, *, name: str, at_once: int | None = None) -> None:
-        self._threads = _Threads(workers, name, workers if at_once is None else at_once)
+    def __init__(
+        self,
+        workers: int,
+        *,
+        name: str,
+        at_once: int | None = None,
+        target: RequestTarget | None = None,
+    ) -> None:
+        self._threads = Threads(workers, name, workers if at_once is None else at_once, target)
         # Callbacks of cancelled transfers run here, because all workers may be waiting for the network.
         self._ender = ThreadPoolExecutor(1, f"{name}-end", initializer=self._threads.enter)
         # Also where a transport is dropped without being closed.
@@ -261,137 +264,3 @@ class WorkerPool:
             self._ender.submit(function, *arguments)
         except RuntimeError:  # The pool or the interpreter is ending at this moment.
             function(*arguments)
-
-
-class _Threads:
-    """The threads of a pool, which do not keep the pool alive."""
-
-    def __init__(self, size: int, name: str, at_once: int) -> None:
-        self._size = size
-        self._at_once = at_once
-        # The seconds of the quickest transfer, which those after it make forgotten by and by.
-        self._quickest = 0.0
-        # How many small ones there were since the last large one.
-        self._small = 0
-        self._name = name
-        self._queue: SimpleQueue[WorkerTransfer[Any] | None] = SimpleQueue()
-        self._changed = threading.Condition()
-        self._live: set[WorkerTransfer[Any]] = set()
-        # Those that a thread will take from the queue, if only to see that they have been done elsewhere.
-        self._promised: set[WorkerTransfer[Any]] = set()
-        self._inside: set[int] = set()
-        self._count = 0
-        # Threads that wait and are not promised to a transfer yet; below 0, transfers that wait for a thread.
-        self._idle = 0
-        self._closed = False
-        self._owner_process = os.getpid()
-        _all_threads.add(self)
-
-    def submit(self, transfer: WorkerTransfer[Any]) -> bool:
-        with self._changed:
-            if self._closed:
-                raise ValueError("the transport is closed")
-            if transfer.size >= _LARGE:
-                self._small = 0
-            if self._idle <= 0 and self._count < self._useful and self._start_thread():
-                self._idle += 1
-            if not self._count:
-                return False
-            self._idle -= 1
-            self._live.add(transfer)
-            self._promised.add(transfer)
-            self._queue.put(transfer)
-        return True
-
-    def register(self, transfer: WorkerTransfer[Any]) -> None:
-        with self._changed:
-            if self._closed:
-                raise ValueError("the transport is closed")
-            self._live.add(transfer)
-
-    def shutdown(self) -> None:
-        with self._changed:
-            self._closed = True
-        self.end()
-
-    def end(self) -> None:
-        self._queue.put(None)  # Without a lock: a finalizer calls it.
-
-    def cancel_all(self) -> None:
-        if self._owner_process == os.getpid():
-            for transfer in list(self._live):
-                transfer.cancel()
-
-    def wait(self, seconds: float) -> bool:
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._live, seconds)
-
-    def enter(self) -> None:
-        self._inside.add(threading.get_ident())
-
-    @property
-    def is_inside(self) -> bool:
-        return threading.get_ident() in self._inside
-
-    def leave(self, transfer: WorkerTransfer[Any]) -> None:
-        with self._changed:
-            self._live.discard(transfer)
-            self._free(transfer)
-            if self._closed:
-                self._changed.notify_all()
-
-    def _free(self, transfer: WorkerTransfer[Any]) -> None:
-        # The thread that was promised to it is there for others, also before it knows.
-        if transfer in self._promised:
-            self._promised.remove(transfer)
-            self._idle += 1
-
-    @property
-    def _useful(self) -> int:
-        """How many threads there may be: no more than can be kept busy with answers."""
-        fewest = self._at_once if self._small < _HABIT else min(self._at_once, _FEWEST)
-        return min(self._size, max(fewest, int(self._quickest * _ANSWERS_PER_SECOND)))
-
-    def _start_thread(self) -> bool:
-        name = f"{self._name}_{self._count}"
-        try:
-            threading.Thread(target=self._work, name=name, daemon=True).start()
-        except RuntimeError:  # The interpreter is ending, or there are too many threads.
-            return False
-        self._count += 1
-        return True
-
-    def _work(self) -> None:
-        self.enter()
-        while (transfer := self._queue.get()) is not None:
-            # Whoever waits for a transfer may have begun it before.
-            begun = time.monotonic()
-            has_run = transfer.run()
-            seconds = time.monotonic() - begun
-            with self._changed:
-                self._free(transfer)
-                if has_run:
-                    self._small += 1
-                    self._quickest = min(seconds, self._quickest * _FORGETTING or seconds)
-                if has_run or transfer.stopped:
-                    self.leave(transfer)
-                if not self._closed and self._count > self._useful + _SPARE:
-                    self._count -= 1
-                    self._idle -= 1
-                    self._inside.discard(threading.get_ident())
-                    return
-            del transfer
-        # The next thread ends as well.
-        self._queue.put(None)
-
-
-_all_threads: weakref.WeakSet[_Threads] = weakref.WeakSet()
-
-
-def _cancel_all() -> None:
-    """Leaves no thread in a call that fills a buffer, when the interpreter ends."""
-    for threads in list(_all_threads):
-        threads.cancel_all()
-
-
-at_exit(ExitPhase.TRANSFERS, _cancel_all)

@@ -8,11 +8,11 @@ such a sequence, and may be shared out in another way.
 
 from __future__ import annotations
 
+import math
 import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from hashlib import blake2b
 from itertools import count as count_up
 from itertools import islice, takewhile
@@ -75,7 +75,9 @@ class StridedShard:
 
 def covers_all(shards: Iterable[StridedShard]) -> bool:
     """Whether these shards, which do not overlap, have all numbers."""
-    return sum(Fraction(1, shard.step) for shard in shards) == 1
+    steps = [shard.step for shard in shards]
+    common = math.lcm(*steps)
+    return sum(common // step for step in steps) == common
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,13 @@ from s3torch.core.errors import ConfigurationError, NotFoundError, ObjectChanged
 from s3torch.core.plugins import shard_formats
 from s3torch.datasets._base import COMMON_OPTIONS, apply
 from s3torch.datasets._iterable import StreamedDataset
+from s3torch.datasets._opening import identity
 from s3torch.datasets.formats import DamagedShardError, ShardFormat, ShardObject, named_format
 from s3torch.datasets.order._epoch import Permutation, Place, WorkerShard, current_worker
 from s3torch.datasets.order._state import Mark, ShardState, ShareProgress
 from s3torch.datasets.shards._pipeline import ShardRun
 from s3torch.datasets.sources._sources import size_of, subject_of
 from s3torch.datasets.sources._table import describe_objects
-from s3torch.datasets.transforms import identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

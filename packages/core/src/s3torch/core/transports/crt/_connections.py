@@ -1,7 +1,7 @@
 """How many connections there are: native clients are shared and kept, and small requests take turns.
 
 The CRT opens a connection for every request that finds none idle, and a handshake costs more processor time
-than a small object. So requests wait for a turn, and whether more turns pay is tried out.
+than a small object. So requests wait for a turn.
 
 A fork while native threads end would leave their locks held in the child, so it waits for clients that are
 ending. In a child whose parent had native clients none is ended at all: the ends of threads there were seen
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from s3torch.core._process import abandon
+from s3torch.core.transports._request_target import RequestTarget
 from s3torch.core.transports.crt._watch import timer
 
 if TYPE_CHECKING:
@@ -29,14 +30,7 @@ if TYPE_CHECKING:
     from awscrt.s3 import S3Client
 
 _FEWEST = 8
-_MORE = 3
-# How much faster answers must come with so many more in flight: much, for a busy machine is uneven.
-_GAIN = 1.6
-_ENOUGH_ANSWERS = 128
-_ENOUGH_SECONDS = 0.1
-# After so many answers more are tried again.
-_HOLD = 4000
-_STALL_SECONDS = 0.25
+_STALL_SECONDS = 1.0
 # S3 closes idle connections after some seconds itself.
 _KEPT_SECONDS = 15.0
 _ENDING_SECONDS = 2.0
@@ -138,11 +132,9 @@ if hasattr(os, "register_at_fork"):
 
 
 class Turns:
-    """Starts small transfers in their order, a few at a time.
+    """Starts small transfers in their order, as many at a time as ``RequestTarget`` says.
 
-    While others wait, the rate of answers is measured, and then that with three times as many in flight,
-    which stay if answers come much faster. Where no answer comes for a while, more get their turn at once:
-    some may be stuck.
+    Where no answer comes for a while, more get their turn at once: some may be stuck.
 
     Args:
         limit: The most that are in flight.
@@ -150,18 +142,19 @@ class Turns:
     """
 
     def __init__(self, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.count = min(_FEWEST, limit)
-        self._limit = limit
+        self._target = RequestTarget(limit, fewest=_FEWEST, connects=True, clock=clock)
         self._clock = clock
         self._in_flight = 0
         self._waiting: deque[Callable[[], object]] = deque()
-        # The count before, and the answers per second that it brought.
-        self._proven: tuple[int, float] | None = None
-        self._answers = 0
-        self._measured_from = self._answered_at = 0.0
+        self._answered_at = clock()
         self._is_looking = False
         self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         self._here = threading.local()
+
+    @property
+    def count(self) -> int:
+        """How many may be in flight now."""
+        return self._target.count
 
     @property
     def is_full(self) -> bool:
@@ -174,34 +167,13 @@ class Turns:
             self._waiting.append(start)
         self._start()
 
-    def leave(self) -> None:
-        """Gives a turn back."""
+    def leave(self, began: float) -> None:
+        """Gives a turn back that began then."""
         with self._lock:
             self._in_flight -= 1
-            self._answered(self._clock())
+            self._answered_at = self._clock()
+            self._target.answered(began, is_full=bool(self._waiting))
         self._start()
-
-    def _answered(self, now: float) -> None:
-        self._answered_at = now
-        self._answers += 1
-        measured = self._answers - self.count
-        if not self._waiting:
-            self._answers = min(self._answers, 0)  # Fewer are asked for than might be in flight.
-        elif not measured:
-            self._measured_from = now  # Connections are open by now.
-        elif measured >= 2 * self.count and self.count < self._limit:
-            seconds = now - self._measured_from
-            if measured >= _ENOUGH_ANSWERS or seconds >= _ENOUGH_SECONDS:
-                self._judge(measured / max(seconds, 1e-9))
-
-    def _judge(self, rate: float) -> None:
-        self._answers = 0
-        if self._proven is None or rate > _GAIN * self._proven[1]:
-            self._proven = self.count, rate
-            self.count = min(_MORE * self.count, self._limit)
-        else:
-            self.count = self._proven[0]
-            self._proven, self._answers = None, -_HOLD
 
     def _start(self) -> None:
         if getattr(self._here, "is_starting", False):
@@ -215,10 +187,10 @@ class Turns:
 
     def _next(self) -> Callable[[], object] | None:
         with self._lock:
-            if self._waiting and self._in_flight < self.count:
+            if self._waiting and not self.is_full:
                 self._in_flight += 1
                 return self._waiting.popleft()
-            if self._waiting and not self._is_looking and self.count < self._limit:
+            if self._waiting and not self._is_looking and self.count < self._target.limit:
                 self._is_looking = True
                 timer.get().call_later(_STALL_SECONDS, self._look)
         return None
@@ -227,6 +199,5 @@ class Turns:
         with self._lock:
             self._is_looking = False
             if self._clock() - self._answered_at >= _STALL_SECONDS:
-                self.count = min(_MORE * self.count, self._limit)
-                self._proven, self._answers = None, -_HOLD
+                self._target.stuck()
         self._start()

@@ -1,4 +1,4 @@
-"""The default transport: the AWS Common Runtime (awscrt).
+"""The transport over the AWS Common Runtime (awscrt).
 
 Facts about awscrt that this module rests on, checked on 0.38:
 
@@ -170,6 +170,7 @@ class CrtTransfer(Future[T]):
         self._is_over = False
         self._waiting = False
         self._turns: Turns | None = None
+        self._turn_began = 0.0
         self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         # A native request must be kept until it is done.
         transport.live.add(self)
@@ -183,7 +184,7 @@ class CrtTransfer(Future[T]):
             turns.enter(lambda: self._take_turn(turns))
 
     def _take_turn(self, turns: Turns) -> None:
-        self._turns = turns
+        self._turns, self._turn_began = turns, time.monotonic()
         if self._has_ended:
             self._give_turn_back()
         else:
@@ -193,7 +194,7 @@ class CrtTransfer(Future[T]):
         with self._lock:
             turns, self._turns = self._turns, None
         if turns is not None:
-            turns.leave()
+            turns.leave(self._turn_began)
 
     def cancel(self) -> bool:
         """Asks the CRT to stop; the transfer then fails with ``TransferCancelledError``."""

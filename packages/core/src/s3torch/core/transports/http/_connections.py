@@ -1,4 +1,4 @@
-"""The connections of ``http`` transports: kept ones, which a process shares, and how new ones are made.
+"""The connections of ``http`` transports: how they are taken, given back, and made.
 
 A host's addresses are used in turn. The proxies are those of ``HTTP_PROXY``, ``HTTPS_PROXY`` and
 ``NO_PROXY``.
@@ -12,28 +12,23 @@ import socket
 import ssl
 import threading
 import time
-import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from s3torch.core._process import PerProcess, start_thread
-from s3torch.core.errors import CertificateError, ConfigurationError, S3ConnectionError, S3Error
+from s3torch.core.errors import CertificateError, ConfigurationError, S3ConnectionError
 from s3torch.core.models import SecretText, hidden
 from s3torch.core.transports.http._connection import Connection
+from s3torch.core.transports.http._idle import shared
 from s3torch.core.transports.http._messages import MAX_HEAD, request_head, response_head
 from s3torch.core.transports.http._sockets import PlainSocket, TlsSocket, trusting_context
 from s3torch.core.transports.http._stalls import StallTimer
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from s3torch.core.models import BucketEndpoint
     from s3torch.core.seam import TransportContext
     from s3torch.core.transports.http._messages import ResponseHead
 
-# S3 closes idle connections itself after some seconds more.
-_IDLE_SECONDS = 15.0
 _PORTS = {"http": 80, "https": 443}
 # S3 gives out a few of its many addresses at a time, each for some seconds.
 _ADDRESSES_SECONDS = 10.0
@@ -49,12 +44,16 @@ class Connections:
 
     Args:
         context: The settings, and whom to trust.
+
+    Attributes:
+        target: How many small requests to have in flight.
     """
 
     def __init__(self, context: TransportContext) -> None:
         self._maker = _ConnectionMaker(context)
         self._limit = context.config.connections
-        self._idle = _shared.get().join(self, context)
+        self._idle = shared.get().join(self, context)
+        self.target = self._idle.target(self._limit)
         self._closed = False
 
     def take(self, endpoint: BucketEndpoint, *, fresh: bool = False) -> Connection:
@@ -94,106 +93,6 @@ class Connections:
         """
         self._closed = True
         self._idle.leave(self)
-
-
-class _Idle:
-    """The idle connections of all transports of a process whose settings are equal.
-
-    They outlive a transport that is dropped, because the next dataset or checkpoint of the same settings
-    would have to connect again. The thread that closes what was idle for too long keeps them until then.
-    """
-
-    def __init__(self) -> None:
-        # In the order in which they were given back; the last one is the warmest.
-        self._connections: list[Connection] = []
-        self._users: weakref.WeakSet[Connections] = weakref.WeakSet()
-        self._is_watched = False
-        self._lock = threading.RLock()  # A signal handler may cancel or send in here.
-
-    def join(self, user: Connections) -> None:
-        with self._lock:
-            self._users.add(user)
-
-    def leave(self, user: Connections) -> None:
-        with self._lock:
-            self._users.discard(user)
-            dropped: list[Connection] = []
-            if not self._users:
-                dropped, self._connections = self._connections, []
-        _close_all(dropped)
-
-    def take(self, origin: tuple[str, str]) -> Connection | None:
-        with self._lock:
-            for index in reversed(range(len(self._connections))):
-                if self._connections[index].origin == origin:
-                    return self._connections.pop(index)
-        return None
-
-    def keep(self, connection: Connection, limit: int) -> None:
-        with self._lock:
-            self._connections.append(connection)
-            dropped = self._drop(len(self._connections) - limit)
-            starts, self._is_watched = not self._is_watched, True
-        _close_all(dropped)
-        if starts:
-            try:
-                start_thread(self._watch, name="s3torch-idle")
-            except S3Error:  # Then old ones are closed when others are given back.
-                self._is_watched = False
-
-    def _watch(self) -> None:
-        """Closes what is idle for too long, on a thread that ends with the last one."""
-        while self._is_watched:
-            time.sleep(_IDLE_SECONDS)
-            with self._lock:
-                dropped = self._drop(0)
-                self._is_watched = bool(self._connections)
-            _close_all(dropped)
-
-    def _drop(self, surplus: int) -> list[Connection]:
-        """Takes out what was idle for too long, and the oldest beyond the limit."""
-        oldest = time.monotonic() - _IDLE_SECONDS
-        kept = self._connections
-        count = 0
-        while count < len(kept) and (count < surplus or kept[count].idle_since < oldest):
-            count += 1
-        dropped, self._connections = kept[:count], kept[count:]
-        return dropped
-
-
-class _SharedIdle:
-    """The idle connections of a process, by the settings that a connection has."""
-
-    def __init__(self) -> None:
-        self._by_kind: weakref.WeakValueDictionary[Hashable, _Idle] = weakref.WeakValueDictionary()
-        self._lock = threading.RLock()
-
-    def join(self, user: Connections, context: TransportContext) -> _Idle:
-        """Returns those that a transport with these settings shares."""
-        from urllib.request import getproxies
-
-        config = context.config
-        kind = (
-            context.session.ca_bundle,
-            config.read_timeout,
-            config.low_speed_limit,
-            config.low_speed_time,
-            tuple(sorted(getproxies().items())),
-        )
-        with self._lock:
-            idle = self._by_kind.get(kind)
-            if idle is None:
-                idle = self._by_kind[kind] = _Idle()
-            idle.join(user)
-        return idle
-
-
-_shared = PerProcess(_SharedIdle)
-
-
-def _close_all(connections: list[Connection]) -> None:
-    for connection in connections:
-        connection.close()
 
 
 class _ConnectionMaker:

@@ -67,6 +67,7 @@ _QUICK: dict[str, tuple[Any, ...]] = {
     "SSL_get_rbio": (_POINTER, _POINTER),
     "SSL_get_shutdown": (_INT, _POINTER),
     "SSL_get_wbio": (_POINTER, _POINTER),
+    "SSL_has_pending": (_INT, _POINTER),
     "SSL_set0_rbio": (None, _POINTER, _POINTER),
     "SSL_set0_wbio": (None, _POINTER, _POINTER),
     "SSL_set_default_read_buffer_len": (None, _POINTER, _SIZE),
@@ -102,6 +103,7 @@ class Records:
         # Nothing is sent when it is freed.
         library.SSL_set_quiet_shutdown(pointer, 1)
         self._piece = memoryview(bytearray(_RECORD))
+        self._piece_address = ctypes.addressof((ctypes.c_char * _RECORD).from_buffer(self._piece))
         self._socket = library.BIO_new_socket(descriptor, _KEEP_OPEN)
         inner = library.BIO_new(library.BIO_f_ssl())
         library.BIO_ctrl(inner, _SET_SSL, _KEEP_OPEN, pointer)
@@ -123,6 +125,11 @@ class Records:
             self._library.BIO_free_all(self._socket)
             self._library.ERR_clear_error()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether OpenSSL has received nothing that it has not given yet."""
+        return not self._library.SSL_has_pending(self._ssl)
+
     def take(self, limit: int) -> bytes:
         """Returns bytes of one record that is here, none only at the end; within the interpreter's lock.
 
@@ -132,8 +139,7 @@ class Records:
         """
         library = self._library
         library.ERR_clear_error()
-        with _Address(self._piece) as address:
-            count: int = library.SSL_read(self._ssl, address, min(limit, _RECORD))
+        count: int = library.SSL_read(self._ssl, self._piece_address, min(limit, _RECORD))
         if count > 0:
             return bytes(self._piece[:count])
         if library.SSL_get_error(self._ssl, count) == _WANT_READ:
@@ -263,6 +269,11 @@ def warn_of_single_records() -> None:
         "takes the interpreter's lock for every 16 KiB: beside a thread that computes, a read may move 50 "
         "MB/s and less; use transport='crt' for large objects"
     )
+
+
+def takes_many_records() -> bool:
+    """Whether a call can take many records of TLS without the interpreter's lock, with this Python."""
+    return _openssl() is not None
 
 
 @cache

@@ -220,6 +220,8 @@ class TlsSocket:
             count = self.receive_into(view)
             view.release()
             return data if count == limit else data[:count]
+        if self._is_empty:
+            self._feed()
         while True:
             try:
                 return self._read(min(limit, _RECORD))
@@ -253,6 +255,11 @@ class TlsSocket:
         """Takes from what is here; ``ssl`` would give up the interpreter's lock for that."""
         return self._tls.read(limit) if self._records is None else self._records.take(limit)
 
+    @property
+    def _is_empty(self) -> bool:
+        """Whether nothing is here that could be decrypted; to try that takes longer than to ask."""
+        return self._records is not None and self._records.is_empty and not self._incoming.pending
+
     def _takes_many(self, size: int) -> bool:
         return self._records is not None and size > _RECORD and not self.stall.is_exact
 
@@ -272,6 +279,8 @@ class TlsSocket:
 
     def has_answer(self) -> bool:
         """Whether there is content to receive, or the end; a session ticket is neither."""
+        if self._is_empty and not self._ahead and not self._plain.has_answer():
+            return False
         while not self._ahead:
             try:
                 self._ahead = self._read(_RECORD)

@@ -17,6 +17,7 @@ those of botocore. ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY`` are heeded.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core._resources import connections_for_throughput, exhausted_files
@@ -73,7 +74,9 @@ class HttpTransport:
         self._connections = Connections(context)
         self._signer = Signer()
         at_once = connections_for_throughput(context.config.throughput_target_gbps)
-        self._pool = WorkerPool(connections, name="s3torch-http", at_once=at_once)
+        self._pool = WorkerPool(
+            connections, name="s3torch-http", at_once=at_once, target=self._connections.target
+        )
 
     def send(
         self, request: Request[T], *, body: memoryview | None = None, into: memoryview | None = None
@@ -186,6 +189,7 @@ class HttpTransport:
             asked: Request[Any] = request if download is None else download.next_request()
             body = buffer if download is None else None
             head = self._head(asked, connection, body, endpoint, credentials)
+            transfer.sent_at = time.monotonic()
             answer = connection.ask(head, body, has_answer_body=request.method != "HEAD")
             if answer.status < FIRST_ERROR_STATUS and download is not None:
                 return download.receive(answer, connection, buffer)

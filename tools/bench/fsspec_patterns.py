@@ -1,7 +1,7 @@
 """How do filesystems of fsspec do what their users do: whole files, ranges, listings, Parquet, zarr?
 
-Ours beside s3fs, each in a process of its own, one after the other, round after round, against one SeaweedFS.
-Both have their defaults; listings are not cached.
+Ours beside s3fs, each in a process of its own, one after the other, round after round, against one SeaweedFS,
+over TLS and then without. Both have their defaults; listings are not cached.
 """
 
 from __future__ import annotations
@@ -13,12 +13,24 @@ import random
 import statistics
 import sys
 import time
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from measure import BUCKET, MIB, REGION, boto_client, cpu_seconds, endpoint, in_child
+from measure import (
+    BUCKET,
+    MIB,
+    REGION,
+    add_scheme,
+    boto_client,
+    cpu_seconds,
+    endpoint,
+    in_child,
+    schemes,
+    start_seaweedfs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -222,6 +234,7 @@ def main() -> None:
     """Measures what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="how often each case runs (default 3)")
+    add_scheme(parser)
     parser.add_argument("--only", nargs="*", choices=sorted(WORK), default=list(WORK))
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
@@ -229,19 +242,20 @@ def main() -> None:
     if arguments.case:
         print(json.dumps(_measure(*arguments.case)))
         return
-    figures = _run(arguments)
-    _print_table(figures)
+    raw = {}
+    for scheme in schemes(arguments):
+        figures = _run(arguments, scheme)
+        _print_table(figures, scheme)
+        raw[scheme] = {" ".join(case): all_ for case, all_ in figures.items()}
     if arguments.json:
-        arguments.json.write_text(json.dumps({" ".join(case): all_ for case, all_ in figures.items()}))
+        arguments.json.write_text(json.dumps(raw))
 
 
-def _run(arguments: argparse.Namespace) -> dict[tuple[str, str], list[dict[str, float]]]:
-    from s3torch.testing.servers import start_seaweedfs
-
+def _run(arguments: argparse.Namespace, scheme: str) -> dict[tuple[str, str], list[dict[str, float]]]:
     figures: dict[tuple[str, str], list[dict[str, float]]] = {}
-    with start_seaweedfs(volume_mib=1024) as server, TemporaryDirectory() as folder:
-        os.environ.update(server.environment())
-        os.environ[_SCRATCH] = folder
+    with ExitStack() as stack:
+        start_seaweedfs(stack, tls=scheme == "https")
+        os.environ[_SCRATCH] = stack.enter_context(TemporaryDirectory())
         _prepare(arguments.only)
         for number in range(arguments.rounds):
             for name in arguments.only:
@@ -252,14 +266,14 @@ def _run(arguments: argparse.Namespace) -> dict[tuple[str, str], list[dict[str, 
     return figures
 
 
-def _print_table(figures: dict[tuple[str, str], list[dict[str, float]]]) -> None:
+def _print_table(figures: dict[tuple[str, str], list[dict[str, float]]], scheme: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
     def median(name: str, library: str, field: str) -> float:
         return statistics.median(one[field] for one in figures[name, library])
 
-    table = Table(title="s3torch-fsspec beside s3fs")
+    table = Table(title=f"s3torch-fsspec beside s3fs ({scheme})")
     for column in ("", "what", "s3fs s", "s3torch s", "speed", "s3fs CPU s", "s3torch CPU s", "CPU"):
         table.add_column(column, justify="left" if column in {"", "what"} else "right")
     for name in dict.fromkeys(name for name, _ in figures):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import urllib.error
 import urllib.request
 
+import boto3
 import pytest
 
 from s3torch.core import S3Client, S3ClientConfig
@@ -111,6 +112,26 @@ def test_signed_urls_are_of_the_region(monkeypatch):
         assert "X-Amz-Algorithm=AWS4-HMAC-SHA256" in url
     with S3Client("eu-west-1", s3client_config=S3ClientConfig(unsigned=True)) as client:
         assert client.presign("bucket", "k") == "https://bucket.s3.eu-west-1.amazonaws.com/k"
+
+
+def test_many_signed_urls_need_one_client(monkeypatch):
+    made = []
+    make = boto3.session.Session.client
+
+    def counted(self, *args, **options):
+        made.append(args)
+        return make(self, *args, **options)
+
+    monkeypatch.setattr(boto3.session.Session, "client", counted)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AK")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SK")
+    with S3Client("eu-west-1") as client:
+        urls = {client.presign("bucket", f"k{number}") for number in range(1000)}
+        client.close()
+        assert client.presign("bucket", "k").startswith("https://bucket.s3.eu-west-1.amazonaws.com/k?")
+    assert len(urls) == 1000
+    # One says where the bucket is. What was closed begins anew.
+    assert len(made) <= 4
 
 
 def test_a_url_needs_keys(monkeypatch):

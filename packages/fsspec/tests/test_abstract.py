@@ -5,6 +5,8 @@ Without is what another process sees, which knows only what is stored.
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.tests import abstract
@@ -16,21 +18,31 @@ from fsspec.tests.abstract import (
     AbstractPutTests,
 )
 
+from s3torch.fsspec._names import parents
+
 everywhere = pytest.mark.parametrize("options", ["memory", "moto", "seaweedfs"], indirect=True)
 
 
-LOOK_AT_EMPTY_FOLDERS = {
-    f"test_{verb}_directory_{rest}"
-    for verb in ("copy", "put")
-    for rest in ("to_existing_directory", "to_new_directory")
-}
+def delete_with_folders(fs, delete_all, names):
+    """Deletes objects and the folders that they were in, as far as these are empty now.
+
+    S3 has no folders. SeaweedFS has, and lists them for some seconds after their last object is gone.
+    """
+    names = list(names)
+    delete_all(names)
+    for folder in sorted({folder for name in names for folder in parents(name)}, reverse=True):
+        bucket, _, key = folder.partition("/")
+        if key:
+            fs.client.delete_object(bucket, f"{key}/")
 
 
 class Fixtures(abstract.AbstractFixtures):
     """Where the suites find a filesystem and a folder on it."""
 
     @pytest.fixture
-    def fs(self, fs):
+    def fs(self, fs, request, monkeypatch):
+        if request.node.callspec.params["options"] == "seaweedfs":
+            monkeypatch.setattr(fs, "_delete_all", partial(delete_with_folders, fs, fs._delete_all))
         return fs
 
     @pytest.fixture
@@ -42,12 +54,6 @@ class Fixtures(abstract.AbstractFixtures):
         if not request.param:
             monkeypatch.setattr(fs._store, "make_directory", lambda _: None)
         return request.param
-
-    @pytest.fixture(autouse=True)
-    def _expect_stale_folders(self, request, options):
-        if "seaweedfs" in request.node.callspec.id and request.node.originalname in LOOK_AT_EMPTY_FOLDERS:
-            reason = "SeaweedFS lists a folder for some seconds after its last object is gone"
-            request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
 
     @pytest.fixture
     def fs_join(self):

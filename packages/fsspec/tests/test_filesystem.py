@@ -200,10 +200,13 @@ def test_pickled_filesystems_and_files(fs, root):
 
 
 @pytest.mark.promise(4)
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_children_go_on_after_the_parent_used_it(fs, options, root, method):
-    if "key" not in options and method == "spawn":
-        pytest.skip("the memory of this process stays here")
+@pytest.mark.parametrize(
+    # The memory of this process stays here.
+    ("options", "method"),
+    [("memory", "fork"), ("seaweedfs", "fork"), ("seaweedfs", "spawn")],
+    indirect=["options"],
+)
+def test_children_go_on_after_the_parent_used_it(fs, root, method):
     fs.pipe_file(f"{root}/a", b"abc")
     context = multiprocessing.get_context(method)
     with ProcessPoolExecutor(1, mp_context=context) as pool:

@@ -82,6 +82,8 @@ class AwsSession:
         # These two serve nobody but this class: one answers with addresses, one begins sessions with buckets.
         self._address_client: Any = None
         self._session_client: Any = None
+        # These sign URLs, one for each version of signatures.
+        self._url_clients: dict[str | None, Any] = {}
         self._bucket_sessions = BucketSessions(self._create_bucket_session)
 
     def endpoint(self, bucket: str) -> BucketEndpoint:
@@ -127,6 +129,7 @@ class AwsSession:
         with self._lock:
             if self.credentials() == stale:
                 self._botocore = self._boto_session = self._session_client = None
+                self._url_clients.clear()
             return self.credentials() != stale
 
     def presign(self, operation: str, parameters: dict[str, Any], *, expires: int) -> str:
@@ -138,18 +141,21 @@ class AwsSession:
         # Unless it is told another, botocore signs URLs with version 2, and for an address without region.
         version = "s3v4" if is_plain and not self._config.unsigned else None
         style: Literal["path", "virtual"] = "path" if self._addressing_style == "path" else "virtual"
-        client = self._make_boto_client(signature_version=version, addressing_style=style)
-        try:
-            url: str = client.generate_presigned_url(operation, Params=parameters, ExpiresIn=expires)
-        finally:
-            client.close()
+        with self._lock:
+            client = self._url_clients.get(version)
+            if client is None:
+                client = self._make_boto_client(signature_version=version, addressing_style=style)
+                self._url_clients[version] = client
+        url: str = client.generate_presigned_url(operation, Params=parameters, ExpiresIn=expires)
         return url
 
     def close(self) -> None:
-        """Closes the connections of the boto3 client, if there are any."""
+        """Closes the connections of the boto3 clients, if there are any."""
         with self._lock:
-            client, self._session_client = self._session_client, None
-        if client is not None:
+            clients = [*self._url_clients.values(), self._session_client]
+            self._url_clients.clear()
+            self._session_client = None
+        for client in filter(None, clients):
             client.close()
 
     @property

@@ -23,7 +23,7 @@ _RECEIVE = 16 * KIB
 _HEAD = 4 * KIB
 _SMALL = 256 * KIB
 # Between two pieces it is seen whether the server has answered before it has the whole body.
-_SEND = 4 * MIB
+_SEND = 8 * MIB
 _HEAD_END = b"\r\n\r\n"
 _FIRST_FINAL_STATUS = 200
 _SWITCHING_PROTOCOLS = 101

@@ -107,7 +107,7 @@ class PlainSocket:
         """Waits until the kernel has taken all of it, or for a tick."""
         if len(data) <= _RECORD:
             # It takes no time, but to get the interpreter's lock back may take milliseconds.
-            count = _library().send(self.descriptor, bytes(data), len(data), socket.MSG_DONTWAIT)
+            count: int = _library().send(self.descriptor, bytes(data), len(data), socket.MSG_DONTWAIT)
             if count > 0:
                 self.stall.moved(count)
                 return count

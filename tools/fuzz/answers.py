@@ -55,6 +55,8 @@ _LISTINGS: list[requests.Request[Any]] = [
 class _Wire:
     """The socket of a server that has sent some bytes and closed the connection."""
 
+    session = None
+
     def __init__(self, data: bytes, step: int) -> None:
         self._data = data
         self._step = step

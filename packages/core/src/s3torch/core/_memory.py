@@ -14,7 +14,7 @@ import mmap
 import threading
 import time
 from collections import deque
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from s3torch.core._process import PerProcess, start_thread
@@ -262,9 +262,9 @@ def new_bytes(size: int) -> tuple[bytes, memoryview]:
     address = id(data) + bytes.__basicsize__ - 1
     if size >= _HUGE_PAGE:
         _advise_huge_pages(address, size)
-    window = _window_type(size).from_address(address)
+    window = _window_type(size.bit_length()).from_address(address)
     window.owner = data  # The view keeps the window alive, and the window the bytes.
-    return data, memoryview(window).cast("B")
+    return data, memoryview(window).cast("B")[:size]
 
 
 @cache
@@ -275,10 +275,10 @@ def _bytes_maker() -> Any:
     return make
 
 
-@lru_cache(maxsize=64)
-def _window_type(size: int) -> Any:
-    """Objects of a dataset often have one size, and to make a type takes longer than to use it."""
-    return ctypes.c_ubyte * size
+@cache
+def _window_type(bits: int) -> Any:
+    """A few types for all sizes, because to make one takes longer than to use it."""
+    return ctypes.c_ubyte * (1 << bits)
 
 
 def advise_huge_pages(pages: mmap.mmap) -> None:

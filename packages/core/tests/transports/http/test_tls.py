@@ -48,14 +48,14 @@ def serve(serve, certificates, monkeypatch):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates / CERTIFICATE, certificates / PRIVATE_KEY)
 
-    def start(function):
+    def start(function, connections=1):
         def answer(connected):
             head = b""
             while not head.endswith(b"\r\n\r\n"):
                 head += connected.recv(1)
             function(connected)
 
-        return serve(answer, tls=context)
+        return serve(*[answer] * connections, tls=context)
 
     return start
 
@@ -330,3 +330,17 @@ def test_bytes_come_and_go_in_few_calls(connect_with, serve):
     assert buffer == bytes(SIZE)
     # Files that are read for the first request among them; records alone are so many.
     assert 0 < calls < 2 * SIZE // (16 * KIB)
+
+
+def test_a_later_connection_resumes_the_session_of_the_first(connect, serve):
+    resumed = []
+
+    def answer(connected):
+        resumed.append(connected.session_reused)
+        connected.sendall(HEAD + bytes(SIZE))
+        connected.close()
+
+    get = connect(serve(answer, connections=3)).get
+    for _ in range(3):
+        assert get("bucket", "key").result(PATIENCE).length == SIZE
+    assert resumed == [False, True, True]

@@ -24,7 +24,7 @@ from s3torch.core.plugins import _hookspecs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from datetime import timedelta
-    from importlib.metadata import EntryPoint, EntryPoints
+    from importlib.metadata import EntryPoint
 
     import click
 
@@ -185,8 +185,8 @@ def _entries(group: str) -> tuple[EntryPoint, ...]:
 
 
 @lru_cache(maxsize=1)
-def _installed(path: tuple[str, ...]) -> EntryPoints:  # noqa: ARG001 - The key of the cache.
-    """What all distributions register; to look through them takes 10 ms or more."""
+def _installed(path: tuple[str, ...]) -> Any:  # noqa: ARG001 - The key of the cache.
+    """The entry points of all distributions; to look through them takes 10 ms or more."""
     return entry_points()
 
 

@@ -104,8 +104,9 @@ class Threads:
     @property
     def _useful(self) -> int:
         """How many threads there may be: no more than can be kept busy with answers."""
-        has_large = self._target is None or self._small < _HABIT
-        return min(self._size, self._at_once if has_large else self._target.count)
+        if self._target is None or self._small < _HABIT:
+            return min(self._size, self._at_once)
+        return min(self._size, self._target.count)
 
     def _start_threads(self) -> None:
         """Starts threads for transfers that wait for one."""

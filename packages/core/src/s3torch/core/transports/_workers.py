@@ -48,7 +48,8 @@ class WorkerTransfer(Future[T]):
         self._work: Callable[[WorkerTransfer[T]], T] | None = work
         # A view of its own: once it is released, nothing that still refers to it holds the caller's buffer.
         self._buffer = None if buffer is None else memoryview(buffer)
-        self.is_large = len(buffer or request.byte_range or ()) >= _LARGE
+        self.size = 0 if buffer is None else len(buffer)
+        self.is_large = (self.size or len(request.byte_range or ())) >= _LARGE
         # When it was begun, or when its last attempt had a connection.
         self.sent_at = 0.0
         self.pool: WorkerPool | None = None

@@ -13,6 +13,7 @@ from s3torch.core.requests._request import FIRST_ERROR_STATUS
 from s3torch.core.transports.http._messages import MAX_HEAD, ChunkedDecoder, ResponseHead, response_head
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator
 
     from s3torch.core.transports.http._sockets import ByteSocket
@@ -22,7 +23,7 @@ _RECEIVE = 16 * KIB
 _HEAD = 4 * KIB
 _SMALL = 256 * KIB
 # Between two pieces it is seen whether the server has answered before it has the whole body.
-_SEND = 4 * MIB
+_SEND = 8 * MIB
 _HEAD_END = b"\r\n\r\n"
 _FIRST_FINAL_STATUS = 200
 _SWITCHING_PROTOCOLS = 101
@@ -67,6 +68,11 @@ class Connection:
     def is_alive(self) -> bool:
         """Whether the server has left an idle connection open, as far as this side knows."""
         return self._socket.is_alive()
+
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        """What another connection to the same host can be resumed from, if anything."""
+        return self._socket.session
 
     def interrupt(self) -> None:
         """Ends the connection, and the call in which another thread waits for it."""

@@ -81,6 +81,8 @@ class Connections:
         if self._closed or not connection.is_reusable:
             connection.close()
             return
+        if not connection.reused:
+            self._maker.sessions[connection.origin] = connection.session
         connection.rest()
         self._idle.keep(connection, self._limit)
         if self._closed:
@@ -103,6 +105,8 @@ class _ConnectionMaker:
         self._lock = threading.RLock()  # A signal handler may cancel or send in here.
         self._addresses: dict[str, _Addresses] = {}
         self._tls: ssl.SSLContext | None = None
+        # Of TLS, by scheme and host: what the next connection is resumed from.
+        self.sessions: dict[tuple[str, str], ssl.SSLSession | None] = {}
 
     def connect(self, scheme: str, host: str) -> Connection:
         """Connects to a host.
@@ -142,7 +146,7 @@ class _ConnectionMaker:
             has_port = urlsplit(f"//{host}").port is not None
             proxy.open_tunnel(plain, host if has_port else f"{host}:{_PORTS['https']}")
         try:
-            return TlsSocket(plain, self._tls_context(), name)
+            return TlsSocket(plain, self._tls_context(), name, self.sessions.get(("https", host)))
         except ssl.SSLCertVerificationError as exc:
             raise CertificateError.of(f"https://{host}", exc.verify_message) from exc
 

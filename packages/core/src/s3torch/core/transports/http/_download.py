@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from s3torch.core._memory import new_bytes
 from s3torch.core.errors import PreconditionFailedError, S3Error, TruncatedError
-from s3torch.core.ranges import MIB, ByteRange
+from s3torch.core.ranges import KIB, ByteRange
 from s3torch.core.requests import Answer, Request, announced_length, get_headers
 from s3torch.core.requests._request import is_weak, same_etag
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # Larger bodies are received into memory that is made for them; smaller ones are joined from their pieces.
-_LARGE = 1 * MIB
+_LARGE = 32 * KIB
 
 
 class Download(Generic[T]):

@@ -42,6 +42,11 @@ class ByteSocket(Protocol):
 
     stall: StallTimer
 
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        """What another connection can be resumed from, if anything."""
+        ...
+
     def use(self, stall: StallTimer) -> None:
         """Sets what ends calls that take too long."""
         ...
@@ -83,6 +88,8 @@ class PlainSocket:
         stall: What ends calls that take too long.
     """
 
+    session = None
+
     def __init__(self, connected: socket.socket, stall: StallTimer) -> None:
         self._socket = connected
         connected.settimeout(None)
@@ -98,6 +105,12 @@ class PlainSocket:
 
     def send(self, data: bytes | memoryview) -> int:
         """Waits until the kernel has taken all of it, or for a tick."""
+        if len(data) <= _RECORD:
+            # It takes no time, but to get the interpreter's lock back may take milliseconds.
+            count: int = _library().send(self.descriptor, bytes(data), len(data), socket.MSG_DONTWAIT)
+            if count > 0:
+                self.stall.moved(count)
+                return count
         try:
             count = self._socket.send(data)
         except BlockingIOError:
@@ -157,8 +170,11 @@ class _Asked(ctypes.Structure):
 
 @cache
 def _library() -> ctypes.PyDLL:
-    # With the interpreter's lock, which ``select`` gives up even where it does not wait.
-    return ctypes.PyDLL(None)
+    # With the interpreter's lock, which ``select`` and ``send`` give up even where they do not wait.
+    library = ctypes.PyDLL(None)
+    library.send.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int)
+    library.send.restype = ctypes.c_ssize_t
+    return library
 
 
 def _timeval(seconds: float) -> bytes:
@@ -173,16 +189,19 @@ class TlsSocket:
         plain: The connection under it.
         context: Whom to trust.
         name: Who the server has to be.
+        session: That of an earlier connection to it, which spares both sides most of the handshake.
 
     Raises:
         OSError: There is no TLS to be had, or the server is another.
     """
 
-    def __init__(self, plain: PlainSocket, context: ssl.SSLContext, name: str) -> None:
+    def __init__(
+        self, plain: PlainSocket, context: ssl.SSLContext, name: str, session: ssl.SSLSession | None = None
+    ) -> None:
         self._plain = plain
         self.stall = plain.stall
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name, session=session)
         self._records = Records.of(self._tls, plain.descriptor)
         self._cipher = memoryview(bytearray(_RECEIVE))
         # What came while it was only asked whether something has come.
@@ -198,6 +217,11 @@ class TlsSocket:
         """Sets what ends calls that take too long."""
         self.stall = stall
         self._plain.use(stall)
+
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        """What another connection can be resumed from, once an answer has come."""
+        return self._tls.session
 
     def send(self, data: bytes | memoryview) -> int:
         """Sends some records; 0 means that the same has to be sent again."""

@@ -1,7 +1,8 @@
 """Flips each bit of each file of a checkpoint, one after the other, and loads it: it is right, or it raises.
 
-``python tools/flip_bits.py`` takes some minutes. ``--step 8`` flips only each eighth bit. The checkpoint is
-in the memory of this process, and has tensors, views and objects in two files.
+``python tools/flip_bits.py`` takes some minutes. ``--step 8`` flips only each eighth bit. With ``--wire`` the
+bit is flipped in the answer to the first GET of the file, and is right in those that follow. The checkpoint
+is in the memory of this process, and has tensors, views and objects in two files.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ import argparse
 import logging
 import sys
 import warnings
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -19,6 +24,9 @@ from s3torch.core import S3Client, S3ClientConfig
 from s3torch.core.errors import S3Error
 from s3torch.core.transports.memory import MemoryStore
 from s3torch.dcp import S3StorageReader, S3StorageWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ENDPOINT = "http://flipped.invalid"
 CONFIG = S3ClientConfig(transport="memory", endpoint=ENDPOINT)
@@ -49,11 +57,35 @@ def is_right() -> bool | None:
     return all(same) and loaded["o"] == expected["o"]
 
 
+@contextmanager
+def damaged(store: MemoryStore, key: str, bit: int, *, on_the_wire: bool) -> Iterator[None]:
+    """Flips a bit of a file, in the store, or only in the answer to the first GET."""
+    found = store.get("bucket", key)
+    body = bytearray(found.data)
+    body[bit // 8] ^= 1 << bit % 8
+    if not on_the_wire:
+        store.put("bucket", key, bytes(body))
+        yield
+        store.put("bucket", key, found.data)
+        return
+    answers, get = [replace(found, data=bytes(body))], store.get
+
+    def first_damaged(bucket: str, name: str, *args: Any, **options: Any) -> Any:
+        is_asked = name == key and options.get("operation") == "GetObject"
+        return answers.pop() if is_asked and answers else get(bucket, name, *args, **options)
+
+    # What a network would do.
+    with patch.object(store, "get", first_damaged):
+        yield
+
+
 def main() -> int:
     """Flips the bits, and returns how many were loaded unseen."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--step", type=int, default=1, help="flip only each bit of so many")
-    step = parser.parse_args().step
+    parser.add_argument("--wire", action="store_true", help="flip bits on their way, not in the store")
+    arguments = parser.parse_args()
+    step = arguments.step
     warnings.simplefilter("ignore")
     logging.disable()
     store = MemoryStore.at(ENDPOINT)
@@ -65,15 +97,12 @@ def main() -> int:
         body, raised = store.get("bucket", key).data, 0
         bits = range(0, 8 * len(body), step)
         for bit in bits:
-            damaged = bytearray(body)
-            damaged[bit // 8] ^= 1 << bit % 8
-            store.put("bucket", key, bytes(damaged))
-            found = is_right()
+            with damaged(store, key, bit, on_the_wire=arguments.wire):
+                found = is_right()
             raised += found is None
             if found is False:
                 wrong += 1
                 print(f"{key}: bit {bit} was loaded unseen")
-        store.put("bucket", key, body)
         print(f"{key}: {len(bits)} bits flipped, {raised} loads raised, the others were right")
     return wrong
 

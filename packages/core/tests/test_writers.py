@@ -138,6 +138,22 @@ def test_bytes_of_another_object_are_copied(client, store, monkeypatch, size):
     assert writer.piece_checksums[1][-1][:2] == (len(whole) - 4, len(whole))
 
 
+@pytest.mark.parametrize("size", [PART, PART + 1, 2 * PART - 1, 2 * PART, 3 * PART + 2])
+@pytest.mark.parametrize("method", ["write", "lend"])
+def test_no_part_before_a_copy_is_too_small(client, store, size, method):
+    store.put("bucket", "source", b"s" * PART)
+    data = np.random.default_rng(size).bytes(size)
+    with client.put_object("bucket", "key") as writer:
+        for _ in range(2):
+            writer.expect_copy(size)
+            getattr(writer, method)(bytearray(data[:100]))
+            getattr(writer, method)(bytearray(data[100:]))
+            writer.copy_from("bucket", "source", ByteRange(0, PART))
+        writer.write(data)
+    # S3 refuses smaller parts than 5 MiB, but for the last one.
+    assert stored(store) == 2 * (data + b"s" * PART) + data
+
+
 def test_a_copy_that_fails_or_is_not_what_it_should_be(client, store):
     store.put("bucket", "source", bytes(PART))
     with pytest.raises(NotFoundError), client.put_object("bucket", "key") as writer:

@@ -1,9 +1,9 @@
 """Saves checkpoints with jobs whose ranks may be killed; run as a program.
 
 Each line of the standard input is a job, as JSON: the URI of the checkpoint, a number that fills the tensors,
-how many files a rank writes, the endpoint of each rank, where the ranks meet, and whether what has not
-changed is copied. For each rank a process is forked, and their ids are the answer; a second line tells how
-they have ended.
+how many files a rank writes, the endpoint of each rank, where the ranks meet, whether what has not changed is
+copied, and the URI of shards, if whole files are to be made of them in place of a save. For each rank a
+process is forked, and their ids are the answer; a second line tells how they have ended.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from s3torch.core import S3ClientConfig
+from s3torch.core import S3Client, S3ClientConfig
 from s3torch.core.ranges import MIB
-from s3torch.dcp import S3StorageWriter
+from s3torch.dcp import S3StorageWriter, consolidate_safetensors_files
 
 PART = 5 * MIB
 
@@ -45,6 +45,11 @@ def save(job, rank):
             timeout=timedelta(seconds=60),
         )
     config = S3ClientConfig(max_attempts=1, part_size=PART)
+    if job["shards"]:
+        client = S3Client("us-east-1", endpoint=job["endpoints"][rank], s3client_config=config)
+        report = consolidate_safetensors_files(job["shards"], job["uri"], client=client)
+        assert report.copied_bytes
+        return
     options = {"thread_count": job["files"], "reuse": job["uri"] if job["reuses"] else None}
     writer = S3StorageWriter("us-east-1", job["uri"], config, endpoint=job["endpoints"][rank], **options)
     dcp.save(state_of(rank, ranks, job["number"], frozen=job["reuses"]), storage_writer=writer)

@@ -15,6 +15,9 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from s3torch.core.ranges import MIB
+from s3torch.dcp import S3HuggingFaceStorageWriter, load_sharded
+from s3torch.dcp.hugging_face._safetensors import INDEX_NAME
 from s3torch.dcp.manage import sweep_checkpoint, verify_checkpoint
 from s3torch.testing.faults import Fault
 
@@ -59,11 +62,16 @@ class Saves:
             "number": self.number,
             "files": files,
             "reuses": self.reuses,
+            "shards": self.shards(),
             "rendezvous": Path(self._folder, str(self.number)).as_uri(),
         }
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline()), self._reader.submit(self._process.stdout.readline)
+
+    def shards(self):
+        """The URI of shards of which whole files are made."""
+        return
 
     def complete(self, *, files=1):
         """Saves whole."""
@@ -139,6 +147,26 @@ class Saves:
         assert len(self.place.listed(f"{self.path}/")) == 1 + report.files
 
 
+class Consolidations(Saves):
+    """Jobs that make whole files of shards."""
+
+    def shards(self):
+        uri = self.place.uri(f"shards-{self.number}")
+        state = {"large": torch.full((11 * MIB,), self.number, dtype=torch.int8)}
+        state |= {f"{n}": torch.full((40,), self.number) for n in range(3)}
+        writer = S3HuggingFaceStorageWriter("us-east-1", uri, self.place.config, save_distributed=True)
+        dcp.save(state, storage_writer=writer)
+        return uri
+
+    def _loaded(self):
+        if f"{self.path}/{INDEX_NAME}" not in self.place.listed():
+            return None
+        state = load_sharded(self.place.uri(self.path), client=self.place.client())
+        assert len(state) == 4
+        (number,) = {int(n) for tensor in state.values() for n in tensor.unique()}
+        return number
+
+
 @pytest.fixture(scope="module")
 def program(start_program):
     """A process that forks others, which save."""
@@ -149,9 +177,9 @@ def program(start_program):
 def saves_of(program, seaweed_place, seaweedfs, fault_proxy, tmp_path):
     """Makes jobs of some ranks."""
 
-    def make(ranks):
+    def make(ranks, kind=Saves):
         proxies = [fault_proxy(seaweedfs) for _ in range(ranks)]
-        return Saves(program, seaweed_place, proxies, tmp_path)
+        return kind(program, seaweed_place, proxies, tmp_path)
 
     return make
 
@@ -201,6 +229,20 @@ def test_a_rank_that_is_killed_at_any_request_of_a_save_that_reuses(saves_of, si
     assert saves.there == saves.number
     assert step >= 8
     saves.complete(files=3)
+    saves.assert_nothing_is_left()
+
+
+@pytest.mark.promise(1)
+@pytest.mark.timeout(300)
+def test_a_process_that_is_killed_at_any_request_of_a_consolidation(saves_of):
+    saves = saves_of(1, Consolidations)
+    step, fault = 0, Fault.stall(FOREVER, side="response")
+    while saves.kill(0, fault, skip=step):
+        step += 1
+    assert saves.there == saves.number
+    # It looks, reads the parts, begins, sends, copies, completes, asks, and commits.
+    assert step >= 8
+    saves.complete()
     saves.assert_nothing_is_left()
 
 

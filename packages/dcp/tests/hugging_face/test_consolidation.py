@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 
@@ -13,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load as safetensors_load
 from safetensors.torch import load_file as safetensors_load_file
-from safetensors.torch import save as safetensors_save
 from torch.distributed.checkpoint._consolidate_hf_safetensors import (
     consolidate_safetensors_files as torch_consolidate,
 )
@@ -27,13 +25,12 @@ from torch.distributed.checkpoint.metadata import (
 from s3torch.core import AccessDeniedError, ConfigurationError, NotFoundError
 from s3torch.dcp import (
     CheckpointError,
-    S3HuggingFaceStorageReader,
     S3HuggingFaceStorageWriter,
     consolidate_safetensors_files,
     load_sharded,
 )
 from s3torch.dcp.hugging_face import _consolidation
-from s3torch.dcp.hugging_face._consolidation import bands_of, reads_of, windows
+from s3torch.dcp.loading._bands import bands_of, reads_of, windows
 from s3torch.testing.faults import Fault
 
 pytestmark = pytest.mark.filterwarnings(
@@ -56,56 +53,16 @@ FILES = {name: 1 + n % 2 for n, name in enumerate(STATE)}
 INDEX = "model/model.safetensors.index.json"
 
 
-def cuts(size, most):
-    """Where a dimension is cut into at most so many parts."""
-    ends = [round(n * size / most) for n in range(most + 1)]
-    return sorted({(start, stop) for start, stop in itertools.pairwise(ends) if start < stop})
-
-
-def put_shards(place, state, counts, path="shards"):
-    """Cuts each tensor into tiles, and shares these out between files, as ranks do."""
-    shards = {}
-    for name, tensor in state.items():
-        grid = [cuts(size, most) for size, most in zip(tensor.shape, itertools.cycle(counts), strict=False)]
-        for n, tile in enumerate(itertools.product(*grid)):
-            shards.setdefault(n, {})[name] = tile
-    for n, tiles in shards.items():
-        offsets = {name: {"saved_offsets": [start for start, _ in tile]} for name, tile in tiles.items()}
-        parts = {
-            name: state[name][tuple(slice(*cut) for cut in tile)].contiguous() for name, tile in tiles.items()
-        }
-        data = safetensors_save(parts, {"DCP_SHARDING_INFO": json.dumps(offsets)})
-        place.put(f"{path}/shard-{n + 1:05d}-model-00001-of-00001.safetensors", data)
-
-
-def files_of(place, path="model"):
-    return {key: safetensors_load(place.get(key)) for key in place.listed(path) if key.endswith("tensors")}
-
-
-def check(place, state, path="model"):
-    """Loads what is there with the library, and with our own reader."""
-    found = {
-        name: tensor for file in files_of(place, f"{path}/model-").values() for name, tensor in file.items()
-    }
-    assert found.keys() == state.keys()
-    assert all(torch.equal(found[name], state[name]) for name in state)
-    loaded = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
-    reader = S3HuggingFaceStorageReader("us-east-1", place.uri(path), place.config)
-    dcp.load(loaded, storage_reader=reader)
-    assert all(torch.equal(loaded[name], state[name]) for name in state)
-
-
 @given(
     sizes=st.lists(st.integers(0, 6), max_size=4).map(tuple),
     limit=st.integers(8, 600),
     counts=st.lists(st.integers(1, 3), min_size=4, max_size=4),
 )
-def test_bands_are_the_tensor_in_order_and_read_each_element_once(sizes, limit, counts):
+def test_bands_are_the_tensor_in_order_and_read_each_element_once(sizes, limit, counts, tiles_of):
     whole = torch.arange(math.prod(sizes)).reshape(sizes)
-    grid = [cuts(size, most) for size, most in zip(sizes, counts, strict=False)]
     tiles = {
         tuple(start for start, _ in tile): whole[tuple(slice(*cut) for cut in tile)]
-        for tile in itertools.product(*grid)
+        for tile in tiles_of(sizes, counts)
     }
     chunks = [ChunkStorageMetadata(torch.Size(at), tile.size()) for at, tile in tiles.items()]
     stored = TensorStorageMetadata(TensorProperties(dtype=whole.dtype), whole.size(), chunks)
@@ -130,13 +87,13 @@ def test_bands_are_the_tensor_in_order_and_read_each_element_once(sizes, limit, 
 
 @pytest.mark.parametrize("counts", [(2, 1), (1, 3), (3, 2)])
 @pytest.mark.parametrize("window", [64 * 1024**2, 200])
-def test_tiles_become_whole_files(place, monkeypatch, counts, window):
+def test_tiles_become_whole_files(place, monkeypatch, counts, window, put_shards, check_whole):
     monkeypatch.setattr(_consolidation, "_WINDOW", window)
     state = {name: tensor for name, tensor in STATE.items() if tensor.numel()}
     put_shards(place, state, counts)
     shards, target = place.uri("shards"), place.uri("model")
     consolidate_safetensors_files(shards, target, FILES, 2, client=place.client())
-    check(place, state)
+    check_whole(place, state)
     index = json.loads(place.get(INDEX))
     assert place.weight_map(INDEX) == {
         name: f"model-0000{FILES[name]}-of-00002.safetensors" for name in state
@@ -144,7 +101,7 @@ def test_tiles_become_whole_files(place, monkeypatch, counts, window):
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in state.values())
 
 
-def test_torch_makes_the_same_tensors(place, tmp_path):
+def test_torch_makes_the_same_tensors(place, tmp_path, put_shards):
     # torch knows no bools there.
     state = {name: STATE[name] for name in ("wide", "half", "brain", "deep")}
     put_shards(place, state, (2, 3))
@@ -172,11 +129,11 @@ def writer_of(place, path="model", **options):
     )
 
 
-def test_a_save_that_is_consolidated(server_place):
+def test_a_save_that_is_consolidated(server_place, check_whole):
     place = server_place
     writer = writer_of(place, fqn_to_index_mapping=FILES, thread_count_consolidation=2)
     dcp.save(STATE, storage_writer=writer)
-    check(place, STATE)
+    check_whole(place, STATE)
     shards = [f"model/sharded/shard-00001-model-0000{n}-of-00002.safetensors" for n in (1, 2)]
     whole = [f"model/model-0000{n}-of-00002.safetensors" for n in (1, 2)]
     assert sorted(place.plain()) == sorted([*shards, "model/sharded/.metadata", *whole, INDEX])
@@ -186,10 +143,10 @@ def test_a_save_that_is_consolidated(server_place):
     changed = STATE | {"wide": torch.ones(40, 33)}
     dcp.save(changed, storage_writer=writer_of(place))
     assert len(place.listed()) == 4
-    check(place, changed)
+    check_whole(place, changed)
     dcp.save(STATE, checkpoint_id=place.uri("other"), storage_writer=writer)
-    check(place, STATE, "other")
-    check(place, changed)
+    check_whole(place, STATE, "other")
+    check_whole(place, changed)
 
 
 def test_a_consolidation_that_fails_leaves_the_old_one(seaweed_place, seaweedfs, fault_proxy):
@@ -209,7 +166,7 @@ def test_a_consolidation_that_fails_leaves_the_old_one(seaweed_place, seaweedfs,
         assert torch.equal(new["wide"], changed["wide"])
 
 
-def test_what_is_there_can_be_kept(place):
+def test_what_is_there_can_be_kept(place, check_whole):
     dcp.save(STATE, storage_writer=writer_of(place))
     before = place.listed()
     with pytest.raises(CheckpointException, match="already exists"):
@@ -219,22 +176,22 @@ def test_what_is_there_can_be_kept(place):
             place.uri("model/sharded"), place.uri("model"), overwrite=False, client=place.client()
         )
     assert set(before) <= set(place.listed())
-    check(place, STATE)
+    check_whole(place, STATE)
 
 
-def test_checkpoints_of_different_kinds_have_different_places(place):
+def test_checkpoints_of_different_kinds_have_different_places(place, check_whole):
     dcp.save(STATE, storage_writer=writer_of(place))
     for options in ({}, {"save_distributed": True}):
         plain = S3HuggingFaceStorageWriter("us-east-1", place.uri("model"), place.config, **options)
         with pytest.raises(CheckpointException, match="checkpoint of another kind"):
             dcp.save(STATE, storage_writer=plain)
-    check(place, STATE)
+    check_whole(place, STATE)
     place.put("model/.metadata", b"of another checkpoint")
     with pytest.raises(CheckpointException, match="checkpoint of another kind"):
         dcp.save(STATE, storage_writer=writer_of(place))
 
 
-def test_parts_that_are_missing(place):
+def test_parts_that_are_missing(place, put_shards):
     put_shards(place, {"wide": STATE["wide"]}, (2, 2))
     lost = "shards/shard-00004-model-00001-of-00001.safetensors"
     place.client().delete_object(place.bucket, lost)
@@ -245,7 +202,7 @@ def test_parts_that_are_missing(place):
     assert place.listed("model/") == []
 
 
-def test_bad_arguments(place):
+def test_bad_arguments(place, put_shards):
     with pytest.raises(ConfigurationError, match="needs save_distributed=True"):
         S3HuggingFaceStorageWriter("us-east-1", place.uri("a"), place.config, enable_consolidation=True)
     with pytest.raises(ConfigurationError, match="thread_count_consolidation must be at least 1, got 0"):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import signal
 import sys
 import threading
 import traceback
@@ -28,8 +30,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from s3torch.core import S3ClientConfig
-from s3torch.dcp import S3HuggingFaceStorageReader, S3StorageReader
+from s3torch.dcp import CheckpointError, S3HuggingFaceStorageReader, S3StorageReader, _reader
 from s3torch.dcp.loading import _engine
+from s3torch.dcp.loading._exchange import Exchange
 from s3torch.dcp.loading._pieces import ToDevice
 
 WIDTH = 1024
@@ -247,13 +250,46 @@ def mistaken(job):
 
 
 def dying(job):
-    """A rank is killed meanwhile; torch, too, cannot tell the others any more then."""
+    """A rank is killed meanwhile."""
     state = blank(job.there)
     try:
         job.load(state)
-    except BaseException as exc:  # noqa: BLE001 - CheckpointException is none of the others.
-        return {"error": f"{type(exc).__name__}: {exc}"}
+    except CheckpointError as exc:
+        return {"error": str(exc), "again": str(pickle.loads(pickle.dumps(exc)))}
     raise AssertionError("it should have failed")
+
+
+class Dying(Exchange):
+    """Dies in the midst of an agreement: those that hear of it first are not the same that ask next."""
+
+    def _wait(self, messages, problems):
+        super()._wait(messages, problems)
+        if self.turn == 1 and len(messages) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dying_while_all_agree(job):
+    """A rank dies when it has told one of the others that all is well, and none of the rest."""
+    if job.rank == 1:
+        _reader.Exchange = Dying
+    return dying(job)
+
+
+def refused(job):
+    """Loads again and again, and tells before each load that it begins, until all have loaded."""
+    errors = []
+    while True:
+        dist.barrier()
+        reader = job.reader(process_group=dist.group.WORLD)
+        reader.fs.exists(f"{job.uri}/begins")
+        state = blank(job.there)
+        try:
+            dcp.load(state, storage_reader=reader)
+        except CheckpointException as exc:
+            errors.append(sorted(map(str, exc.failures)))
+        else:
+            assert same(state, job.there)
+            return errors
 
 
 @contextmanager
@@ -263,10 +299,10 @@ def process_group(job, rank):
         init_method=Path(job["folder"], "rendezvous").as_uri(),
         rank=rank,
         world_size=len(job["endpoints"]),
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=600),
     )
     yield
-    if job["task"] != "dying":
+    if not job["task"].startswith("dying"):
         dist.barrier()
 
 

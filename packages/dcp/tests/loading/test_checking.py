@@ -23,7 +23,7 @@ from s3torch.dcp import (
 )
 from s3torch.dcp._checksums import NOTE, ItemChecksums
 from s3torch.dcp._metadata import decode_metadata, is_intact
-from s3torch.dcp.hugging_face._consolidation import Band, read_bands
+from s3torch.dcp.loading._bands import Band, read_bands
 from s3torch.dcp.loading._checking import Check, FileChecks, missing, plan_checks, union
 from s3torch.dcp.manage import verify_checkpoint
 from s3torch.testing.faults import Fault

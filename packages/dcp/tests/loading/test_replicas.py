@@ -210,4 +210,38 @@ def test_a_rank_that_is_killed(jobs_of, saved, killed):
     os.kill(pids[killed], signal.SIGKILL)
     results = ended.result(BOUND)
     assert results.pop(killed) == -signal.SIGKILL
-    assert all(one["error"] is None and one["found"]["error"] for one in results), results
+    for one in results:
+        assert one["error"] is None, one["error"]
+        assert f"rank {killed} has gone while it loaded" in one["found"]["error"]
+        assert one["found"]["again"] == one["found"]["error"]
+
+
+def test_a_rank_that_is_killed_while_all_agree(jobs_of, saved):
+    jobs = jobs_of(4)
+    _, ended = jobs.start("dying_while_all_agree")
+    results = ended.result(BOUND)
+    assert results.pop(1) == -signal.SIGKILL
+    for one in results:
+        assert one["error"] is None, one["error"]
+        assert "rank 1 has gone" in one["found"]["error"]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.promise(7)
+@pytest.mark.parametrize("refused", [0, 1])
+def test_each_request_of_a_rank_is_refused_in_turn(jobs_of, saved, refused):
+    jobs = jobs_of(2)
+    loads = asked = 0
+
+    def is_next(request):
+        nonlocal loads, asked
+        if request.key.endswith("/begins"):
+            loads, asked = loads + 1, 0
+        asked += request.method == "GET"
+        return request.method == "GET" and asked == loads
+
+    rule = jobs.proxies[refused].add(Fault.error(403, "AccessDenied"), match=is_next)
+    # The program loads until a load has fewer requests than there were loads.
+    first, second = jobs.run("refused")
+    assert first == second == [["0", "1"]] * len(first)
+    assert 3 <= len(first) <= rule.hits

@@ -11,9 +11,10 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import SerializationFormat
 
 from s3torch.core.ranges import MIB
-from s3torch.dcp import CheckpointError
+from s3torch.dcp import CheckpointError, S3HuggingFaceStorageReader, S3HuggingFaceStorageWriter
 from s3torch.dcp.manage import delete_checkpoint, verify_checkpoint
 from s3torch.testing.faults import Fault
 
@@ -106,18 +107,19 @@ def test_what_has_not_changed_is_not_sent(proxied, proxy, tmp_path, blank_of, ar
     assert are_same(loaded, states[-1])
 
 
-def test_files_that_have_not_changed_are_a_request_each(proxied, proxy, blank_of, are_same):
+@pytest.mark.parametrize("files", [6, 24])
+def test_files_that_have_not_changed_are_a_request_each(proxied, proxy, blank_of, are_same, files):
     state = {str(n): torch.full((50_000,), float(n)) for n in range(40)} | {"step": 1}
-    save(proxied, "run/1", state, thread_count=6)
+    save(proxied, "run/1", state, thread_count=files)
     proxy.clear()
-    report = save(proxied, "run/2", state, thread_count=3, reuse="latest")
+    report = save(proxied, "run/2", state, thread_count=files // 2, reuse="latest")
     assert (report.sent_bytes, report.why_sent) == (0, ())
     requests = sent(proxy)
-    assert sorted(key for kind, key in requests if kind == "PUT-copy") == [
-        f"run/2/__0_{n}.distcp" for n in range(6)
-    ]
+    assert sorted(key for kind, key in requests if kind == "PUT-copy") == sorted(
+        f"run/2/__0_{n}.distcp" for n in range(files)
+    )
     # Beside them the look for a checkpoint, the listing, two metadata, and a question for each file.
-    assert len(requests) == 6 + 6 + 4
+    assert len(requests) == 2 * files + 4
     check(proxied, "run/2", state, blank_of, are_same)
 
 
@@ -129,6 +131,52 @@ def test_the_checkpoint_that_is_replaced_can_be_reused(place, blank_of, are_same
         report = save(place, "run/1", state, reuse="latest")
         assert report.copied_bytes > 6 * MIB
         check(place, "run/1", state, blank_of, are_same)
+
+
+def tensors_only(*, distributed):
+    def make(place, path, **options):
+        uri = place.uri(path)
+        return S3HuggingFaceStorageWriter(
+            "us-east-1", uri, place.config, save_distributed=distributed, **options
+        )
+
+    return make
+
+
+def with_objects(place, path, **options):
+    return place.writer(path, serialization_format=SerializationFormat.SAFETENSORS, **options)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [tensors_only(distributed=False), tensors_only(distributed=True), with_objects],
+    ids=["whole", "shards", "objects"],
+)
+def test_safetensors_files_are_put_together(proxied, proxy, blank_of, are_same, make):
+    states = [model()]
+    if make is not with_objects:
+        del states[0]["step"]
+    dcp.save(states[0], storage_writer=make(proxied, "run/1"))
+    for step in (2, 3):
+        states.append(trained(states[-1]))
+        changed = sum(v.nbytes for name, v in states[-1].items() if name.endswith(".lora"))
+        proxy.clear()
+        writer = make(proxied, f"run/{step}", reuse="latest")
+        dcp.save(states[-1], storage_writer=writer)
+        assert writer.report.why_sent == ()
+        assert writer.report.copied_bytes >= 18 * MIB
+        # What comes before the first copy is a part of at least 5 MiB.
+        assert proxy.bytes_received <= max(changed, 5 * MIB) + 2 * MIB
+        assert len([one for one in sent(proxy) if one[0] == "PUT-copy"]) == 1
+    for step in (1, 2):
+        delete_checkpoint(proxied.uri(f"run/{step}"), client=proxied.client())
+    loaded = blank_of(states[-1])
+    reader = S3HuggingFaceStorageReader("us-east-1", proxied.uri("run/3"), proxied.config)
+    dcp.load(loaded, storage_reader=reader)
+    assert are_same(loaded, states[-1])
+    assert reader.unverified_bytes == 0
+    report = verify_checkpoint(proxied.uri("run/3"), depth="bytes", client=proxied.client())
+    assert (report.problems, report.unchecked) == ((), ())
 
 
 @pytest.mark.parametrize("options", [{"thread_count": 3}, {"single_file_per_rank": False}])
@@ -205,6 +253,17 @@ def test_an_old_checkpoint_that_vanishes(proxied, proxy, seaweed_place, blank_of
     assert len(seaweed_place.listed("run/2/")) == 1 + len(
         {info.relative_path for info in seaweed_place.reader("run/2").read_metadata().storage_data.values()}
     )
+
+
+def test_safetensors_in_a_store_that_does_not_copy(proxied, proxy, blank_of, are_same):
+    state = model(layers=2)
+    dcp.save(state, storage_writer=with_objects(proxied, "run/1"))
+    proxy.add(Fault.error(501, "NotImplemented"), match=lambda one: "x-amz-copy-source" in one.headers)
+    writer = with_objects(proxied, "run/2", reuse="latest")
+    dcp.save(trained(state), storage_writer=writer)
+    assert writer.report.copied_bytes == 0
+    assert any("NotImplemented" in why for why in writer.report.why_sent)
+    check(proxied, "run/2", trained(state), blank_of, are_same)
 
 
 def test_a_store_that_does_not_copy(proxied, proxy, blank_of, are_same):

@@ -6,9 +6,10 @@ import io
 import threading
 import warnings
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
-from s3torch.core import _process
+from s3torch.core import _process, requests
 from s3torch.core._process import ExitPhase, at_exit, reap, reaper
 from s3torch.core.errors import TransferCancelledError
 
@@ -67,10 +68,23 @@ class PutObjectStream:
         """Takes bytes that will not change before the object is there; whole parts are not copied."""
         return self._upload.write(_readable(data), lent=True)
 
-    def copy_from(self, bucket: str, key: str, byte_range: ByteRange, *, crc: int | None = None) -> int:
+    def copy_from(
+        self,
+        bucket: str,
+        key: str,
+        byte_range: ByteRange,
+        *,
+        crc: int | None = None,
+        if_match: str | None = None,
+    ) -> int:
         """Takes bytes of another object, which S3 copies, and returns how many."""
-        self._upload.copy(bucket, key, byte_range, crc=crc)
+        make = partial(requests.upload_part_copy, src_bucket=bucket, src_key=key, if_match=if_match)
+        self._upload.copy(make, byte_range, crc=crc)
         return len(byte_range)
+
+    def expect_copy(self, size: int) -> None:
+        """Tells that ``copy_from`` follows after so many bytes."""
+        self._upload.expect_copy(size)
 
     def begin_piece(self, size: int) -> None:
         """Begins a piece whose checksum is noted, and another one every ``size`` bytes."""
@@ -180,17 +194,27 @@ class S3Writer(_BinaryFile):
         """
         return self._take(data, getattr(self.stream, "lend", self.stream.write))
 
-    def copy_from(self, bucket: str, key: str, byte_range: ByteRange, *, crc: int | None = None) -> int:
+    def copy_from(
+        self,
+        bucket: str,
+        key: str,
+        byte_range: ByteRange,
+        *,
+        crc: int | None = None,
+        if_match: str | None = None,
+    ) -> int:
         """Appends bytes of another object, which S3 copies, and returns how many.
 
         They become parts of their own, so S3 wants at least 5 MiB, unless nothing follows, and at least 5 MiB
-        before them, unless they come first or follow another copy.
+        before them, unless they come first or follow another copy. Before more than a part is written between
+        two copies, tell ``expect_copy`` how much that is: else its last part may be too small.
 
         Args:
             bucket: The bucket of the other object.
             key: Its key.
             byte_range: The bytes.
             crc: Their CRC in the algorithm of the upload, with which S3 verifies what it has copied.
+            if_match: The ETag that the other object must have.
 
         Raises:
             S3Error: The bytes could not be copied; the upload is aborted.
@@ -202,11 +226,20 @@ class S3Writer(_BinaryFile):
             raise TypeError(f"a {type(self.stream).__name__} cannot copy bytes of other objects")
 
         def append(_: memoryview) -> None:
-            copy(bucket, key, byte_range, crc=crc)
+            copy(bucket, key, byte_range, crc=crc, if_match=if_match)
 
         self._take(b"", append)
         self._position += len(byte_range)
         return len(byte_range)
+
+    def expect_copy(self, size: int) -> None:
+        """Tells that ``copy_from`` follows after so many bytes, so that none of their parts is too small.
+
+        It does nothing where the stream below cannot copy.
+        """
+        expect = getattr(self.stream, "expect_copy", None)
+        if expect is not None:
+            expect(size)
 
     def _take(self, data: Any, write: Callable[[memoryview], object]) -> int:
         self._check_process()

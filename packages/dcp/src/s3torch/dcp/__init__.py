@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from s3torch.dcp.hugging_face._reader import S3HuggingFaceStorageReader, load_file, load_sharded
     from s3torch.dcp.hugging_face._safetensors import save_file
     from s3torch.dcp.hugging_face._writer import S3HuggingFaceStorageWriter
+    from s3torch.dcp.saving._assembly import SaveReport
     from s3torch.dcp.saving._async_saver import AsyncSaver
-    from s3torch.dcp.saving._copies import SaveReport
 
 __all__ = [
     "AsyncSaver",
@@ -68,7 +68,7 @@ _MODULES = {
         "hugging_face._reader": "S3HuggingFaceStorageReader load_file load_sharded",
         "hugging_face._safetensors": "save_file",
         "hugging_face._writer": "S3HuggingFaceStorageWriter",
-        "saving._copies": "SaveReport",
+        "saving._assembly": "SaveReport",
     }.items()
     for name in names.split()
 }

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from torch.distributed.checkpoint.filesystem import FileSystemWriter, SerializationFormat
 from torch.futures import Future
 
-from s3torch.core import PutOptions
+from s3torch.core import PutOptions, S3ReaderConstructor
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.plugins import prefix_strategy as named_strategy
-from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path
+from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path, read_whole
 from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, decode_metadata, file_names, sealed
 from s3torch.dcp._prefixes import DefaultPrefixStrategy
 from s3torch.dcp.saving._commit import Commit
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.storage import WriteResult
 
     from s3torch.core import S3Client, S3ClientConfig
-    from s3torch.dcp.saving._copies import SaveReport
+    from s3torch.dcp.saving._assembly import SaveReport
     from s3torch.dcp.saving._plan import FilePlan
 
 # The version of the layout, as torch writes it into the metadata.
@@ -230,9 +230,12 @@ class S3StorageWriter(FileSystemWriter):
     def _find_old(self) -> OldCheckpoint | None:
         if self._reuse is None:
             return None
-        if self._is_safetensors:
-            return OldCheckpoint(self._reuse, why_not="safetensors files are not put together from others")
-        return find_old(self.fs, self._reuse, self.path, self._metadata_name())
+        return find_old(self.fs, self._reuse, self.path, self._read_old)
+
+    def _read_old(self, uri: str) -> OldCheckpoint:
+        place = join_path(uri, self._metadata_name())
+        body = read_whole(self.fs, place, S3ReaderConstructor.sequential())
+        return OldCheckpoint.of(uri, decode_metadata(body, uri=place))
 
     def _plan_files(self, items: list[WriteItem], prefix: str) -> list[FilePlan]:
         make = plan_tensor_files if self._is_safetensors else plan_files

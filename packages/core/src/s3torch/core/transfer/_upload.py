@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 from s3torch.core import _process, requests
 from s3torch.core._process import reap, reaper
 from s3torch.core.errors import ConfigurationError, S3Error, TransferCancelledError
-from s3torch.core.ranges import MAX_PARTS, MIB, planned_part_size, split_range, upload_part_size
+from s3torch.core.ranges import (
+    MAX_PARTS,
+    MIB,
+    MIN_PART_SIZE,
+    planned_part_size,
+    split_range,
+    upload_part_size,
+)
 from s3torch.core.transfer._checksums import (
     PartedChecksum,
     PieceChecksums,
@@ -40,7 +47,10 @@ if TYPE_CHECKING:
     from s3torch.core._runtime import Runtime, RuntimeHandle
     from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions, PutResult
     from s3torch.core.ranges import ByteRange
+    from s3torch.core.requests import Request
     from s3torch.core.seam import Transfer
+
+    PartRequest = Callable[..., Request[CompletedPart]]
 
 _log = logging.getLogger(__name__)
 
@@ -79,9 +89,10 @@ class Upload:
         self._planned = 0
         # Whoever asked for an algorithm that cannot be computed here hears of it at once.
         usable_algorithm(handle.config.upload_checksum)
-        self._checksum: tuple[str, str] | None = None
+        # That of the whole object, once it is complete; with SHA256 that of the parts' checksums.
+        self.checksum: tuple[str, str] | None = None
         self._pieces: PieceChecksums | None = None
-        self._written = self._summed = 0
+        self._written = self._summed = self._copy_at = 0
         self._is_known = True
         self._buffer: PartBuffer | None = None
         self._number = 0
@@ -120,12 +131,11 @@ class Upload:
                 raise
             return len(data)
 
-    def copy(self, src_bucket: str, src_key: str, byte_range: ByteRange, *, crc: int | None = None) -> None:
+    def copy(self, make: PartRequest, byte_range: ByteRange, *, crc: int | None = None) -> None:
         """Takes bytes of another object, which S3 copies; they are parts of their own.
 
         Args:
-            src_bucket: The bucket of the other object.
-            src_key: Its key.
+            make: Makes the request for a part of them, from its ``byte_range``.
             byte_range: The bytes.
             crc: Their CRC in the algorithm of the upload; without it the checksum of the object is not known.
 
@@ -133,15 +143,16 @@ class Upload:
             S3Error: A part could not be sent. The upload is aborted, and every later call raises this, too.
         """
         self._check_process()
+        size = len(byte_range)
         with self._lock:
             self._check()
-            size = len(byte_range)
             try:
                 if self._buffer is not None:
                     self._send_part(self._buffer)
-                step = -(-size // -(-size // COPIED_PART))
+                most = max(COPIED_PART, 4 * self._expected_size // MAX_PARTS)
+                step = -(-size // -(-size // most))
                 for part in split_range(byte_range.start, byte_range.stop, step):
-                    self._copy_part(src_bucket, src_key, part)
+                    self._copy_part(partial(make, byte_range=part))
             except BaseException as exc:
                 self._fail(exc)
                 raise
@@ -152,6 +163,10 @@ class Upload:
             self._is_known = self._is_known and crc is not None
             if self._parted is not None and crc is not None:
                 self._parted.add_known(crc, size)
+
+    def expect_copy(self, size: int) -> None:
+        """Tells that a copy follows after so many bytes, before which no part must be too small."""
+        self._copy_at = self._written + size
 
     def begin_piece(self, size: int) -> None:
         """Begins a piece whose checksum is noted, and another one every ``size`` bytes."""
@@ -165,6 +180,7 @@ class Upload:
         """The algorithm, and begin, end and CRC of each piece, once the object is complete."""
         if self._pieces is None or self._result is None:
             return None
+        self._pieces.finish()
         return self._pieces.algorithm, self._pieces.complete
 
     def complete(self) -> PutResult:
@@ -187,14 +203,6 @@ class Upload:
         with self._lock:
             if self._result is None and self._error is None:
                 self._fail(TransferCancelledError("the upload was aborted", **self._about))
-
-    @property
-    def checksum(self) -> tuple[str, str] | None:
-        """The algorithm and the checksum of the whole object, in base64, once it is complete.
-
-        With SHA256 and more than one part it is the checksum of the parts' checksums, with their number.
-        """
-        return self._checksum
 
     @property
     def is_complete(self) -> bool:
@@ -225,10 +233,12 @@ class Upload:
         config = self._runtime.config
         if not self._planned:
             self._planned = planned_part_size(max(size, self._expected_size), config.part_size)
-        if not config.growing_parts:
-            return self._planned
-        in_plan = -(-self._expected_size // self._planned)
-        return upload_part_size(max(self._number - in_plan, 0) + 1, self._planned)
+        part = self._planned
+        if config.growing_parts:
+            in_plan = -(-self._expected_size // part)
+            part = upload_part_size(max(self._number - in_plan, 0) + 1, part)
+        until_copy = self._copy_at - self._summed
+        return until_copy if 0 < until_copy < part + MIN_PART_SIZE else part
 
     def _check_process(self) -> None:
         # Before the lock is taken, which a thread of the parent may have held when it forked.
@@ -272,16 +282,12 @@ class Upload:
         request = requests.upload_part(upload, number, checksum=checksum)
         return self._runtime.transport.send(request, body=body)
 
-    def _copy_part(self, src_bucket: str, src_key: str, byte_range: ByteRange) -> None:
+    def _copy_part(self, make: PartRequest) -> None:
         transport, memory = self._runtime.transport, self._runtime.memory
         while (admission := self._window.admit(0, memory.budget)) is None:
             self._finish_part()
-        self._queue(
-            PartBuffer(memoryview(b""), admission, None),
-            lambda upload, number: transport.send(
-                requests.upload_part_copy(upload, number, src_bucket, src_key, byte_range=byte_range)
-            ),
-        )
+        buffer = PartBuffer(memoryview(b""), admission, None)
+        self._queue(buffer, lambda upload, number: transport.send(make(upload, number)))
 
     def _queue(
         self, buffer: PartBuffer, send: Callable[[MultipartUpload, int], Transfer[CompletedPart]]
@@ -321,8 +327,7 @@ class Upload:
         transport = self._runtime.transport
         if self._multipart is None:
             body = self._buffer.body if self._buffer is not None else memoryview(b"")
-            self._checksum = checksum(self._algorithm, body, self._sum_pieces(body))
-            self._finish_pieces()
+            self.checksum = checksum(self._algorithm, body, self._sum_pieces(body))
             put = transport.send(
                 requests.put_object(self.bucket, self.key, options=self._options, checksum=self.checksum),
                 body=body,
@@ -332,18 +337,13 @@ class Upload:
             self._send_part(self._buffer)
         while self._in_flight:
             self._finish_part()
-        self._finish_pieces()
-        self._checksum = self._parted.value if self._parted is not None and self._is_known else None
+        self.checksum = self._parted.value if self._parted is not None and self._is_known else None
         completion = transport.send(
             requests.complete_multipart_upload(
                 self._multipart.result(), self._parts, options=self._options, checksum=self.checksum
             )
         )
         return self._appear(completion, lambda: etag_of_parts(self._parts))
-
-    def _finish_pieces(self) -> None:
-        if self._pieces is not None:
-            self._pieces.finish()
 
     def _appear(self, transfer: Transfer[PutResult], etag: Callable[[], str | None]) -> PutResult:
         try:

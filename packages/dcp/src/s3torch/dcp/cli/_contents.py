@@ -15,9 +15,9 @@ from s3torch.dcp._reader import S3StorageReader
 from s3torch.dcp.converting._places import missing, names_in
 from s3torch.dcp.converting._sources import SUFFIX, open_source
 from s3torch.dcp.converting._targets import WINDOW
-from s3torch.dcp.hugging_face._consolidation import bands_of, windows
 from s3torch.dcp.hugging_face._reader import S3HuggingFaceStorageReader, _FileReader
 from s3torch.dcp.hugging_face._safetensors import INDEX_NAME
+from s3torch.dcp.loading._bands import bands_of, windows
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping

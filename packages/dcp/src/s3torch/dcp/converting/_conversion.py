@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from s3torch.dcp.hugging_face._consolidation import Band
+    from s3torch.dcp.loading._bands import Band
 
 Kind = Literal["dcp", "torch", "safetensors"]
 

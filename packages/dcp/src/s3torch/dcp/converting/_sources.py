@@ -19,7 +19,6 @@ from s3torch.dcp._filesystem import path_text
 from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, decode_metadata
 from s3torch.dcp._reader import S3StorageReader
 from s3torch.dcp.converting._places import below, download, exists, is_s3, missing, names_in, read_all
-from s3torch.dcp.hugging_face._consolidation import BandPlanner, dtype_of, read_bands
 from s3torch.dcp.hugging_face._reader import S3HuggingFaceStorageReader, _FileReader
 from s3torch.dcp.hugging_face._safetensors import (
     INDEX_NAME,
@@ -28,6 +27,7 @@ from s3torch.dcp.hugging_face._safetensors import (
     parse_header,
     parse_index,
 )
+from s3torch.dcp.loading._bands import BandPlanner, dtype_of, read_bands
 
 if TYPE_CHECKING:
     import io
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
 
     from s3torch.core import S3Client
-    from s3torch.dcp.hugging_face._consolidation import Band
+    from s3torch.dcp.loading._bands import Band
 
 SUFFIX = ".safetensors"
 

@@ -35,8 +35,8 @@ from s3torch.dcp._tensors import bytes_of
 from s3torch.dcp._writer import S3StorageWriter
 from s3torch.dcp.converting._places import below, exists, fresh_folder, is_s3, removed_on_error, written
 from s3torch.dcp.converting._sources import SUFFIX
-from s3torch.dcp.hugging_face._consolidation import Band, bands_of, windows
 from s3torch.dcp.hugging_face._safetensors import INDEX_NAME, Index, make_header, make_index, parse_index
+from s3torch.dcp.loading._bands import Band, bands_of, windows
 from s3torch.dcp.saving._commit import Commit
 
 if TYPE_CHECKING:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint._hf_utils import FORMAT_KEY, FORMAT_VALUE, _gen_file_name
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
 from s3torch.core import PutOptions
-from s3torch.core.ranges import MIB
+from s3torch.core.ranges import MIB, MIN_PART_SIZE
+from s3torch.core.transfer import piece_algorithm
+from s3torch.dcp._checksums import NOTE as CHECKSUMS
+from s3torch.dcp._checksums import ItemChecksums
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path
-from s3torch.dcp._metadata import CheckpointError, everywhere, shared
-from s3torch.dcp._tensors import bytes_of
+from s3torch.dcp._metadata import CheckpointError, FileFacts, everywhere, shared
+from s3torch.dcp._tensors import NOTE as LAYOUT
+from s3torch.dcp._tensors import bytes_of, noted_layout
 from s3torch.dcp.hugging_face._reader import S3HuggingFaceStorageReader
 from s3torch.dcp.hugging_face._safetensors import (
     INDEX_NAME,
@@ -28,87 +30,43 @@ from s3torch.dcp.hugging_face._safetensors import (
     make_index,
     parse_index,
 )
+from s3torch.dcp.loading._bands import bands_of, dtype_of, read_bands, windows
+from s3torch.dcp.saving._assembly import CopyAttempts, Extent, SaveReport, plan_assembly
 from s3torch.dcp.saving._commit import Commit
 from s3torch.dcp.saving._files import write_file, write_files
 from s3torch.dcp.saving._plan import FilePlan, new_save_id
 
 if TYPE_CHECKING:
-    import io
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    import torch
     from torch.distributed import ProcessGroup
-    from torch.distributed.checkpoint.storage import StorageReader
+    from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
     from s3torch.core import S3Client
-    from s3torch.dcp._metadata import FileFacts
+    from s3torch.dcp.hugging_face._safetensors import FileTensor
+    from s3torch.dcp.loading._bands import Band
 
 # Bytes of tensors that each thread holds.
 _WINDOW = 64 * MIB
 
 
-@dataclass(frozen=True, slots=True)
-class Band:
-    """A part of a tensor whose elements follow one after the other."""
+def runs_of(chunk: ChunkStorageMetadata, sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Yields elements of a stored chunk that follow each other in the whole tensor, too.
 
-    name: str
-    dtype: torch.dtype
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return math.prod(self.sizes) * self.dtype.itemsize
-
-
-def bands_of(name: str, dtype: torch.dtype, sizes: Sequence[int], *, limit: int) -> Iterator[Band]:
-    """Cuts a tensor into parts of at most ``limit`` bytes, in the order of their elements."""
-    if not sizes or 0 in sizes:
-        if 0 not in sizes:
-            yield Band(name, dtype, (), ())
+    Each run is where it begins in the whole and in the chunk, and how many elements there are.
+    """
+    if 0 in chunk.sizes:
         return
-    # The first dimension of which several steps fit; those before it are walked through one by one.
-    steps = [math.prod(sizes[n + 1 :]) * dtype.itemsize for n in range(len(sizes))]
-    cut = next(n for n, step in enumerate(steps) if step <= limit)
-    most = limit // steps[cut]
-    for outer in itertools.product(*map(range, sizes[:cut])):
-        for at in range(0, sizes[cut], most):
-            inner = sizes[cut + 1 :]
-            count = min(most, sizes[cut] - at)
-            yield Band(name, dtype, (*outer, at, *(0 for _ in inner)), (*(1 for _ in outer), count, *inner))
-
-
-def windows(bands: Iterable[Band], *, limit: int) -> Iterator[list[Band]]:
-    """Puts parts together up to ``limit`` bytes, in their order."""
-    window: list[Band] = []
-    total = 0
-    for band in bands:
-        if window and total + band.size > limit:
-            yield window
-            window, total = [], 0
-        window.append(band)
-        total += band.size
-    if window:
-        yield window
-
-
-def reads_of(band: Band, number: int, stored: TensorStorageMetadata) -> Iterator[ReadItem]:
-    """Yields what has to be read of each stored chunk of the tensor."""
-    end = [at + count for at, count in zip(band.offsets, band.sizes, strict=True)]
-    for chunk in stored.chunks:
-        chunk_end = [at + count for at, count in zip(chunk.offsets, chunk.sizes, strict=True)]
-        start = [max(pair) for pair in zip(band.offsets, chunk.offsets, strict=True)]
-        counts = [min(pair) - at for *pair, at in zip(end, chunk_end, start, strict=True)]
-        if all(count > 0 for count in counts):
-            yield ReadItem(
-                LoadItemType.TENSOR,
-                MetadataIndex(band.name, index=number),
-                torch.Size(at - begin for at, begin in zip(start, band.offsets, strict=True)),
-                MetadataIndex(band.name, chunk.offsets),
-                torch.Size(at - begin for at, begin in zip(start, chunk.offsets, strict=True)),
-                torch.Size(counts),
-            )
+    pairs = list(zip(chunk.sizes, sizes, strict=True))
+    cut = max((n for n, (part, whole) in enumerate(pairs) if part != whole), default=0)
+    count = math.prod(chunk.sizes[cut:])
+    steps = [math.prod(sizes[n + 1 :]) for n in range(len(sizes))]
+    begin = sum(at * step for at, step in zip(chunk.offsets, steps, strict=True))
+    for number, outer in enumerate(itertools.product(*map(range, chunk.sizes[:cut]))):
+        there = begin + sum(at * step for at, step in zip(outer, steps, strict=False))
+        yield there, number * count, count
 
 
 def consolidate_safetensors_files(
@@ -121,12 +79,13 @@ def consolidate_safetensors_files(
     overwrite: bool = True,
     put_options: PutOptions | None = None,
     client: S3Client | None = None,
-) -> None:
+) -> SaveReport:
     """Puts the parts of tensors that many ranks have saved together, as torch's function of this name does.
 
-    The files are those of ``S3HuggingFaceStorageWriter``; the index is written last. The bytes go through
-    this process, 64 MiB of tensors at a time for each thread, however large a tensor is. What was in
-    ``output_dir`` stays whole until the new index is there.
+    The files are those of ``S3HuggingFaceStorageWriter``; the index is written last. S3 copies what is in
+    one piece in a part and in the whole, from 5 MiB on, as rows of large tensors are. The rest goes through
+    this process, 64 MiB of tensors at a time for each thread, however large a tensor is, and so does all of
+    it where S3 cannot copy. What was in ``output_dir`` stays whole until the new index is there.
 
     Args:
         input_dir: The URI of the folder with the parts.
@@ -138,6 +97,9 @@ def consolidate_safetensors_files(
         overwrite: Replaces a checkpoint that is there.
         put_options: How the new objects are stored.
         client: Serves the requests; ``None`` makes one from the environment.
+
+    Returns:
+        How many bytes were sent, how many S3 has copied, and why it has not copied more; of all ranks.
 
     Raises:
         NotFoundError: There is no safetensors file.
@@ -152,9 +114,11 @@ def consolidate_safetensors_files(
     rank, size = (0, 1)
     if process_group is not None:
         rank, size = dist.get_rank(process_group), dist.get_world_size(process_group)
-    written = everywhere(lambda: work.write(work.files[rank::size], num_threads), process_group)
-    index = work.index([one for ranks in written for one in ranks])
+    found = everywhere(lambda: work.write(work.files[rank::size], num_threads), process_group)
+    written = [one for ranks in found for one in ranks]
+    index = work.index(written)
     shared(lambda: work.target.run(index, overwrite=overwrite, is_new=not replaces), process_group)
+    return sum((one.report for one in written), SaveReport())
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +128,34 @@ class _Written:
     plain: str
     name: str
     facts: FileFacts
+    report: SaveReport
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What is where in a file."""
+
+    plain: str
+    header: bytes
+    places: Sequence[FileTensor]
+
+    @property
+    def size(self) -> int:
+        return self.places[-1].stop if self.places else len(self.header)
+
+    def bands(self, start: int, stop: int) -> Iterator[Band]:
+        """Yields the parts of tensors that are between two positions of the file."""
+        for place in self.places[bisect_right(self.places, start, key=lambda place: place.stop) :]:
+            if place.start >= stop:
+                break
+            first, last = max(start, place.start) - place.start, min(stop, place.stop) - place.start
+            width = place.dtype.itemsize
+            yield from bands_of(
+                *(place.name, place.dtype, place.sizes),
+                limit=_WINDOW,
+                start=first // width,
+                stop=last // width,
+            )
 
 
 class _Consolidation:
@@ -178,6 +170,8 @@ class _Consolidation:
         self._fs = S3FileSystem(None, shards.fs.client)
         self._path = path
         self._options = options
+        self._attempts = CopyAttempts(self._fs, path, shards.path)
+        self._algorithm = piece_algorithm(self._fs.client.s3client_config.upload_checksum)
         uri = join_path(path, INDEX_NAME)
         self.target = Commit(
             self._fs, path, INDEX_NAME, options, lambda body: parse_index(body, uri=uri).files
@@ -204,7 +198,18 @@ class _Consolidation:
         plans = [FilePlan(name, (), is_safetensors=True) for name in files]
 
         def write(file: FilePlan, check: Callable[[], None]) -> list[_Written]:
-            return [self._write(file.name, file.named_for(save_id).name, check)]
+            layout = self._layout(file.name)
+            name = file.named_for(save_id).name
+            copies = plan_assembly(self._extents(layout.places), layout.size)
+
+            def send(name: str) -> _Written:
+                return self._write(layout, name, [], check)
+
+            if not copies:
+                return [send(name)]
+            return [
+                self._attempts.write(name, save_id, lambda: self._write(layout, name, copies, check), send)
+            ]
 
         return write_files(plans, write, threads=threads)
 
@@ -217,63 +222,71 @@ class _Consolidation:
         )
         return make_index(Index(weight_map, facts), total_size=total)
 
-    def _write(self, plain: str, name: str, check: Callable[[], None]) -> _Written:
-        tensors = self._contents[plain]
+    def _layout(self, plain: str) -> _Layout:
+        tensors = ((name, self._dtype_of(name), self._tensors[name].size) for name in self._contents[plain])
+        return _Layout(plain, *make_header(tensors, {FORMAT_KEY: FORMAT_VALUE}))
 
-        def fill(stream: io.IOBase) -> None:
-            header, _ = make_header(
-                ((name, self._dtype_of(name), self._tensors[name].size) for name in tensors),
-                {FORMAT_KEY: FORMAT_VALUE},
-            )
-            stream.write(header)
-            for window in windows(self._bands(tensors), limit=_WINDOW):
-                check()
-                stream.writelines(
-                    bytes_of(tensor) for tensor in read_bands(self._shards, window, self._tensors)
-                )
+    def _write(
+        self, layout: _Layout, name: str, copies: Sequence[Extent], check: Callable[[], None]
+    ) -> _Written:
+        def fill(stream: Any) -> None:
+            for copy in copies:
+                stream.expect_copy(copy.start - stream.tell())
+                self._send(stream, layout, copy.start, check)
+                copy.copy_to(stream, self._algorithm)
+            self._send(stream, layout, layout.size, check)
 
-        _, facts, _ = write_file(self._fs, self._path, name, fill, self._options)
-        return _Written(plain, name, facts)
+        _, facts, _ = write_file(self._fs, self._path, name, fill, self._options, layout.size)
+        copied = sum(copy.size for copy in copies)
+        if copies:
+            told = self._attempts.confirm(name, layout.size, facts.checksum)
+            if facts.checksum is None and self._algorithm in told:
+                facts = FileFacts(facts.size, (self._algorithm, told[self._algorithm]))
+        why = () if self._attempts.why_not is None else (self._attempts.why_not,)
+        return _Written(layout.plain, name, facts, SaveReport(layout.size - copied, copied, why))
 
-    def _bands(self, names: list[str]) -> Iterator[Band]:
-        return itertools.chain.from_iterable(
-            bands_of(name, dtype_of(self._tensors[name]), self._tensors[name].size, limit=_WINDOW)
-            for name in names
-        )
+    def _send(self, stream: Any, layout: _Layout, stop: int, check: Callable[[], None]) -> None:
+        """Sends what comes next of a file."""
+        begin = stream.tell()
+        if not begin:
+            stream.write(layout.header)
+        for window in windows(layout.bands(begin, stop), limit=_WINDOW):
+            check()
+            stream.writelines(bytes_of(tensor) for tensor in read_bands(self._shards, window, self._tensors))
+
+    def _extents(self, places: Iterable[FileTensor]) -> Iterator[Extent]:
+        """Yields what S3 can copy of some tensors, in order, from the files with their parts."""
+        if self._attempts.why_not is not None:
+            return
+        for place in places:
+            found = (self._extents_of(place, chunk) for chunk in self._tensors[place.name].chunks)
+            yield from sorted(itertools.chain.from_iterable(found), key=lambda extent: extent.start)
+
+    def _extents_of(self, place: FileTensor, chunk: ChunkStorageMetadata) -> Iterator[Extent]:
+        info = self._shards.storage_data[MetadataIndex(place.name, chunk.offsets)]
+        layout = noted_layout(getattr(info, LAYOUT, None), info.length)
+        noted = ItemChecksums.of(getattr(info, CHECKSUMS, None), info.length)
+        is_other = noted is not None and noted.algorithm != self._algorithm
+        if layout is None or is_other or getattr(info, "transform_descriptors", None):
+            return
+        if (layout.dtype, layout.sizes) != (place.dtype, tuple(chunk.sizes)):
+            return
+        uri, etag = self._shards.file_of(info.relative_path)
+        for whole, part, count in runs_of(chunk, place.sizes):
+            size = count * place.dtype.itemsize
+            if size < MIN_PART_SIZE and count < math.prod(chunk.sizes):
+                # Of many short rows none is long enough.
+                return
+            begin = layout.start + part * place.dtype.itemsize
+            start = place.start + whole * place.dtype.itemsize
+            if noted is None:
+                yield Extent(start, start + size, uri, info.offset + begin, (), etag)
+                continue
+            found = noted.pieces(info.length, begin, begin + size)
+            inside = [one for one in found if begin <= one[0] and one[1] <= begin + size]
+            if inside:
+                pieces = tuple((start + at - begin, start + to - begin, crc) for at, to, crc in inside)
+                yield Extent(pieces[0][0], pieces[-1][1], uri, info.offset + inside[0][0], pieces, etag)
 
     def _dtype_of(self, name: str) -> torch.dtype:
         return dtype_of(self._tensors[name])
-
-
-def dtype_of(stored: TensorStorageMetadata) -> torch.dtype:
-    """Returns the type of the elements of a stored tensor."""
-    dtype = stored.properties.dtype
-    assert isinstance(dtype, torch.dtype)  # noqa: S101 - For the type checker.
-    return dtype
-
-
-def read_bands(
-    reader: StorageReader, bands: Sequence[Band], stored: Mapping[str, TensorStorageMetadata]
-) -> list[torch.Tensor]:
-    """Reads parts of tensors, each into memory of its own."""
-    planner = BandPlanner([torch.empty(band.sizes, dtype=band.dtype) for band in bands])
-    items = [item for number, band in enumerate(bands) for item in reads_of(band, number, stored[band.name])]
-    reader.read_data(LoadPlan(items), planner).wait()
-    return planner.tensors
-
-
-class BandPlanner(DefaultLoadPlanner):
-    """Has a tensor for each part that is read."""
-
-    def __init__(self, tensors: list[torch.Tensor]) -> None:
-        super().__init__()
-        self.tensors = tensors
-
-    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
-        tensor = self.tensors[read_item.dest_index.index or 0]
-        for dimension, (at, count) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
-            tensor = tensor.narrow(dimension, at, count)
-        return tensor
-
-    def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
-        pass

@@ -95,6 +95,11 @@ class S3HuggingFaceStorageReader(S3StorageReader):
         headers = read_headers({join_path(self.path, name): self._source(name, files) for name in files})
         return _Survey(files, dict(zip(files, headers.values(), strict=True)), index)
 
+    def file_of(self, path: str) -> tuple[str, str | None]:
+        """Returns the URI of a file of the checkpoint, and its ETag where the listing has told it."""
+        info = self._files.get(path)
+        return join_path(self.path, path), None if info is None else info.etag
+
     def _open_file(self, path: str) -> ObjectSource:
         return self._source(path, self._files)
 

@@ -13,9 +13,13 @@ from s3torch.dcp._filesystem import checked_uri, join_path
 from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, file_facts
 from s3torch.dcp._writer import S3StorageWriter
 from s3torch.dcp.hugging_face._consolidation import consolidate_safetensors_files
+from s3torch.dcp.hugging_face._reader import S3HuggingFaceStorageReader
 from s3torch.dcp.hugging_face._safetensors import INDEX_NAME, Index, file_count, make_index, parse_index
+from s3torch.dcp.saving._assembly import SaveReport
 from s3torch.dcp.saving._commit import EXISTS
+from s3torch.dcp.saving._copies import find_old
 from s3torch.dcp.saving._plan import plan_numbered_files
+from s3torch.dcp.saving._reuse import OldCheckpoint
 
 if TYPE_CHECKING:
     import os
@@ -54,6 +58,8 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
 
     Attributes:
         consolidated_output_path: The URI of the whole files; ``None`` without consolidation.
+        report: As that of ``S3StorageWriter``; with consolidation, on the rank that coordinates, also what
+            was sent for the whole files, and what S3 has copied.
 
     Raises:
         ConfigurationError: An argument is wrong. It is also a ``ValueError``.
@@ -74,6 +80,7 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
         endpoint: str | None = None,
         s3_client: S3Client | None = None,
         put_options: PutOptions | None = None,
+        reuse: str | os.PathLike[str] | None = None,
     ) -> None:
         self._count = file_count(fqn_to_index_mapping)
         if enable_consolidation and not save_distributed:
@@ -95,6 +102,7 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
             s3_client=s3_client,
             put_options=put_options,
             overwrite=overwrite,
+            reuse=reuse,
             serialization_format=SerializationFormat.SAFETENSORS,
         )
         self.fqn_to_index_mapping = dict(fqn_to_index_mapping) if fqn_to_index_mapping else None
@@ -135,7 +143,8 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
         """
         super().finish(metadata, results)
         if self.consolidated_output_path is not None:
-            consolidate_safetensors_files(
+            saved = SaveReport() if self.report is None or self._reuse is None else self.report
+            self.report = saved + consolidate_safetensors_files(
                 self.path,
                 self.consolidated_output_path,
                 self.fqn_to_index_mapping,
@@ -144,6 +153,16 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
                 put_options=self._put_options,
                 client=self.fs.client,
             )
+
+    def _find_old(self) -> OldCheckpoint | None:
+        if self._reuse is None:
+            return None
+        return find_old(self.fs, self._reuse, self.consolidated_output_path or self.path, self._read_old)
+
+    def _read_old(self, uri: str) -> OldCheckpoint:
+        files = self._files_path(uri)
+        reader = S3HuggingFaceStorageReader(None, files, s3_client=self.fs.client)
+        return OldCheckpoint.of(files, reader.read_metadata())
 
     def _files_path(self, path: str | os.PathLike[str]) -> str:
         """Returns where the ranks write, for a checkpoint at a path."""

@@ -4,7 +4,9 @@ All messages go directly from one rank to another, with a tag that only this loa
 over the group meanwhile, also by other threads, does not meet them. A round begins with an agreement: each
 rank tells that its bytes for the round are there, or why they will never be, and in a logarithmic number of
 steps all know of all. So a rank that fails takes nobody by surprise, and no message is left behind. A rank
-that dies closes its connections, which those that it talks to notice at once and tell the others.
+that dies closes its connections, which those that it talks to notice at once and tell the others. When it
+dies in the midst of an agreement, some have heard of it and others have not. Those who have send their bytes
+nevertheless, for which the others wait, and all agree once more.
 """
 
 from __future__ import annotations
@@ -32,6 +34,24 @@ _log = logging.getLogger(__name__)
 _OWN_MESSAGE = 256 * KIB
 _NOTICE = 2 * KIB
 _LONGEST = 1000
+# What a notice begins with where a rank has gone, and so others may not know of it.
+_GONE = "\x01"
+
+
+class RankGoneError(CheckpointError):
+    """A rank of a load has gone, and so torch cannot gather the errors of all ranks.
+
+    It would raise an error of the process group, which does not tell what has happened. So the first attempt
+    to pickle this one, which is what torch does before it sends it, raises it instead.
+    """
+
+    _is_raised = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not self._is_raised:
+            self._is_raised = True
+            raise self
+        return super().__reduce__()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +103,7 @@ class Exchange:
         self.reading = ""
         self._group = group
         self._where = where
+        self._loss = ""
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +114,10 @@ class Exchange:
         about = f"rank {self.share.rank} could not load {self.reading or 'its part'} of {self._where}"
         error.add_note(about)
         self.turn = self.share.turns
-        self._agree(f"{about}: {type(error).__name__}: {error}"[:_LONGEST])
+        failure = f"{about}: {type(error).__name__}: {error}"[:_LONGEST]
+        self._agree(failure)
+        if self._loss:
+            raise RankGoneError(f"{failure}; {self._loss}") from error
 
     def is_open(self) -> bool:
         """Whether there are more rounds."""
@@ -111,12 +135,16 @@ class Exchange:
         """
         failure = self._agree("")
         self.turn += 1
-        if not failure and (failure := self._move(slices, memory)) and self.is_open():
-            # The others come to the next agreement without knowing.
-            failure = self._agree(failure)
+        if not failure or failure.startswith(_GONE):
+            problem = self._move(slices, memory)
+            failure = failure or problem
+            if failure and self.is_open():
+                # The others may come to the next agreement without knowing.
+                failure = self._agree(failure)
         if failure:
             self.turn = self.share.turns
-            raise CheckpointError(failure)
+            kind = RankGoneError if failure.startswith(_GONE) else CheckpointError
+            raise kind(failure.removeprefix(_GONE))
 
     def _move(self, slices: Sequence[Slice], memory: Callable[[Slice], memoryview]) -> str:
         """Moves the bytes of a round; returns what went wrong."""
@@ -200,10 +228,8 @@ class Exchange:
                 problems.append(self._gone(one.peer, exc))
 
     def _gone(self, peer: int, error: RuntimeError) -> str:
-        text = f"rank {peer} has gone while it loaded its part of {self._where}: {error}"[:_LONGEST]
-        # torch gathers the errors of all ranks, which fails now with one that does not tell this.
-        _log.error(text)
-        return text
+        self._loss = f"rank {peer} has gone while it loaded its part of {self._where}: {error}"[:_LONGEST]
+        return _GONE + self._loss
 
 
 def _by_message(

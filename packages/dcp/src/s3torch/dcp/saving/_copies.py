@@ -6,24 +6,30 @@ store may not copy, or not tell the checksum of what it has copied, without whic
 
 from __future__ import annotations
 
-import logging
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.storage import WriteResult
 
-from s3torch.core import S3ReaderConstructor, parse_s3_uri
-from s3torch.core.errors import S3Error, TransferCancelledError
+from s3torch.core import parse_s3_uri
+from s3torch.core.errors import S3Error
 from s3torch.core.ranges import ByteRange
-from s3torch.core.transfer import checksum_type, piece_algorithm
+from s3torch.core.transfer import piece_algorithm
 from s3torch.dcp._checksums import NOTE as CHECKSUMS
-from s3torch.dcp._filesystem import join_path, read_whole
-from s3torch.dcp._metadata import CheckpointError, decode_metadata, note_facts
+from s3torch.dcp._checksums import ItemChecksums
+from s3torch.dcp._filesystem import join_path
+from s3torch.dcp._metadata import CheckpointError, note_facts
 from s3torch.dcp._tensors import NOTE as LAYOUT
-from s3torch.dcp.saving._files import write_files
+from s3torch.dcp.saving._assembly import (
+    AssembledStream,
+    CopyAttempts,
+    Extent,
+    SaveReport,
+    plan_assembly,
+)
+from s3torch.dcp.saving._files import tensor_layout, write_files
 from s3torch.dcp.saving._plan import SUFFIX, FilePlan, new_save_id, plan_files
 from s3torch.dcp.saving._reuse import CopyPlan, OldCheckpoint, Run, plan_copies, unchanged
 
@@ -34,49 +40,28 @@ if TYPE_CHECKING:
 
     from s3torch.dcp._filesystem import S3FileSystem
     from s3torch.dcp._metadata import FileFacts
+    from s3torch.dcp.hugging_face._safetensors import FileTensor
     from s3torch.dcp.saving._files import RankFiles
 
 LATEST = "latest"
 _FEWEST_WHOLE = 8
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class SaveReport:
-    """What a save with ``reuse`` has sent, and what S3 has copied for it.
-
-    Attributes:
-        sent_bytes: The bytes of the items that were sent.
-        copied_bytes: The bytes of those that S3 has copied from the older checkpoint.
-        why_sent: Why items were sent that have perhaps not changed; empty if only what has changed was sent.
-    """
-
-    sent_bytes: int = 0
-    copied_bytes: int = 0
-    why_sent: tuple[str, ...] = ()
-
-    def __add__(self, other: SaveReport) -> SaveReport:
-        reasons = dict.fromkeys((*self.why_sent, *other.why_sent))
-        return SaveReport(
-            self.sent_bytes + other.sent_bytes, self.copied_bytes + other.copied_bytes, tuple(reasons)
-        )
 
 
 @dataclass(frozen=True)
 class ReportedResult(WriteResult):
     """The result of the first item of a file, which tells the rank that commits of the whole file, too."""
 
-    report: SaveReport = SaveReport()
+    report: SaveReport = field(default_factory=SaveReport)
 
 
-def find_old(fs: S3FileSystem, reuse: str, path: str, name: str) -> OldCheckpoint:
-    """Reads what an older checkpoint says of its items; if it cannot, the result says why.
+def find_old(fs: S3FileSystem, reuse: str, path: str, read: Callable[[str], OldCheckpoint]) -> OldCheckpoint:
+    """Finds out what an older checkpoint says of its items; if it cannot, the result says why.
 
     Args:
-        fs: Reads it.
+        fs: Looks for it.
         reuse: Its URI, or ``"latest"`` for the one that was committed last beside the new one.
         path: The URI of the new one.
-        name: The name of the metadata.
+        read: Reads the one with a URI.
     """
     uri = reuse
     try:
@@ -85,9 +70,7 @@ def find_old(fs: S3FileSystem, reuse: str, path: str, name: str) -> OldCheckpoin
             if found is None:
                 return OldCheckpoint(path, why_not=f"there is no older checkpoint beside {path}")
             uri = found
-        place = join_path(uri, name)
-        body = read_whole(fs, place, S3ReaderConstructor.sequential())
-        return OldCheckpoint.of(uri, decode_metadata(body, uri=place))
+        return read(uri)
     except S3Error as exc:
         return OldCheckpoint(uri, why_not=f"{uri} cannot be read: {exc}")
 
@@ -120,13 +103,20 @@ class RankCopies:
         self._joins = joins
         self._save_id = new_save_id()
         self._planned: dict[str, CopyPlan] = {}
-        self._why_not = old.why_not or self._why_no_checksums()
+        self._algorithm = piece_algorithm(files.fs.client.s3client_config.upload_checksum)
+        why_not = old.why_not
+        if why_not is None and files.transforms.extensions:
+            why_not = "what goes through an extension cannot be compared"
+        self._attempts = CopyAttempts(files.fs, files.path, old.uri, why_not)
 
     def write(
         self, items: Sequence[WriteItem], prefix: str, plan: Callable[[list[WriteItem]], list[FilePlan]]
     ) -> list[WriteResult]:
         """Writes items; ``plan`` shares those that are sent out between files."""
-        copies = self._compare(items) if self._why_not is None else CopyPlan()
+        files = plan(list(items))
+        # A safetensors file is put together of what is the same and what is not.
+        loose = [item for file in files if not file.is_safetensors for item in file.items]
+        copies = self._compare(loose) if self._attempts.why_not is None else CopyPlan()
         kept = {item.index for item in self._items_of(copies)}
         files = plan([item for item in items if item.index not in kept])
         for run in copies.whole:
@@ -149,68 +139,85 @@ class RankCopies:
 
     def _compare(self, items: Sequence[WriteItem]) -> CopyPlan:
         known = [item for item in items if item.index in self._old.entries]
-
-        def compare(file: FilePlan, check: Callable[[], None]) -> list[tuple[WriteItem, Any]]:
-            files = self._files
-            return unchanged(file.items, self._old, files.planner, copy_ahead=files.copy_ahead, check=check)
-
-        same = write_files(plan_files(known, "", files=self._threads), compare, threads=self._threads)
+        same = write_files(plan_files(known, "", files=self._threads), self._same, threads=self._threads)
         most = max(_FEWEST_WHOLE, 2 * self._threads) if self._joins else len(known)
         return plan_copies(same, self._old, most_files=most, joins=self._joins)
 
-    def _why_no_checksums(self) -> str | None:
-        algorithm = self._files.fs.client.s3client_config.upload_checksum
-        if self._files.transforms.extensions:
-            return "what goes through an extension cannot be compared"
-        if algorithm is None or checksum_type(algorithm) == "COMPOSITE":
-            return "without a CRC for uploads nobody knows what S3 has copied"
-        return None
+    def _same(self, file: FilePlan, check: Callable[[], None]) -> list[tuple[WriteItem, Any]]:
+        files = self._files
+        return unchanged(file, self._old, files.planner, copy_ahead=files.copy_ahead, check=check)
 
     def _write(self, file: FilePlan, check: Callable[[], None]) -> list[WriteResult]:
         copies = self._planned.get(file.name)
-        if copies is not None and self._why_not is None:
-            try:
-                results, report = self._copy(file, copies, check)
-                return _reported(results, report)
-            except TransferCancelledError:
-                raise
-            except S3Error as exc:
-                self._why_not = f"S3 could not copy from {self._old.uri}: {exc}"
-                _log.warning("%s; what has not changed is sent again", self._why_not)
-                # What the failed copy has left, or may yet leave, has another name.
-                with suppress(S3Error):
-                    self._files.fs.rm_file(join_path(self._files.path, file.name))
-                file = replace(file, name=file.name.replace(self._save_id, new_save_id()))
+        if copies is None and not file.is_safetensors:
+            return self._send(file, check)
+        return self._attempts.write(
+            file.name,
+            self._save_id,
+            lambda: self._assemble(file, check) if copies is None else self._copy(file, copies, check),
+            lambda name: self._send(replace(file, name=name), check),
+        )
+
+    def _assemble(self, file: FilePlan, check: Callable[[], None]) -> list[WriteResult]:
+        """Writes a safetensors file, of which S3 copies what has not changed."""
+        same = {item.index: info for item, info in self._same(file, check)}
+        header, places = tensor_layout(file)
+        pairs = zip(file.items, places, strict=True)
+        found = (self._extent(place, same[item.index]) for item, place in pairs if item.index in same)
+        copies = plan_assembly(filter(None, found), places[-1].stop if places else len(header))
+        if not copies:
+            return self._send(file, check)
+        results = self._files.write(
+            file, check, through=lambda stream: AssembledStream(stream, copies, self._algorithm)
+        )
+        for result in results:
+            if (old := same.get(result.index)) is not None:
+                setattr(result.storage_data, CHECKSUMS, getattr(old, CHECKSUMS))
+        noted = getattr(results[0].storage_data, "file_facts", {})
+        self._attempts.confirm(file.name, noted["size"], noted["checksum"])
+        copied = sum(copy.size for copy in copies)
+        return _reported(results, SaveReport(sum(one.size_in_bytes for one in results) - copied, copied))
+
+    def _extent(self, place: FileTensor, old: Any) -> Extent | None:
+        """Returns where the bytes of a tensor that has not changed are in the older checkpoint."""
+        noted = ItemChecksums.of(getattr(old, CHECKSUMS), old.length)
+        if noted is None or noted.algorithm != self._algorithm or not old.length:
+            return None
+        pieces = tuple(
+            (place.start + start, place.start + stop, crc)
+            for start, stop, crc in noted.pieces(old.length, 0, old.length)
+        )
+        return Extent(
+            place.start, place.stop, join_path(self._old.uri, old.relative_path), old.offset, pieces
+        )
+
+    def _send(self, file: FilePlan, check: Callable[[], None]) -> list[WriteResult]:
         results = self._files.write(file, check)
-        why = () if self._why_not is None else (self._why_not,)
+        why = () if self._attempts.why_not is None else (self._attempts.why_not,)
         return _reported(results, SaveReport(sum(one.size_in_bytes for one in results), 0, why))
 
-    def _copy(
-        self, file: FilePlan, copies: CopyPlan, check: Callable[[], None]
-    ) -> tuple[list[WriteResult], SaveReport]:
+    def _copy(self, file: FilePlan, copies: CopyPlan, check: Callable[[], None]) -> list[WriteResult]:
         check()
         if copies.whole:
             (run,) = copies.whole
             self._copy_whole(file.name, run, self._old.facts[run.file])
             results = _moved(run, file.name, 0)
             note_facts(results[0].storage_data, self._old.facts[run.file])
-            return results, SaveReport(0, run.stop)
+            return _reported(results, SaveReport(0, run.stop))
         small = FilePlan(file.name, copies.small)
         size = sum(run.stop - run.start for run in copies.runs)
         results = self._files.write(small, check, before=partial(self._join, copies.runs, file.name))
-        head = self._head(file.name)
         noted = getattr(results[0].storage_data, "file_facts", {})
-        self._confirm(file.name, head, noted["size"], noted["checksum"])
-        return results, SaveReport(sum(one.size_in_bytes for one in results) - size, size)
+        self._attempts.confirm(file.name, noted["size"], noted["checksum"])
+        return _reported(results, SaveReport(sum(one.size_in_bytes for one in results) - size, size))
 
     def _join(self, runs: Sequence[Run], name: str, stream: Any) -> list[WriteResult]:
         """Lets S3 copy ranges to the beginning of a file."""
-        algorithm = piece_algorithm(self._files.fs.client.s3client_config.upload_checksum)
         results = []
         for run in runs:
-            crc = run.crc(algorithm)
+            crc = run.crc(self._algorithm)
             if crc is None:
-                raise CheckpointError(f"{run.file} has checksums of another kind than {algorithm}")
+                raise CheckpointError(f"{run.file} has checksums of another kind than {self._algorithm}")
             source = parse_s3_uri(join_path(self._old.uri, run.file))
             results += _moved(run, name, stream.tell() - run.start)
             stream.copy_from(source.bucket, source.key, ByteRange(run.start, run.stop), crc=crc)
@@ -224,20 +231,7 @@ class RankCopies:
         self._files.fs.client.copy_object(
             *(source.bucket, source.key, target.bucket, target.key), options=self._files.options
         )
-        self._confirm(name, self._head(name), facts.size, facts.checksum)
-
-    def _head(self, name: str) -> Any:
-        target = parse_s3_uri(join_path(self._files.path, name))
-        return self._files.fs.client.head_object(target.bucket, target.key)
-
-    @staticmethod
-    def _confirm(name: str, head: Any, size: int, checksum: tuple[str, str] | None) -> None:
-        algorithm, value = checksum or ("", "")
-        if head.size != size or head.checksums.get(algorithm) != value:
-            raise CheckpointError(
-                f"{name} should have {size} bytes with the {algorithm} {value}, but the store tells "
-                f"{head.size} bytes and {dict(head.checksums) or 'no checksum'}"
-            )
+        self._attempts.confirm(name, facts.size, facts.checksum)
 
 
 def _moved(run: Run, name: str, by: int) -> list[WriteResult]:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from s3torch.core import PutOptions
     from s3torch.dcp._checksums import Pieces
     from s3torch.dcp._filesystem import S3FileSystem
+    from s3torch.dcp.hugging_face._safetensors import FileTensor
     from s3torch.dcp.saving._plan import FilePlan
     from s3torch.dcp.saving._values import HostValue
 
@@ -133,6 +134,7 @@ class RankFiles:
         file: FilePlan,
         check: Callable[[], None],
         before: Callable[[Any], list[WriteResult]] = lambda _: [],
+        through: Callable[[Any], Any] = lambda stream: stream,
     ) -> list[WriteResult]:
         """Writes one file. Many threads may do so.
 
@@ -140,13 +142,14 @@ class RankFiles:
             file: The file.
             check: Raises when the save has failed elsewhere.
             before: Puts other items at the beginning of the file, and returns their results.
+            through: Gives the stream that is written to, for that of the file.
         """
 
         def fill(stream: Any) -> list[WriteResult]:
             first = before(stream)
             values = HostValues(file.items, self.planner.resolve_data, ahead=self.copy_ahead)
             write = _write_tensors if file.is_safetensors else self._write_archives
-            return first + write(stream, file, values, check)
+            return first + write(through(stream), file, values, check)
 
         results, facts, pieces = write_file(self.fs, self.path, file.name, fill, self.options, file.size)
         note_facts(results[0].storage_data, facts)
@@ -248,7 +251,7 @@ def _write_tensors(
     stream: Any, file: FilePlan, values: Iterable[HostValue[WriteItem]], check: Callable[[], None]
 ) -> list[WriteResult]:
     """Writes the tensors of one file in the safetensors format."""
-    header, places = make_header(map(_described, file.items), _sharding_texts(file.items))
+    header, places = tensor_layout(file)
     begin_piece(stream)
     stream.write(header)
     results = []
@@ -264,6 +267,11 @@ def _write_tensors(
         entry = place.entry(file.name)
         results.append(WriteResult(value.item.index, entry.length, entry))
     return results
+
+
+def tensor_layout(file: FilePlan) -> tuple[bytes, list[FileTensor]]:
+    """Returns the beginning of a safetensors file, and where its tensors belong."""
+    return make_header(map(_described, file.items), _sharding_texts(file.items))
 
 
 def _sharding_texts(items: Sequence[WriteItem]) -> dict[str, str]:

@@ -15,21 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from s3torch.core.ranges import GIB, MIN_PART_SIZE
+from s3torch.core.ranges import GIB
 from s3torch.core.transfer import combine_crcs, compute_crc, is_computable
 from s3torch.dcp._checksums import NOTE, ItemChecksums
 from s3torch.dcp._metadata import file_facts
 from s3torch.dcp._tensors import archive_frame
+from s3torch.dcp.saving._assembly import smallest_copy
 from s3torch.dcp.saving._values import HostValues
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
     from torch.distributed.checkpoint.planner import SavePlanner, WriteItem
 
     from s3torch.dcp._metadata import FileFacts
+    from s3torch.dcp.saving._plan import FilePlan
     from s3torch.dcp.saving._values import HostValue
 
 # What one CopyObject copies.
@@ -121,37 +123,42 @@ class _Comparison:
 
 
 def unchanged(
-    items: Sequence[WriteItem],
+    file: FilePlan,
     old: OldCheckpoint,
     planner: SavePlanner,
     *,
     copy_ahead: int,
     check: Callable[[], None],
 ) -> list[tuple[WriteItem, Any]]:
-    """Lists the items that are the same as in the older checkpoint, and where they are there."""
+    """Lists the items of a file that are the same as in the older checkpoint, and where they are there."""
     same = []
-    for value in HostValues(items, planner.resolve_data, ahead=copy_ahead):
+    known = [item for item in file.items if item.index in old.entries]
+    for value in HostValues(known, planner.resolve_data, ahead=copy_ahead):
         check()
         info = old.entries[value.item.index]
         noted = ItemChecksums.of(getattr(info, NOTE), info.length)
-        if noted is not None and is_computable(noted.algorithm) and _is_same(value, noted, info.length):
+        if noted is None or not is_computable(noted.algorithm):
+            continue
+        if _is_same(_sent(value, file), noted, info.length):
             same.append((value.item, info))
     return same
 
 
-def _is_same(value: HostValue[WriteItem], noted: ItemChecksums, length: int) -> bool:
+def _is_same(sent: Iterable[Callable[[Any], object]], noted: ItemChecksums, length: int) -> bool:
     compared = _Comparison(noted, length)
     try:
-        for send in _sent(value):
+        for send in sent:
             send(compared)
     except _ChangedError:
         return False
     return compared.is_complete
 
 
-def _sent(value: HostValue[WriteItem]) -> Iterator[Callable[[Any], object]]:
+def _sent(value: HostValue[WriteItem], file: FilePlan) -> Iterator[Callable[[Any], object]]:
     """Yields what writes an item as a save does; nothing for what only ``torch.save`` can write."""
-    if value.make_plain():
+    if file.is_safetensors:
+        yield value.send_elements
+    elif value.make_plain():
         frame = archive_frame(value.data.dtype, tuple(value.data.shape))
         if frame is not None:
             yield lambda stream: stream.write(frame.head)
@@ -245,9 +252,10 @@ def plan_copies(
         whole = [run for run in whole if run.stop <= _LARGEST_COPY]
         runs += [*large, *whole[most_files:]]
         del whole[most_files:]
-    copied = [run for run in runs if joins and run.size >= MIN_PART_SIZE]
-    small = [item for run in runs if not (joins and run.size >= MIN_PART_SIZE) for item, _ in run.items]
-    return CopyPlan(tuple(whole), tuple(copied), tuple(small))
+    least = smallest_copy(sum(run.size for run in runs))
+    copied = tuple(run for run in runs if joins and run.size >= least)
+    small = tuple(item for run in runs if not (joins and run.size >= least) for item, _ in run.items)
+    return CopyPlan(tuple(whole), copied, small)
 
 
 def _runs(file: str, items: Sequence[tuple[WriteItem, Any]]) -> Iterator[Run]:

@@ -23,7 +23,9 @@ REQUESTS = [
     requests.get_object("bucket", "key", byte_range=ByteRange(0, 9)),
     requests.get_object("bucket", "key", byte_range=ByteRange(5, 9)),
     requests.get_object_tagging("bucket", "key"),
+    requests.head_first_part("bucket", "key"),
     requests.head_object("bucket", "key"),
+    requests.list_part_sizes("bucket", "key"),
     requests.list_buckets(),
     requests.list_multipart_uploads("bucket"),
     requests.list_object_versions("bucket"),
@@ -40,6 +42,7 @@ ROOTS = st.sampled_from(
         "CopyPartResult",
         "DeleteResult",
         "Error",
+        "GetObjectAttributesResponse",
         "InitiateMultipartUploadResult",
         "ListBucketResult",
         "ListMultipartUploadsResult",
@@ -48,7 +51,18 @@ ROOTS = st.sampled_from(
         "html",
     ]
 )
-ENTRIES = ["CommonPrefixes", "Contents", "DeleteMarker", "Error", "Tag", "TagSet", "Upload", "Version"]
+ENTRIES = [
+    "CommonPrefixes",
+    "Contents",
+    "DeleteMarker",
+    "Error",
+    "ObjectParts",
+    "Part",
+    "Tag",
+    "TagSet",
+    "Upload",
+    "Version",
+]
 FACTS = [
     "Code",
     "ETag",
@@ -60,6 +74,7 @@ FACTS = [
     "LastModified",
     "NextContinuationToken",
     "NextKeyMarker",
+    "PartNumber",
     "Prefix",
     "RestoreExpiryDate",
     "RestoreStatus",

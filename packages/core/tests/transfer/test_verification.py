@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import count, pairwise
 from random import Random
 
 import pytest
@@ -65,14 +65,18 @@ def crc32(data):
     return compute_crc("CRC32", memoryview(data))
 
 
-def store(wire, algorithm, kind, data, part_size):
-    """Stores an object in parts of this size, with a checksum of this kind."""
+def store(wire, algorithm, kind, data, *part_sizes):
+    """Stores an object in parts of these sizes, the last again and again, with a checksum of this kind."""
     place = {"Bucket": wire.bucket, "Key": "k"}
     upload = wire.direct.create_multipart_upload(**place, ChecksumAlgorithm=algorithm, ChecksumType=kind)
     place["UploadId"] = upload["UploadId"]
-    parts = []
-    for number, start in enumerate(range(0, len(data), part_size), 1):
-        body = data[start : start + part_size]
+    parts, sizes, start = [], [*part_sizes], 0
+    for number in count(1):
+        if start == len(data):
+            break
+        body = data[start : start + sizes[0]]
+        start += len(body)
+        sizes = sizes[1:] or sizes
         told = {f"Checksum{algorithm}": checksum(algorithm, memoryview(body))[1]}
         etag = wire.direct.upload_part(**place, PartNumber=number, Body=body, **told)["ETag"]
         parts.append({"PartNumber": number, "ETag": etag, **told})
@@ -100,10 +104,45 @@ def test_objects_of_many_parts(wire, data, algorithm, kind, part_size):
             rule = wire.proxy.add(Fault.flip(1000), method="GET", skip=flipped, times=1)
             assert client.get_object(wire.bucket, "k", **facts).read() == data
             assert rule.hits == 1
-            # Once more all parts; of a checksum of checksums also how large they are.
-            heads = (not known) + (kind == "COMPOSITE")
-            assert sorted(wire.methods) == ["GET"] * 8 + ["HEAD"] * heads
+            # Once more all parts; of a checksum of checksums also where they end.
+            gets = 8 + (kind == "COMPOSITE")
+            assert sorted(wire.methods) == ["GET"] * gets + ["HEAD"] * (not known)
             wire.proxy.heal()
+
+
+# Some that no number of parts tells, and some that seem to be equal.
+UNEQUAL = [(5 * MIB, 5 * MIB + 1, 6 * MIB), (5 * MIB, 6 * MIB), (7 * MIB, 5 * MIB)]
+
+
+@pytest.mark.promise(2)
+@pytest.mark.parametrize("part_sizes", [*UNEQUAL, (5 * MIB,), (8 * MIB,), (40 * MIB,)])
+@pytest.mark.parametrize("algorithm", ["CRC32", "SHA256"])
+def test_checksums_of_unequal_parts_and_those_that_cannot_be_combined(wire, data, algorithm, part_sizes):
+    if part_sizes[0] > len(data):
+        wire.put("k", data, ChecksumAlgorithm=algorithm)
+    else:
+        store(wire, algorithm, "COMPOSITE", data, *part_sizes)
+    client = wire.client()
+    info = client.head_object(wire.bucket, "k")
+    for facts in ({}, {"object_info": info}):
+        for flipped in (0, 2):
+            wire.proxy.clear()
+            assert client.get_object(wire.bucket, "k", **facts).read() == data
+            # Where the parts end is asked for once, and it may be that they are read twice to use that.
+            questions = [r for r in wire.proxy.requests() if r.method == "HEAD" or "attributes" in r.query]
+            assert len(questions) <= 2
+            rule = wire.proxy.add(Fault.flip(1000), method="GET", match=is_range, skip=flipped, times=1)
+            assert client.get_object(wire.bucket, "k", **facts).read() == data
+            assert rule.hits == 1
+            wire.proxy.heal()
+            rule = wire.proxy.add(Fault.flip(1000), method="GET", match=is_range)
+            with pytest.raises(ChecksumMismatchError):
+                client.get_object(wire.bucket, "k", **facts).read()
+            wire.proxy.heal()
+
+
+def is_range(request):
+    return "attributes" not in request.query
 
 
 @pytest.mark.promise(2)
@@ -156,8 +195,13 @@ def test_whoever_reads_a_little_asks_for_no_checksum(wire, data):
 
 
 def test_an_object_without_a_checksum_that_can_be_verified(wire, data):
+    # The bytes of a SHA-256 have to come in order.
     wire.put("k", data, ChecksumAlgorithm="SHA256")
-    assert wire.client().get_object(wire.bucket, "k").read() == data
+    reader = wire.client().get_object(wire.bucket, "k")
+    reader.seek(11 * MIB)
+    end = reader.read()
+    reader.seek(0)
+    assert reader.read(11 * MIB) + end == data
     # A store that answers no such question.
     wire.put("k", data, ChecksumAlgorithm="CRC32")
     ((listed,),) = (page.object_info for page in wire.client().list_objects(wire.bucket, "k"))

@@ -17,10 +17,10 @@ from s3torch.core.requests._objects import (
     get_headers,
     get_object,
     get_object_tagging,
-    head_first_part,
     head_object,
     put_object_tagging,
 )
+from s3torch.core.requests._parts import head_first_part, list_part_sizes
 from s3torch.core.requests._request import (
     Answer,
     Request,
@@ -61,6 +61,7 @@ __all__ = [
     "list_multipart_uploads",
     "list_object_versions",
     "list_objects",
+    "list_part_sizes",
     "put_object",
     "put_object_tagging",
     "request_headers",

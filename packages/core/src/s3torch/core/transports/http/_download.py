@@ -81,7 +81,7 @@ class Download(Generic[T]):
             self._fill(connection, self._memory[1], length)
         if is_all:
             connection.end_body()
-        return self._result()
+        return self._result(buffer)
 
     def restarts(self, error: S3Error) -> bool:
         """Whether an attempt failed only because the object was replaced since the one before."""
@@ -181,14 +181,17 @@ class Download(Generic[T]):
         if length is not None and self._received != length:
             raise self._truncated(length)
 
-    def _result(self) -> T:
+    def _result(self, buffer: memoryview | None) -> T:
         data: bytes | None = None
         if self._memory is not None:
             data, view = self._memory
             view.release()
         elif self._room is None:
             data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        return self._request.result(Answer(self._status, self._headers, data, self._received))
+        body = memoryview(b"") if buffer is None else buffer[: self._received]
+        with body if data is None else memoryview(data) as view:
+            answer = Answer(self._status, self._headers, data, self._received, view=view)
+            return self._request.result(answer)
 
     def _truncated(self, length: int) -> TruncatedError:
         return TruncatedError(f"got {self._received} of {length} bytes")

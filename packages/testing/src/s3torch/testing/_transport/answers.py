@@ -213,8 +213,10 @@ class PromiseTests(TransportCase):
             "<Contents><Key>k</Key><Size>many</Size><LastModified>2030-01-02T03:04:05Z</LastModified></Contents>",
             "<Contents><Key>k</Key><Size>1</Size><LastModified>soon</LastModified></Contents>",
             "<Contents><Size>1</Size><LastModified>2030-01-02T03:04:05Z</LastModified></Contents>",
+            "<MaxKeys>1</MaxKeys><CommonPrefixes><Prefix>p/</Prefix></CommonPrefixes>",
+            "<NextMarker>m</NextMarker>",
         ],
-        ids=["no token", "truncated", "the same token", "size", "date", "no key"],
+        ids=["no token", "truncated", "the same token", "size", "date", "no key", "full", "other marker"],
     )
     def test_page_with_a_malformed_fact(self, script: Script, facts: str) -> None:
         """A listing ends when the store says so, and only then."""
@@ -244,6 +246,24 @@ class SizeTests(TransportCase):
         result = transfer.result(PATIENCE)
         assert (result.length, result.head.size) == (size, size)
         assert (bytes(buffer[:size]) if buffered else result.data) == _DATA[:size]
+
+    @pytest.mark.parametrize("buffered", [False, True])
+    @pytest.mark.parametrize("ranged", [False, True])
+    def test_chunks_that_end_early(self, script: Script, ranged: bool, buffered: bool) -> None:
+        """An answer in good order that has less than the object is known to have is asked for again."""
+        script.server.will(*[_chunked(_DATA[:100], ETag='"e"')] * 2, ScriptedAnswer(body=_DATA))
+        buffer = bytearray(len(_DATA))
+        transfer = script.connect(max_attempts=3).get(
+            "bucket",
+            "key",
+            byte_range=ByteRange(0, len(_DATA)) if ranged else None,
+            if_match='"e"',
+            size=len(_DATA),
+            into=memoryview(buffer) if buffered else None,
+        )
+        result = transfer.result(PATIENCE)
+        assert (bytes(buffer) if buffered else result.data) == _DATA
+        assert len(script.server.requests) == 3
 
     @pytest.mark.parametrize("buffered", [False, True])
     @pytest.mark.parametrize("start", [0, 1])

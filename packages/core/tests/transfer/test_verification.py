@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3torch.core import ChecksumMismatchError, S3Error, S3ReaderConstructor
+from s3torch.core import ChecksumMismatchError, S3Client, S3ClientConfig, S3Error, S3ReaderConstructor
 from s3torch.core.ranges import MIB
 from s3torch.core.transfer import _checksums
 from s3torch.core.transfer._checksums import COMBINED, checksum, combine_crcs, compute_crc
 from s3torch.core.transfer._verification import Spans
 from s3torch.testing import Fault
+from s3torch.testing.scripted import ScriptedAnswer, ScriptedServer
 
 PART = 5 * MIB
 ALGORITHMS = [(name, "FULL_OBJECT") for name in COMBINED] + [("CRC32", "COMPOSITE"), ("CRC32C", "COMPOSITE")]
@@ -150,7 +151,7 @@ def is_range(request):
 def test_a_wrong_object_is_an_error_after_the_second_attempt_and_from_then_on(wire, data, algorithm, kind):
     store(wire, algorithm, kind, data, PART)
     wire.proxy.clear()
-    rule = wire.proxy.add(Fault.flip(1000), method="GET")
+    rule = wire.proxy.add(Fault.flip(1000), method="GET", match=is_range)
     reader = wire.client().get_object(wire.bucket, "k")
     with pytest.raises(
         ChecksumMismatchError, match=f"{algorithm} of the bytes is .*, but .* was stored"
@@ -232,3 +233,47 @@ def test_verification_can_be_off(wire, data):
         assert client.get_object(wire.bucket, key).read() != data
         assert not [name for r in wire.proxy.requests() for name in r.headers if "checksum" in name]
         assert wire.methods == ["GET"] * parts
+
+
+@pytest.mark.promise(2)
+@pytest.mark.parametrize(
+    ("told", "is_right"),
+    [
+        ("", True),
+        ("AAAAAA==-0", True),
+        ("AAAAAA==-" + "9" * 5000, True),
+        ("AAAAAA==-x", True),
+        ("AAAAAA==", False),
+        ("AAAAAA==-1", False),
+        ("O0HJ5g==", True),
+        ("garbage", False),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+@pytest.mark.parametrize("transport", ["crt", "http"])
+def test_odd_checksums(transport, told, is_right):
+    """What tells nothing verifies nothing; of what is no checksum of these bytes nobody knows why."""
+    headers = {"ETag": '"e"', "x-amz-checksum-crc32": told}
+    with ScriptedServer() as scripted:
+        scripted.will(*[ScriptedAnswer(body=b"x" * 1000, headers=headers)] * 6)
+        config = S3ClientConfig(
+            endpoint=scripted.endpoint, unsigned=True, transport=transport, max_attempts=1
+        )
+        with S3Client("us-east-1", s3client_config=config) as client:
+            reader = client.get_object("bucket", "key")
+            if is_right:
+                assert reader.read() == b"x" * 1000
+            else:
+                with pytest.raises(ChecksumMismatchError):
+                    reader.read()
+
+
+@pytest.mark.parametrize("transport", ["crt", "http"])
+def test_a_store_that_tells_no_length_and_knows_no_ranges(transport):
+    chunked = {"Content-Length": None, "Transfer-Encoding": "chunked", "ETag": '"e"'}
+    answer = ScriptedAnswer(body=b"5\r\nhello\r\n0\r\n\r\n", headers=chunked)
+    with ScriptedServer() as scripted:
+        scripted.will(*[answer] * 4)
+        config = S3ClientConfig(endpoint=scripted.endpoint, unsigned=True, transport=transport)
+        with S3Client("us-east-1", s3client_config=config) as client:
+            assert client.get_object("bucket", "key").read() == b"hello"

@@ -314,7 +314,7 @@ def _amazon_facts(headers: Mapping[str, str], *, is_whole: bool) -> dict[str, An
         "checksums": {
             name.removeprefix(_CHECKSUM).upper(): headers[name]
             for name in own
-            if name.startswith(_CHECKSUM) and is_whole and name != _CHECKSUM_TYPE
+            if name.startswith(_CHECKSUM) and is_whole and name != _CHECKSUM_TYPE and headers[name]
             # A CRC64NVME is always of the bytes.
             if kind != "COMPOSITE" or "-" in headers[name] or name == f"{_CHECKSUM}crc64nvme"
         },

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 SHA256 = "SHA256"
 _MOST_PART_SIZES = 64
+# There are at most 10,000 parts.
+_DIGITS = 5
 
 
 class Layout(NamedTuple):
@@ -70,9 +72,18 @@ class Expected(NamedTuple):
         algorithm = min(usable, key=lambda name: ("-" in checksums[name], name == SHA256))
         value = checksums[algorithm]
         if "-" in value:
-            sizes = _part_sizes(value, size)
-            return cls(algorithm, value, tuple(Layout(part_size) for part_size in sizes))
+            expected = cls(algorithm, value)
+            if expected.parts == 1:
+                return expected._replace(layouts=(Layout.of([size]),))
+            sizes = _part_sizes(expected.parts, size)
+            return expected._replace(layouts=tuple(Layout(part_size) for part_size in sizes))
         return cls(algorithm, value, (Layout(size),) if algorithm == SHA256 and size else ())
+
+    @property
+    def parts(self) -> int:
+        """Of how many parts it is; 0 where it does not say that."""
+        count = self.value.partition("-")[2]
+        return int(count) if count.isdecimal() and len(count) <= _DIGITS else 0
 
     @property
     def is_of_parts(self) -> bool:
@@ -161,12 +172,10 @@ def of_checksums(algorithm: str, raw: list[bytes]) -> str:
     return f"{value}-{len(raw)}"
 
 
-def _part_sizes(value: str, size: int) -> list[int]:
-    """Returns the whole MiB that N equal parts may have that make an object, of which the last is shorter."""
-    _, _, text = value.partition("-")
-    count = int(text) if text.isdecimal() else 0
+def _part_sizes(count: int, size: int) -> list[int]:
+    """Returns the whole MiB that equal parts may have that make an object, of which the last is shorter."""
     if count < 2:
-        return [size] * count if size else []
+        return []
     fewest, most, step = -(-size // count), (size - 1) // (count - 1), MIB
     # Of two or three large parts the size may be anything; those that people choose are round.
     while (most - fewest) // step > _MOST_PART_SIZES:

@@ -204,7 +204,7 @@ class Verification:
 
     def _know(self, expected: Expected | None) -> None:
         if expected is not None and expected.is_open:
-            layout = self._ask_layout()
+            layout = self._ask_layout(expected)
             expected = None if layout is None else expected._replace(layouts=(layout,))
         self._expected, self._is_known = expected, True
         early, kept, known = list(self._spans), self._kept, self._algorithms
@@ -219,10 +219,10 @@ class Verification:
         for start, data in kept:
             self._take(start, data)
 
-    def _ask_layout(self) -> Layout | None:
+    def _ask_layout(self, expected: Expected) -> Layout | None:
         """Asks where the parts end; ``None`` where nothing tells."""
-        sizes = self._source.ask_parts()
-        if sizes is None or sum(sizes) != self._source.known_size:
+        sizes = self._source.ask_parts() if expected.parts else None
+        if sizes is None or (sum(sizes), len(sizes)) != (self._source.known_size, expected.parts):
             self._log_unverified("the store does not tell where its parts end")
             return None
         return Layout.of(sizes)
@@ -267,7 +267,7 @@ class Verification:
             return
         layout = expected.layouts[0] if expected.layouts else None
         if expected.is_of_parts and not (layout and layout.ends):
-            layout = self._layout_of(found)
+            layout = self._layout_of(expected, found)
         if layout not in found:
             self._log_unverified("its parts are of unequal sizes")
             return
@@ -292,7 +292,7 @@ class Verification:
         each = {layout: self._of_parts(algorithm, layout) for layout in expected.layouts}
         return {layout: value for layout, value in each.items() if value is not None}
 
-    def _layout_of(self, found: Mapping[Layout | None, str]) -> Layout | None:
+    def _layout_of(self, expected: Expected, found: Mapping[Layout | None, str]) -> Layout | None:
         """Asks where the parts end of an object that fits none of the ways that seemed possible.
 
         Returns:
@@ -302,14 +302,13 @@ class Verification:
             PartsLearnedError: It is another one.
         """
         size = self._source.known_size or 0
-        told = self._ask_layout()
+        told = self._ask_layout(expected)
         if told is not None:
+            self._expected = expected._replace(layouts=(told,))
+            self.restart()
             for layout in found:
                 if layout is not None and tuple(layout.borders(0, size)) == told.ends[:-1]:
                     return layout
-            assert self._expected is not None  # noqa: S101 - For the type checker.
-            self._expected = self._expected._replace(layouts=(told,))
-            self.restart()
             raise PartsLearnedError(
                 "the parts of the object end elsewhere than it seemed; read it again",
                 operation="GetObject",

@@ -13,6 +13,7 @@ from s3torch.core.errors import (
     AccessDeniedError,
     NotFoundError,
     RangeNotSatisfiableError,
+    S3ConnectionError,
     S3Error,
     ServerError,
     TruncatedError,
@@ -246,6 +247,24 @@ class SizeTests(TransportCase):
         result = transfer.result(PATIENCE)
         assert (result.length, result.head.size) == (size, size)
         assert (bytes(buffer[:size]) if buffered else result.data) == _DATA[:size]
+
+    @pytest.mark.parametrize("buffered", [False, True])
+    @pytest.mark.parametrize("ranged", [False, True])
+    @pytest.mark.parametrize("version", ["1.0", "1.1"])
+    def test_body_whose_end_nothing_tells(
+        self, script: Script, version: str, ranged: bool, buffered: bool
+    ) -> None:
+        """It is no empty object, and what came before the connection ended need not be all of one."""
+        head = f'HTTP/{version} 200 OK\r\nConnection: close\r\nETag: "e"\r\n\r\n'.encode()
+        script.server.will(*[ScriptedAnswer(raw=head + _DATA[:50], cut=len(head) + 50)] * 2)
+        transfer = script.connect(max_attempts=1).get(
+            "bucket",
+            "key",
+            byte_range=ByteRange(0, 100) if ranged else None,
+            into=memoryview(bytearray(100)) if buffered else None,
+        )
+        with pytest.raises((TruncatedError, S3ConnectionError)):
+            transfer.result(PATIENCE)
 
     @pytest.mark.parametrize("buffered", [False, True])
     @pytest.mark.parametrize("ranged", [False, True])

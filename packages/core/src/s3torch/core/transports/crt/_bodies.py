@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _OK = 200
+# What tells where a body ends.
+_LENGTHS = {"content-length", "content-range", "transfer-encoding"}
 
 
 class BodyStream(io.RawIOBase):
@@ -106,6 +108,9 @@ class Receiver:
 
     def judge(self, request: Request[T]) -> T:
         """Returns the result of what came back for an attempt that the CRT calls a success."""
+        if request.streams and self._headers.keys().isdisjoint(_LENGTHS):
+            # Up to the end of the connection the CRT reads nothing.
+            raise TruncatedError("the answer does not tell where its body ends")
         if not self.has_buffer:
             body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
             return request.result(

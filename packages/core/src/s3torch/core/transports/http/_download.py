@@ -69,6 +69,9 @@ class Download(Generic[T]):
         missing = None if length is None else length - self._received
         if is_all and None not in {answer.length, missing} and answer.length != missing:
             raise TruncatedError(f"the answer announces {answer.length} of {missing} bytes")
+        if length is None and not answer.is_chunked:
+            # A connection that breaks would look like the end.
+            raise TruncatedError("the answer does not tell where its body ends")
         if answer.length is None or length is None:
             self._receive_pieces(answer, connection, buffer, length)
         elif buffer is not None:
@@ -138,10 +141,12 @@ class Download(Generic[T]):
         at_most = self._request.at_most
         if at_most is None:
             return length
-        if length is None:
+        if length is None and self._wanted is None:
             # It may be of any size. The next attempt asks for a range.
             self._wanted = ByteRange(0, at_most)
             raise TruncatedError("the answer does not tell its length")
+        if length is None:
+            return None
         self._length = min(length, at_most)
         return self._length
 

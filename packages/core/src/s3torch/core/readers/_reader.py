@@ -179,9 +179,7 @@ class ObjectReader(S3Reader):
 
     def read1(self, size: int = -1, /) -> bytes:
         """Reads up to ``size`` bytes; like ``read``, for all bytes come at the same price."""
-        if size is None or size < 0:
-            size = self._source.part_size
-        return self.read(size)
+        return self.read(self._source.part_size if size is None or size < 0 else size)
 
     def readinto1(self, buffer: Any, /) -> int:
         return self.readinto(buffer)

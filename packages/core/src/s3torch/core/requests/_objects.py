@@ -74,15 +74,16 @@ def get_object(
         key: The key.
         byte_range: The bytes that are wanted; ``None`` for all. At the end of the object the result may be
             shorter than the range.
-        if_match: The ETag that the object must have, else ``PreconditionFailedError``; a weak one is not
-            sent.
+        if_match: The ETag that the object must have, else ``PreconditionFailedError``; a weak one, or one
+            that no header can have, is not sent.
         version_id: The version that is wanted.
         at_most: How many bytes of the whole object are wanted, from its start; only for transports that
             ``ends_early``.
         size: The size of the whole object, where it is known; an answer that tells none must have so much.
     """
-    if if_match is not None and is_weak(if_match):
-        # It holds for nothing, whatever the object is; who reads on compares the ETags of the answers.
+    if if_match is not None and (is_weak(if_match) or not if_match.isprintable()):
+        # It holds for nothing, whatever the object is; who reads on compares the ETags of the answers. A
+        # listing may have any characters.
         if_match = None
     return Request(
         operation="GetObject",

@@ -236,12 +236,8 @@ class _Pending:
     ) -> None:
         self._source = source
         self._runtime = runtime
-        self._verifier = verifier
-        self._sums: Sums | None = None
-        # Whether the answer has all bytes, and so tells the checksum if the store keeps one.
-        self._tells = request.byte_range is None
-        self._read = request.read
-        self._request = request if verifier is None else request._replace(read=self._read_and_sum)
+        self._early = _EarlySums(verifier, request, start)
+        self._request = request if verifier is None else request._replace(read=self._early.read)
         self._into = into
         self._start = start
         self._stop = stop
@@ -280,18 +276,9 @@ class _Pending:
             raise self._source.changed("it became shorter") from exc
         into = self._into
         data = memoryview(result.data or b"") if into is None else into[: result.length]
-        self._source.check(result, self._start, self._stop, data, tells=self._tells, sums=self._sums)
+        early = self._early
+        self._source.check(result, self._start, self._stop, data, tells=early.tells, sums=early.sums)
         return data
-
-    def _read_and_sum(self, answer: Answer) -> GetResult:
-        """Called on the thread that has received the bytes."""
-        result = self._read(answer)
-        self._sums = None
-        # Where the store did not tell a length, the transport has asked for a range after all.
-        self._tells = answer.status != PARTIAL
-        if self._verifier is not None and answer.view is not None:
-            self._sums = self._verifier.sum_early(self._start, answer.view)
-        return result
 
     def _result(self) -> GetResult:
         sends_now = self._runtime.sends_now
@@ -305,6 +292,31 @@ class _Pending:
 
     def add_done_callback(self, fn: Callable[[], object], /) -> None:
         (self._transfer or self.send()).add_done_callback(lambda _: fn())
+
+
+class _EarlySums:
+    """Sums a range on the thread that has received it; apart from the range, which would refer to itself.
+
+    Attributes:
+        sums: The sums of the last answer.
+        tells: Whether it has all bytes, and so tells the checksum if the store keeps one.
+    """
+
+    def __init__(self, verifier: Verification | None, request: Request[GetResult], start: int) -> None:
+        self._verifier = verifier
+        self._judge = request.read
+        self._start = start
+        self.sums: Sums | None = None
+        self.tells = request.byte_range is None
+
+    def read(self, answer: Answer) -> GetResult:
+        result = self._judge(answer)
+        # Where the store did not tell a length, the transport has asked for a range after all.
+        self.tells = answer.status != PARTIAL
+        self.sums = None
+        if self._verifier is not None and answer.view is not None:
+            self.sums = self._verifier.sum_early(self._start, answer.view)
+        return result
 
 
 def _record_duration(transfer: Transfer[GetResult], target: InFlightTarget) -> None:

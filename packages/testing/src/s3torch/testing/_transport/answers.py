@@ -370,7 +370,9 @@ class EtagTests(TransportCase):
             assert (bytes(buffer) if buffered else result.data) == data
             assert (result.head.etag, result.head.size) == (etag or "", len(_DATA))
 
-    @pytest.mark.parametrize(("known", "sent"), [('"e"', '"e"'), ("e", '"e"'), ('W/"e"', None)])
+    @pytest.mark.parametrize(
+        ("known", "sent"), [('"e"', '"e"'), ("e", '"e"'), ('W/"e"', None), ('"e\r\nX: 1"', None)]
+    )
     def test_condition_of_a_read(self, script: Script, known: str, sent: str | None) -> None:
         """A weak ETag holds for nothing, so it is not sent, and what is sent has its quotes."""
         headers = {"Content-Range": f"bytes 0-99/{len(_DATA)}"}

@@ -33,6 +33,8 @@ _OPERATIONS: list[requests.Request[Any]] = [
     requests.get_object("bucket", "key"),
     requests.get_object("bucket", "key", byte_range=_RANGE),
     requests.get_object("bucket", "key", byte_range=ByteRange(0, 9)),
+    requests.get_object("bucket", "key", if_match='"e"', size=5),
+    requests.list_part_sizes("bucket", "key"),
     requests.head_object("bucket", "key"),
     requests.put_object("bucket", "key", options=_OPTIONS),
     requests.delete_object("bucket", "key"),

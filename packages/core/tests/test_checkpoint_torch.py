@@ -9,7 +9,14 @@ import sys
 import pytest
 
 from s3torch.core import S3Checkpoint, S3ClientConfig, S3ReaderConstructor
-from s3torch.core.errors import CheckpointFormatError, ConfigurationError, MissingPackageError, NotFoundError
+from s3torch.core.errors import (
+    CheckpointFormatError,
+    ChecksumMismatchError,
+    ConfigurationError,
+    MissingPackageError,
+    NotFoundError,
+)
+from s3torch.testing import Fault
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torch.utils.serialization")
@@ -195,6 +202,22 @@ def test_the_list(checkpoint):
         checkpoint.save({}, f"s3://bucket/{name}.pt")
     assert [info.key for info in checkpoint.list("s3://bucket")] == ["a.pt", "b.pt", "c/d.pt"]
     assert [info.key for info in checkpoint.list("s3://bucket/c/")] == ["c/d.pt"]
+
+
+@pytest.mark.promise(2)
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_flipped_byte_is_fetched_again(wire, mmap):
+    wire.put("k.pt", saved(STATE), ChecksumAlgorithm="CRC64NVME")
+    config = S3ClientConfig(transport=wire.transport, part_size=PART)
+    checkpoint = S3Checkpoint("us-east-1", wire.proxy.endpoint, config)
+    uri = f"s3://{wire.bucket}/k.pt"
+    rule = wire.proxy.add(Fault.flip(PART // 2), method="GET", times=1)
+    check(checkpoint.load(uri, mmap=mmap))
+    assert rule.hits == 1
+    wire.proxy.heal()
+    wire.proxy.add(Fault.flip(PART // 2), method="GET")
+    with pytest.raises(ChecksumMismatchError):
+        checkpoint.load(uri, mmap=mmap)
 
 
 @pytest.mark.parametrize("mmap", [False, True])

@@ -327,6 +327,16 @@ def test_a_listing_ends_when_the_store_says_so(ask, root, element, argument):
     # Some leave out what is false.
     assert following(marker) == known
     assert following("") is None
+    # Of a full page nobody knows, and what is a marker of another version of the operation tells no end.
+    entry = "<CommonPrefixes><Prefix>p/</Prefix></CommonPrefixes>"
+    most = "MaxUploads" if ask is requests.list_multipart_uploads else "MaxKeys"
+    assert following(f"<{most}>2</{most}>{entry}") is None
+    for facts in (f"<{most}>2</{most}>{entry}{entry}", 1000 * entry, f"<{most}>0</{most}>"):
+        with pytest.raises(ServerError, match="whether the listing goes on"):
+            following(facts)
+    with pytest.raises(ServerError, match="does not say where"):
+        following("<NextMarker>m</NextMarker>")
+    assert following("<IsTruncated>False</IsTruncated>" + 1000 * entry) is None
     assert following("<IsTruncated>false</IsTruncated>" + marker) is None
     with pytest.raises(ServerError, match="does not say where"):
         following(more)

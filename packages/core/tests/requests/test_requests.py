@@ -87,6 +87,10 @@ CASES = [
         {**PLACE, "PartNumber": 1, "VersionId": "v"},
     ),
     (
+        requests.list_part_sizes("bucket", UPLOAD.key, version_id="v"),
+        {**PLACE, "ObjectAttributes": ["ObjectParts"], "VersionId": "v"},
+    ),
+    (
         requests.put_object("bucket", UPLOAD.key, options=OPTIONS, checksum=("CRC64NVME", "AAAAAAAAAAA=")),
         {**PLACE, **STORED, "ChecksumCRC64NVME": "AAAAAAAAAAA="},
     ),

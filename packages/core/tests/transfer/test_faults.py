@@ -245,7 +245,9 @@ def test_a_range_that_is_the_whole_object_is_checked_if_the_server_can(wire, val
             reader.read()
     else:
         assert reader.read() == DATA[offset:1000]
-    modes = {"x-amz-checksum-mode" in request.headers for request in wire.proxy.requests("GET")}
+    # Apart from the question where the parts end.
+    reads = [request for request in wire.proxy.requests("GET") if "attributes" not in request.query]
+    modes = {"x-amz-checksum-mode" in request.headers for request in reads}
     assert modes == {offset == 0}
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import count, pairwise
 from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3torch.core import ChecksumMismatchError, S3Error, S3ReaderConstructor
+from s3torch.core import ChecksumMismatchError, S3Client, S3ClientConfig, S3Error, S3ReaderConstructor
 from s3torch.core.ranges import MIB
 from s3torch.core.transfer import _checksums
 from s3torch.core.transfer._checksums import COMBINED, checksum, combine_crcs, compute_crc
 from s3torch.core.transfer._verification import Spans
 from s3torch.testing import Fault
+from s3torch.testing.scripted import ScriptedAnswer, ScriptedServer
 
 PART = 5 * MIB
 ALGORITHMS = [(name, "FULL_OBJECT") for name in COMBINED] + [("CRC32", "COMPOSITE"), ("CRC32C", "COMPOSITE")]
@@ -65,14 +66,18 @@ def crc32(data):
     return compute_crc("CRC32", memoryview(data))
 
 
-def store(wire, algorithm, kind, data, part_size):
-    """Stores an object in parts of this size, with a checksum of this kind."""
+def store(wire, algorithm, kind, data, *part_sizes):
+    """Stores an object in parts of these sizes, the last again and again, with a checksum of this kind."""
     place = {"Bucket": wire.bucket, "Key": "k"}
     upload = wire.direct.create_multipart_upload(**place, ChecksumAlgorithm=algorithm, ChecksumType=kind)
     place["UploadId"] = upload["UploadId"]
-    parts = []
-    for number, start in enumerate(range(0, len(data), part_size), 1):
-        body = data[start : start + part_size]
+    parts, sizes, start = [], [*part_sizes], 0
+    for number in count(1):
+        if start == len(data):
+            break
+        body = data[start : start + sizes[0]]
+        start += len(body)
+        sizes = sizes[1:] or sizes
         told = {f"Checksum{algorithm}": checksum(algorithm, memoryview(body))[1]}
         etag = wire.direct.upload_part(**place, PartNumber=number, Body=body, **told)["ETag"]
         parts.append({"PartNumber": number, "ETag": etag, **told})
@@ -100,10 +105,45 @@ def test_objects_of_many_parts(wire, data, algorithm, kind, part_size):
             rule = wire.proxy.add(Fault.flip(1000), method="GET", skip=flipped, times=1)
             assert client.get_object(wire.bucket, "k", **facts).read() == data
             assert rule.hits == 1
-            # Once more all parts; of a checksum of checksums also how large they are.
-            heads = (not known) + (kind == "COMPOSITE")
-            assert sorted(wire.methods) == ["GET"] * 8 + ["HEAD"] * heads
+            # Once more all parts; of a checksum of checksums also where they end.
+            gets = 8 + (kind == "COMPOSITE")
+            assert sorted(wire.methods) == ["GET"] * gets + ["HEAD"] * (not known)
             wire.proxy.heal()
+
+
+# Some that no number of parts tells, and some that seem to be equal.
+UNEQUAL = [(5 * MIB, 5 * MIB + 1, 6 * MIB), (5 * MIB, 6 * MIB), (7 * MIB, 5 * MIB)]
+
+
+@pytest.mark.promise(2)
+@pytest.mark.parametrize("part_sizes", [*UNEQUAL, (5 * MIB,), (8 * MIB,), (40 * MIB,)])
+@pytest.mark.parametrize("algorithm", ["CRC32", "SHA256"])
+def test_checksums_of_unequal_parts_and_those_that_cannot_be_combined(wire, data, algorithm, part_sizes):
+    if part_sizes[0] > len(data):
+        wire.put("k", data, ChecksumAlgorithm=algorithm)
+    else:
+        store(wire, algorithm, "COMPOSITE", data, *part_sizes)
+    client = wire.client()
+    info = client.head_object(wire.bucket, "k")
+    for facts in ({}, {"object_info": info}):
+        for flipped in (0, 2):
+            wire.proxy.clear()
+            assert client.get_object(wire.bucket, "k", **facts).read() == data
+            # Where the parts end is asked for once, and it may be that they are read twice to use that.
+            questions = [r for r in wire.proxy.requests() if r.method == "HEAD" or "attributes" in r.query]
+            assert len(questions) <= 2
+            rule = wire.proxy.add(Fault.flip(1000), method="GET", match=is_range, skip=flipped, times=1)
+            assert client.get_object(wire.bucket, "k", **facts).read() == data
+            assert rule.hits == 1
+            wire.proxy.heal()
+            rule = wire.proxy.add(Fault.flip(1000), method="GET", match=is_range)
+            with pytest.raises(ChecksumMismatchError):
+                client.get_object(wire.bucket, "k", **facts).read()
+            wire.proxy.heal()
+
+
+def is_range(request):
+    return "attributes" not in request.query
 
 
 @pytest.mark.promise(2)
@@ -111,7 +151,7 @@ def test_objects_of_many_parts(wire, data, algorithm, kind, part_size):
 def test_a_wrong_object_is_an_error_after_the_second_attempt_and_from_then_on(wire, data, algorithm, kind):
     store(wire, algorithm, kind, data, PART)
     wire.proxy.clear()
-    rule = wire.proxy.add(Fault.flip(1000), method="GET")
+    rule = wire.proxy.add(Fault.flip(1000), method="GET", match=is_range)
     reader = wire.client().get_object(wire.bucket, "k")
     with pytest.raises(
         ChecksumMismatchError, match=f"{algorithm} of the bytes is .*, but .* was stored"
@@ -156,8 +196,13 @@ def test_whoever_reads_a_little_asks_for_no_checksum(wire, data):
 
 
 def test_an_object_without_a_checksum_that_can_be_verified(wire, data):
+    # The bytes of a SHA-256 have to come in order.
     wire.put("k", data, ChecksumAlgorithm="SHA256")
-    assert wire.client().get_object(wire.bucket, "k").read() == data
+    reader = wire.client().get_object(wire.bucket, "k")
+    reader.seek(11 * MIB)
+    end = reader.read()
+    reader.seek(0)
+    assert reader.read(11 * MIB) + end == data
     # A store that answers no such question.
     wire.put("k", data, ChecksumAlgorithm="CRC32")
     ((listed,),) = (page.object_info for page in wire.client().list_objects(wire.bucket, "k"))
@@ -188,3 +233,47 @@ def test_verification_can_be_off(wire, data):
         assert client.get_object(wire.bucket, key).read() != data
         assert not [name for r in wire.proxy.requests() for name in r.headers if "checksum" in name]
         assert wire.methods == ["GET"] * parts
+
+
+@pytest.mark.promise(2)
+@pytest.mark.parametrize(
+    ("told", "is_right"),
+    [
+        ("", True),
+        ("AAAAAA==-0", True),
+        ("AAAAAA==-" + "9" * 5000, True),
+        ("AAAAAA==-x", True),
+        ("AAAAAA==", False),
+        ("AAAAAA==-1", False),
+        ("O0HJ5g==", True),
+        ("garbage", False),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+@pytest.mark.parametrize("transport", ["crt", "http"])
+def test_odd_checksums(transport, told, is_right):
+    """What tells nothing verifies nothing; of what is no checksum of these bytes nobody knows why."""
+    headers = {"ETag": '"e"', "x-amz-checksum-crc32": told}
+    with ScriptedServer() as scripted:
+        scripted.will(*[ScriptedAnswer(body=b"x" * 1000, headers=headers)] * 6)
+        config = S3ClientConfig(
+            endpoint=scripted.endpoint, unsigned=True, transport=transport, max_attempts=1
+        )
+        with S3Client("us-east-1", s3client_config=config) as client:
+            reader = client.get_object("bucket", "key")
+            if is_right:
+                assert reader.read() == b"x" * 1000
+            else:
+                with pytest.raises(ChecksumMismatchError):
+                    reader.read()
+
+
+@pytest.mark.parametrize("transport", ["crt", "http"])
+def test_a_store_that_tells_no_length_and_knows_no_ranges(transport):
+    chunked = {"Content-Length": None, "Transfer-Encoding": "chunked", "ETag": '"e"'}
+    answer = ScriptedAnswer(body=b"5\r\nhello\r\n0\r\n\r\n", headers=chunked)
+    with ScriptedServer() as scripted:
+        scripted.will(*[answer] * 4)
+        config = S3ClientConfig(endpoint=scripted.endpoint, unsigned=True, transport=transport)
+        with S3Client("us-east-1", s3client_config=config) as client:
+            assert client.get_object("bucket", "key").read() == b"hello"

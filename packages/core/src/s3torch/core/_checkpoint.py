@@ -124,6 +124,13 @@ class S3Checkpoint:
         if _maps_by_default() if mmap is None else mmap:
             return _load_mapped(self._client.open_ranges(bucket, key), **options)
         with self.reader(s3_uri) as reader:
+            try:
+                return _load(reader, **options)
+            except ChecksumMismatchError as exc:
+                if exc.attempts:  # It was asked for twice already.
+                    raise
+        # Nobody has any of it, and what flipped on the way is right the next time.
+        with self.reader(s3_uri) as reader:
             return _load(reader, **options)
 
     def reader(self, s3_uri: str | os.PathLike[str]) -> S3Reader:

@@ -24,9 +24,10 @@ the target and the headers of a request.
   that breaks within a body may also be ``S3ConnectionError``, as not every backend tells the two apart.
 * **Connections.** What comes over a connection while it idles is no answer to the next request: whoever keeps
   connections looks before each use. Interim answers (1xx) are left out. Where the end of a body is told in
-  two ways, the answer is none. The head of an answer has to be whole within ``read_timeout``, and bytes have
-  to come as fast as ``low_speed_limit`` says. Over TLS the certificates of ``session.ca_bundle`` are trusted
-  where there are some; a server that is not fails the transfer at once, with ``CertificateError``.
+  two ways, or in none, the answer is none. The head of an answer has to be whole within ``read_timeout``,
+  and bytes have to come as fast as ``low_speed_limit`` says. Over TLS the certificates of
+  ``session.ca_bundle`` are trusted where there are some; a server that is not fails the transfer at once,
+  with ``CertificateError``.
 * **Retries.** ``s3torch.core.transports.decide_retry`` says after each failed attempt whether and when the
   next follows, ``config.attempts`` in all, or whether the credentials are renewed first. Each retry is told
   to ``context.on_retry``. An error tells in ``attempts`` how often the request may have reached the store:

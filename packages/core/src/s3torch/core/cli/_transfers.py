@@ -142,8 +142,17 @@ class Copier:
 
     def _download(self, source: S3Uri, path: Path, info: ObjectInfo | None) -> Outcome:
         if not self.resume:
-            with _fresh_file(path) as file, self.client.get_object(*source, object_info=info) as reader:
-                return Outcome(self._pump(reader, file))
+            with _fresh_file(path) as file:
+                try:
+                    return Outcome(self._read(source, info, file))
+                except ChecksumMismatchError as exc:
+                    if exc.attempts:  # It was asked for twice already.
+                        raise
+                # What flipped on the way is right the next time.
+                self.advance(-file.tell())
+                file.seek(0)
+                file.truncate()
+                return Outcome(self._read(source, info, file))
         head = self.client.head_object(*source)
         if path.is_file():
             with path.open("rb") as file:
@@ -184,6 +193,10 @@ class Copier:
                 )
         part.replace(path)
         return Outcome(count)
+
+    def _read(self, source: S3Uri, info: ObjectInfo | None, file: Any) -> int:
+        with self.client.get_object(*source, object_info=info) as reader:
+            return self._pump(reader, file)
 
     def _pump(self, source: Any, target: Any) -> int:
         """Moves all bytes, and stops where that is asked for."""

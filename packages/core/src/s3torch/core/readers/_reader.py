@@ -10,6 +10,7 @@ from s3torch.core import _process
 from s3torch.core._memory import new_bytes
 from s3torch.core._process import reap, reaper
 from s3torch.core.errors import ChecksumMismatchError, RangeNotSatisfiableError
+from s3torch.core.transfer._verification import PartsLearnedError
 from s3torch.core.transfer._window import Wanted, receive
 
 if TYPE_CHECKING:
@@ -120,8 +121,7 @@ class ObjectReader(S3Reader):
         self._check_open()
         if self._source.known_size is None:
             self._source.head()
-        size = self._source.known_size
-        return 0 if size is None else size
+        return self._source.known_size or 0
 
     @property
     def etag(self) -> str | None:
@@ -179,9 +179,7 @@ class ObjectReader(S3Reader):
 
     def read1(self, size: int = -1, /) -> bytes:
         """Reads up to ``size`` bytes; like ``read``, for all bytes come at the same price."""
-        if size is None or size < 0:
-            size = self._source.part_size
-        return self.read(size)
+        return self.read(self._source.part_size if size is None or size < 0 else size)
 
     def readinto1(self, buffer: Any, /) -> int:
         return self.readinto(buffer)
@@ -348,11 +346,12 @@ class ObjectReader(S3Reader):
         except ChecksumMismatchError as exc:
             if exc.attempts:  # It was asked for twice, with one request.
                 raise
-            self._failure = exc
             for part in self._drop():
                 part.cancel()
-            if self._position or 0 <= count < (self._source.known_size or 0):
-                raise
+            if not isinstance(exc, PartsLearnedError):
+                self._failure = exc
+                if self._position or 0 <= count < (self._source.known_size or 0):
+                    raise
         self._source.verify_whole()
         found = take(place)
         self._failure = None

@@ -17,11 +17,10 @@ from s3torch.core.requests._objects import (
     get_headers,
     get_object,
     get_object_tagging,
-    head_first_part,
     head_object,
     put_object_tagging,
 )
-from s3torch.core.requests._parts import StoredPart, list_parts
+from s3torch.core.requests._parts import StoredPart, head_first_part, list_part_sizes, list_parts
 from s3torch.core.requests._request import (
     Answer,
     Request,
@@ -63,6 +62,7 @@ __all__ = [
     "list_multipart_uploads",
     "list_object_versions",
     "list_objects",
+    "list_part_sizes",
     "list_parts",
     "put_object",
     "put_object_tagging",

@@ -44,6 +44,15 @@ Marker = TypeVar("Marker", str, tuple[str, str])
 
 _ROOT = "ListBucketResult"
 _DEPTH_OF_ENTRIES = 2
+# What tells that and where a listing goes on, in any of its versions, and how many entries a page may have.
+_NEXT = (
+    "NextContinuationToken",
+    "NextKeyMarker",
+    "NextMarker",
+    "NextUploadIdMarker",
+    "NextVersionIdMarker",
+)
+_MOST = ("MaxKeys", "MaxUploads")
 
 
 def list_buckets(*, continuation_token: str | None = None) -> Request[tuple[list[BucketInfo], str | None]]:
@@ -84,7 +93,7 @@ def list_objects(
     request = _page_request(
         "ListObjectsV2",
         bucket,
-        lambda answer: read_listing(answer.body or b"", asked=continuation_token),
+        lambda answer: read_listing(answer.body or b"", asked=continuation_token, most=max_keys),
         list_type=2,
         prefix=prefix,
         delimiter=delimiter or None,
@@ -143,7 +152,7 @@ def list_object_versions(
     return _page_request(
         "ListObjectVersions",
         bucket,
-        partial(_version_page, marker),
+        partial(_version_page, marker, max_keys),
         versions="",
         prefix=prefix or None,
         delimiter=delimiter or None,
@@ -153,7 +162,7 @@ def list_object_versions(
     )
 
 
-def _version_page(asked: tuple[str, str] | None, answer: Answer) -> ListVersionsResult:
+def _version_page(asked: tuple[str, str] | None, most: int, answer: Answer) -> ListVersionsResult:
     told, entries, decode = _page_of(answer, "ListVersionsResult")
     versions = [
         ObjectVersion(
@@ -173,7 +182,8 @@ def _version_page(asked: tuple[str, str] | None, answer: Answer) -> ListVersions
     versions.sort(key=lambda one: (one.key.encode(), not one.is_latest, -one.last_modified))
     prefixes = [decode(entry.get("Prefix", "")) for name, entry in entries if name == "CommonPrefixes"]
     following = _marker(told, "NextVersionIdMarker", decode)
-    return ListVersionsResult(versions, prefixes, following_page(told, following, asked))
+    following = following_page(told, following, asked, entries=len(entries), most=most)
+    return ListVersionsResult(versions, prefixes, following)
 
 
 def list_multipart_uploads(
@@ -195,7 +205,7 @@ def list_multipart_uploads(
     return _page_request(
         "ListMultipartUploads",
         bucket,
-        partial(_upload_page, marker),
+        partial(_upload_page, marker, max_uploads),
         uploads="",
         prefix=prefix or None,
         max_uploads=max_uploads,
@@ -204,7 +214,7 @@ def list_multipart_uploads(
     )
 
 
-def _upload_page(asked: tuple[str, str] | None, answer: Answer) -> ListUploadsResult:
+def _upload_page(asked: tuple[str, str] | None, most: int, answer: Answer) -> ListUploadsResult:
     told, entries, decode = _page_of(answer, "ListMultipartUploadsResult")
     uploads = [
         UploadInfo(
@@ -217,7 +227,8 @@ def _upload_page(asked: tuple[str, str] | None, answer: Answer) -> ListUploadsRe
         if name == "Upload"
     ]
     following = _marker(told, "NextUploadIdMarker", decode)
-    return ListUploadsResult(uploads, following_page(told, following, asked))
+    following = following_page(told, following, asked, entries=len(entries), most=most)
+    return ListUploadsResult(uploads, following)
 
 
 def _page_of(
@@ -236,13 +247,31 @@ def _marker(told: Mapping[str, str], second: str, decode: Callable[[str], str]) 
     return marker if any(marker) else None
 
 
-def following_page(told: Mapping[str, str], marker: Marker | None, asked: Marker | None) -> Marker | None:
+def following_page(
+    told: Mapping[str, str], marker: Marker | None, asked: Marker | None, *, entries: int, most: int
+) -> Marker | None:
     """Returns where the next page begins; ``None`` after the last one.
 
+    S3 always says whether a listing goes on. Of a store that does not, it does where the answer says where;
+    and it ends where the page has room for more. Of a full page nobody knows.
+
+    Args:
+        told: What the page tells of itself.
+        marker: Where the next page begins.
+        asked: Where this one was asked to begin.
+        entries: How many the page has.
+        most: How many it was asked to have at most.
+
     Raises:
-        ServerError: The listing goes on, and the answer does not say where, or says what was asked.
+        ServerError: The listing goes on, and the answer does not say where, or says what was asked; or
+            nobody knows whether it does.
     """
-    truncated = told.get("IsTruncated", "true" if marker else "false").strip()
+    truncated = told.get("IsTruncated", "").strip().lower()
+    if not truncated:
+        truncated = "true" if marker or any(told.get(name) for name in _NEXT) else "false"
+        most = min([most, *(natural(name, told[name]) for name in _MOST if name in told)])
+        if truncated == "false" and entries >= most:
+            raise ServerError("the answer does not say whether the listing goes on: it has no IsTruncated")
     if truncated not in {"true", "false"}:
         raise malformed("IsTruncated", truncated)
     if truncated == "false":
@@ -254,8 +283,8 @@ def following_page(told: Mapping[str, str], marker: Marker | None, asked: Marker
     return marker
 
 
-def read_listing(body: bytes, *, asked: str | None = None) -> ListObjectResult:
-    """Reads one page, which was asked for with this token.
+def read_listing(body: bytes, *, asked: str | None = None, most: int = 1000) -> ListObjectResult:
+    """Reads one page, which was asked for with this token and of so many entries at most.
 
     Raises:
         ServerError: It is no listing, or it has a malformed value.
@@ -276,11 +305,11 @@ def read_listing(body: bytes, *, asked: str | None = None) -> ListObjectResult:
         raise ServerError(f"the answer is no {_ROOT}")
     told = page.told
     decode = unquote_plus if told.get("EncodingType") == "url" else str
-    return ListObjectResult(
-        page.object_info(decode),
-        [decode(prefix) for prefix in page.common_prefixes],
-        following_page(told, told.get("NextContinuationToken"), asked),
-    )
+    infos = page.object_info(decode)
+    prefixes = [decode(prefix) for prefix in page.common_prefixes]
+    entries = len(infos) + len(prefixes)
+    following = following_page(told, told.get("NextContinuationToken"), asked, entries=entries, most=most)
+    return ListObjectResult(infos, prefixes, following)
 
 
 class _Page:

@@ -30,6 +30,7 @@ from s3torch.core.requests._request import (
     query_of,
     quoted_etag,
     result_document,
+    same_etag,
     xml_fields,
 )
 
@@ -45,11 +46,11 @@ _CHECKSUM = "x-amz-checksum-"
 _CHECKSUM_TYPE = "x-amz-checksum-type"
 # The ETag of an object of several parts.
 _OF_PARTS = re.compile(r'-(?!1"?$)\d+"?$')
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
+CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 # The code of answers that do not tell a size; they would not the next time either.
 NO_LENGTH = "MissingContentLength"
-_PARTIAL = 206
-_OBJECT_STATUS = {200, _PARTIAL}
+PARTIAL = 206
+_OBJECT_STATUS = {200, PARTIAL}
 _RESTORE = re.compile(r'ongoing-request="(true|false)"(?:, expiry-date="([^"]*)")?')
 _EMPTY = HeadObjectResult(etag="", size=0, last_modified=0)
 # What an XML parser would change.
@@ -64,6 +65,7 @@ def get_object(
     if_match: str | None = None,
     version_id: str | None = None,
     at_most: int | None = None,
+    size: int | None = None,
 ) -> Request[GetResult]:
     """Reads an object or a range of it.
 
@@ -72,21 +74,23 @@ def get_object(
         key: The key.
         byte_range: The bytes that are wanted; ``None`` for all. At the end of the object the result may be
             shorter than the range.
-        if_match: The ETag that the object must have, else ``PreconditionFailedError``; a weak one is not
-            sent.
+        if_match: The ETag that the object must have, else ``PreconditionFailedError``; a weak one, or one
+            that no header can have, is not sent.
         version_id: The version that is wanted.
         at_most: How many bytes of the whole object are wanted, from its start; only for transports that
             ``ends_early``.
+        size: The size of the whole object, where it is known; an answer that tells none must have so much.
     """
-    if if_match is not None and is_weak(if_match):
-        # It holds for nothing, whatever the object is; who reads on compares the ETags of the answers.
+    if if_match is not None and (is_weak(if_match) or not if_match.isprintable()):
+        # It holds for nothing, whatever the object is; who reads on compares the ETags of the answers. A
+        # listing may have any characters.
         if_match = None
     return Request(
         operation="GetObject",
         method="GET",
         bucket=bucket,
         key=key,
-        read=partial(_get_result, byte_range, at_most),
+        read=partial(_get_result, byte_range, at_most, size, if_match),
         query="" if version_id is None else query_of(versionId=version_id),
         headers=get_headers(byte_range, if_match),
         byte_range=byte_range,
@@ -97,8 +101,10 @@ def get_object(
     )
 
 
-def _get_result(byte_range: ByteRange | None, at_most: int | None, answer: Answer) -> GetResult:
-    if at_most is not None and answer.status == _PARTIAL:
+def _get_result(
+    byte_range: ByteRange | None, at_most: int | None, size: int | None, etag: str | None, answer: Answer
+) -> GetResult:
+    if at_most is not None and answer.status == PARTIAL:
         # The transport had to ask for a range after all.
         byte_range = ByteRange(0, at_most)
     announced = announced_length(answer.headers, byte_range, status=answer.status)
@@ -106,6 +112,11 @@ def _get_result(byte_range: ByteRange | None, at_most: int | None, answer: Answe
         announced = min(announced, at_most)
     if announced is not None and announced != answer.length:
         raise TruncatedError(f"got {answer.length} of {announced} bytes")
+    told = answer.headers.get("etag")
+    is_same = not told or etag is None or same_etag(told, etag)
+    if announced is None and size not in {None, answer.length} and is_same:
+        # A proxy may end a body in good order where what it passes on has broken off.
+        raise TruncatedError(f"got {answer.length} of {size} bytes; the answer does not tell its length")
     if byte_range is not None and answer.length > len(byte_range):
         raise TruncatedError(f"asked for {byte_range.header}, got {answer.length} bytes")
     return GetResult(head_from_headers(answer.headers, answer.length), answer.length, answer.body)
@@ -152,17 +163,6 @@ def get_for_head(head: Request[HeadObjectResult]) -> Request[HeadObjectResult]:
         read=lambda answer: first.read(answer).head,
         recover=lambda error, body: _empty_object(error, body).head,
     )
-
-
-def head_first_part(bucket: str, key: str, *, version_id: str | None = None) -> Request[int | None]:
-    """Asks how many bytes the first part has, of which an object was made; ``None`` where nothing tells."""
-
-    def read(answer: Answer) -> int | None:
-        found = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
-        return None if found is None else int(found[2]) + 1 - int(found[1])
-
-    query = query_of(partNumber=1, versionId=version_id)
-    return Request(operation="HeadObject", method="HEAD", bucket=bucket, key=key, read=read, query=query)
 
 
 def delete_object(bucket: str, key: str, *, version_id: str | None = None) -> Request[None]:
@@ -277,7 +277,7 @@ def head_from_headers(headers: Mapping[str, str], length: int | None = None) -> 
     Raises:
         ServerError: A value is malformed, or nothing tells the size of the whole object.
     """
-    found = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
+    found = CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
     size = int(found[3]) if found is not None else _content_length(headers)
     size = length if size is None else size
     if size is None:
@@ -315,7 +315,7 @@ def _amazon_facts(headers: Mapping[str, str], *, is_whole: bool) -> dict[str, An
         "checksums": {
             name.removeprefix(_CHECKSUM).upper(): headers[name]
             for name in own
-            if name.startswith(_CHECKSUM) and is_whole and name != _CHECKSUM_TYPE
+            if name.startswith(_CHECKSUM) and is_whole and name != _CHECKSUM_TYPE and headers[name]
             # A CRC64NVME is always of the bytes.
             if kind != "COMPOSITE" or "-" in headers[name] or name == f"{_CHECKSUM}crc64nvme"
         },
@@ -355,9 +355,9 @@ def announced_length(
         raise ServerError(f"the store answered with no object, but with status {status}", status=status)
     length = _content_length(headers)
     told = headers.get("content-range", "")
-    found = _CONTENT_RANGE.fullmatch(told)
+    found = CONTENT_RANGE.fullmatch(told)
     if found is None:
-        is_whole = not told and status != _PARTIAL
+        is_whole = not told and status != PARTIAL
         if is_whole and (byte_range is None or _may_be(length, byte_range)):
             return length
         raise TruncatedError(f"the store answered a request for a range without a range ({status}, {told!r})")

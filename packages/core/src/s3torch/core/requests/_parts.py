@@ -1,4 +1,4 @@
-"""The parts that S3 has of a multipart upload in progress."""
+"""Questions about parts: those of which an object was made, and those that S3 has of an upload."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from s3torch.core._config import CHECKSUM_ALGORITHMS
 from s3torch.core.requests._listings import following_page
+from s3torch.core.requests._objects import CONTENT_RANGE
 from s3torch.core.requests._request import (
     Answer,
     Request,
@@ -22,6 +23,43 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from s3torch.core.models import MultipartUpload
+
+
+def head_first_part(bucket: str, key: str, *, version_id: str | None = None) -> Request[int | None]:
+    """Asks how many bytes the first part has, of which an object was made; ``None`` where nothing tells."""
+
+    def read(answer: Answer) -> int | None:
+        found = CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
+        return None if found is None else int(found[2]) + 1 - int(found[1])
+
+    query = query_of(partNumber=1, versionId=version_id)
+    return Request(operation="HeadObject", method="HEAD", bucket=bucket, key=key, read=read, query=query)
+
+
+def list_part_sizes(bucket: str, key: str, *, version_id: str | None = None) -> Request[list[int] | None]:
+    """Asks for the sizes of the parts of which an object was made; ``None`` where not all are told."""
+
+    def read(answer: Answer) -> list[int] | None:
+        root = result_document(answer, "GetObjectAttributesResponse")
+        listing = next((one for one in root if local_name(one) == "ObjectParts"), None)
+        if listing is None or xml_fields(listing).get("IsTruncated") == "true":
+            return None
+        parts = [xml_fields(one) for one in listing if local_name(one) == "Part"]
+        numbered = sorted(
+            (natural("PartNumber", promised(one, "PartNumber")), natural("Size", promised(one, "Size")))
+            for one in parts
+        )
+        return [size for _, size in numbered] or None
+
+    return Request(
+        operation="GetObjectAttributes",
+        method="GET",
+        bucket=bucket,
+        key=key,
+        read=read,
+        query=query_of(attributes="", versionId=version_id),
+        headers=[("x-amz-object-attributes", "ObjectParts")],
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +97,7 @@ def list_parts(
         # S3 and some stores name the last part, or 0, also on the last page.
         truncated = told.get("IsTruncated", "false") != "false"
         next_marker = told.get("NextPartNumberMarker") if truncated else None
-        return parts, following_page(told, next_marker, marker)
+        return parts, following_page(told, next_marker, marker, entries=len(parts), most=max_parts)
 
     query = query_of(uploadId=upload.upload_id, max_parts=max_parts, part_number_marker=marker)
     return Request("ListParts", "GET", bucket=upload.bucket, key=upload.key, read=read, query=query)

@@ -68,6 +68,8 @@ class Answer(NamedTuple):
         body: The body; ``None`` where it was received into the caller's buffer.
         length: How many bytes of the body were received.
         region: The region that the request was signed for; ``None`` where the transport does not tell.
+        view: The bytes of the body of an object, wherever they are, for as long as the answer is judged;
+            ``None`` where the transport does not show them.
     """
 
     status: int
@@ -75,6 +77,7 @@ class Answer(NamedTuple):
     body: bytes | None = b""
     length: int = 0
     region: str | None = None
+    view: memoryview | None = None
 
     def __repr__(self) -> str:
         """Shows nothing that may quote the headers of the request."""

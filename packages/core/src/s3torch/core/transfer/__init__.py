@@ -16,7 +16,8 @@ from s3torch.core.transfer._checksums import (
     piece_algorithm,
 )
 from s3torch.core.transfer._fetch import Fetch, FetchSource, Piece, fetch
-from s3torch.core.transfer._source import ObjectRange, ObjectSource, PendingRange, RangeSource
+from s3torch.core.transfer._ranges import ObjectRange, PendingRange, RangeSource
+from s3torch.core.transfer._source import ObjectSource
 from s3torch.core.transfer._window import InFlightTarget, InOrder, Wanted, receive, run_ahead
 
 __all__ = [

@@ -59,7 +59,7 @@ class PartedChecksum:
         if checksum_type(self._algorithm) == "COMPOSITE":
             raw = hashlib.sha256(part).digest()
             self._digests.update(raw)
-            return self._algorithm, _base64(raw)
+            return self._algorithm, encoded(raw)
         if crc is None:
             crc = compute_crc(self._algorithm, part)
         self.add_known(crc, len(part))
@@ -73,7 +73,7 @@ class PartedChecksum:
     def value(self) -> tuple[str, str]:
         """The algorithm and the checksum of all parts so far, in base64, as S3 makes it of theirs."""
         if checksum_type(self._algorithm) == "COMPOSITE":
-            return self._algorithm, f"{_base64(self._digests.digest())}-{self._parts}"
+            return self._algorithm, f"{encoded(self._digests.digest())}-{self._parts}"
         return self._algorithm, encoded_crc(self._algorithm, self._crc)
 
 
@@ -249,9 +249,14 @@ def _times(a: int, b: int) -> int:
     return product
 
 
+def raw_crc(algorithm: str, crc: int) -> bytes:
+    """Returns the bytes of a CRC in the order in which S3 has them."""
+    return crc.to_bytes(_BYTES[algorithm], "big")
+
+
 def encoded_crc(algorithm: str, crc: int) -> str:
     """Returns a CRC as S3 writes it."""
-    return _base64(crc.to_bytes(_BYTES[algorithm], "big"))
+    return encoded(raw_crc(algorithm, crc))
 
 
 @cache
@@ -302,9 +307,10 @@ def _needs_awscrt(algorithm: str) -> ConfigurationError:
 
 def _checksum(algorithm: str, data: memoryview) -> str:
     if algorithm == "SHA256":
-        return _base64(hashlib.sha256(data).digest())
+        return encoded(hashlib.sha256(data).digest())
     return encoded_crc(algorithm, compute_crc(algorithm, data))
 
 
-def _base64(raw: bytes) -> str:
+def encoded(raw: bytes) -> str:
+    """Returns a checksum as S3 writes it."""
     return base64.b64encode(raw).decode("ascii")

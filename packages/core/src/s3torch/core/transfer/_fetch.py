@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from s3torch.core._memory import MemoryBudget
-    from s3torch.core.transfer._source import ObjectRange
+    from s3torch.core.transfer._ranges import ObjectRange
     from s3torch.core.transfer._window import Admission
 
 

@@ -1,6 +1,6 @@
-"""Sources of ranges: what readers, streams and checkpoints read from.
+"""An object in S3 as a source of ranges.
 
-An object in S3 as a source is pinned to one version, with every length checked. The first answer is also the
+It is pinned to one version, with every length checked. The first answer is also the
 stat: size and ETag come from its head, and every later request carries that ETag as ``If-Match``. A range
 that did not arrive whole raises; it never turns into a short one.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import time
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core import requests
 from s3torch.core.errors import (
@@ -23,8 +23,10 @@ from s3torch.core.errors import (
     TruncatedError,
 )
 from s3torch.core.ranges import ByteRange
+from s3torch.core.requests._objects import PARTIAL
 from s3torch.core.requests._request import same_etag
 from s3torch.core.transfer._checksums import verify
+from s3torch.core.transfer._ranges import ObjectRange, RangeSource
 from s3torch.core.transfer._verification import Verification
 
 if TYPE_CHECKING:
@@ -33,89 +35,12 @@ if TYPE_CHECKING:
     from s3torch.core._memory import MemoryBudget
     from s3torch.core._runtime import Runtime, RuntimeHandle
     from s3torch.core.models import GetResult, HeadObjectResult
-    from s3torch.core.requests import Request
+    from s3torch.core.requests import Answer, Request
     from s3torch.core.seam import Transfer
+    from s3torch.core.transfer._expected import Sums
     from s3torch.core.transfer._window import InFlightTarget
 
-
-class PendingRange(Protocol):
-    """A range in flight."""
-
-    def wait(self) -> memoryview:
-        """Waits for the bytes and returns them; at the end of the object fewer than were asked for."""
-        ...
-
-    def cancel(self) -> None:
-        """Stops the transfer; the buffer is not touched any more."""
-        ...
-
-
-class ObjectRange(PendingRange, Protocol):
-    """A range of an object in S3 in flight."""
-
-    def add_done_callback(self, fn: Callable[[], object], /) -> None:
-        """Calls ``fn`` when ``wait`` will not wait any more, at once if that is so already.
-
-        It is called on a thread of the transport and must not block.
-        """
-        ...
-
-
-class RangeSource(Protocol):
-    """One object as a source of ranges. Subclass it for the defaults of ``prepare`` and ``in_flight_target``.
-
-    Attributes:
-        bucket: The bucket.
-        key: The key.
-        part_size: The most bytes that one request asks for.
-    """
-
-    bucket: str
-    key: str
-    part_size: int
-
-    @property
-    def known_size(self) -> int | None:
-        """The size of the object in bytes, if it is known already."""
-        ...
-
-    def head(self) -> Any:
-        """Returns size and ETag, with a request only if nothing is known yet."""
-        ...
-
-    def start(self, start: int, stop: int, into: memoryview | None = None) -> PendingRange:
-        """Starts one request for the bytes from ``start`` to ``stop``, at most a part.
-
-        Args:
-            start: Where the range begins.
-            stop: Where it ends; the object may end before.
-            into: Takes the bytes, which then come without a copy; it is not touched any more once the range
-                has arrived or was cancelled.
-        """
-        ...
-
-    def prepare(self, start: int, stop: int, into: memoryview | None = None) -> PendingRange:
-        """Returns the same as ``start``, for a caller that waits at once.
-
-        A source may send the request only then, on the thread that waits, which costs less.
-        """
-        return self.start(start, stop, into)
-
-    @property
-    def in_flight_target(self) -> InFlightTarget | None:
-        """How much to have in flight where that costs memory; ``None`` where it costs none."""
-        return None
-
-    def budget(self) -> MemoryBudget | None:
-        """The budget for read-ahead; ``None`` where there is nothing to gain from it."""
-        ...
-
-    def verify_whole(self) -> None:
-        """Verifies the object when all of its bytes have come, counted from now on.
-
-        A source that can then raises ``ChecksumMismatchError`` in place of the last ones.
-        """
-        return
+T = TypeVar("T")
 
 
 class ObjectSource(RangeSource):
@@ -170,7 +95,13 @@ class ObjectSource(RangeSource):
 
     def ask_first_part(self) -> int | None:
         """Asks for the size of the first part of which the object was made; ``None`` if nobody tells."""
-        request = requests.head_first_part(self.bucket, self.key, version_id=self._version_id)
+        return self._ask(requests.head_first_part(self.bucket, self.key, version_id=self._version_id))
+
+    def ask_parts(self) -> list[int] | None:
+        """Asks for the sizes of all parts of which the object was made; ``None`` if nobody tells."""
+        return self._ask(requests.list_part_sizes(self.bucket, self.key, version_id=self._version_id))
+
+    def _ask(self, request: Request[T]) -> T | None:
         try:
             return self._handle.call(request)
         except S3Error:
@@ -210,8 +141,9 @@ class ObjectSource(RangeSource):
         whole = at_most is not None or (start == 0 and self._size is not None and stop >= self._size)
         if into is not None and self._size is not None:
             into = into[: self._size - start]
-        if verifies and not whole:
-            self._verifier.wanted(start, stop)
+        verifier = self._verifier if verifies and (not whole or at_most is not None) else None
+        if verifier is not None and not whole:
+            verifier.wanted(start, stop)
         request = requests.get_object(
             self.bucket,
             self.key,
@@ -219,10 +151,20 @@ class ObjectSource(RangeSource):
             if_match=self._etag,
             version_id=self._version_id,
             at_most=at_most,
+            size=self._size,
         )
-        return _Pending(self, runtime, request, into, start, stop)
+        return _Pending(self, runtime, request, into, start, stop, verifier)
 
-    def check(self, result: GetResult, start: int, stop: int, data: memoryview, *, tells: bool) -> None:
+    def check(
+        self,
+        result: GetResult,
+        start: int,
+        stop: int,
+        data: memoryview,
+        *,
+        tells: bool,
+        sums: Sums | None = None,
+    ) -> None:
         """Checks an answer against all that is known of the object, and learns from it.
 
         Args:
@@ -231,6 +173,7 @@ class ObjectSource(RangeSource):
             stop: Where it ends.
             data: The bytes.
             tells: Whether the answer would tell the checksum of the object if the store kept one.
+            sums: What was summed of the bytes already.
         """
         self._learn(result.head)
         size = self._size or 0
@@ -253,7 +196,7 @@ class ObjectSource(RangeSource):
         if self._is_whole and verifies and data:
             if tells or checksums:
                 self._verifier.told(checksums)
-            self._verifier.arrived(start, data)
+            self._verifier.arrived(start, data, sums)
 
     def changed(self, why: str) -> ObjectChangedError:
         """Returns the error for an object that is not the one that was begun."""
@@ -289,10 +232,12 @@ class _Pending:
         into: memoryview | None,
         start: int,
         stop: int,
+        verifier: Verification | None,
     ) -> None:
         self._source = source
         self._runtime = runtime
-        self._request = request
+        self._early = _EarlySums(verifier, request, start)
+        self._request = request if verifier is None else request._replace(read=self._early.read)
         self._into = into
         self._start = start
         self._stop = stop
@@ -331,8 +276,8 @@ class _Pending:
             raise self._source.changed("it became shorter") from exc
         into = self._into
         data = memoryview(result.data or b"") if into is None else into[: result.length]
-        tells = self._request.byte_range is None
-        self._source.check(result, self._start, self._stop, data, tells=tells)
+        early = self._early
+        self._source.check(result, self._start, self._stop, data, tells=early.tells, sums=early.sums)
         return data
 
     def _result(self) -> GetResult:
@@ -347,6 +292,31 @@ class _Pending:
 
     def add_done_callback(self, fn: Callable[[], object], /) -> None:
         (self._transfer or self.send()).add_done_callback(lambda _: fn())
+
+
+class _EarlySums:
+    """Sums a range on the thread that has received it; apart from the range, which would refer to itself.
+
+    Attributes:
+        sums: The sums of the last answer.
+        tells: Whether it has all bytes, and so tells the checksum if the store keeps one.
+    """
+
+    def __init__(self, verifier: Verification | None, request: Request[GetResult], start: int) -> None:
+        self._verifier = verifier
+        self._judge = request.read
+        self._start = start
+        self.sums: Sums | None = None
+        self.tells = request.byte_range is None
+
+    def read(self, answer: Answer) -> GetResult:
+        result = self._judge(answer)
+        # Where the store did not tell a length, the transport has asked for a range after all.
+        self.tells = answer.status != PARTIAL
+        self.sums = None
+        if self._verifier is not None and answer.view is not None:
+            self.sums = self._verifier.sum_early(self._start, answer.view)
+        return result
 
 
 def _record_duration(transfer: Transfer[GetResult], target: InFlightTarget) -> None:

@@ -1,32 +1,36 @@
 """Verification of whole objects whose bytes come in ranges: in any order, and to any reader.
 
-The checksums of the ranges are computed as they arrive and combined. When all bytes of the object have come,
-the result is compared with the checksum that the store keeps. An answer to a request without a range tells
-that; else one HEAD does, which is sent beside the data as soon as more than a part is read from the start on,
-or much of the object otherwise. A SHA-256 cannot be combined and is verified only where one answer has all
-bytes; so are checksums of the checksums of parts (``…-N``) whose sizes are neither equal nor whole MiB.
+The checksums of the ranges are computed as they arrive, on the threads that receive them, and combined. When
+all bytes of the object have come, the result is compared with the checksum that the store keeps. An answer to
+a request without a range tells that; else one HEAD does, which is sent beside the data as soon as more than a
+part is read from the start on, or much of the object otherwise.
+
+A checksum of the checksums of parts (``…-N``) needs to know where the parts end. As a rule they are equal and
+of whole MiB, so that their number tells; else the store is asked. A SHA-256 cannot be combined, so the bytes
+of each part have to come in order.
 """
 
 from __future__ import annotations
 
-import base64
 import logging
 from bisect import bisect_right
 from concurrent.futures import Future
-from itertools import pairwise
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from s3torch.core.errors import S3Error
-from s3torch.core.ranges import MIB
+from s3torch.core.errors import ChecksumMismatchError, S3Error
+from s3torch.core.ranges import KIB
 from s3torch.core.requests._objects import NO_LENGTH
 from s3torch.core.transfer._checksums import (
     COMBINED,
     combine_crcs,
     compute_crc,
+    encoded,
     encoded_crc,
     is_computable,
     mismatch,
+    raw_crc,
 )
+from s3torch.core.transfer._expected import SHA256, Digests, Expected, Layout, Sums, of_checksums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -43,9 +47,17 @@ V = TypeVar("V")
 _ASKED_AFTER = 4
 # Parts' worth of bytes that are kept, while nobody knows which checksum they need, instead of computing all.
 _KEPT = 2
-_MOST_PART_SIZES = 64
+# Smaller ranges are summed as quickly where they are handed over.
+_WORTH_SUMMING = 256 * KIB
 # With these a store says that it does not answer such a question.
 _UNANSWERED = {400, 403, 404, 405, 501}
+
+
+class PartsLearnedError(ChecksumMismatchError):
+    """Nobody knows whether the bytes are right, because the parts end elsewhere than it seemed.
+
+    Who has handed out none of the bytes can verify them by reading them again.
+    """
 
 
 class Spans(Generic[V]):
@@ -107,21 +119,24 @@ class Verification:
     def __init__(self, source: ObjectSource) -> None:
         self._source = source
         self._question: Transfer[HeadObjectResult] | None = None
-        # What the store keeps: algorithm and value, neither where it keeps nothing that can be verified.
-        self._expected: tuple[str, str] | None = None
+        # What the store keeps; ``None`` where that is nothing that can be verified.
+        self._expected: Expected | None = None
         self._is_known = False
-        # How large the parts may be, for a checksum of checksums.
-        self._part_sizes: list[int] = []
         self._wanted: Spans[None] = Spans(lambda *_: None)
         self.restart()
 
     def restart(self) -> None:
         """Forgets the bytes that have come."""
         self._kept: list[tuple[int, memoryview]] = []
+        expected = self._expected
         self._algorithms = (
-            (self._expected[0],) if self._expected is not None else tuple(filter(is_computable, COMBINED))
+            (expected.algorithm,) if expected is not None else tuple(filter(is_computable, COMBINED))
         )
-        self._spans: Spans[tuple[int, ...]] = Spans(self._combine, self._is_cut)
+        is_cut = None if expected is None or not expected.layouts else expected.is_border
+        self._spans: Spans[tuple[int, ...]] = Spans(self._combine, is_cut)
+        self._digests: Digests | None = None
+        if expected is not None and expected.algorithm == SHA256:
+            self._digests = Digests(expected.layouts[0], self._source.known_size or 0)
 
     def wanted(self, start: int, stop: int) -> None:
         """Takes note of a request for a range; asks for the checksum where all of the object may follow."""
@@ -137,26 +152,25 @@ class Verification:
 
     def told(self, checksums: Mapping[str, str]) -> None:
         """Takes what an answer tells of the checksum of the whole object; nothing if there is none."""
-        self._is_known = True
-        for algorithm in filter(is_computable, COMBINED):
-            value = checksums.get(algorithm)
-            # One of all bytes is better than one of checksums.
-            if value is not None and (self._expected is None or "-" in self._expected[1]):
-                self._expected = algorithm, value
-        if self._expected is not None and "-" in self._expected[1]:
-            self._part_sizes = _part_sizes(self._expected[1], self._source.known_size or 0)
-            if not self._part_sizes:
-                self._expected = None
-        early, kept, known = list(self._spans), self._kept, self._algorithms
-        self.restart()
-        if self._expected is None:
-            return
-        for start, stop, values in early:
-            self._spans.add(start, stop, (values[known.index(self._expected[0])],))
-        for start, data in kept:
-            self._take(start, data)
+        if not self._is_known:
+            self._know(Expected.among(checksums, self._source.known_size or 0))
 
-    def arrived(self, start: int, data: memoryview) -> None:
+    def sum_early(self, start: int, data: memoryview) -> Sums | None:
+        """Sums a range on the thread that has received it, while it is in the processor's cache.
+
+        Returns:
+            What ``arrived`` takes with the range; ``None`` where it is not known yet what has to be summed.
+        """
+        if len(data) < _WORTH_SUMMING:
+            return None
+        expected, question = self._expected, self._question
+        if not self._is_known and question is not None and question.done() and isinstance(question, Future):
+            head = None if question.exception() else question.result()
+            if head is not None and self._source.is_same(head):
+                expected = Expected.among(head.checksums, self._source.known_size or 0)
+        return None if expected is None or expected.is_open else Sums.of(expected, start, data)
+
+    def arrived(self, start: int, data: memoryview, sums: Sums | None = None) -> None:
         """Takes bytes that are about to be handed over.
 
         Raises:
@@ -172,7 +186,7 @@ class Verification:
         if not self._is_known and isinstance(data.obj, bytes) and len(data) <= room:
             self._kept.append((start, data))
         else:
-            self._take(start, data)
+            self._take(start, data, sums)
         if self._spans.size == size:
             self._compare()
 
@@ -188,66 +202,132 @@ class Verification:
         # Of another version than that of the bytes it tells nothing.
         self.told(head.checksums if self._source.is_same(head) else {})
 
-    def _take(self, start: int, data: memoryview) -> None:
+    def _know(self, expected: Expected | None) -> None:
+        if expected is not None and expected.is_open:
+            layout = self._ask_layout(expected)
+            expected = None if layout is None else expected._replace(layouts=(layout,))
+        self._expected, self._is_known = expected, True
+        early, kept, known = list(self._spans), self._kept, self._algorithms
+        self.restart()
+        if expected is None:
+            return
+        for start, stop, values in early:
+            if expected.algorithm == SHA256:
+                self._give_up("the first bytes were summed in another way")
+                return
+            self._spans.add(start, stop, (values[known.index(expected.algorithm)],))
+        for start, data in kept:
+            self._take(start, data)
+
+    def _ask_layout(self, expected: Expected) -> Layout | None:
+        """Asks where the parts end; ``None`` where nothing tells."""
+        sizes = self._source.ask_parts() if expected.parts else None
+        if sizes is None or (sum(sizes), len(sizes)) != (self._source.known_size, expected.parts):
+            self._log_unverified("the store does not tell where its parts end")
+            return None
+        return Layout.of(sizes)
+
+    def _take(self, start: int, data: memoryview, sums: Sums | None = None) -> None:
+        expected = self._expected
         for begin, end in list(self._spans.missing(start, start + len(data))):
-            cuts = {cut for size in self._part_sizes for cut in range(-(-begin // size) * size, end, size)}
-            edges = sorted({begin, end, *cuts})
-            for low, high in pairwise(edges):
+            for low, high in [(begin, end)] if expected is None else list(expected.pieces(begin, end)):
+                known: Any = None
+                if sums is not None and self._algorithms == (sums.algorithm,):
+                    known = sums.pieces.get((low, high))
                 piece = data[low - start : high - start]
-                self._spans.add(low, high, tuple(compute_crc(name, piece) for name in self._algorithms))
+                if self._digests is not None:
+                    if not self._digests.add(low, high, piece, known):
+                        self._give_up("a SHA-256 needs the bytes of a part in order")
+                        return
+                    self._spans.add(low, high, ())
+                elif known is not None:
+                    self._spans.add(low, high, (known,))
+                else:
+                    values = tuple(compute_crc(name, piece) for name in self._algorithms)
+                    self._spans.add(low, high, values)
+
+    def _give_up(self, why: str) -> None:
+        self._log_unverified(why)
+        self._expected = None
+        self.restart()
 
     def _combine(self, first: tuple[int, ...], second: tuple[int, ...], size: int) -> tuple[int, ...]:
+        if self._digests is not None:
+            return ()
         names = self._algorithms
         return tuple(combine_crcs(*three, size) for three in zip(names, first, second, strict=True))
 
-    def _is_cut(self, position: int) -> bool:
-        return any(position % size == 0 for size in self._part_sizes)
-
     def _compare(self) -> None:
-        if self._expected is None:
+        expected = self._expected
+        if expected is None:
             return
-        algorithm, value = self._expected
-        if "-" not in value:
-            ((_, _, (crc,)),) = self._spans
-            found = {0: encoded_crc(algorithm, crc)}
-        else:
-            each = {size: self._of_parts(algorithm, size) for size in self._part_sizes}
-            found = {size: one for size, one in each.items() if one is not None}
+        found = self._found(expected)
         self.restart()
-        if value in found.values():
+        if expected.value in found.values():
             return
-        size = 0 if "-" not in value else self._source.ask_first_part()
-        if size is None or size not in found:
+        layout = expected.layouts[0] if expected.layouts else None
+        if expected.is_of_parts and not (layout and layout.ends):
+            layout = self._layout_of(expected, found)
+        if layout not in found:
             self._log_unverified("its parts are of unequal sizes")
             return
-        raise mismatch(algorithm, found[size], value, bucket=self._source.bucket, key=self._source.key)
+        raise mismatch(
+            expected.algorithm,
+            found[layout],
+            expected.value,
+            bucket=self._source.bucket,
+            key=self._source.key,
+        )
+
+    def _found(self, expected: Expected) -> dict[Layout | None, str]:
+        """Returns the checksum of what has come, for each way in which the parts may end."""
+        algorithm = expected.algorithm
+        if self._digests is not None:
+            raw = self._digests.of_parts()
+            layout = expected.layouts[0]
+            return {layout: of_checksums(SHA256, raw) if expected.is_of_parts else encoded(raw[0])}
+        if not expected.is_of_parts:
+            ((_, _, (crc,)),) = self._spans
+            return {None: encoded_crc(algorithm, crc)}
+        each = {layout: self._of_parts(algorithm, layout) for layout in expected.layouts}
+        return {layout: value for layout, value in each.items() if value is not None}
+
+    def _layout_of(self, expected: Expected, found: Mapping[Layout | None, str]) -> Layout | None:
+        """Asks where the parts end of an object that fits none of the ways that seemed possible.
+
+        Returns:
+            The way in which they do end; ``None`` where nobody knows.
+
+        Raises:
+            PartsLearnedError: It is another one.
+        """
+        size = self._source.known_size or 0
+        told = self._ask_layout(expected)
+        if told is not None:
+            self._expected = expected._replace(layouts=(told,))
+            self.restart()
+            for layout in found:
+                if layout is not None and tuple(layout.borders(0, size)) == told.ends[:-1]:
+                    return layout
+            raise PartsLearnedError(
+                "the parts of the object end elsewhere than it seemed; read it again",
+                operation="GetObject",
+                bucket=self._source.bucket,
+                key=self._source.key,
+            )
+        first = self._source.ask_first_part()
+        return None if first is None else Layout(first)
 
     def _log_unverified(self, why: str) -> None:
         _log.debug("s3://%s/%s is not verified: %s", self._source.bucket, self._source.key, why)
 
-    def _of_parts(self, algorithm: str, part_size: int) -> str | None:
-        """Returns the checksum of the checksums of parts of this size; ``None`` where a range has two."""
+    def _of_parts(self, algorithm: str, layout: Layout) -> str | None:
+        """Returns the checksum of the checksums of parts; ``None`` where a range has two."""
         parts: Spans[int] = Spans(
-            lambda first, second, size: combine_crcs(algorithm, first, second, size),
-            lambda position: position % part_size == 0,
+            lambda first, second, size: combine_crcs(algorithm, first, second, size), layout.is_border
         )
         for start, stop, (crc,) in self._spans:
-            if start // part_size != (stop - 1) // part_size:
+            if layout.borders(start, stop):
                 return None
             parts.add(start, stop, crc)
-        crcs = [crc for _, _, crc in parts]
-        whole = b"".join(base64.b64decode(encoded_crc(algorithm, crc)) for crc in crcs)
-        return f"{encoded_crc(algorithm, compute_crc(algorithm, memoryview(whole)))}-{len(crcs)}"
-
-
-def _part_sizes(value: str, size: int) -> list[int]:
-    """Returns the whole MiB that N equal parts may have that make an object, of which the last is shorter."""
-    _, _, text = value.partition("-")
-    count = int(text) if text.isdecimal() else 0
-    if count < 2:
-        return [size] * count
-    fewest, most, step = -(-size // count), (size - 1) // (count - 1), MIB
-    # Of two or three large parts the size may be anything; those that people choose are round.
-    while (most - fewest) // step > _MOST_PART_SIZES:
-        step *= 2
-    return list(range(-(-fewest // step) * step, most + 1, step))
+        return of_checksums(algorithm, [raw_crc(algorithm, crc) for _, _, crc in parts])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from s3torch.core._memory import MemoryBudget, Reservation
-    from s3torch.core.transfer._source import PendingRange, RangeSource
+    from s3torch.core.transfer._ranges import PendingRange, RangeSource
 
 A = TypeVar("A")
 T = TypeVar("T")

@@ -13,6 +13,7 @@ from s3torch.core.errors import (
     AccessDeniedError,
     NotFoundError,
     RangeNotSatisfiableError,
+    S3ConnectionError,
     S3Error,
     ServerError,
     TruncatedError,
@@ -213,8 +214,10 @@ class PromiseTests(TransportCase):
             "<Contents><Key>k</Key><Size>many</Size><LastModified>2030-01-02T03:04:05Z</LastModified></Contents>",
             "<Contents><Key>k</Key><Size>1</Size><LastModified>soon</LastModified></Contents>",
             "<Contents><Size>1</Size><LastModified>2030-01-02T03:04:05Z</LastModified></Contents>",
+            "<MaxKeys>1</MaxKeys><CommonPrefixes><Prefix>p/</Prefix></CommonPrefixes>",
+            "<NextMarker>m</NextMarker>",
         ],
-        ids=["no token", "truncated", "the same token", "size", "date", "no key"],
+        ids=["no token", "truncated", "the same token", "size", "date", "no key", "full", "other marker"],
     )
     def test_page_with_a_malformed_fact(self, script: Script, facts: str) -> None:
         """A listing ends when the store says so, and only then."""
@@ -244,6 +247,46 @@ class SizeTests(TransportCase):
         result = transfer.result(PATIENCE)
         assert (result.length, result.head.size) == (size, size)
         assert (bytes(buffer[:size]) if buffered else result.data) == _DATA[:size]
+
+    @pytest.mark.parametrize("buffered", [False, True])
+    @pytest.mark.parametrize("ranged", [False, True])
+    @pytest.mark.parametrize("version", ["1.0", "1.1"])
+    def test_body_whose_end_nothing_tells(
+        self, script: Script, version: str, ranged: bool, buffered: bool
+    ) -> None:
+        """It is no empty object, and what came in place of a range need not be all of one."""
+        head = f'HTTP/{version} 200 OK\r\nConnection: close\r\nETag: "e"\r\n\r\n'.encode()
+        script.server.will(*[ScriptedAnswer(raw=head + _DATA[:50], cut=len(head) + 50)] * 2)
+        transfer = script.connect(max_attempts=1).get(
+            "bucket",
+            "key",
+            byte_range=ByteRange(0, 100) if ranged else None,
+            into=memoryview(bytearray(100)) if buffered else None,
+        )
+        try:
+            result = transfer.result(PATIENCE)
+        except (TruncatedError, S3ConnectionError):
+            return
+        assert not ranged
+        assert result.length == 50
+
+    @pytest.mark.parametrize("buffered", [False, True])
+    @pytest.mark.parametrize("ranged", [False, True])
+    def test_chunks_that_end_early(self, script: Script, ranged: bool, buffered: bool) -> None:
+        """An answer in good order that has less than the object is known to have is asked for again."""
+        script.server.will(*[_chunked(_DATA[:100], ETag='"e"')] * 2, ScriptedAnswer(body=_DATA))
+        buffer = bytearray(len(_DATA))
+        transfer = script.connect(max_attempts=3).get(
+            "bucket",
+            "key",
+            byte_range=ByteRange(0, len(_DATA)) if ranged else None,
+            if_match='"e"',
+            size=len(_DATA),
+            into=memoryview(buffer) if buffered else None,
+        )
+        result = transfer.result(PATIENCE)
+        assert (bytes(buffer) if buffered else result.data) == _DATA
+        assert len(script.server.requests) == 3
 
     @pytest.mark.parametrize("buffered", [False, True])
     @pytest.mark.parametrize("start", [0, 1])
@@ -327,7 +370,9 @@ class EtagTests(TransportCase):
             assert (bytes(buffer) if buffered else result.data) == data
             assert (result.head.etag, result.head.size) == (etag or "", len(_DATA))
 
-    @pytest.mark.parametrize(("known", "sent"), [('"e"', '"e"'), ("e", '"e"'), ('W/"e"', None)])
+    @pytest.mark.parametrize(
+        ("known", "sent"), [('"e"', '"e"'), ("e", '"e"'), ('W/"e"', None), ('"e\r\nX: 1"', None)]
+    )
     def test_condition_of_a_read(self, script: Script, known: str, sent: str | None) -> None:
         """A weak ETag holds for nothing, so it is not sent, and what is sent has its quotes."""
         headers = {"Content-Range": f"bytes 0-99/{len(_DATA)}"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core.errors import TruncatedError
 from s3torch.core.requests import Answer
@@ -12,7 +12,11 @@ from s3torch.core.requests import Answer
 if TYPE_CHECKING:
     from s3torch.core.requests import Request
 
+T = TypeVar("T")
+
 _OK = 200
+# What tells where a body ends.
+_LENGTHS = {"content-length", "content-range", "transfer-encoding"}
 
 
 class BodyStream(io.RawIOBase):
@@ -102,10 +106,20 @@ class Receiver:
             if self.into is not None:
                 self.into[begin : begin + len(chunk)] = chunk
 
-    def answer(self) -> Answer:
-        """Returns what came back for an attempt that the CRT calls a success."""
-        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        return Answer(self._status, self._headers, None if self.has_buffer else body, self._received)
+    def judge(self, request: Request[T]) -> T:
+        """Returns the result of what came back for an attempt that the CRT calls a success."""
+        if request.streams and self._headers.keys().isdisjoint(_LENGTHS):
+            # Up to the end of the connection the CRT reads nothing.
+            raise TruncatedError("the answer does not tell where its body ends")
+        if not self.has_buffer:
+            body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+            return request.result(
+                Answer(self._status, self._headers, body, self._received, view=memoryview(body))
+            )
+        # Cancelling waits for this, because the buffer is looked at.
+        with self._lock:
+            view = None if self.into is None else self.into[: self._received]
+            return request.result(Answer(self._status, self._headers, None, self._received, view=view))
 
     def take_plain(self) -> bool:
         """Lets the CRT pass on whatever is answered from now on; ``False`` where it does already."""

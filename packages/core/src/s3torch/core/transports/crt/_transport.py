@@ -242,7 +242,7 @@ class CrtTransfer(Future[T]):
             if self._cancelled:
                 raise TransferCancelledError("the transfer was cancelled")  # noqa: TRY301
             if error is None:
-                result = self.request.result(self.receiver.answer())
+                result = self.receiver.judge(self.request)
             else:
                 translated = error_of(
                     self.request,

@@ -69,6 +69,9 @@ class Download(Generic[T]):
         missing = None if length is None else length - self._received
         if is_all and None not in {answer.length, missing} and answer.length != missing:
             raise TruncatedError(f"the answer announces {answer.length} of {missing} bytes")
+        if length is None and not answer.is_chunked and self._wanted is not None:
+            # A connection that breaks would look like the end, and nobody knows the size of the object.
+            raise TruncatedError("the answer does not tell where its body ends")
         if answer.length is None or length is None:
             self._receive_pieces(answer, connection, buffer, length)
         elif buffer is not None:
@@ -81,7 +84,7 @@ class Download(Generic[T]):
             self._fill(connection, self._memory[1], length)
         if is_all:
             connection.end_body()
-        return self._result()
+        return self._result(buffer)
 
     def restarts(self, error: S3Error) -> bool:
         """Whether an attempt failed only because the object was replaced since the one before."""
@@ -138,10 +141,12 @@ class Download(Generic[T]):
         at_most = self._request.at_most
         if at_most is None:
             return length
-        if length is None:
+        if length is None and self._wanted is None:
             # It may be of any size. The next attempt asks for a range.
             self._wanted = ByteRange(0, at_most)
             raise TruncatedError("the answer does not tell its length")
+        if length is None:
+            return None
         self._length = min(length, at_most)
         return self._length
 
@@ -181,14 +186,17 @@ class Download(Generic[T]):
         if length is not None and self._received != length:
             raise self._truncated(length)
 
-    def _result(self) -> T:
+    def _result(self, buffer: memoryview | None) -> T:
         data: bytes | None = None
         if self._memory is not None:
             data, view = self._memory
             view.release()
         elif self._room is None:
             data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        return self._request.result(Answer(self._status, self._headers, data, self._received))
+        body = memoryview(b"") if buffer is None else buffer[: self._received]
+        with body if data is None else memoryview(data) as view:
+            answer = Answer(self._status, self._headers, data, self._received, view=view)
+            return self._request.result(answer)
 
     def _truncated(self, length: int) -> TruncatedError:
         return TruncatedError(f"got {self._received} of {length} bytes")

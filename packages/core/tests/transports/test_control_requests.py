@@ -143,7 +143,11 @@ def test_a_long_listing_is_read_to_its_end(transport, stub, answer):
         "<Contents><Key>{}</Key><LastModified>2024-01-02T03:04:05Z</LastModified><Size>1</Size></Contents>"
     )
     keys = [f"{number:04}-{'n' * 1000}" for number in range(1000)]
-    body = "<ListBucketResult>" + "".join(map(entry.format, keys)) + "</ListBucketResult>"
+    body = (
+        "<ListBucketResult><IsTruncated>false</IsTruncated>"
+        + "".join(map(entry.format, keys))
+        + "</ListBucketResult>"
+    )
     stub.will(answer(200, body.encode()))
     assert [info.key for info in transport.list_objects("bucket").object_info] == keys
 

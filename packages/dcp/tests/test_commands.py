@@ -184,7 +184,7 @@ def test_convert(command, save, place, tmp_path):
     ran = command("checkpoint", "convert", end, place.uri("dcp"), "--to", "dcp", code=1)
     assert ran.err == "Error: Checkpoint already exists and self.overwrite=False.\n"
     assert (
-        "is no size"
+        "is not a size"
         in command(
             "checkpoint", "convert", end, place.uri("x"), "--to", "torch", "--max-shard-size", "many", code=2
         ).err

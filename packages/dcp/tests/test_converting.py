@@ -117,7 +117,7 @@ def test_a_part_of_a_training_state(client, place, where):
     torch.save(state, where("state.pt", on_s3=False))
     convert_checkpoint(where("state.pt", on_s3=False), place.uri("checkpoint"), to="dcp", client=client)
     end = where("model.safetensors", on_s3=False)
-    with pytest.raises(CheckpointError, match=r"only tensors.*step.*by a prefix"):
+    with pytest.raises(CheckpointError, match=r"only tensors.*step.*with a prefix"):
         convert_checkpoint(place.uri("checkpoint"), end, to="safetensors", client=client)
     convert_checkpoint(place.uri("checkpoint"), end, to="safetensors", prefix="model.", client=client)
     same(dict(sorted(safetensors.torch.load_file(end).items())), dict(sorted(state["model"].items())))

@@ -264,5 +264,5 @@ def test_a_block_that_has_changed_is_refused():
     changed = Shards([[3]])
     for team in ([StridedShard()], [StridedShard(0, 2)]):
         state = begun.taken_up(team)
-        with pytest.raises(ConfigurationError, match="do not have the samples any more"):
+        with pytest.raises(ConfigurationError, match="no longer have the samples"):
             read(changed, state, team[0], 5, 1)

@@ -75,5 +75,5 @@ def test_an_object_takes_its_key_and_42_bytes():
 
 
 def test_something_else_is_no_table():
-    with pytest.raises(ValueError, match="no table"):
+    with pytest.raises(ValueError, match="not a table"):
         ObjectTable(bytes(100))

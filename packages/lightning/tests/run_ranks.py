@@ -8,11 +8,16 @@ import warnings
 
 import lightning
 import torch
-from torch.distributed._composable.fsdp import fully_shard
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from s3torch.lightning import S3LightningCheckpoint, S3ModelCheckpoint, S3ModelParallelStrategy
+from s3torch.lightning import (
+    S3LightningCheckpoint,
+    S3ModelCheckpoint,
+    S3ModelParallelStrategy,
+)
 from s3torch.lightning._callback import S3TrainerCallback
 
 warnings.simplefilter("ignore")
@@ -77,12 +82,10 @@ def run(kind, folder, ranks, *, epochs, ckpt_path=None):
         trainer.fit(model, ckpt_path=ckpt_path)
     else:
         trainer.validate(model, ckpt_path=ckpt_path, verbose=False)
-    weights = [
-        value.full_tensor() if isinstance(value, DTensor) else value for value in model.state_dict().values()
-    ]
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return {
         "step": trainer.global_step,
-        "weights": [round(float(number), 6) for value in weights for number in value.flatten()],
+        "weights": [round(float(number), 6) for value in weights.values() for number in value.flatten()],
         "from": str(trainer.ckpt_path),
     }
 

@@ -77,9 +77,7 @@ def trainer_for(folder, *, logger=True, callbacks=None):
         callbacks=[S3ModelCheckpoint(f"{folder}/run", save_last=True, **best)]
         if callbacks is None
         else callbacks,
-        logger=[loggers.CSVLogger(folder, flush_logs_every_n_steps=1), *tensorboard(folder)]
-        if logger
-        else False,
+        logger=loggers_for(folder) if logger else False,
         accelerator="cpu",
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -87,8 +85,9 @@ def trainer_for(folder, *, logger=True, callbacks=None):
     )
 
 
-def tensorboard(folder):
-    return [loggers.TensorBoardLogger(folder, name="board")] if find_spec("tensorboard") else []
+def loggers_for(folder):
+    csv = loggers.CSVLogger(folder, flush_logs_every_n_steps=1)
+    return [csv, loggers.TensorBoardLogger(folder, name="board")]
 
 
 def refused(folder):

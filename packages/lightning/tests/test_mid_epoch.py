@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from s3torch.core import S3Client
 from s3torch.datasets import (
     ResumableLoader,
     S3IterableDataset,
@@ -29,23 +28,19 @@ COUNT, BATCH, EPOCHS = 11, 2, 3
 
 
 @pytest.fixture
-def data(seaweedfs, folder):
+def data(folder, put):
     """A folder with objects and with archives whose samples are numbers."""
-    bucket, _, prefix = folder.removeprefix("s3://").partition("/")
-    with S3Client(seaweedfs.region) as client:
-        for number in range(COUNT):
-            with client.put_object(bucket, f"{prefix}/objects/{number:02}") as writer:
-                writer.write(b"%d" % number)
-        for shard in range(3):
-            archive = io.BytesIO()
-            with tarfile.open(fileobj=archive, mode="w") as tar:
-                for number in range(shard, COUNT, 3):
-                    body = b"%d" % number
-                    member = tarfile.TarInfo(f"{number}.cls")
-                    member.size = len(body)
-                    tar.addfile(member, io.BytesIO(body))
-            with client.put_object(bucket, f"{prefix}/shards/{shard}.tar") as writer:
-                writer.write(archive.getvalue())
+    for number in range(COUNT):
+        put(f"objects/{number:02}", b"%d" % number)
+    for shard in range(3):
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            for number in range(shard, COUNT, 3):
+                body = b"%d" % number
+                member = tarfile.TarInfo(f"{number}.cls")
+                member.size = len(body)
+                tar.addfile(member, io.BytesIO(body))
+        put(f"shards/{shard}.tar", archive.getvalue())
     return folder
 
 

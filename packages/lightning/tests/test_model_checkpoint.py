@@ -63,20 +63,13 @@ def fit(seaweedfs):
     return run
 
 
-def names(seaweedfs, folder):
-    bucket, _, prefix = folder.removeprefix("s3://").partition("/")
-    with S3Client(seaweedfs.region) as client:
-        pages = client.list_objects(bucket, f"{prefix}/")
-        return sorted(info.key.removeprefix(f"{prefix}/") for page in pages for info in page.object_info)
-
-
 @pytest.mark.parametrize("dirpath", [True, False], ids=["dirpath", "default_root_dir"])
-def test_last_is_found(seaweedfs, folder, fit, dirpath):
+def test_last_is_found(names, folder, fit, dirpath):
     def callback():
         return S3ModelCheckpoint(f"{folder}/checkpoints" if dirpath else None, save_last=True)
 
     fit(folder, callback(), epochs=2)
-    assert "checkpoints/last.ckpt" in names(seaweedfs, folder)
+    assert "checkpoints/last.ckpt" in names()
     resumed = fit(folder, callback(), epochs=5, ckpt_path="last")
     assert resumed.ckpt_path == f"{folder}/checkpoints/last.ckpt"
     assert resumed.global_step == 10
@@ -89,17 +82,17 @@ def test_nothing_is_found_where_nothing_is(folder, fit):
 
 
 @pytest.mark.promise(9)
-def test_the_checkpoint_that_was_resumed_from_stays(seaweedfs, folder, fit):
+def test_the_checkpoint_that_was_resumed_from_stays(names, folder, fit):
     def callback():
         return S3ModelCheckpoint(
             f"{folder}/run", "{epoch}", monitor="number", mode="max", save_top_k=1, save_last=False
         )
 
     fit(folder, callback(), epochs=2)
-    assert names(seaweedfs, folder) == ["run/epoch=1.ckpt"]
+    assert names() == ["run/epoch=1.ckpt"]
     fit(folder, callback(), epochs=4, ckpt_path=f"{folder}/run/epoch=1.ckpt")
     # Of those of this run, one.
-    assert names(seaweedfs, folder) == ["run/epoch=1.ckpt", "run/epoch=3.ckpt"]
+    assert names() == ["run/epoch=1.ckpt", "run/epoch=3.ckpt"]
 
 
 @pytest.mark.promise(9)
@@ -113,29 +106,29 @@ def test_checkpoints_of_other_folders_stay(folder, fit, other):
     assert callback._should_remove_checkpoint(trainer, f"{folder}/run/epoch=7.ckpt", current)
 
 
-def test_the_last_one_as_a_copy_within_s3(seaweedfs, folder, fit):
+def test_the_last_one_as_a_copy_within_s3(names, folder, fit):
     callback = S3ModelCheckpoint(f"{folder}/run", "{epoch}", save_last="link")
     fit(folder, callback, epochs=2)
-    assert names(seaweedfs, folder) == ["run/epoch=1.ckpt", "run/last.ckpt"]
+    assert names() == ["run/epoch=1.ckpt", "run/last.ckpt"]
     resumed = fit(folder, S3ModelCheckpoint(f"{folder}/run", save_last="link"), epochs=3, ckpt_path="last")
     assert resumed.global_step == 6
     with pytest.raises(ConfigurationError, match="AsyncCheckpointIO"):
         fit(folder, S3ModelCheckpoint(f"{folder}/run", save_last="link"), epochs=1, plugin=AsyncCheckpointIO)
 
 
-def test_the_last_one_as_a_copy_of_one_that_is_still_uploaded(seaweedfs, folder, fit):
+def test_the_last_one_as_a_copy_of_one_that_is_still_uploaded(names, folder, fit):
     callback = S3ModelCheckpoint(f"{folder}/run", "{epoch}", save_last="link")
     fit(folder, callback, epochs=3, async_save=True)
-    assert names(seaweedfs, folder) == ["run/epoch=2.ckpt", "run/last.ckpt"]
+    assert names() == ["run/epoch=2.ckpt", "run/last.ckpt"]
     trainer = fit(folder, S3ModelCheckpoint(f"{folder}/run"), epochs=3, ckpt_path="last")
     assert trainer.global_step == 6
 
 
-def test_the_checkpoint_of_a_job_that_was_requeued_is_found(seaweedfs, folder, fit):
+def test_the_checkpoint_of_a_job_that_was_requeued_is_found(names, folder, fit):
     first = fit(f"{folder}/", S3ModelCheckpoint(f"{folder}/run"), epochs=1)
     path = first._checkpoint_connector.hpc_save_path(first.default_root_dir)
     first.save_checkpoint(path)
-    assert "hpc_ckpt_1.ckpt" in names(seaweedfs, folder)
+    assert "hpc_ckpt_1.ckpt" in names()
     again = fit(f"{folder}/", S3ModelCheckpoint(f"{folder}/run"), epochs=2, ckpt_path="hpc")
     assert again.global_step == 4
 
@@ -162,10 +155,10 @@ def test_a_bucket_as_a_folder(seaweedfs, folder, fit):
 
 
 @pytest.mark.parametrize("mangle", [Path, lambda uri: Path.cwd() / uri])
-def test_a_folder_that_has_lost_a_slash_is_repaired(seaweedfs, folder, fit, mangle, tmp_path, monkeypatch):
+def test_a_folder_that_has_lost_a_slash_is_repaired(names, folder, fit, mangle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fit(folder, S3ModelCheckpoint(mangle(f"{folder}/run"), "{epoch}"), epochs=1)
-    assert names(seaweedfs, folder) == ["run/epoch=0.ckpt"]
+    assert names() == ["run/epoch=0.ckpt"]
     assert list(tmp_path.iterdir()) == []
 
 

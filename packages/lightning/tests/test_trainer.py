@@ -10,7 +10,6 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torch.utils.data import DataLoader, TensorDataset
 
-from s3torch.core import S3Client
 from s3torch.lightning import S3LightningCheckpoint
 
 pytestmark = [
@@ -61,15 +60,14 @@ def trainer(folder, io, *, epochs, logger=False, **checkpoint):
     )
 
 
-def checkpoints(region, folder):
-    bucket, _, prefix = folder.removeprefix("s3://").partition("/")
-    with S3Client(region) as client:
-        pages = client.list_objects(bucket, f"{prefix}/checkpoints/")
-        return sorted(info.key.rpartition("/")[2] for page in pages for info in page.object_info)
+@pytest.fixture
+def checkpoints(names):
+    start = "checkpoints/"
+    return lambda: [name.removeprefix(start) for name in names() if name.startswith(start)]
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_train_keep_the_best_and_resume(seaweedfs, folder, asynchronous):
+def test_train_keep_the_best_and_resume(seaweedfs, folder, checkpoints, asynchronous):
     io = S3LightningCheckpoint(seaweedfs.region, endpoint=seaweedfs.endpoint)
     plugin = AsyncCheckpointIO(io) if asynchronous else io
     best = {"monitor": "epoch_number", "mode": "max", "save_top_k": 2, "filename": "{epoch}"}
@@ -77,7 +75,7 @@ def test_train_keep_the_best_and_resume(seaweedfs, folder, asynchronous):
     first = trainer(folder, plugin, epochs=4, **best)
     first.fit(model, points())
     assert first.default_root_dir == folder
-    assert checkpoints(seaweedfs.region, folder) == ["epoch=2.ckpt", "epoch=3.ckpt"]
+    assert checkpoints() == ["epoch=2.ckpt", "epoch=3.ckpt"]
     weights = io.load_checkpoint(f"{folder}/checkpoints/epoch=3.ckpt")["state_dict"]
     assert torch.equal(weights["layer.weight"], model.layer.weight)
 
@@ -86,23 +84,21 @@ def test_train_keep_the_best_and_resume(seaweedfs, folder, asynchronous):
     resumed.fit(again, points(), ckpt_path=f"{folder}/checkpoints/epoch=3.ckpt")
     assert resumed.current_epoch == 6
     assert resumed.global_step == 12
-    assert "epoch=5.ckpt" in checkpoints(seaweedfs.region, folder)
+    assert "epoch=5.ckpt" in checkpoints()
     # This one does not go through the plugin, but through fsspec.
     loaded = Line.load_from_checkpoint(f"{folder}/checkpoints/epoch=5.ckpt", weights_only=True)
     assert torch.equal(loaded.layer.weight, again.layer.weight)
 
 
-def test_loggers_and_hyperparameters_go_to_the_folder(seaweedfs, folder):
+def test_loggers_and_hyperparameters_go_to_the_folder(seaweedfs, folder, client, checkpoints):
     io = S3LightningCheckpoint(seaweedfs.region, endpoint=seaweedfs.endpoint)
     logger = CSVLogger(folder, name="log", version=0, flush_logs_every_n_steps=1)
     run = trainer(folder, io, epochs=2, logger=logger, save_top_k=-1, filename="{epoch}")
     run.fit(Line(), points())
     bucket, _, prefix = folder.removeprefix("s3://").partition("/")
-    with S3Client(seaweedfs.region) as client:
-        metrics = client.get_object(bucket, f"{prefix}/log/version_0/metrics.csv").read()
-        assert len(metrics.decode().splitlines()) == 5
-        parameters = client.get_object(bucket, f"{prefix}/log/version_0/hparams.yaml").read()
-        assert parameters == b"rate: 0.1\n"
-    assert checkpoints(seaweedfs.region, folder) == ["epoch=0.ckpt", "epoch=1.ckpt"]
+    metrics = client.get_object(bucket, f"{prefix}/log/version_0/metrics.csv").read()
+    assert len(metrics.decode().splitlines()) == 5
+    assert client.get_object(bucket, f"{prefix}/log/version_0/hparams.yaml").read() == b"rate: 0.1\n"
+    assert checkpoints() == ["epoch=0.ckpt", "epoch=1.ckpt"]
     run.strategy.remove_checkpoint(f"{folder}/checkpoints/epoch=0.ckpt")
-    assert checkpoints(seaweedfs.region, folder) == ["epoch=1.ckpt"]
+    assert checkpoints() == ["epoch=1.ckpt"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from s3torch.core import ConfigurationError, PutOptions
 from s3torch.fsspec._files import held_back
@@ -15,6 +15,7 @@ from s3torch.fsspec._tree import S3Tree
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+T = TypeVar("T")
 _METHODS: Mapping[str, Literal["GET", "HEAD", "PUT"]] = {
     "get_object": "GET",
     "head_object": "HEAD",
@@ -32,7 +33,7 @@ class S3Attributes(S3Tree):
         version_id: str | None = None,
     ) -> dict[str, str]:
         """Returns the user's metadata of an object; one HEAD."""
-        return {name.replace("_", "-"): one for name, one in self._head(path, version_id).metadata.items()}
+        return _dashed(self._head(path, version_id).metadata)
 
     def getxattr(self, path: Any, attr_name: str, version_id: str | None = None) -> str | None:
         """Returns one of the user's metadata of an object; ``None`` where it has no such."""
@@ -52,10 +53,8 @@ class S3Attributes(S3Tree):
         """
         bucket, key = self._split_file(path)
         head = self.client.head_object(bucket, key)
-        metadata = {name.replace("_", "-"): one for name, one in head.metadata.items()}
-        metadata |= {name.replace("_", "-"): one for name, one in values.items() if one is not None}
-        for name in (name.replace("_", "-") for name, one in values.items() if one is None):
-            metadata.pop(name, None)
+        changed = _dashed(head.metadata) | _dashed(values)
+        metadata = {name: one for name, one in changed.items() if one is not None}
         described = PutOptions(
             storage_class=head.storage_class,
             content_type=head.content_type,
@@ -131,3 +130,8 @@ class S3Attributes(S3Tree):
             }
             for one in versions
         ]
+
+
+def _dashed(metadata: Mapping[str, T]) -> dict[str, T]:
+    """Returns metadata by the names that S3 has for keyword arguments."""
+    return {name.replace("_", "-"): one for name, one in metadata.items()}

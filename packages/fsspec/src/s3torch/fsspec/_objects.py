@@ -120,6 +120,8 @@ class S3Files(S3Attributes):
         block_size: int | None = None,
         autocommit: bool = True,  # noqa: FBT001, FBT002
         cache_options: dict[str, Any] | None = None,
+        *,
+        looks: bool = True,
         **options: Any,
     ) -> S3ReadFile | S3WriteFile:
         if options.get("requester_pays") and self.client.s3client_config.requester_pays:
@@ -132,7 +134,7 @@ class S3Files(S3Attributes):
         chosen = put_options(chosen, options, "open", *_HINTS)
         if mode == "ab":
             return self._open_for_append(path, autocommit=autocommit, options=chosen)
-        if mode == "xb" and self.isfile(path):
+        if mode == "xb" and looks and self.isfile(path):
             bucket, key = self._split_file(path)
             raise ObjectExistsError("the object already exists", bucket=bucket, key=key)
         return self._writer(path, mode, autocommit=autocommit, options=chosen, expected_size=size)
@@ -254,17 +256,7 @@ class S3Files(S3Attributes):
         options = {name: one for name, one in options.items() if name not in _UPLOAD_HINTS}
         if mode != "create":
             return self.open(path, "wb", **options)
-        size, chosen = options.pop("size", None) or 0, options.pop("options", None)
-        file = self._writer(
-            self._exact(path),
-            "xb",
-            autocommit=not self._intrans,
-            expected_size=size,
-            options=put_options(chosen, options, "create"),
-        )
-        if self._intrans:
-            self.transaction.files.append(file)
-        return file
+        return self.open(path, "xb", looks=False, **options)
 
     def put_file(
         self,

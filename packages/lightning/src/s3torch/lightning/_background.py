@@ -91,7 +91,7 @@ class BackgroundSaves:
     def __init__(self, max_pending: int) -> None:
         if not isinstance(max_pending, int) or isinstance(max_pending, bool) or max_pending < 1:
             raise ConfigurationError(f"max_pending must be at least 1, got {max_pending!r}")
-        self._max_pending = max_pending
+        self.max_pending = max_pending
         self._begin()
 
     def _begin(self) -> None:
@@ -107,7 +107,7 @@ class BackgroundSaves:
         self._failures: list[tuple[S3Uri, BaseException]] = []
 
     def __reduce__(self) -> tuple[type[BackgroundSaves], tuple[int]]:
-        return type(self), (self._max_pending,)
+        return type(self), (self.max_pending,)
 
     def save(self, uri: S3Uri, checkpoint: object, store: Callable[[StagingBuffer], None]) -> None:
         """Takes a copy of a checkpoint and returns; ``store`` is called with it in the thread.
@@ -117,7 +117,7 @@ class BackgroundSaves:
                 latter case this checkpoint will be stored, nevertheless.
         """
         self._check_process()
-        while len(pending := [one for one in self._saves if not one.done()]) >= self._max_pending:
+        while len(pending := [one for one in self._saves if not one.done()]) >= self.max_pending:
             wait(pending[:1])
         self._saves = pending
         buffer = self._free.pop() if self._free else StagingBuffer()
@@ -133,9 +133,14 @@ class BackgroundSaves:
             finally:
                 self._free.append(buffer)
 
-        self._newest = self._submit(uri, work)
-        self._saves.append(self._newest)
+        self._saves.append(self.follow(uri, work))
         self.raise_failures()
+
+    def follow(self, uri: S3Uri, work: Callable[[], object]) -> Future[None]:
+        """Makes a checkpoint the newest one, which ``work`` stores, or waits for."""
+        self._check_process()
+        self._newest = self._submit(uri, work)
+        return self._newest
 
     def copy(self, uri: S3Uri, work: Callable[[], None]) -> None:
         """Makes the newest checkpoint appear under another name, too, once it is there."""
@@ -147,7 +152,7 @@ class BackgroundSaves:
                 raise error
             work()
 
-        self._newest = self._submit(uri, after)
+        self.follow(uri, after)
 
     def remove(self, uri: S3Uri, work: Callable[[], None]) -> None:
         """Removes an older checkpoint once the newest one is there; it stays if that has failed."""
@@ -207,7 +212,7 @@ class BackgroundSaves:
         self._failures = failures
         self.raise_failures()
 
-    def _submit(self, uri: S3Uri, work: Callable[[], None]) -> Future[None]:
+    def _submit(self, uri: S3Uri, work: Callable[[], object]) -> Future[None]:
         def run() -> None:
             try:
                 work()

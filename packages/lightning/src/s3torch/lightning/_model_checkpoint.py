@@ -15,7 +15,6 @@ from fsspec.core import url_to_fs
 
 from s3torch.core import ConfigurationError
 from s3torch.lightning._checkpoint_io import s3_plugin
-from s3torch.lightning._loader_state import begin_epoch, note_loader_states
 from s3torch.lightning._paths import METADATA, check_folders, checkpoint_uri, is_on_s3, repaired, resumed_uri
 from s3torch.lightning.plugin import lightning_class
 
@@ -74,18 +73,6 @@ class S3ModelCheckpoint(ModelCheckpoint):
             self.save_last = True
         super().setup(trainer, pl_module, stage)
         self.save_last = save_last
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts a loader of s3torch again that Lightning has started for another epoch."""
-        super().on_train_epoch_start(trainer, pl_module)
-        begin_epoch(trainer)
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Saves how many batches were trained on, not how many Lightning has fetched."""
-        super().on_save_checkpoint(trainer, pl_module, checkpoint)
-        note_loader_states(trainer, checkpoint)
 
     def file_exists(self, filepath: str | Path, trainer: Trainer) -> bool:
         """Whether there is such a checkpoint, or will be when a save in the background is done."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from s3torch.core import ConfigurationError, MissingPackageError, PutOptions
+from s3torch.core import ConfigurationError, MissingPackageError
 from s3torch.lightning._checkpoint_io import as_torch_takes_it, s3_plugin
 from s3torch.lightning._paths import METADATA, is_on_s3, resumed_uri
 from s3torch.lightning._shared_load import told_by_rank_0
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from s3torch.core import S3Uri
     from s3torch.lightning._checkpoint_io import S3LightningCheckpoint
+    from s3torch.lightning._shards import ShardsSaves
 else:
     ParallelStrategy = object
     _MODULES = "lightning.pytorch.strategies", "pytorch_lightning.strategies"
@@ -43,6 +44,10 @@ class _S3Checkpoints(ParallelStrategy):
 
     # The name of the model in the state.
     _model_key: str
+    # Those of shards in the background, whose memory is used again until the run ends.
+    _saves: ShardsSaves | None = None
+    # Whether what is saved can be copied, so that training goes on meanwhile.
+    _can_be_copied = True
 
     def _saves_shards(self) -> bool:
         raise NotImplementedError
@@ -54,7 +59,8 @@ class _S3Checkpoints(ParallelStrategy):
 
         Raises:
             ConfigurationError: The trainer has no ``S3LightningCheckpoint``.
-            S3Error: The checkpoint could not be stored.
+            S3Error: The checkpoint could not be stored; with ``async_save``, an earlier one.
+            CheckpointException: The same, of shards, on all ranks.
         """
         path = self.broadcast(filepath)
         if not is_on_s3(path):
@@ -76,25 +82,17 @@ class _S3Checkpoints(ParallelStrategy):
     def _save_shards(
         self, plugin: S3LightningCheckpoint, uri: S3Uri, state: dict[str, Any], rest: dict[str, Any]
     ) -> None:
-        options = PutOptions(storage_class=plugin._storage_class)
+        shards, buffer = _shards(), io.BytesIO()
         if self.is_global_zero:
-            buffer = io.BytesIO()
             torch.save(rest, buffer)
             state[_REST] = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
-
-        def put() -> None:
-            with plugin._client.put_object(
-                uri.bucket, f"{uri.key}/{_LIGHTNING_FILE}", options=options
-            ) as writer:
-                writer.write(buffer.getbuffer())
-
-        told_by_rank_0(put)
-        from torch.distributed.checkpoint import save
-
-        writer = _dcp().S3StorageWriter(
-            plugin.region, str(uri), s3_client=plugin._client, put_options=options
-        )
-        save(state, storage_writer=writer)
+        writer = shards.ShardsWriter(plugin, uri, beside={_LIGHTNING_FILE: buffer.getbuffer()})
+        if plugin._background is None or not self._can_be_copied:
+            shards.save(state, storage_writer=writer)
+            return
+        if self._saves is None:
+            self._saves = shards.ShardsSaves(plugin._background)
+        self._saves.save(uri, state, writer)
 
     def load_checkpoint(
         self,
@@ -129,11 +127,12 @@ class _S3Checkpoints(ParallelStrategy):
         from torch.distributed.checkpoint import DefaultLoadPlanner, load
         from torch.distributed.checkpoint import state_dict as states
 
+        shards = _shards()
         model, optimizers, strict = self._targets()
         state: dict[str, Any] = {self._model_key: states.get_model_state_dict(model)}
         for name, optimizer in optimizers.items():
             state[name] = states.get_optimizer_state_dict(model, optimizer)
-        reader = _dcp().S3StorageReader(
+        reader = shards.S3StorageReader(
             plugin.region,
             str(uri),
             s3_client=plugin._client,
@@ -187,7 +186,12 @@ class _S3Checkpoints(ParallelStrategy):
     def teardown(self) -> None:
         """Waits for saves in the background, too, which the strategies of Lightning do not."""
         super().teardown()
-        self.checkpoint_io.teardown()
+        saves, self._saves = self._saves, None
+        try:
+            self.checkpoint_io.teardown()
+        finally:
+            if saves is not None:
+                saves.close()
 
     def _targets(self) -> tuple[Any, dict[str, Any], bool]:
         """Returns the model, its optimizers as far as they are restored, and whether names must match."""
@@ -223,10 +227,12 @@ class S3ModelParallelStrategy(_S3Checkpoints, ModelParallelStrategy):
 class S3FSDPStrategy(_S3Checkpoints, FSDPStrategy):
     """Lightning's ``FSDPStrategy`` with checkpoints on S3; see ``S3ModelParallelStrategy``.
 
-    ``state_dict_type`` says whether a checkpoint is sharded.
+    ``state_dict_type`` says whether a checkpoint is sharded. A sharded one is never saved in the background.
     """
 
     _model_key = "model"
+    # Its tensors are instances of ShardedTensor, which torch does not copy.
+    _can_be_copied = False
 
     def _saves_shards(self) -> bool:
         return self._state_dict_type == "sharded"
@@ -251,9 +257,9 @@ def _is_sharded(plugin: S3LightningCheckpoint, uri: S3Uri) -> bool:
     return is_sharded
 
 
-def _dcp() -> Any:
+def _shards() -> Any:
     try:
-        return import_module("s3torch.dcp")
+        return import_module("s3torch.lightning._shards")
     except ImportError as exc:
         raise MissingPackageError(
             f"sharded checkpoints need s3torch-dcp ({exc}); pip install 's3torch-lightning[sharded]'"

@@ -32,17 +32,17 @@ ABOUT = {
 }
 
 
-def note(*case, scheme="http", suffix="", **figures):
-    return {"case": list(case), "scheme": scheme, "suffix": suffix, "figures": figures}
+def note(*case, place="http", suffix="", **figures):
+    return {"case": list(case), "place": place, "suffix": suffix, "figures": figures}
 
 
 def test_questions_are_found_by_what_they_are():
     names = [one.name for one in found.questions()]
-    assert names[:3] == ["read_object", "readinto_object", "write_object"]
-    assert {"dataset", "small_objects", "dcp_save", "dcp_load_small", "load_checkpoint"} <= set(names)
-    assert not {"measure", "answers", "states", "run"} & set(names)
+    assert names[:3] == ["objects", "dataset", "dcp"]
+    assert {"checkpoints", "cold_start", "growth", "busy", "fsspec_patterns", "async_save"} <= set(names)
+    assert not {"measure", "answers", "states", "run", "servers", "libraries"} & set(names)
     assert all(one.title.endswith("?") for one in found.questions() if one.is_plain_question)
-    assert [one.name for one in found.chosen(["dcp_load"])] == ["dcp_load"]
+    assert [one.name for one in found.chosen(["dcp"])] == ["dcp"]
     with pytest.raises(SystemExit, match="no question nothing"):
         found.chosen(["nothing"])
 
@@ -68,7 +68,7 @@ def test_ratios_are_those_of_medians_in_the_same_run():
     assert (ours.is_behind, ours.fastest, ours.best) == (True, "boto3", 0.75)
 
 
-def test_works_schemes_and_checkouts_are_kept_apart():
+def test_works_places_and_checkouts_are_kept_apart():
     run = Run(
         "busy",
         "How?",
@@ -77,7 +77,7 @@ def test_works_schemes_and_checkouts_are_kept_apart():
             note("read", "s3torch", seconds=2.0),
             note("list", "s3fs", seconds=1.0),
             note("list", "s3torch", seconds=2.0),
-            note("list", "s3torch", scheme="https", seconds=3.0),
+            note("list", "s3torch", place="https", seconds=3.0),
             note("save", "s3torch", suffix=", before", seconds=3.0),
             note("save", "s3torch", seconds=1.0),
             note("each for itself", "http://127.0.0.1:1", seconds=1.0),
@@ -149,13 +149,71 @@ def test_a_question_is_run_counted_and_written(tmp_path, monkeypatch):
     assert (ours.work, ours.speed, ours.rounds, ours.requests, ours.nbytes) == ("hello, http", 1.5, 1, 2, 10)
     pages.write(made, [run, Run("other", "?", failure="it broke\n\n")], tmp_path / "out", ABOUT)
     page = (tmp_path / "out" / "bench.md").read_text()
-    assert "| hello, http | s3torch | 2.000 |  | 1.50 | 1.50 |" in page
+    assert "| hello, http | s3torch | 2.000 |  | 1.50 |  | 1.50 |" in page
     assert "- other: it broke" in page
     assert json.loads((tmp_path / "out" / "bench.json").read_text())["rows"][1]["requests"] == 2
     assert {one.suffix for one in (tmp_path / "out").iterdir()} == {".json", ".md", ".png", ".svg"}
     estimate = buckets.estimate([run], rounds=5)
     assert (estimate.reads, estimate.others, estimate.sent) == (40, 0, 200)
     assert estimate.dollars_outside > estimate.dollars > 0
+
+
+def test_a_piece_is_put_beside_what_was_measured_before(tmp_path):
+    def measured(question, work, ours, theirs=2.0, **more):
+        pair = [note(work, "s3torchconnector", seconds=theirs), note(work, "s3torch", seconds=ours)]
+        run = Run(question, "How?", pair, **more)
+        pages.write(rows([run]), [run], tmp_path, ABOUT)
+        content = json.loads((tmp_path / "bench.json").read_text())
+        return {(one["work"], one["library"]): one for one in content["rows"]}
+
+    measured("objects", "read", 1.0)
+    measured("objects", "write", 4.0)
+    # One that was measured again keeps what it was before; the others stay.
+    made = measured("objects", "read", 0.95)
+    assert made["read, http", "s3torch"]["before"] == 2
+    assert made["write, http", "s3torch"]["speed"] == 0.5
+    measured("growth", "objects, 500", 1.0)
+    run = Run(
+        "growth",
+        "How?",
+        [note("objects, 1000", "s3torch", seconds=3.0), failed_note("objects, 1000", "s3fs")],
+    )
+    pages.write(rows([run]), [run], tmp_path, ABOUT)
+    page = (tmp_path / "bench.md").read_text()
+    assert "Of 1 ratios that were measured twice, 1 are the same within 10 %." in page
+    assert "| objects | s3torch | 500 | 1000 | 3.00 |" in page
+    assert "- growth: objects, 1000, s3fs (http): ImportError: s3fs" in page
+    assert "- objects, write, http: s3torch 0.50 beside s3torchconnector" in page
+    # Figures of other versions are not put side by side.
+    about = {**ABOUT, "versions": {"s3torch": "0.2"}}
+    pages.write(rows([run]), [run], tmp_path, about)
+    assert [one["question"] for one in json.loads((tmp_path / "bench.json").read_text())["rows"]] == [
+        "growth"
+    ]
+
+
+def failed_note(*case):
+    return {**note(*case), "failed": "ImportError: s3fs"}
+
+
+@pytest.mark.parametrize(
+    ("place", "figures", "bound"),
+    [
+        ("http", {"cpu_seconds": 0.9, "server_cpu_seconds": 0.8}, "all processors"),
+        (
+            "http",
+            {"cpu_seconds": 0.4, "server_cpu_seconds": 1.5},
+            "all processors, most of them the server's",
+        ),
+        ("http", {"cpu_seconds": 0.1, "server_cpu_seconds": 0.9}, "a processor of the server"),
+        ("memory", {"cpu_seconds": 1.0, "server_cpu_seconds": 0.1}, "a processor of the client"),
+        ("memory", {"cpu_seconds": 0.1}, "waiting"),
+        ("latency-20", {"cpu_seconds": 0.1}, "the line"),
+    ],
+)
+def test_a_row_says_what_it_waits_for(place, figures, bound):
+    run = Run("objects", "How?", [note("read", "s3torch", place=place, seconds=1.0, **figures)])
+    assert rows([run])[0].bound(processors=2) == bound
 
 
 def test_a_question_that_takes_too_long_is_ended(tmp_path):

@@ -1,6 +1,6 @@
 """A server that answers from memory: what a benchmark of clients needs of S3, and as little work as possible.
 
-It knows one bucket of equal objects, lists them, and sends them whole or in ranges. The first byte of an
+It knows one bucket of objects, lists them, and sends them whole or in ranges. The first byte of an
 object comes after a fixed time, for however many requests at once. Of what is uploaded it keeps the size, and
 sends other bytes, unless it is told to keep all. Signatures and checksums are not checked.
 """
@@ -8,17 +8,19 @@ sends other bytes, unless it is told to keep all. Signatures and checksums are n
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
+from bisect import bisect_left, bisect_right
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _HEAD_END = b"\r\n\r\n"
 _RANGE = re.compile(rb"\r\nrange: *bytes=(\d+)-(\d+)", re.IGNORECASE)
@@ -38,18 +40,17 @@ _COMMON = (
 
 @contextmanager
 def start_answers(
-    *, prefix: str = "", count: int = 0, size: int = 0, latency: float = 0, keep: bool = False
+    objects: Iterable[tuple[str, int, int]] = (), *, latency: float = 0, keep: bool = False
 ) -> Iterator[str]:
     """Runs the server in a process of its own and yields its URL.
 
     Args:
-        prefix: What the keys start with; a number of five digits follows.
-        count: How many objects there are.
-        size: The bytes of each.
+        objects: What keys start with, which a number of five digits follows, how many there are, and the
+            bytes of each.
         latency: Seconds until the first byte of an object.
         keep: Whether what is uploaded is kept.
     """
-    command = [sys.executable, __file__, prefix, str(count), str(size), str(latency), str(int(keep))]
+    command = [sys.executable, __file__, json.dumps([list(objects), latency, keep])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             line = server.stdout.readline() if server.stdout is not None else ""
@@ -76,11 +77,14 @@ class Request(NamedTuple):
 class _Objects:
     """The answers."""
 
-    def __init__(self, prefix: str, count: int, size: int, *, keep: bool) -> None:
-        self._keys = [f"{prefix}{number:05}" for number in range(count)]
-        self._sizes = dict.fromkeys(self._keys, size)
+    def __init__(self, objects: Iterable[tuple[str, int, int]], *, keep: bool) -> None:
+        self._sizes = {
+            f"{prefix}{number:05}": size for prefix, count, size in objects for number in range(count)
+        }
+        # In order, or empty after a change.
+        self._keys: list[str] = []
         self._parts: dict[str, int] = {}
-        self._bytes = memoryview(os.urandom(size))
+        self._bytes = memoryview(os.urandom(max(self._sizes.values(), default=0)))
         self.keep = keep
         # The parts of what was uploaded, by number until the upload is complete.
         self._kept: dict[str, dict[int, bytearray]] = {}
@@ -98,14 +102,17 @@ class _Objects:
 
     def _keep(self, key: str, size: int) -> None:
         self._sizes[key] = size
-        self._keys = sorted(self._sizes)
+        self._keys = []
 
     def _listing(self, query: dict[str, list[str]]) -> bytes:
         after = query.get("continuation-token", query.get("start-after", [""]))[0]
         prefix = query.get("prefix", [""])[0]
-        keys = [key for key in self._keys if key.startswith(prefix) and key > after]
-        page = keys[: min(int(query.get("max-keys", [_PAGE])[0]), _PAGE)]
-        more = len(keys) > len(page)
+        self._keys = self._keys or sorted(self._sizes)
+        first = max(bisect_left(self._keys, prefix), bisect_right(self._keys, after))
+        most = min(int(query.get("max-keys", [_PAGE])[0]), _PAGE)
+        keys = [key for key in self._keys[first : first + most + 1] if key.startswith(prefix)]
+        page = keys[:most]
+        more = len(keys) > most
         token = f"<NextContinuationToken>{page[-1]}</NextContinuationToken>" if more else ""
         entries = "".join(
             f"<Contents><Key>{key}</Key><LastModified>2025-01-01T00:00:00.000Z</LastModified>"
@@ -148,7 +155,7 @@ class _Objects:
         key, query = request.key, request.query
         if request.method == "DELETE":
             self._sizes.pop(key, None)
-            self._keys = sorted(self._sizes)
+            self._keys = []
             return b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n"
         if "uploads" in query:
             self._parts[key] = 0
@@ -246,6 +253,5 @@ async def _serve(objects: _Objects, latency: float) -> None:
 
 
 if __name__ == "__main__":
-    prefix, count, size, latency, keep = sys.argv[1:]
-    objects = _Objects(prefix, int(count), int(size), keep=bool(int(keep)))
-    asyncio.run(_serve(objects, float(latency)))
+    objects, latency, keep = json.loads(sys.argv[1])
+    asyncio.run(_serve(_Objects(objects, keep=keep), latency))

@@ -19,7 +19,8 @@ import time
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from measure import BUCKET, MIB, REGION, boto_client, endpoint, in_child
+from libraries import BUCKET, REGION, boto_client, connector_config, endpoint
+from measure import MIB, in_child
 from states import mixed_state, quiet, size_from_environment
 
 if TYPE_CHECKING:
@@ -70,11 +71,9 @@ def on_tmpfs() -> Callable[[dict[str, Any]], Future[Any]]:
 
 def connector() -> Callable[[dict[str, Any]], Future[Any]]:
     """The writer of s3torchconnector."""
-    from s3torchconnector import S3ClientConfig
     from s3torchconnector.dcp import S3StorageWriter
 
-    config = S3ClientConfig(force_path_style=True)
-    return torch_with(lambda: S3StorageWriter(REGION, _path(), config))
+    return torch_with(lambda: S3StorageWriter(REGION, _path(), connector_config()))
 
 
 CASES: dict[str, Callable[[], Callable[[dict[str, Any]], Future[Any]]]] = {

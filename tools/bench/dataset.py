@@ -1,217 +1,370 @@
-"""How many samples a second do datasets give, with the time to the first byte that a region has?
-
-Each library works in a process of its own, one after the other, round after round. Without latency SeaweedFS
-has the objects; with it they come from a server that answers from memory after that time, see ``answers.py``.
-"""
+"""How many samples of 100 KiB a second do datasets give: from objects, shards and a cache?"""
 
 from __future__ import annotations
 
-import argparse
-import json
+import io
 import os
-import statistics
-import sys
-import time
-from contextlib import ExitStack, nullcontext
-from importlib import import_module
+import tarfile
+import tempfile
+from functools import partial
+from importlib.util import find_spec
 from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import small_objects
-from answers import start_answers
-from measure import (
-    BUCKET,
-    REGION,
-    add_scheme,
-    boto_client,
-    cpu_seconds,
-    endpoint,
-    in_child,
-    schemes,
-    server_cpu_seconds,
-    start_seaweedfs,
-    watch_server,
-)
+from libraries import BUCKET, CONNECTOR, REGION, connector_config, endpoint, s3fs_filesystem
+from measure import Question, main
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterable, Iterator
 
-URI = f"s3://{BUCKET}/{small_objects.PREFIX}"
-SIZE = small_objects.SIZE
-LIBRARIES = ("s3torchconnector", "s3torch")
-
-
-def iterable(library: str) -> Iterable[Any]:
-    """The iterable dataset in one process."""
-    dataset: Iterable[Any] = _dataset(library, "S3IterableDataset")
-    return dataset
+SIZE = 100 * 1024
+COUNT = int(os.environ.get("BENCH_OBJECTS", "2000"))
+SHARDS, IN_SHARD = 8, 160
+# Columns and rows of each Parquet file; some of the columns are read.
+COLUMNS, ROWS, WANTED = 40, 50_000, ["c3", "c17", "c33"]
+URI = f"s3://{BUCKET}/"
+SMALL, RAW, TAR, PARQUET, LITDATA, MDS = "small/", "raw/", "tar/", "parquet/", "litdata", "mds"
+WORKERS = 2
 
 
-def iterable_in_workers(library: str) -> Iterable[Any]:
-    """The iterable dataset in two DataLoader workers."""
+def ours(name: str, prefix: str = SMALL, **options: Any) -> Any:
+    """One of our datasets."""
+    import s3torch.datasets
+
+    options = {"transform": methodcaller("read"), **options}
+    return getattr(s3torch.datasets, name).from_prefix(
+        URI + prefix, region=REGION, endpoint=endpoint(), **options
+    )
+
+
+def connectors(name: str, prefix: str = SMALL, **options: Any) -> Any:
+    """One of the datasets of s3torchconnector."""
+    import s3torchconnector
+
+    options = {"transform": methodcaller("read"), "s3client_config": connector_config(), **options}
+    return getattr(s3torchconnector, name).from_prefix(
+        URI + prefix, region=REGION, endpoint=endpoint(), **options
+    )
+
+
+def litdata_raw(**options: Any) -> Any:
+    """Litdata's dataset of objects as they are."""
+    import litdata
+
+    # It leaves an index beside the objects, so it has a prefix of its own.
+    return litdata.StreamingRawDataset(URI + RAW, cache_dir=_folder(), recompute_index=True, **options)
+
+
+def litdata_optimized(**options: Any) -> Any:
+    """Litdata's dataset of chunks."""
+    import litdata
+
+    return litdata.StreamingDataset(URI + LITDATA, cache_dir=_folder(), **options)
+
+
+def mosaic() -> Any:
+    """Mosaic's dataset of shards."""
+    from streaming import StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
+
+    os.environ["S3_ENDPOINT_URL"] = endpoint()
+    clean_stale_shared_memory()
+    return StreamingDataset(remote=URI + MDS, local=_folder(), batch_size=1, shuffle=False)
+
+
+def webdataset() -> Any:
+    """WebDataset, through a pipe of curl: its readers know no endpoint but Amazon's."""
+    import webdataset as wds
+
+    from libraries import boto_client
+
+    boto = boto_client()
+    urls = [
+        boto.generate_presigned_url("get_object", Params={"Bucket": BUCKET, "Key": f"{TAR}{number:02}.tar"})
+        for number in range(SHARDS)
+    ]
+    trust = "--cacert $AWS_CA_BUNDLE" if "AWS_CA_BUNDLE" in os.environ else ""
+    pipes = [f"pipe:curl -sf {trust} '{url}'" for url in urls]
+    return wds.WebDataset(pipes, shardshuffle=False, empty_check=False)
+
+
+def _folder() -> str:
+    return tempfile.mkdtemp(dir=os.environ["BENCH_SCRATCH"])
+
+
+def loader(dataset: Any, workers: int = 0, method: str = "fork", **options: Any) -> Iterable[Any]:
+    """A DataLoader with workers or without."""
     from torch.utils.data import DataLoader
 
-    dataset = _dataset(library, "S3IterableDataset", enable_sharding=True)
-    return DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork")
+    if workers:
+        options.update(num_workers=workers, multiprocessing_context=method)
+    return DataLoader(dataset, **options)
 
 
-def batches(library: str) -> Iterable[Any]:
-    """Batches of 32 from the map dataset in one process."""
-    from torch.utils.data import DataLoader
+def _iterated(make: Callable[[], Iterable[Any]], length: Callable[[Any], int], wanted: int) -> Any:
+    def case() -> Callable[[], object]:
+        def work() -> None:
+            found = sum(map(length, make()))
+            if found != wanted:
+                raise SystemExit(f"got {found}, expected {wanted}")
 
-    dataset = _dataset(library, "S3MapDataset")
-    return DataLoader(dataset, batch_size=32, collate_fn=list)
+        return work
 
-
-def single(library: str) -> Iterable[Any]:
-    """Samples of the map dataset, one index after the other."""
-    dataset = _dataset(library, "S3MapDataset")
-    return (dataset[index] for index in range(len(dataset)))
+    return case
 
 
-WAYS: dict[str, Callable[[str], Iterable[Any]]] = {
-    "iterable": iterable,
-    "2 workers": iterable_in_workers,
-    "batches": batches,
-    "single": single,
-}
+def _again(make: Callable[[], Iterable[Any]], length: Callable[[Any], int], wanted: int) -> Any:
+    """The same dataset again and again: what a cache is for."""
+
+    def case() -> Callable[[], object]:
+        dataset = make()
+        again: Callable[[], object] = _iterated(lambda: dataset, length, wanted)()
+        return again
+
+    return case
 
 
-def main() -> None:
-    """Measures what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--objects", type=int, default=2000, help="objects of 100 KiB (default 2000)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each case runs (default 3)")
-    parser.add_argument(
-        "--latency", type=float, nargs="*", default=[0, 20], help="milliseconds, 0 for SeaweedFS as it is"
+def _bytes_of(sample: Any) -> int:
+    if isinstance(sample, list | tuple):
+        return sum(map(_bytes_of, sample))
+    if isinstance(sample, dict):
+        return len(next(sample[name] for name in ("bin", "x") if name in sample))
+    return len(sample)
+
+
+def connector_tar() -> Iterator[bytes]:
+    """Python's tarfile on the readers of s3torchconnector."""
+    for reader in connectors("S3IterableDataset", TAR, transform=_same):
+        with tarfile.open(fileobj=reader, mode="r|") as archive:
+            for member in archive:
+                file = archive.extractfile(member)
+                if file is not None:
+                    yield file.read()
+
+
+def _same(reader: Any) -> Any:
+    return reader
+
+
+def _rows_through(open_files: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+    from pyarrow import parquet
+
+    for file in open_files():
+        yield from parquet.ParquetFile(file, pre_buffer=True).iter_batches(columns=WANTED)
+
+
+def our_rows() -> Iterable[Any]:
+    """Batches of our shard dataset."""
+    from s3torch.datasets import ParquetFormat
+
+    shards: Iterable[Any] = ours(
+        "S3ShardDataset",
+        PARQUET,
+        transform=None,
+        format=ParquetFormat(columns=WANTED, batch_rows=8192),
     )
-    parser.add_argument("--ways", nargs="*", choices=sorted(WAYS), default=list(WAYS))
-    parser.add_argument("--transport", help="the transport of s3torch")
-    parser.add_argument(
-        "--before",
-        type=Path,
-        help="another checkout of s3torch, to compare with in place of s3torchconnector",
+    return shards
+
+
+def _s3fs_files() -> Iterator[Any]:
+    fs = s3fs_filesystem()
+    return (fs.open(path) for path in fs.find(URI + PARQUET))
+
+
+def _rows_of(batch: Any) -> int:
+    return int(batch.num_rows)
+
+
+def put_shards(boto: Any) -> None:
+    """Puts the same samples in the formats of all libraries, those that are installed."""
+    samples = [os.urandom(SIZE) for _ in range(IN_SHARD)]
+    for shard in range(SHARDS):
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            for number, sample in enumerate(samples):
+                member = tarfile.TarInfo(f"{shard:02}-{number:04}.bin")
+                member.size = SIZE
+                archive.addfile(member, io.BytesIO(sample))
+        boto.put_object(Bucket=BUCKET, Key=f"{TAR}{shard:02}.tar", Body=file.getvalue())
+    for name, write in ((LITDATA, _write_litdata), (MDS, _write_mds)):
+        if not find_spec({LITDATA: "litdata", MDS: "streaming"}[name]):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            write(folder, samples * SHARDS)
+            for path in Path(folder).iterdir():
+                boto.put_object(Bucket=BUCKET, Key=f"{name}/{path.name}", Body=path.read_bytes())
+
+
+def _write_litdata(folder: str, samples: list[bytes]) -> None:
+    from litdata.streaming.writer import BinaryWriter
+
+    writer = BinaryWriter(folder, chunk_bytes=IN_SHARD * (SIZE + 1024))
+    for number, sample in enumerate(samples):
+        writer[number] = sample
+    writer.done()
+    writer.merge()
+
+
+def _write_mds(folder: str, samples: list[bytes]) -> None:
+    from streaming import MDSWriter
+
+    with MDSWriter(out=folder, columns={"x": "bytes"}, size_limit=IN_SHARD * (SIZE + 1024)) as writer:
+        for sample in samples:
+            writer.write({"x": sample})
+
+
+def put_tables(boto: Any) -> None:
+    """Puts Parquet files."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    values = pa.array(range(ROWS), pa.int64())
+    table = pa.table({f"c{number}": values for number in range(COLUMNS)})
+    file = io.BytesIO()
+    parquet.write_table(table, file, row_group_size=ROWS // 2, use_dictionary=False, compression="none")
+    for number in range(SHARDS // 2):
+        boto.put_object(Bucket=BUCKET, Key=f"{PARQUET}{number}.parquet", Body=file.getvalue())
+
+
+_STORED = ((SMALL, COUNT, SIZE), (RAW, COUNT, SIZE))
+
+
+def _over_objects(work: str, title: str, makes: dict[str, Callable[[], Any]], **options: Any) -> Question:
+    return Question(
+        f"{COUNT} objects of 100 KiB, {title}",
+        {name: _iterated(make, _bytes_of, COUNT * SIZE) for name, make in makes.items()},
+        work=work,
+        units=COUNT,
+        unit="objects",
+        size=COUNT * SIZE,
+        objects=_STORED,
+        **{"on": ("https", "http", "memory-20"), **options},
     )
-    parser.add_argument("--json", type=Path, help="also write all figures to this file")
-    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
-    add_scheme(parser)
-    arguments = parser.parse_args()
-    if arguments.transport:
-        os.environ["S3TORCH_TRANSPORT"] = arguments.transport
-    if arguments.case:
-        print(json.dumps(_measure(*arguments.case)))
-        return
-    figures = _run(arguments)
-    _print_table(figures)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({", ".join(case): all_ for case, all_ in figures.items()}))
 
 
-Case = tuple[str, str, str]
+def _in_workers(make: Callable[..., Any], method: str, **options: Any) -> Callable[[], Iterable[Any]]:
+    return lambda: loader(make(**options), WORKERS, method, batch_size=None)
 
 
-def _run(arguments: argparse.Namespace) -> dict[Case, list[dict[str, float]]]:
-    small_objects.COUNT = arguments.objects
-    figures: dict[Case, list[dict[str, float]]] = {}
-    for scheme in schemes(arguments):
-        _run_over(scheme, arguments, figures)
-    return figures
+def _single() -> dict[str, Callable[[], Any]]:
+    def each(make: Callable[[], Any]) -> Callable[[], Iterable[Any]]:
+        def run() -> Iterator[Any]:
+            dataset = make()
+            return (dataset[index] for index in range(len(dataset)))
 
+        return run
 
-def _run_over(
-    scheme: str, arguments: argparse.Namespace, figures: dict[Case, list[dict[str, float]]]
-) -> None:
-    with ExitStack() as stack:
-        server = start_seaweedfs(stack, tls=scheme == "https")
-        boto = boto_client()
-        boto.create_bucket(Bucket=BUCKET)
-        small_objects.prepare(boto)
-        for _ in range(arguments.rounds):
-            for latency in arguments.latency:
-                if latency and scheme == "https":
-                    continue  # The server that answers from memory knows no TLS.
-                where = f"{scheme}, {latency:g} ms"
-                with _store(server.endpoint, latency / 1000) as url:
-                    os.environ["AWS_ENDPOINT_URL"] = url
-                    watch_server()
-                    for way in arguments.ways:
-                        for library in LIBRARIES:
-                            other = arguments.before if library == LIBRARIES[0] else None
-                            figure = in_child(way, LIBRARIES[1] if other else library, sources=other)
-                            name = f"s3torch at {other}" if other else library
-                            print(f"{where}, {way}, {name}: {figure}", file=sys.stderr, flush=True)
-                            figures.setdefault((where, way, library), []).append(figure)
-
-
-def _store(url: str, latency: float) -> AbstractContextManager[str]:
-    if not latency:
-        return nullcontext(url)
-    # With many requests at once SeaweedFS and a proxy before it would take more of the machine than clients.
-    return start_answers(
-        prefix=small_objects.PREFIX, count=small_objects.COUNT, size=small_objects.SIZE, latency=latency
-    )
-
-
-def _dataset(library: str, name: str, **options: Any) -> Any:
-    package = import_module("s3torch.datasets" if library == "s3torch" else library)
-    if library != "s3torch":
-        options["s3client_config"] = package.S3ClientConfig(force_path_style=True)
-    return getattr(package, name).from_prefix(
-        URI, region=REGION, endpoint=endpoint(), transform=methodcaller("read"), **options
-    )
-
-
-def _measure(way: str, library: str) -> dict[str, float]:
-    # Imports and the first connections are not what is asked for.
-    _dataset(library, "S3MapDataset")[0]
-    samples = WAYS[way](library)
-    server, before, start = server_cpu_seconds(), cpu_seconds(), time.perf_counter()
-    count = 0
-    for sample in samples:
-        for data in sample if isinstance(sample, list) else [sample]:
-            if len(data) != SIZE:
-                raise SystemExit(f"a sample has {len(data)} bytes")
-            count += 1
-    seconds = time.perf_counter() - start
-    del samples
     return {
-        "objects": count,
-        "seconds": seconds,
-        "cpu_seconds": cpu_seconds() - before,
-        "server_cpu_seconds": server_cpu_seconds() - server,
+        CONNECTOR: each(partial(connectors, "S3MapDataset")),
+        "s3torch": each(partial(ours, "S3MapDataset")),
     }
 
 
-def _print_table(figures: dict[Case, list[dict[str, float]]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+_ITERABLE = partial(connectors, "S3IterableDataset"), partial(ours, "S3IterableDataset")
+_MAP = partial(connectors, "S3MapDataset"), partial(ours, "S3MapDataset")
+_BATCHES: dict[str, Any] = {"batch_size": 32, "collate_fn": list}
+_TOTAL = SHARDS * IN_SHARD
+_TABLE_ROWS = ROWS * (SHARDS // 2)
 
-    table = Table(title="samples of 100 KiB, listed and read")
-    for column in ("server", "way", "", "objects/s", "speed", "CPU ms/object", "CPU", "server ms"):
-        table.add_column(column, justify="left" if column in {"way", ""} else "right")
-    base: dict[str, float] = {}
-    for (where, way, library), rounds in figures.items():
-        rate = statistics.median(one["objects"] / one["seconds"] for one in rounds)
-        cpu, server = (
-            statistics.median(1000 * one[field] / one["objects"] for one in rounds)
-            for field in ("cpu_seconds", "server_cpu_seconds")
-        )
-        if library == LIBRARIES[0]:
-            base = {"rate": rate, "cpu": cpu}
-        table.add_row(
-            where,
-            way,
-            library,
-            f"{rate:,.0f}",
-            f"{rate / base['rate']:.1f}x",
-            f"{cpu:.2f}",
-            f"{cpu / base['cpu']:.2f}x",
-            f"{server:.2f}",
-        )
-    Console().print(table)
 
+def _workers(method: str) -> dict[str, Callable[[], Any]]:
+    theirs, mine = (_in_workers(make, method, enable_sharding=True) for make in _ITERABLE)
+    return {
+        CONNECTOR: theirs,
+        "s3torch": mine,
+        "litdata, raw": lambda: loader(litdata_raw(), WORKERS, method, **_BATCHES),
+    }
+
+
+QUESTIONS = (
+    _over_objects("iterable", "in one process", {CONNECTOR: _ITERABLE[0], "s3torch": _ITERABLE[1]}),
+    _over_objects(
+        "batches",
+        "in batches of 32",
+        {
+            CONNECTOR: lambda: loader(_MAP[0](), **_BATCHES),
+            "s3torch": lambda: loader(_MAP[1](), **_BATCHES),
+            "litdata, raw": lambda: loader(litdata_raw(), **_BATCHES),
+        },
+    ),
+    _over_objects("one by one", "one index after the other", _single(), on=("https", "http")),
+    _over_objects("2 workers, fork", "in 2 workers that are forked", _workers("fork")),
+    _over_objects("2 workers, spawn", "in 2 workers that are spawned", _workers("spawn"), on=("https",)),
+    Question(
+        f"{_TOTAL} samples of 100 KiB in {SHARDS} shards",
+        {
+            CONNECTOR: _iterated(connector_tar, _bytes_of, _TOTAL * SIZE),
+            "s3torch": _iterated(
+                lambda: ours("S3ShardDataset", TAR, transform=None), _bytes_of, _TOTAL * SIZE
+            ),
+            "webdataset": _iterated(webdataset, _bytes_of, _TOTAL * SIZE),
+            "litdata, optimized": _iterated(litdata_optimized, _bytes_of, _TOTAL * SIZE),
+            "streaming (MDS)": _iterated(mosaic, _bytes_of, _TOTAL * SIZE),
+        },
+        work="shards",
+        units=_TOTAL,
+        unit="samples",
+        size=_TOTAL * SIZE,
+        prepare=put_shards,
+        reads_back=True,
+    ),
+    Question(
+        f"{len(WANTED)} of {COLUMNS} columns of Parquet",
+        {
+            CONNECTOR: _iterated(
+                lambda: _rows_through(lambda: connectors("S3IterableDataset", PARQUET, transform=_same)),
+                _rows_of,
+                _TABLE_ROWS,
+            ),
+            "s3torch": _iterated(our_rows, _rows_of, _TABLE_ROWS),
+            "s3fs": _iterated(lambda: _rows_through(_s3fs_files), _rows_of, _TABLE_ROWS),
+        },
+        work="Parquet",
+        units=_TABLE_ROWS,
+        unit="rows",
+        prepare=put_tables,
+        reads_back=True,
+    ),
+    Question(
+        f"the second epoch of {COUNT} objects, from a cache on disk",
+        {
+            "s3torch": _again(
+                lambda: loader(ours("S3MapDataset", cache_dir=_folder()), **_BATCHES),
+                _bytes_of,
+                COUNT * SIZE,
+            ),
+            "litdata, raw": _again(
+                lambda: loader(litdata_raw(cache_files=True), **_BATCHES), _bytes_of, COUNT * SIZE
+            ),
+        },
+        work="second epoch",
+        units=COUNT,
+        unit="objects",
+        size=COUNT * SIZE,
+        objects=_STORED,
+        baseline="litdata, raw",
+    ),
+    Question(
+        f"the second epoch of {_TOTAL} samples in shards, which two of the libraries have on disk then",
+        {
+            "s3torch": _again(
+                lambda: ours("S3ShardDataset", TAR, transform=None, cache_dir=_folder()),
+                _bytes_of,
+                _TOTAL * SIZE,
+            ),
+            "litdata, optimized": _again(litdata_optimized, _bytes_of, _TOTAL * SIZE),
+            "streaming (MDS)": _again(mosaic, _bytes_of, _TOTAL * SIZE),
+        },
+        work="second epoch, shards",
+        units=_TOTAL,
+        unit="samples",
+        size=_TOTAL * SIZE,
+        prepare=put_shards,
+        reads_back=True,
+        baseline="litdata, optimized",
+    ),
+)
 
 if __name__ == "__main__":
-    main()
+    main(*QUESTIONS)

@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import readinto_object
-from measure import BUCKET, CONNECTOR, MIB, REGION, Question, boto_client, endpoint, main
+from libraries import CONNECTOR, cases
+from measure import BUCKET, MIB, REGION, Question, boto_client, endpoint, main
+from objects import readinto
 from read_object import KEY, SIZE, prepare
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 PART = 8 * MIB
 IN_FLIGHT = 12
 _PATIENCE = 30.0
+READERS = cases("readinto", readinto)
 _HEAD_END = b"\r\n\r\n"
 
 
@@ -137,10 +139,8 @@ if __name__ == "__main__":
         Question(
             title="readinto() of one object of 256 MiB, and what bounds it",
             cases={
-                CONNECTOR: readinto_object.connector,
-                "s3torch (http)": lambda: readinto_object.s3torch("http"),
+                **{name: READERS[name] for name in (CONNECTOR, "s3torch (http)", "s3torch (crt)")},
                 "s3torch (http), verify=off": without_checksums,
-                "s3torch (crt)": lambda: readinto_object.s3torch("crt"),
                 "awscrt alone": awscrt,
                 "sockets alone": sockets,
             },

@@ -11,18 +11,8 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from measure import (
-    BUCKET,
-    CONNECTOR,
-    MIB,
-    REGION,
-    Figures,
-    Question,
-    cpu_seconds,
-    endpoint,
-    main,
-    server_cpu_seconds,
-)
+from libraries import BUCKET, CONNECTOR, REGION, connector_config, endpoint
+from measure import MIB, Figures, Question, cpu_seconds, main, server_cpu_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,19 +23,14 @@ SAVES = 3
 ASYNC = f"{CONNECTOR}, AsyncCheckpointIO"
 
 
-def prepare(boto: Any) -> None:
-    """Nothing has to be there."""
-
-
 def connector() -> Any:
     """AsyncCheckpointIO around the plugin of s3torchconnector."""
     from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
-    from s3torchconnector import S3ClientConfig
     from s3torchconnector.lightning import S3LightningCheckpoint
 
     # It takes its endpoint from the environment.
-    return AsyncCheckpointIO(S3LightningCheckpoint(REGION, S3ClientConfig(force_path_style=True)))
+    return AsyncCheckpointIO(S3LightningCheckpoint(REGION, connector_config()))
 
 
 def ours(**options: Any) -> Any:
@@ -102,7 +87,6 @@ if __name__ == "__main__":
             },
             units=SIZE / 1e9,
             unit="GB",
-            prepare=prepare,
             baseline=ASYNC,
             measured=blocked,
         )

@@ -1,9 +1,10 @@
 """Runs the same work with several libraries, side by side, and prints ratios.
 
-Each library works in a process of its own, one after the other, round after round, against one SeaweedFS on
-loopback. What is compared are medians over the rounds: seconds, CPU seconds (user and system) of the client
-process and of the server, and by how much the client's process grew at its peak. On one machine a client that
-costs nothing would still wait for the server: its CPU seconds over the number of processors bound the speed.
+Each library works in a process of its own, one after the other, round after round, against one server on
+loopback (``servers.py``). What is compared are medians over the rounds: seconds, CPU seconds (user and
+system) of the client process and of the server, and by how much the client's process grew at its peak. On
+one machine a client that costs nothing would still wait for the server: its CPU seconds over the number of
+processors bound the speed.
 """
 
 from __future__ import annotations
@@ -15,29 +16,60 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from answers import start_answers
-from runner.notes import counting, mark, note
+import servers
+from libraries import (
+    BUCKET,
+    CONNECTOR,
+    REAL_BUCKET,
+    REGION,
+    boto_client,
+    connector_client,
+    endpoint,
+    s3torch_client,
+)
+from runner.notes import COUNT, counting, mark, note
+from servers import start_seaweedfs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from s3torch.testing.servers import S3Server
+    from servers import Objects
+
+__all__ = [
+    "BEFORE",
+    "BUCKET",
+    "CONNECTOR",
+    "MIB",
+    "REGION",
+    "CaseError",
+    "Figures",
+    "Question",
+    "add_scheme",
+    "boto_client",
+    "connector_client",
+    "cpu_seconds",
+    "endpoint",
+    "in_child",
+    "main",
+    "s3torch_client",
+    "schemes",
+    "server_cpu_seconds",
+    "since_start",
+    "start_seaweedfs",
+]
 
 MIB = 1024 * 1024
-# A real one is used as it is; without it each question starts a server of its own.
-REAL_BUCKET = os.environ.get("BENCH_BUCKET")
-BUCKET = REAL_BUCKET or "bench"
-REGION = os.environ.get("AWS_REGION", "us-east-1") if REAL_BUCKET else "us-east-1"
-CONNECTOR = "s3torchconnector"
 # How the names of our cases end that run with the packages of another checkout.
 BEFORE = ", before"
-
+# A few of all libraries, for a first look.
+_QUICK = (CONNECTOR, "s3torch", "obstore")
 
 # Makes a client or what else there has to be, and returns the work.
 Case: TypeAlias = "Callable[[], Callable[[], object]]"
@@ -53,6 +85,10 @@ class Figures:
     peak_bytes: int
 
 
+class CaseError(Exception):
+    """A case has failed; the last line of what it printed."""
+
+
 @dataclass(frozen=True)
 class Question:
     """A piece of work that several libraries can do.
@@ -61,62 +97,66 @@ class Question:
         title: What is asked.
         cases: For each library a function that returns the work to be measured; what it reads and writes is
             at ``AWS_ENDPOINT_URL``.
+        work: Its name, where a file has several.
         units: How many ``unit`` one run does.
         unit: As in ``"GB"`` or ``"objects"``.
         prepare: Called once with a boto3 client, to put objects into the bucket.
+        objects: Equal objects to put there: what their keys start with, how many, and the bytes of each.
         size: How many bytes one run moves; 0 where that is not the point.
         baseline: The case that ratios refer to.
-        latency: Seconds by which each answer is held back on its way from the server.
+        on: Where it is asked, if nobody says: some of ``servers.PLACES``.
+        only_gets: It can be asked of a server that knows only GET and HEAD.
         reads_back: It reads what was uploaded.
         measured: Does the work and measures it, in another way than it is done for most questions.
     """
 
     title: str
     cases: dict[str, Case]
-    units: float
-    unit: str
-    prepare: Callable[[Any], None]
+    work: str = ""
+    units: float = 1
+    unit: str = "run"
+    prepare: Callable[[Any], None] = lambda _: None
+    objects: tuple[Objects, ...] = ()
     size: int = 0
     baseline: str = CONNECTOR
-    latency: float = 0.0
+    on: tuple[str, ...] = ("https", "http")
+    only_gets: bool = False
     reads_back: bool = False
     measured: Callable[[Any], Figures] | None = None
 
 
-def main(question: Question) -> None:
-    """Runs a question from the command line."""
-    parser = argparse.ArgumentParser(description=question.title)
+def main(*questions: Question) -> None:
+    """Runs questions from the command line."""
+    names = list(dict.fromkeys(name for one in questions for name in one.cases))
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="how often each case runs (default 5)")
-    parser.add_argument("--only", nargs="*", choices=sorted(question.cases), help="run just these cases")
+    parser.add_argument("--works", nargs="*", choices=[one.work for one in questions], help="some of them")
+    parser.add_argument("--only", nargs="*", choices=names, help="just these libraries")
+    parser.add_argument("--quick", action="store_true", help="one round, in one place, of some libraries")
     add_scheme(parser)
-    parser.add_argument(
-        "--server",
-        choices=("seaweedfs", "memory"),
-        default="seaweedfs",
-        help="memory: one that costs little itself, to see what clients can do",
-    )
     parser.add_argument(
         "--before",
         type=Path,
         help="another checkout of s3torch: our cases run with its packages, too, and are compared with that",
     )
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
-    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
-        print(json.dumps(asdict((question.measured or _measure)(question.cases[arguments.case]()))))
+        work, name = arguments.case
+        question = next(one for one in questions if one.work == work)
+        print(json.dumps(asdict((question.measured or _measure)(question.cases[name]()))))
         return
-    names = [name for name in question.cases if not arguments.only or name in arguments.only]
-    if arguments.before:
-        ours = [name for name in names if name.startswith("s3torch") and not name.startswith(CONNECTOR)]
-        names = [name for one in ours for name in (one + BEFORE, one)]
-    raw: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for scheme in ["memory"] if arguments.server == "memory" else schemes(arguments):
-        figures = _run(question, names, arguments, scheme)
-        _print_table(f"{question.title} ({scheme})", question, figures)
-        raw[scheme] = {name: [asdict(one) for one in rounds] for name, rounds in figures.items()}
+    wanted = [one for one in questions if arguments.works is None or one.work in arguments.works]
+    raw: dict[str, dict[str, Any]] = {}
+    for place in dict.fromkeys(place for one in wanted for place in _places(one, arguments)):
+        here = [one for one in wanted if place in _places(one, arguments)]
+        for question, figures in zip(here, _run(here, arguments, place), strict=True):
+            title = f"{question.title} ({place})"
+            _print_table(title, question, figures)
+            raw[title] = {name: [asdict(one) for one in rounds] for name, rounds in figures.items()}
     if arguments.json:
-        arguments.json.write_text(json.dumps({"title": question.title, "figures": raw}, indent=1))
+        arguments.json.write_text(json.dumps(raw, indent=1))
 
 
 def add_scheme(parser: argparse.ArgumentParser) -> None:
@@ -124,147 +164,85 @@ def add_scheme(parser: argparse.ArgumentParser) -> None:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--tls", action="store_true", help="only over TLS")
     only.add_argument("--plain", action="store_true", help="only without TLS")
+    only.add_argument(
+        "--on", nargs="*", choices=servers.PLACES, metavar="PLACE", help=", ".join(servers.PLACES)
+    )
 
 
-def schemes(arguments: argparse.Namespace) -> list[str]:
-    """How the server is reached, one after the other: as users do first. A real one is reached as it is."""
+def schemes(arguments: argparse.Namespace, usual: Iterable[str] = ("https", "http")) -> list[str]:
+    """Where it is asked, one after the other: as users do first. A real bucket is reached as it is."""
     if REAL_BUCKET:
         return ["https"]
-    return [
-        scheme
-        for scheme, is_left_out in (("https", arguments.plain), ("http", arguments.tls))
-        if not is_left_out
+    if arguments.on is not None:
+        return list(arguments.on)
+    without = {"http"} if arguments.tls else {"https"} if arguments.plain else set()
+    return [place for place in usual if place not in without]
+
+
+def _places(question: Question, arguments: argparse.Namespace) -> list[str]:
+    places = schemes(arguments, question.on)
+    if COUNT in os.environ:
+        # The proxy that counts knows no TLS, and once is enough.
+        places = [place for place in (*question.on, "http") if place != "https"][:1]
+    if not question.only_gets:
+        places = [place for place in places if place != "nginx"]
+    return places[:1] if arguments.quick else places
+
+
+def _names(question: Question, arguments: argparse.Namespace) -> list[str]:
+    names = [
+        name
+        for name in question.cases
+        if (arguments.only is None or name in arguments.only)
+        and (not arguments.quick or name.startswith(_QUICK) or len(question.cases) <= len(_QUICK))
     ]
-
-
-def by_library(
-    *, connector: Case, s3torch: Callable[[str], Callable[[], object]], boto3: Case, s3fs: Case, obstore: Case
-) -> dict[str, Case]:
-    """The cases of a question that all libraries can answer, ours with either transport."""
-    return {
-        CONNECTOR: connector,
-        "s3torch (crt)": lambda: s3torch("crt"),
-        "s3torch (http)": lambda: s3torch("http"),
-        "boto3": boto3,
-        "s3fs": s3fs,
-        "obstore": obstore,
-    }
-
-
-def endpoint() -> str:
-    """The server of this run."""
-    return os.environ["AWS_ENDPOINT_URL"]
-
-
-def boto_client() -> Any:
-    """A boto3 client for the server of this run."""
-    import boto3
-
-    # Of a session of its own: the default one keeps the keys of the server before.
-    return boto3.Session().client("s3", endpoint_url=endpoint(), region_name=REGION)
-
-
-def s3torch_client(transport: str | None) -> Any:
-    """A client of ours with this transport; ``None`` for the default."""
-    from s3torch.core import S3Client, S3ClientConfig
-
-    return S3Client(REGION, endpoint=endpoint(), s3client_config=S3ClientConfig(transport=transport))
-
-
-def connector_client() -> Any:
-    """The client of s3torchconnector."""
-    from s3torchconnector import S3ClientConfig
-    from s3torchconnector._s3client import S3Client
-
-    return S3Client(REGION, endpoint=endpoint(), s3client_config=S3ClientConfig(force_path_style=True))
-
-
-def obstore_client() -> Any:
-    """The store of obstore."""
-    from obstore.store import S3Store
-
-    return S3Store(BUCKET, endpoint=endpoint(), region=REGION, client_options={"allow_http": True})
-
-
-def s3fs_client() -> Any:
-    """The filesystem of s3fs."""
-    import s3fs
-
-    return s3fs.S3FileSystem(client_kwargs={"endpoint_url": endpoint(), "region_name": REGION})
+    if arguments.before:
+        ours = [name for name in names if name.startswith("s3torch") and not name.startswith(CONNECTOR)]
+        names = [name for one in ours for name in (one + BEFORE, one)]
+    return names
 
 
 def _run(
-    question: Question, names: list[str], arguments: argparse.Namespace, scheme: str
-) -> dict[str, list[Figures]]:
-    figures: dict[str, list[Figures]] = {name: [] for name in names}
+    questions: list[Question], arguments: argparse.Namespace, place: str
+) -> list[dict[str, list[Figures]]]:
+    """Asks all questions in one place, round after round, all libraries in turn."""
+    found: list[dict[str, list[Figures]]] = [{} for _ in questions]
     with ExitStack() as stack:
+        prepares = dict.fromkeys(one.prepare for one in questions)
+        objects = list(dict.fromkeys(each for one in questions for each in one.objects))
+        os.environ["BENCH_PLACE"] = place
+        os.environ["BENCH_SCRATCH"] = stack.enter_context(tempfile.TemporaryDirectory())
         if REAL_BUCKET:
-            _prepare(question)
-        elif scheme == "memory":
-            _start_memory(question, stack)
+            servers.put_objects(boto_client(), objects)
+            _each(prepares)(boto_client())
         else:
-            _start_seaweedfs(question, stack, tls=scheme == "https")
-        for number in range(arguments.rounds):
-            for name in names:
-                print(
-                    f"\rround {number + 1} of {arguments.rounds}: {name:<30}",
-                    end="",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                case = name.removesuffix(BEFORE)
-                figures[name].append(
-                    Figures(**in_child(case, sources=arguments.before if case != name else None))
-                )
-        print("\r" + " " * 60 + "\r", end="", file=sys.stderr)
-    return figures
+            keep = any(one.reads_back for one in questions)
+            servers.enter(place, stack, _each(prepares), objects, keep=keep)
+        failed: set[tuple[str, str]] = set()
+        for _ in range(1 if arguments.quick else arguments.rounds):
+            for question, figures in zip(questions, found, strict=True):
+                for name in _names(question, arguments):
+                    if (question.work, name) in failed:
+                        continue
+                    case = name.removesuffix(BEFORE)
+                    sources = arguments.before if case != name else None
+                    print(f"{place}, {question.work}, {name}", file=sys.stderr, flush=True)
+                    try:
+                        made = Figures(**in_child(question.work, case, sources=sources))
+                    except CaseError as exc:
+                        print(f"  failed: {exc}", file=sys.stderr, flush=True)
+                        failed.add((question.work, name))
+                    else:
+                        figures.setdefault(name, []).append(made)
+    return found
 
 
-def start_seaweedfs(stack: ExitStack, *, tls: bool) -> S3Server:
-    """Starts the server, and leads every library to it."""
-    from s3torch.testing import servers
+def _each(functions: Iterable[Callable[[Any], None]]) -> Callable[[Any], None]:
+    def call(boto: Any) -> None:
+        for function in functions:
+            function(boto)
 
-    server = stack.enter_context(servers.start_seaweedfs(tls=tls, volume_mib=1024))
-    for name in ("AWS_CA_BUNDLE", "SSL_CERT_FILE"):
-        os.environ.pop(name, None)
-    os.environ.update(server.environment())
-    if tls:
-        os.environ.update(SSL_CERT_FILE=str(server.ca_file))
-    watch_server()
-    return server
-
-
-def _start_seaweedfs(question: Question, stack: ExitStack, *, tls: bool) -> None:
-    from s3torch.testing.faults import Fault, FaultProxy
-
-    server = start_seaweedfs(stack, tls=tls)
-    _prepare(question)
-    if question.latency:
-        proxy = stack.enter_context(FaultProxy(server.endpoint))
-        proxy.add(Fault(latency=question.latency))
-        os.environ.update(server.at(proxy.endpoint).environment())
-
-
-def _start_memory(question: Question, stack: ExitStack) -> None:
-    url = stack.enter_context(start_answers(latency=question.latency, keep=question.reads_back))
-    os.environ.update(AWS_ENDPOINT_URL=url, AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret")  # noqa: S106
-    watch_server()
-    _prepare(question)
-
-
-def _prepare(question: Question) -> None:
-    boto = boto_client()
-    if not REAL_BUCKET:
-        boto.create_bucket(Bucket=BUCKET)
-    question.prepare(boto)
-
-
-def watch_server() -> None:
-    """Tells the cases whose processor time is that of the server."""
-    import psutil
-
-    running = psutil.Process().children(recursive=True)
-    os.environ["BENCH_SERVER"] = " ".join(str(one.pid) for one in running)
+    return call
 
 
 def in_child(*case: str, sources: Path | None = None) -> dict[str, Any]:
@@ -273,18 +251,34 @@ def in_child(*case: str, sources: Path | None = None) -> dict[str, Any]:
     Args:
         case: The arguments that name it.
         sources: A checkout whose packages it imports instead of those that are installed.
+
+    Raises:
+        CaseError: It failed, which is noted, too.
     """
     command = [sys.executable, sys.argv[0], "--case", *case]
     environment = dict(os.environ)
+    suffix = BEFORE if sources is not None else ""
     if sources is not None:
         environment["PYTHONPATH"] = os.pathsep.join(map(str, sources.resolve().glob("packages/*/src")))
     with counting(environment) as count:
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
-        sys.exit(f"case {' '.join(case)} failed:\n{done.stderr}")
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = lines[-1] if lines else "no reason was given"
+        note(case, {}, suffix=suffix, failed=reason)
+        raise CaseError(f"case {' '.join(case)} failed: {reason}")
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    note(case, figures, suffix=BEFORE if sources is not None else "", count=count)
+    note(case, figures, suffix=suffix, **count)
     return figures
+
+
+def since_start(work: Callable[[], object]) -> Figures:
+    """Measures a process from its start to the end of the work, imports included."""
+    import psutil
+
+    work()
+    seconds = time.time() - psutil.Process().create_time()
+    return Figures(seconds, cpu_seconds(), 0.0, _status("VmHWM"))
 
 
 def _measure(work: Callable[[], object]) -> Figures:
@@ -339,7 +333,7 @@ def _print_table(title: str, question: Question, figures: dict[str, list[Figures
         "peak/byte",
     ):
         table.add_column(column, justify="right" if column else "left")
-    common = question.baseline if question.baseline in figures else next(iter(figures))
+    common = question.baseline if question.baseline in figures else next(iter(figures), "")
     for name in figures:
         base = next((one for one in figures if one == name + BEFORE), common)
         seconds, cpu = median(name, "seconds"), median(name, "cpu_seconds")
@@ -353,4 +347,4 @@ def _print_table(title: str, question: Question, figures: dict[str, list[Figures
             f"{median(name, 'peak_bytes') / MIB:.0f}",
             f"{median(name, 'peak_bytes') / question.size:.2f}" if question.size else "",
         )
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)

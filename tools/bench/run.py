@@ -2,11 +2,13 @@
 
     hatch run bench                         every question, an hour or more
     hatch run bench --quick                 the most common ones, once, under five minutes
-    hatch run bench --only read_object      some questions; --list names them
+    hatch run bench --only objects          some questions; --list names them
+    hatch run bench --only dcp --works load --on https    a piece of a question
     hatch run bench --bucket s3://my-bench  an empty bucket of yours instead of a server here
 
 Writes bench.json, bench.md and a plot (PNG and SVG) to docs/performance. The first run makes .venv-bench, the
-environment of the peers. Nothing else should run on the machine meanwhile.
+environment of the peers. A run that asks only a part of it keeps what lies there of the others, if it was
+measured with the same versions. Nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
 
 TARGET = peers.ROOT / "docs" / "performance"
 _QUICK_SECONDS = 270.0
-_OURS_AND_PEER = ("s3torchconnector", "s3torch (crt)", "s3torch (http)", "s3torch")
+# Listings are put there first, which costs.
+_IN_BUCKETS = {"BENCH_KEYS": "10000"}
 
 
 def main() -> None:
@@ -39,13 +43,18 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="one round of what fits into five minutes")
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="just these questions")
+    parser.add_argument("--works", nargs="+", metavar="WORK", help="just these works of them")
+    parser.add_argument("--on", nargs="+", metavar="PLACE", help="just in these places; see servers.py")
     parser.add_argument("--bucket", metavar="URI", help="an empty bucket, as in s3://my-bench")
     parser.add_argument("--rounds", type=int, default=5, help="how often each case runs (default 5)")
+    parser.add_argument("--seconds", type=float, help="end each question then; what was measured counts")
     parser.add_argument("--no-counts", action="store_true", help="do not count requests in a run of its own")
     parser.add_argument("--list", action="store_true", help="only name the questions")
     parser.add_argument("--here", action="store_true", help="in this environment, with the peers that it has")
     parser.add_argument("--target", type=Path, default=TARGET, help="the folder for the report")
     arguments = parser.parse_args()
+    # What it has started ends with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))
     wanted = chosen(arguments.only)
     if arguments.list:
         for one in wanted:
@@ -70,42 +79,42 @@ def main() -> None:
 
 
 def _on_loopback(wanted: Sequence[Question], arguments: argparse.Namespace) -> tuple[list[Run], list[Run]]:
-    runs: list[Run] = []
     ends = time.monotonic() + _QUICK_SECONDS
+    if not arguments.quick:
+        runs = [
+            _run(one, "--rounds", str(arguments.rounds), *_parts(one, arguments), limit=arguments.seconds)
+            for one in wanted
+        ]
+        return runs, [] if arguments.no_counts else _counted(wanted, arguments)
+    runs = []
     for one in wanted:
-        if not arguments.quick:
-            runs.append(_run(one, "--rounds", str(arguments.rounds)))
-            continue
         left = ends - time.monotonic()
-        if left > 0:
-            runs.append(_run(one, "--rounds", "1", *_fewer(one), limit=left))
-        else:
+        if not one.knows("--quick"):
+            runs.append(Run(one.name, one.title, failure="it is no part of --quick"))
+        elif left <= 0:
             runs.append(Run(one.name, one.title, failure="there was no time left"))
-    if arguments.quick or arguments.no_counts:
-        return runs, []
-    return runs, _counted(wanted)
+        else:
+            runs.append(_run(one, "--quick", *_parts(one, arguments), limit=left))
+    return runs, []
 
 
-def _counted(wanted: Sequence[Question]) -> list[Run]:
+def _counted(wanted: Sequence[Question], arguments: argparse.Namespace) -> list[Run]:
     """Runs each question once more, through a proxy that counts."""
     return [
-        _run(one, "--rounds", "1", *(["--plain"] if one.knows("--plain") else []), environment={COUNT: "1"})
+        _run(one, "--rounds", "1", *_parts(one, arguments, "works"), environment={COUNT: "1"})
         for one in wanted
         if one.is_plain_question
     ]
 
 
-def _fewer(question: Question) -> list[str]:
-    """Options that leave out what is not most common."""
-    options = ["--tls"] if question.knows("--tls") else []
-    if question.is_plain_question:
-        offered = [
-            name
-            for name in _OURS_AND_PEER
-            if f"{name}," in question.options or f"{name}}}" in question.options
-        ]
-        options += ["--only", *offered] if offered else []
-    return options
+def _parts(question: Question, arguments: argparse.Namespace, *names: str) -> list[str]:
+    """Which part of a question is asked, if it has parts."""
+    return [
+        word
+        for name in names or ("works", "on")
+        if getattr(arguments, name) and question.knows(f"--{name}")
+        for word in (f"--{name}", *getattr(arguments, name))
+    ]
 
 
 def _in_bucket(
@@ -119,17 +128,20 @@ def _in_bucket(
     usable = [one for one in wanted if one.is_plain_question]
     rounds = 1 if arguments.quick else arguments.rounds
     print(f"counting on loopback what {len(usable)} questions ask", file=sys.stderr)
-    counted = _counted(usable)
+    counted = _counted(usable, arguments)
     if not buckets.agreed(f"{buckets.estimate(counted, rounds)}. {bucket} is emptied afterwards. Go on?"):
         raise SystemExit("nothing was sent")
     region = boto.head_bucket(Bucket=bucket)["ResponseMetadata"]["HTTPHeaders"].get(
         "x-amz-bucket-region", boto.meta.region_name
     )
-    environment = {"BENCH_BUCKET": bucket, "BENCH_SERVER": "", "AWS_REGION": region}
+    environment = _IN_BUCKETS | {"BENCH_BUCKET": bucket, "BENCH_SERVER": "", "AWS_REGION": region}
     environment["AWS_ENDPOINT_URL"] = boto.meta.endpoint_url
     about["server"] = f"Amazon S3 or what stands for it: {boto.meta.endpoint_url}, {region}."
     try:
-        return [_run(one, "--rounds", str(rounds), environment=environment) for one in usable], counted
+        parts = [(one, _parts(one, arguments, "works")) for one in usable]
+        return [
+            _run(one, "--rounds", str(rounds), *part, environment=environment) for one, part in parts
+        ], counted
     finally:
         buckets.empty(boto, bucket)
 

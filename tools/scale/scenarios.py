@@ -56,7 +56,7 @@ HEX_ABOVE = Layout("hex prefixes above the step (epoch_num)", _hex_above_step)
 LAYOUTS = (DEFAULT, HEX_BELOW, HEX_ABOVE)
 
 
-def decide_as_before(error: S3Error, attempt: int, *, attempts: int) -> RetryDecision:
+def decide_as_before(error: S3Error, attempt: int, *, attempts: int, **_: object) -> RetryDecision:
     """Decides as s3torch did before it was simulated: pauses double from 0.2 to 20 seconds."""
     if attempt >= attempts:
         return RetryDecision("fail")

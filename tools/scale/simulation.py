@@ -21,6 +21,7 @@ from s3torch.core._memory import MemoryBudget, default_memory_limit
 from s3torch.core.errors import ThrottledError
 from s3torch.core.transfer._window import FETCH_IN_FLIGHT, Window
 from s3torch.core.transports import RetryDecision, decide_retry
+from s3torch.core.transports._retries import Throttling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -156,6 +157,7 @@ class _Rank:
         self._policy = policy
         self._window = Window(storm.in_flight * storm.part_size)
         self._budget = MemoryBudget(default_memory_limit(), clock=lambda: env.now)
+        self._throttling = Throttling(clock=lambda: env.now)
         self._stopped = False
         self._ended = env.event()
 
@@ -195,7 +197,9 @@ class _Rank:
                 return
             outcome.refused += 1
             outcome.refused_per_second[int(env.now)] += 1
-            decision = self._policy.decide(ThrottledError(), attempt, attempts=storm.attempts)
+            decision = self._policy.decide(
+                ThrottledError(), attempt, attempts=storm.attempts, throttling=self._throttling
+            )
             if self._policy.slows_down:
                 self._budget.slow_down()
             if decision.action == "fail":

@@ -20,13 +20,13 @@ _MARK = "/bench-begins-here"
 _READS = {"GET", "HEAD"}
 
 
-def note(case: tuple[str, ...], figures: dict[str, Any], *, suffix: str, count: dict[str, int]) -> None:
-    """Notes what a case has measured, if somebody wants to know."""
+def note(case: tuple[str, ...], figures: dict[str, Any], *, suffix: str, **more: object) -> None:
+    """Notes what a case has measured, or why it failed, if somebody wants to know."""
     target = os.environ.get(NOTES)
     if target is None:
         return
-    scheme = os.environ.get(_ENDPOINT, "").partition("://")[0]
-    line = {"scheme": scheme, "case": case, "suffix": suffix, "figures": figures, **count}
+    place = os.environ.get("BENCH_PLACE") or os.environ.get(_ENDPOINT, "").partition("://")[0]
+    line = {"place": place, "case": case, "suffix": suffix, "figures": figures, **more}
     with Path(target).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 

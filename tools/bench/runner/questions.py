@@ -2,8 +2,8 @@
 
 A question is a file of ``tools/bench`` that can be run. It takes ``--rounds N``, runs every case in turn,
 round after round, and measures each with ``measure.in_child``, which notes the figures where ``BENCH_NOTES``
-says. The runner needs to know no more. Of a question that has ``--tls``, ``--plain`` or ``--only`` it uses
-them.
+says. The runner needs to know no more. Of a question that has ``--quick``,
+``--works`` or ``--on`` it uses them.
 """
 
 from __future__ import annotations
@@ -27,15 +27,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).resolve().parents[1]
 # What most people do comes first, also when time is short.
-_FIRST = (
-    "read_object",
-    "readinto_object",
-    "write_object",
-    "small_objects",
-    "dataset",
-    "dcp_load",
-    "dcp_save",
-)
+_FIRST = ("objects", "dataset", "dcp", "checkpoints", "cold_start")
 _NO_QUESTIONS = {"run", "measure"}
 
 

@@ -29,6 +29,10 @@ _BEFORE = ", before"
 _FEWEST_FOR_SPREAD = 2
 # The part of the time from which on a processor counts as what the work waited for.
 _BUSY = 0.8
+# The places where the line is what one waits for.
+_SLOW = ("latency-", "memory-", "slow-", "bursts")
+# By how much the speeds of two runs may differ.
+_SAME = 0.1
 # What ``measure.py`` notes; other questions have names of their own for it.
 _SECONDS = ("seconds", "idle_seconds", "blocked")
 _CPU = ("cpu_seconds", "idle_cpu_seconds")
@@ -40,7 +44,7 @@ class Row:
 
     Attributes:
         question: The name of the file.
-        work: Which of its works, with the scheme.
+        work: Which of its works, with the place.
         library: Who did it.
         rounds: How often.
         seconds: The median.
@@ -55,6 +59,7 @@ class Row:
         peer: What it is compared with.
         fastest: The fastest of all peers, by name.
         best: How many times as fast as that one.
+        before: ``speed``, as an earlier run had it.
     """
 
     question: str
@@ -73,21 +78,32 @@ class Row:
     peer: str | None
     fastest: str | None = None
     best: float | None = None
+    before: float | None = None
 
     @property
     def is_ours(self) -> bool:
         """Whether it is one of our own cases."""
         return library_of((self.library,)) == OURS
 
+    @property
+    def place(self) -> str:
+        """Where it was asked."""
+        return self.work.rpartition(", ")[2]
+
+    @property
+    def repeats(self) -> bool:
+        """Whether an earlier run had the same speed, as far as one can expect."""
+        return bool(self.before and self.speed and abs(self.speed / self.before - 1) <= _SAME)
+
     def bound(self, processors: int) -> str:
         """Says what the work waited for most of the time, as far as processor seconds tell."""
         cpu, server = self.cpu or 0.0, self.server_cpu or 0.0
         busy = _BUSY * self.seconds
         if cpu + server >= processors * busy:
-            return "all processors"
+            return "all processors, most of them the server's" if server > cpu else "all processors"
         if max(cpu, server) >= busy:
-            return "one processor of the client" if cpu >= server else "one processor of the server"
-        return "waiting"
+            return "a processor of the client" if cpu >= server else "a processor of the server"
+        return "the line" if self.place.startswith(_SLOW) else "waiting"
 
     @property
     def is_behind(self) -> bool:
@@ -112,16 +128,37 @@ def rows(runs: Iterable[Run], counted: Iterable[Run] = ()) -> list[Row]:
     for one in runs:
         cases: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
         for note in one.notes:
-            cases.setdefault((note["scheme"], _work(note), _library(note)), []).append(note["figures"])
-        for (scheme, work, library), figures in cases.items():
-            peer = _peer_of(library, [name for s, w, name in cases if (s, w) == (scheme, work)])
-            base = cases[scheme, work, peer] if peer else None
+            if note["figures"]:
+                cases.setdefault((note["place"], _work(note), _library(note)), []).append(note["figures"])
+        for (place, work, library), figures in cases.items():
+            peer = _peer_of(library, [name for s, w, name in cases if (s, w) == (place, work)])
+            base = cases[place, work, peer] if peer else None
             count = counts.get((one.question, work, library), (None, None))
-            title = ", ".join(filter(None, (work, scheme)))
+            title = ", ".join(filter(None, (work, place)))
             row = _row(one.question, title, library, figures, base, count, peer)
-            others = {name: each for (s, w, name), each in cases.items() if (s, w) == (scheme, work)}
+            others = {name: each for (s, w, name), each in cases.items() if (s, w) == (place, work)}
             made.append(_beside_all(row, others))
     return made
+
+
+def merged(earlier: Iterable[dict[str, Any]], made: Sequence[Row]) -> list[Row]:
+    """Puts rows in the place of those of an earlier run, and after those of other questions.
+
+    Args:
+        earlier: As ``as_json`` made them.
+        made: The new ones, which learn how fast they were before.
+    """
+    old = {(one.question, one.work, one.library): one for one in (Row(**each) for each in earlier)}
+    new = {(one.question, one.work, one.library): one for one in made}
+    for key in old.keys() & new.keys():
+        new[key] = replace(new[key], before=old[key].speed, **_counts(new[key], old[key]))
+    order = list(dict.fromkeys(one.question for one in (*old.values(), *new.values())))
+    return sorted((old | new).values(), key=lambda one: order.index(one.question))
+
+
+def _counts(new: Row, old: Row) -> dict[str, Any]:
+    # Requests may have been counted before only; they do not depend on how fast things are.
+    return {} if new.requests is not None else {"requests": old.requests, "nbytes": old.nbytes}
 
 
 def as_json(made: Sequence[Row]) -> list[dict[str, Any]]:

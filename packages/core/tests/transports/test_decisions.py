@@ -14,13 +14,14 @@ from s3torch.core.errors import (
     S3ConnectionError,
     S3Error,
     S3TimeoutError,
+    ServerError,
     ThrottledError,
     TruncatedError,
     error_from_response,
 )
 from s3torch.core.requests import get_object
 from s3torch.core.transports import RetryDecision, decide_retry
-from s3torch.core.transports._retries import may_succeed_now, tell_retry
+from s3torch.core.transports._retries import Throttling, may_succeed_now, tell_retry
 
 RETRIED = {S3ConnectionError, S3TimeoutError, ThrottledError, TruncatedError}
 EVERY_CLASS = [
@@ -100,6 +101,24 @@ def test_a_store_that_is_throttling_is_asked_for_minutes():
     pauses = [decide_retry(ThrottledError(), n, attempts=10, jitter=0.75).seconds for n in attempts]
     assert sum(pauses) > 200
     assert sum(pauses[:2]) < 1
+
+
+def test_a_client_that_is_refused_second_after_second_pauses_longer():
+    """Else thousands of ranks ask for more than a range of keys serves, between pauses of a moment."""
+    now = 0.0
+    throttling = Throttling(clock=lambda: now)
+
+    def pause(at, error=None):
+        nonlocal now
+        now = at
+        error = error or ThrottledError()
+        return decide_retry(error, 1, attempts=10, jitter=1, throttling=throttling).seconds
+
+    assert [pause(at) for at in (0, 0.5, 0.9)] == [0.2] * 3
+    assert [round(pause(at), 1) for at in (1, 2, 3, 4, 5)] == [0.8, 3.2, 12.8, 12.8, 12.8]
+    # It is forgotten within a minute; what is busy once in a while is asked again at once.
+    assert [round(pause(at), 1) for at in (60, 90, 120)] == [0.2] * 3
+    assert pause(120, ServerError(status=500)) == 0.2
 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import ssl
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +22,8 @@ from s3torch.core.errors import (
 from s3torch.core.requests._request import FIRST_ERROR_STATUS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from s3torch.core.requests import Request
     from s3torch.core.seam import RetryListener, Transfer
 
@@ -31,6 +35,10 @@ _MAX_CONNECTION_BACKOFF_SECONDS = 1.0
 # to reach so far. The first pauses are short, for a store that is busy only for a moment.
 _THROTTLED_GROWTH = 4.0
 _MAX_THROTTLED_BACKOFF_SECONDS = 60.0
+# A client that is refused second after second begins with longer pauses, as if it had tried so much oftener.
+# Thousands of ranks ask for more than a range of keys serves, if each of them pauses for a moment only.
+_MORE_ATTEMPTS = 3
+_FORGETS_PER_SECOND = 0.1
 _BAD_REQUEST = 400
 _RETRIED_STATUS = {500, 502, 504}
 _RETRIED_ERRORS = (S3ConnectionError, S3TimeoutError, ThrottledError, TruncatedError)
@@ -57,6 +65,30 @@ class RetryDecision:
     seconds: float = 0.0
 
 
+class Throttling:
+    """For how long a store has been refusing the requests of one client.
+
+    Args:
+        clock: Returns seconds; for simulations.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._level = 0.0
+        self._before = 0.0
+        self._at = -math.inf
+
+    def refused(self) -> int:
+        """Takes note of a refusal; returns by how many attempts the pauses are further on."""
+        now = self._clock()
+        passed = now - self._at
+        # Those of one second count once, and not for each other.
+        if passed >= 1:
+            self._before = max(0.0, min(self._level, _MORE_ATTEMPTS + 1) - passed * _FORGETS_PER_SECOND)
+            self._level, self._at = self._before + 1, now
+        return min(round(self._before), _MORE_ATTEMPTS)
+
+
 def decide_retry(
     error: S3Error,
     attempt: int,
@@ -65,6 +97,7 @@ def decide_retry(
     renewed: bool = False,
     resumable: bool = False,
     jitter: float | None = None,
+    throttling: Throttling | None = None,
 ) -> RetryDecision:
     """Decides what follows an attempt that failed; a pure function but for the jitter.
 
@@ -75,6 +108,7 @@ def decide_retry(
         renewed: Whether the credentials of this request have been renewed already.
         resumable: Whether the transport can begin anew where the error is about what came before.
         jitter: From 0.5 to 1, which part of the longest pause to make; ``None`` takes a random one.
+        throttling: What the client remembers of refusals; it takes note of this one.
     """
     if attempt >= attempts:
         return RetryDecision("fail")
@@ -82,6 +116,8 @@ def decide_retry(
         return RetryDecision("fail" if renewed else "renew")
     if not (may_succeed_now(error) or resumable):
         return RetryDecision("fail")
+    if throttling is not None and isinstance(error, ThrottledError):
+        attempt += throttling.refused()
     share = random.uniform(0.5, 1) if jitter is None else jitter  # noqa: S311 - This is jitter.
     return RetryDecision("retry", share * _longest_pause(error, attempt))
 

@@ -24,7 +24,7 @@ from s3torch.core.errors import S3Error, TransferCancelledError
 from s3torch.core.plugins import hookimpl
 from s3torch.core.ranges import MIB
 from s3torch.core.requests import body_of, request_headers, request_target
-from s3torch.core.transports._retries import decide_retry, tell_retry
+from s3torch.core.transports._retries import Throttling, decide_retry, tell_retry
 from s3torch.core.transports.crt._bodies import BodyStream, Receiver
 from s3torch.core.transports.crt._errors import NO_ETAG, NO_RANGE, error_of
 from s3torch.core.transports.crt._runtime import CrtRuntime
@@ -64,6 +64,7 @@ class CrtTransport:
         self.watch = Watch(context.config, self.live, self._runtime)
         self._turns: dict[str, Turns] = {}
         self.attempts = context.config.attempts
+        self.throttling = Throttling()
         self.on_retry = context.on_retry
         self.closed = False
         # Whether the store tells ETags, without which the CRT takes no range.
@@ -311,7 +312,11 @@ class CrtTransfer(Future[T]):
             self._again(error, 0)
             return
         decision = decide_retry(
-            error, self._attempts, attempts=self._transport.attempts, renewed=self._renewed
+            error,
+            self._attempts,
+            attempts=self._transport.attempts,
+            renewed=self._renewed,
+            throttling=self._transport.throttling,
         )
         if (
             self._cancelled

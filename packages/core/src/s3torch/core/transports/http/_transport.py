@@ -36,7 +36,7 @@ from s3torch.core.requests import (
     request_target,
 )
 from s3torch.core.requests._request import FIRST_ERROR_STATUS
-from s3torch.core.transports._retries import decide_retry, tell_retry
+from s3torch.core.transports._retries import Throttling, decide_retry, tell_retry
 from s3torch.core.transports._signing import Signer
 from s3torch.core.transports._workers import WorkerPool, WorkerTransfer
 from s3torch.core.transports.http._connection import StaleConnectionError
@@ -73,6 +73,7 @@ class HttpTransport:
         self._context = context
         self._connections = Connections(context)
         self._signer = Signer()
+        self._throttling = Throttling()
         at_once = connections_for_throughput(context.config.throughput_target_gbps)
         self._pool = WorkerPool(
             connections, name="s3torch-http", at_once=at_once, target=self._connections.target
@@ -126,6 +127,7 @@ class HttpTransport:
                 attempts=self._context.config.attempts,
                 renewed=renewed,
                 resumable=download is not None and download.restarts(error),
+                throttling=self._throttling,
             )
             if decision.action == "renew":
                 renewed = session.renew_credentials(credentials, request.bucket)

@@ -37,7 +37,9 @@ def model(*, layers=4, frozen=6 * MIB, trained=MIB // 4):
 
 def trained(state):
     """The state after another step."""
-    new = copy.deepcopy(state) | {"step": state["step"] + 1}
+    new = copy.deepcopy(state)
+    if "step" in new:
+        new["step"] += 1
     for name in new:
         if name.endswith(".lora"):
             new[name] += 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from threading import Thread
 
 import fsspec
@@ -163,3 +165,27 @@ def test_listings_live_as_long_as_they_are_told_to(options, root, monkeypatch):
     fs.invalidate_cache()
     with pytest.raises(FileNotFoundError):
         fs.ls(root)
+
+
+# The first function that is registered runs last, and ends the process at once.
+ENDS_AT_ONCE = """
+import atexit, os, threading, time
+atexit.register(os._exit, 0)
+import pyarrow
+import s3torch.fsspec
+
+def drop():
+    has_read.wait()
+    time.sleep(0.01)
+    os.write(1, b"dropped")
+
+has_read = threading.Event()
+threading.Thread(target=drop, daemon=True).start()
+has_read.set()
+"""
+
+
+def test_threads_of_pyarrow_drop_their_files_before_the_interpreter_ends():
+    pytest.importorskip("pyarrow")
+    done = subprocess.run([sys.executable, "-c", ENDS_AT_ONCE], capture_output=True, check=True, timeout=60)
+    assert done.stdout == b"dropped"

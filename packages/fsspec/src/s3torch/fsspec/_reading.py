@@ -3,7 +3,10 @@
 # mypy: disallow-untyped-calls=False
 from __future__ import annotations
 
+import atexit
 import io
+import sys
+import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from s3torch.core import ConfigurationError
@@ -14,6 +17,20 @@ if TYPE_CHECKING:
     from s3torch.fsspec._attributes import S3Attributes
 
 Known: TypeAlias = dict[tuple[int, int], bytes]
+# Ten times what a thread waits for the interpreter's lock.
+_DROPPING_SECONDS = 0.05
+
+
+@atexit.register
+def _let_pyarrow_drop_files() -> None:
+    """Lets threads of pyarrow drop the files that they have read, before the interpreter ends.
+
+    They do so a moment after the read has returned. The lock of an interpreter that has ended is not to be
+    had, and the process would abort with "terminate called without an active exception", whatever kind of
+    Python file it was.
+    """
+    if "pyarrow" in sys.modules:
+        time.sleep(_DROPPING_SECONDS)
 
 
 class S3ReadFile(FileFacts):

@@ -23,6 +23,9 @@ from s3torch.core.models import Credentials, GetResult, HeadObjectResult, PutRes
 from s3torch.core.transports.http import HttpTransport
 from s3torch.testing.transport_tests import TransportTests
 
+# The first test waits for the run of all.
+pytestmark = pytest.mark.timeout(400)
+
 
 class Whole:
     """Breaks nothing: what the others are made of."""

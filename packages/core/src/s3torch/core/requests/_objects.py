@@ -50,7 +50,8 @@ CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 # The code of answers that do not tell a size; they would not the next time either.
 NO_LENGTH = "MissingContentLength"
 PARTIAL = 206
-_OBJECT_STATUS = {200, PARTIAL}
+# What brings an object.
+OBJECT_STATUS = {200, PARTIAL}
 _RESTORE = re.compile(r'ongoing-request="(true|false)"(?:, expiry-date="([^"]*)")?')
 _EMPTY = HeadObjectResult(etag="", size=0, last_modified=0)
 # What an XML parser would change.
@@ -351,7 +352,7 @@ def announced_length(
         TruncatedError: The response has other bytes than those that were asked for.
         ServerError: It has no bytes of an object, or a malformed length.
     """
-    if status not in _OBJECT_STATUS:
+    if status not in OBJECT_STATUS:
         raise ServerError(f"the store answered with no object, but with status {status}", status=status)
     length = _content_length(headers)
     told = headers.get("content-range", "")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core.errors import TruncatedError
 from s3torch.core.requests import Answer
+from s3torch.core.requests._objects import OBJECT_STATUS
 
 if TYPE_CHECKING:
     from s3torch.core.requests import Request
@@ -108,7 +109,8 @@ class Receiver:
 
     def judge(self, request: Request[T]) -> T:
         """Returns the result of what came back for an attempt that the CRT calls a success."""
-        if request.streams and self._headers.keys().isdisjoint(_LENGTHS):
+        brings_object = request.streams and self._status in OBJECT_STATUS
+        if brings_object and self._headers.keys().isdisjoint(_LENGTHS):
             # Up to the end of the connection the CRT reads nothing.
             raise TruncatedError("the answer does not tell where its body ends")
         if not self.has_buffer:

@@ -94,9 +94,8 @@ def list_parts(
         root = result_document(answer, "ListPartsResult")
         parts = [_part(xml_fields(child)) for child in root if local_name(child) == "Part"]
         told = xml_fields(root)
-        # S3 and some stores name the last part, or 0, also on the last page.
-        truncated = told.get("IsTruncated", "false") != "false"
-        next_marker = told.get("NextPartNumberMarker") if truncated else None
+        # The last part, or 0, is named also on the last page, so it says nothing alone.
+        next_marker = told.get("NextPartNumberMarker") if "IsTruncated" in told else None
         return parts, following_page(told, next_marker, marker, entries=len(parts), most=max_parts)
 
     query = query_of(uploadId=upload.upload_id, max_parts=max_parts, part_number_marker=marker)

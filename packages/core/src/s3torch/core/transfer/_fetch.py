@@ -223,7 +223,7 @@ class _Request(Generic[P]):
 
     def _too_short(self) -> TruncatedError:
         return TruncatedError(
-            f"the object does not have the bytes {self.part.start} to {self.part.stop}of the planned ranges",
+            f"the object does not have the bytes {self.part.start} to {self.part.stop} of the planned ranges",
             bucket=self.source.bucket,
             key=self.source.key,
         )

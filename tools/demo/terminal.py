@@ -98,6 +98,10 @@ def stoppable() -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in SIGNALS if is_wanted(number)}
     try:
         yield
+    except StoppedError:
+        # The process ends now and starts nothing more; Python itself would die of a signal at its end.
+        before = dict.fromkeys(before, signal.SIG_IGN)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import tarfile
 import tempfile
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from operator import methodcaller
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from libraries import BUCKET, CONNECTOR, REGION, connector_config, endpoint, s3fs_filesystem
@@ -65,12 +68,34 @@ def litdata_optimized(**options: Any) -> Any:
 
 def mosaic() -> Any:
     """Mosaic's dataset of shards."""
-    from streaming import StreamingDataset
-    from streaming.base.util import clean_stale_shared_memory
-
+    streaming = _streaming()
     os.environ["S3_ENDPOINT_URL"] = endpoint()
-    clean_stale_shared_memory()
-    return StreamingDataset(remote=URI + MDS, local=_folder(), batch_size=1, shuffle=False)
+    streaming.base.util.clean_stale_shared_memory()
+    return streaming.StreamingDataset(remote=URI + MDS, local=_folder(), batch_size=1, shuffle=False)
+
+
+def _streaming() -> Any:
+    """Imports Mosaic's library, which asks for torchvision for datasets of images that nothing here uses.
+
+    What can be had of torchvision beside a CPU build of torch may not load.
+    """
+    # It looks for torchvision, too, and must not find those modules.
+    import_module("transformers.feature_extraction_utils")
+    wanted: dict[str, dict[str, Any]] = {
+        "torchvision": {},
+        "torchvision.datasets": {"VisionDataset": object},
+        "torchvision.transforms": {},
+        "torchvision.transforms.functional": {"to_tensor": None},
+    }
+    for name, content in wanted.items():
+        module = sys.modules[name] = ModuleType(name)
+        vars(module).update(content)
+    try:
+        import streaming
+    finally:
+        for name in wanted:
+            del sys.modules[name]
+    return streaming
 
 
 def webdataset() -> Any:
@@ -207,9 +232,9 @@ def _write_litdata(folder: str, samples: list[bytes]) -> None:
 
 
 def _write_mds(folder: str, samples: list[bytes]) -> None:
-    from streaming import MDSWriter
-
-    with MDSWriter(out=folder, columns={"x": "bytes"}, size_limit=IN_SHARD * (SIZE + 1024)) as writer:
+    with _streaming().MDSWriter(
+        out=folder, columns={"x": "bytes"}, size_limit=IN_SHARD * (SIZE + 1024)
+    ) as writer:
         for sample in samples:
             writer.write({"x": sample})
 

@@ -94,7 +94,7 @@ def _summary(rows: Sequence[Row]) -> list[Row]:
     return [
         one
         for one in rows
-        if one.place == "https" and one.speed is not None and one.library in {OURS, f"{OURS} (crt)"}
+        if one.place == "https" and one.speed is not None and one.library in {OURS, f"{OURS} (http)"}
     ]
 
 
@@ -209,7 +209,7 @@ def _draw(shown: Sequence[Row], target: Path, *, briefly: bool = False) -> None:
     ticks = [at for at in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if _reached(shown, at)]
     axis.set_xticks(ticks, [f"{at:g}" for at in ticks])
     axis.minorticks_off()
-    axis.set_xlabel("speed of s3torch, the peer of the same run is 1; hatched where some peer is faster")
+    figure.supxlabel("speed of s3torch; that of the peer is 1; hatched where some peer is faster", fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     for suffix in (".png", ".svg"):
         figure.savefig(

@@ -68,6 +68,8 @@ __all__ = [
 MIB = 1024 * 1024
 # How the names of our cases end that run with the packages of another checkout.
 BEFORE = ", before"
+# A case that takes so many times as long as the quickest is measured once.
+_TOO_SLOW = 5
 # A few of all libraries, for a first look.
 _QUICK = (CONNECTOR, "s3torch", "obstore")
 
@@ -222,7 +224,7 @@ def _run(
         for _ in range(1 if arguments.quick else arguments.rounds):
             for question, figures in zip(questions, found, strict=True):
                 for name in _names(question, arguments):
-                    if (question.work, name) in failed:
+                    if (question.work, name) in failed or _is_too_slow(figures, name):
                         continue
                     case = name.removesuffix(BEFORE)
                     sources = arguments.before if case != name else None
@@ -235,6 +237,11 @@ def _run(
                     else:
                         figures.setdefault(name, []).append(made)
     return found
+
+
+def _is_too_slow(figures: dict[str, list[Figures]], name: str) -> bool:
+    quickest = min((one.seconds for rounds in figures.values() for one in rounds), default=0.0)
+    return name in figures and figures[name][0].seconds > _TOO_SLOW * quickest
 
 
 def _each(functions: Iterable[Callable[[Any], None]]) -> Callable[[Any], None]:

@@ -117,6 +117,7 @@ def _page(made: Sequence[Row], asked: dict[str, Any], about: dict[str, Any]) -> 
         if rows:
             told = f"`{one['command']}`, {one['date']}, load {one['load']:.1f} at the start."
             parts += [f"## {one['title']}", told, _table(rows, about["processors"])]
+            parts += _others(rows)
             if name == "growth":
                 parts += ["Seconds of the second of each pair, as a multiple of the first:", _growth(rows)]
     behind = [
@@ -130,6 +131,19 @@ def _page(made: Sequence[Row], asked: dict[str, Any], about: dict[str, Any]) -> 
     if missing:
         parts += ["## What was not measured", "\n".join(missing)]
     return "\n\n".join(parts) + "\n"
+
+
+def _others(rows: Sequence[Row]) -> list[str]:
+    """What only this question measures; its docstring says what it is."""
+    names = list(dict.fromkeys(name for one in rows for name in one.others))
+    if not names:
+        return []
+    lines = [
+        (one.work, one.library, *(f"{one.others[name]:,.4g}" if name in one.others else "" for name in names))
+        for one in rows
+        if one.others
+    ]
+    return [_lines(("work", "library", *(name.replace("_", " ") for name in names)), lines)]
 
 
 def _growth(rows: Sequence[Row]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,8 +34,10 @@ _SLOW = ("latency-", "memory-", "slow-", "bursts")
 # By how much the speeds of two runs may differ.
 _SAME = 0.1
 # What ``measure.py`` notes; other questions have names of their own for it.
-_SECONDS = ("seconds", "idle_seconds", "blocked")
-_CPU = ("cpu_seconds", "idle_cpu_seconds")
+_SECONDS = ("blocked", "busy_seconds", "seconds")
+_CPU = ("cpu_seconds", "busy_cpu_seconds")
+_SERVER_CPU = ("server_cpu_seconds",)
+_PEAK = ("peak_bytes", "extra")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Row:
         fastest: The fastest of all peers, by name.
         best: How many times as fast as that one.
         before: ``speed``, as an earlier run had it.
+        others: Medians of what else the question measures, by its own names.
     """
 
     question: str
@@ -79,6 +82,7 @@ class Row:
     fastest: str | None = None
     best: float | None = None
     before: float | None = None
+    others: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_ours(self) -> bool:
@@ -231,12 +235,21 @@ def _row(
         speed=base_seconds / seconds if base_seconds and seconds else None,
         cpu=cpu,
         cpu_ratio=cpu / base_cpu if cpu is not None and base_cpu else None,
-        server_cpu=_median(figures, ("server_cpu_seconds",)),
-        peak=_median(figures, ("peak_bytes", "extra")),
+        server_cpu=_median(figures, _SERVER_CPU),
+        peak=_median(figures, _PEAK),
         requests=count[0],
         nbytes=count[1],
         peer=peer,
+        others={name: value for name in _others(figures) if (value := _median(figures, (name,))) is not None},
     )
+
+
+def _others(figures: Sequence[dict[str, Any]]) -> list[str]:
+    """The names of figures that have no column of their own."""
+    columns = (_SECONDS, _CPU, _SERVER_CPU, _PEAK)
+    shown = {next((name for name in names if name in figures[0]), None) for names in columns}
+    numbers = (name for name, value in figures[0].items() if isinstance(value, int | float))
+    return [name for name in numbers if name not in shown]
 
 
 def _first(figure: dict[str, Any], names: Sequence[str]) -> float | None:

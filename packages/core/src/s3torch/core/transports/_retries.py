@@ -34,7 +34,7 @@ _MAX_CONNECTION_BACKOFF_SECONDS = 1.0
 # S3 splits a range of keys that gets more requests than it serves, which takes minutes, so ten attempts have
 # to reach so far. The first pauses are short, for a store that is busy only for a moment.
 _THROTTLED_GROWTH = 4.0
-_MAX_THROTTLED_BACKOFF_SECONDS = 60.0
+_MAX_THROTTLED_BACKOFF_SECONDS = 90.0
 # A client that is refused second after second begins with longer pauses, as if it had tried so much oftener.
 # Thousands of ranks ask for more than a range of keys serves, if each of them pauses for a moment only.
 _MORE_ATTEMPTS = 3

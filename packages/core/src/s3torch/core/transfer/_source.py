@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from s3torch.core.models import GetResult, HeadObjectResult
     from s3torch.core.requests import Answer, Request
     from s3torch.core.seam import Transfer
-    from s3torch.core.transfer._expected import Sums
+    from s3torch.core.transfer._part_sums import Sums
     from s3torch.core.transfer._window import InFlightTarget
 
 T = TypeVar("T")

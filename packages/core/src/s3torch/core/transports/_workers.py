@@ -370,8 +370,8 @@ class _Threads:
         while (transfer := self._queue.get()) is not None:
             # Whoever waits for a transfer may have begun it before.
             has_run = transfer.run()
-            if has_run and self._target is not None and not transfer.is_large:
-                self._target.answered(transfer.sent_at, is_full=self._idle < 0)
+            if has_run and self._idle < 0 and self._target is not None and not transfer.is_large:
+                self._target.answered(transfer.sent_at)
             with self._changed:
                 self._free(transfer)
                 self._small += has_run

@@ -1,7 +1,8 @@
 """Counts the source files that a warm operation passes: what has to be read to follow it.
 
 Each operation runs once before it is counted, so that imports and connections are out of the way: a GET of
-100 kB, and ``dcp.load`` and ``dcp.save`` of 16 small tensors on one rank, over plain HTTP on loopback.
+100 kB, and ``dcp.load`` and ``dcp.save`` of 16 small tensors on one rank, over plain HTTP on loopback. Each
+transport is counted in a process of its own, where no thread of another one comes in between.
 
     python3 tools/dev.py passed-files
     python3 tools/dev.py passed-files --transport http --json
@@ -15,9 +16,11 @@ import os
 import sys
 import threading
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +119,18 @@ def operations(server: S3Server, transport: str) -> Iterator[dict[str, Callable[
         }
 
 
+def counted(server: str, transport: str) -> dict[str, list[str]]:
+    """Returns the files that each operation passes over one transport."""
+    warnings.simplefilter("ignore")  # torch's remarks about a single process.
+    passed = Passed()
+    from s3torch.testing import servers
+
+    with servers.start_moto() if server == "moto" else servers.start_seaweedfs() as started:
+        os.environ.update(started.environment())
+        with operations(started, transport) as works:
+            return {name: passed.count(work) for name, work in works.items()}
+
+
 def main() -> None:
     """Counts what the command line asks for."""
     parser = argparse.ArgumentParser(description="Count the source files that a warm operation passes.")
@@ -123,23 +138,15 @@ def main() -> None:
     parser.add_argument("--server", choices=("moto", "seaweedfs"), default="seaweedfs")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")  # torch's remarks about a single process.
-
-    from s3torch.testing import servers
-
-    passed = Passed()
-    found: dict[str, dict[str, list[str]]] = {}
-    start = servers.start_moto if options.server == "moto" else servers.start_seaweedfs
-    with start() as server:
-        os.environ.update(server.environment())
-        for transport in [options.transport] if options.transport else TRANSPORTS:
-            with operations(server, transport) as works:
-                found[transport] = {name: passed.count(work) for name, work in works.items()}
+    transports = [options.transport] if options.transport else TRANSPORTS
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+        each = pool.map(partial(counted, options.server), transports)
+        found = dict(zip(transports, each, strict=True))
     if options.json:
         print(json.dumps({"files": len(SOURCES), "passed": found}, indent=1))
         return
-    for transport, counted in found.items():
-        for name, files in counted.items():
+    for transport, works in found.items():
+        for name, files in works.items():
             print(f"{name} over {transport}: {len(files)} files")
             print(*(f"    {file}" for file in files), sep="\n")
     print(f"of {len(SOURCES)} files in all packages")

@@ -119,8 +119,8 @@ def _signed() -> tuple[str, str]:
 
 
 def _connect() -> ByteSocket:
-    from s3torch.core.transports.http._sockets import PlainSocket, TlsSocket, trusting_context
-    from s3torch.core.transports.http._stalls import StallTimer
+    from s3torch.core.transports.http._sockets import PlainSocket, StallTimer
+    from s3torch.core.transports.http._tls import TlsSocket, trusting_context
 
     url = urlsplit(endpoint())
     plain = PlainSocket(

@@ -18,8 +18,8 @@ from s3torch.core.errors import ConfigurationError, S3Error
 from s3torch.core.models import MultipartUpload, PutOptions
 from s3torch.core.ranges import ByteRange
 from s3torch.core.transports.http._connection import Connection
-from s3torch.core.transports.http._download import Download
-from s3torch.core.transports.http._stalls import StallTimer
+from s3torch.core.transports.http._sockets import StallTimer
+from s3torch.core.transports.http._transport import Download
 
 if TYPE_CHECKING:
     from collections.abc import Callable

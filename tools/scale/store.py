@@ -78,18 +78,6 @@ class PartitionedStore:
         """How many there are."""
         return len(self._partitions)
 
-    def split_for(self, keys: list[str], partitions: int) -> None:
-        """Makes the partitions that lasting load on these keys would have left.
-
-        Args:
-            keys: What was asked for, each as often.
-            partitions: How many there are to be, as far as the keys differ.
-        """
-        ordered = sorted(set(keys))
-        step = len(ordered) / partitions
-        for start in sorted({ordered[int(number * step)] for number in range(1, partitions)}):
-            self._insert(start, 0.0)
-
     def ask(self, key: str, now: float, *, writes: bool = False) -> bool:
         """Takes a request; whether it is served, else the answer is 503."""
         partition = self._partitions[bisect_right(self._starts, key) - 1]

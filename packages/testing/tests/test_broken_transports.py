@@ -360,7 +360,7 @@ class Rewired(Whole):
 
 class NeverLooksAtKeptConnections(Rewired):
     def rewire(self, connection):
-        connection.is_alive = lambda: True
+        connection.socket.is_alive = lambda: True
 
 
 class TakesInterimAnswers(Rewired):
@@ -370,7 +370,7 @@ class TakesInterimAnswers(Rewired):
 
 class WaitsForHeads(Rewired):
     def rewire(self, connection):
-        stall = connection._socket.stall
+        stall = connection.socket.stall
         stall.expect_head = stall.expect_bytes
 
 

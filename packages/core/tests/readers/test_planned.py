@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from s3torch.core import S3ClientConfig, S3ReaderConstructor, UserAgent
-from s3torch.core._runtime import RuntimeHandle
+from s3torch.core._client import RuntimeHandle
 from s3torch.core.errors import ConfigurationError
 from s3torch.core.ranges import ByteRange
 from s3torch.core.readers._constructor import PlannedPolicy, planned_reader

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from s3torch.core import RangedS3Reader, S3Client, S3ClientConfig, S3ReaderConstructor, UserAgent
-from s3torch.core._runtime import RuntimeHandle
+from s3torch.core._client import RuntimeHandle
 from s3torch.core.transfer import ObjectSource
 from s3torch.core.transports.memory import MemoryStore
 from s3torch.testing.reader_tests import ReaderTests

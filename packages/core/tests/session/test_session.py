@@ -103,27 +103,27 @@ def test_checksums_only_when_required(files, monkeypatch, environment, profile):
         monkeypatch.setenv(f"AWS_{name.upper()}", environment)
     settled = session().settled
     off = (environment or profile).lower() == "when_required"
-    assert (settled.upload_checksum, settled.verifies) == ((None, False) if off else ("CRC64NVME", True))
+    assert (settled.upload_checksum, settled.verify) == ((None, "off") if off else ("CRC64NVME", "on"))
     # What the settings say comes before both.
     said = session(checksum_algorithm="CRC32", verify="on").settled
-    assert (said.upload_checksum, said.verifies) == ("CRC32", True)
+    assert (said.upload_checksum, said.verify) == ("CRC32", "on")
     none = session(checksum_algorithm="off", verify="off").settled
-    assert (none.upload_checksum, none.verifies) == (None, False)
+    assert (none.upload_checksum, none.verify) == (None, "off")
 
 
 def test_each_of_them_for_itself(monkeypatch):
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     settled = session().settled
-    assert (settled.upload_checksum, settled.verifies) == (None, True)
+    assert (settled.upload_checksum, settled.verify) == (None, "on")
     monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
     monkeypatch.delenv("AWS_REQUEST_CHECKSUM_CALCULATION")
     settled = session().settled
-    assert (settled.upload_checksum, settled.verifies) == ("CRC64NVME", False)
+    assert (settled.upload_checksum, settled.verify) == ("CRC64NVME", "off")
 
 
 def test_a_store_that_knows_no_checksums_is_not_asked_for_any():
-    assert not session(checksum_algorithm="off").settled.verifies
-    assert session(checksum_algorithm="off", verify="on").settled.verifies
+    assert session(checksum_algorithm="off").settled.verify == "off"
+    assert session(checksum_algorithm="off", verify="on").settled.verify == "on"
 
 
 @pytest.mark.parametrize("name", ["request_checksum_calculation", "response_checksum_validation"])

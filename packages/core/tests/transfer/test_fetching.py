@@ -114,7 +114,7 @@ def test_what_has_failed_is_told():
 
 
 def test_memory_that_is_kept_counts_until_it_is_dropped(monkeypatch):
-    monkeypatch.setattr("s3torch.core.transfer._fetch.FETCH_IN_FLIGHT", 250)
+    monkeypatch.setattr("s3torch.core.transfer._window.FETCH_IN_FLIGHT", 250)
     parts = plan_parts(
         [Wanted(at, at + 100, held=100) for at in range(0, 1000, 100)], part_size=100, max_gap=0
     )

@@ -21,8 +21,7 @@ from s3torch.dcp import (
     S3HuggingFaceStorageWriter,
     load_sharded,
 )
-from s3torch.dcp._checksums import NOTE, ItemChecksums
-from s3torch.dcp._metadata import decode_metadata, is_intact
+from s3torch.dcp._metadata import CHECKSUMS, ItemChecksums, decode_metadata, is_intact
 from s3torch.dcp.loading._bands import Band, read_bands
 from s3torch.dcp.loading._checking import Check, FileChecks, missing, plan_checks, union
 from s3torch.dcp.manage import verify_checkpoint
@@ -119,7 +118,7 @@ def test_metadata_carries_its_own_checksum(place, tmp_path):
             decode_metadata(damaged, uri="s3://bucket/.metadata")
     # Stock torch does not look there.
     assert pickle.loads(body) == decode_metadata(body, uri="")
-    assert {type(getattr(info, NOTE)) for info in pickle.loads(body).storage_data.values()} == {bytes}
+    assert {type(getattr(info, CHECKSUMS)) for info in pickle.loads(body).storage_data.values()} == {bytes}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +137,7 @@ def test_damaged_notes_are_an_error(place, blank_of, spoil):
     state = {"a": torch.ones(3)}
     metadata = dcp.save(state, storage_writer=place.writer())
     (info,) = metadata.storage_data.values()
-    setattr(info, NOTE, spoil(getattr(info, NOTE)))
+    setattr(info, CHECKSUMS, spoil(getattr(info, CHECKSUMS)))
     place.put("checkpoint/.metadata", pickle.dumps(metadata))
     with pytest.raises(CheckpointException, match="checksums of an item is damaged"):
         load(place, state, blank_of)

@@ -13,7 +13,7 @@ from s3torch.core.errors import TransportError, TruncatedError
 from s3torch.core.ranges import MIB, ByteRange
 from s3torch.core.requests import announced_length
 from s3torch.core.transports.crt import CrtTransport
-from s3torch.core.transports.crt._bodies import BodyStream
+from s3torch.core.transports.crt._transfer import BodyStream
 
 PATIENCE = 30
 

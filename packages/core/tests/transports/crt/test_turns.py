@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from s3torch.core.transports.crt._connections import Turns
+from s3torch.core.transports.crt._transport import Turns
 
 LIMIT = 128
 

@@ -25,7 +25,7 @@ from s3torch.core.errors import (
 from s3torch.core.models import MultipartUpload
 from s3torch.core.ranges import MIB, ByteRange
 from s3torch.core.requests import get_object
-from s3torch.core.transports.http import HttpTransport, _connections, _idle
+from s3torch.core.transports.http import HttpTransport, _connection
 from s3torch.testing.transport_tests import TransportCalls
 
 PATIENCE = 30
@@ -36,7 +36,7 @@ SIZE = len(DATA)
 @pytest.fixture(autouse=True)
 def nothing_is_shared_with_other_tests(monkeypatch):
     """Clients that other tests have left keep the idle connections of their settings."""
-    monkeypatch.setattr(_connections, "shared", PerProcess(_idle._SharedIdle))
+    monkeypatch.setattr(_connection, "shared", PerProcess(_connection._SharedIdle))
 
 
 @pytest.fixture

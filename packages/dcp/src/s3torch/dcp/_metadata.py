@@ -1,10 +1,16 @@
-"""The metadata of a checkpoint: read without running code, shared between ranks, with facts of its files."""
+"""The metadata of a checkpoint: read without running code, shared between ranks, with facts of its files.
+
+Each item has a note where stock torch ignores it: the CRCs of what stands before the bytes of its tensor, of
+each MiB of these, and of what stands behind them; of objects, and of what was transformed, of each MiB.
+"""
 
 from __future__ import annotations
 
 import io
 import math
 import re
+import struct
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -22,12 +28,12 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from s3torch.core.errors import ChecksumMismatchError, S3Error
-from s3torch.core.transfer import compute_crc, encoded_crc, is_computable, piece_algorithm
+from s3torch.core.transfer import combine_crcs, compute_crc, encoded_crc, is_computable, piece_algorithm
 from s3torch.dcp._known import UnsafeError, check_depth
 from s3torch.dcp._unpickler import SafeUnpickler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch.distributed import ProcessGroup
 
@@ -35,12 +41,17 @@ T = TypeVar("T")
 METADATA_NAME = ".metadata"
 # The attribute of torch's own storage entries with the facts of the file.
 _NOTE = "file_facts"
+# That with the checksums of an item, and what it begins with: the number of the algorithm, and the sizes of
+# a piece, of the head and of the tail.
+CHECKSUMS = "piece_checksums"
+_CHECKSUMS_HEAD = struct.Struct("<B3I")
 # What reading a value of another kind than was expected may raise.
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _CHECKED = {"state_dict_metadata", "storage_data"}
 _TOO_LARGE = 2**63
 # How many bytes the checksums have that this package notes.
 CRC_WIDTHS = {"CRC64NVME": 8, "CRC32C": 4, "CRC32": 4}
+_ALGORITHMS = tuple(CRC_WIDTHS)
 _SEAL = re.compile(rb"#s3torch:(\w+)=([A-Za-z0-9+/]+=*)\Z")
 _LONGEST_SEAL = 64
 _SHOWN = 200
@@ -76,6 +87,82 @@ class FileFacts:
 def note_facts(info: Any, facts: FileFacts) -> None:
     """Notes the facts of a file at the place of one of its items, where stock torch ignores them."""
     setattr(info, _NOTE, facts.note())
+
+
+@dataclass(frozen=True, slots=True)
+class ItemChecksums:
+    """The checksums of the bytes of an item.
+
+    Attributes:
+        algorithm: That of all.
+        size: How many bytes a piece has; the last one before the tail has fewer.
+        head: How many bytes come before the first of these pieces, a piece of their own.
+        tail: How many come behind them.
+        values: The CRCs of all pieces, in order.
+    """
+
+    algorithm: str
+    size: int
+    head: int
+    tail: int
+    values: bytes
+
+    @classmethod
+    def of(cls, note: Any, length: int) -> ItemChecksums | None:
+        """Reads a note of an item of so many bytes; ``None`` where there is none.
+
+        Raises:
+            CheckpointError: It is damaged.
+        """
+        if note is None:
+            return None
+        if type(note) is bytes and len(note) >= _CHECKSUMS_HEAD.size:
+            number, size, head, tail = _CHECKSUMS_HEAD.unpack_from(note)
+            within = length - head - tail
+            if number < len(_ALGORITHMS) and size and within >= 0:
+                algorithm = _ALGORITHMS[number]
+                count = -(-within // size) + (head > 0) + (tail > 0)
+                if len(note) == _CHECKSUMS_HEAD.size + count * CRC_WIDTHS[algorithm]:
+                    return cls(algorithm, size, head, tail, note[_CHECKSUMS_HEAD.size :])
+        raise CheckpointError("what the metadata notes of the checksums of an item is damaged")
+
+    def note(self) -> bytes:
+        """Returns what the metadata of a checkpoint says: of a type that every pickle may have, and short."""
+        number = _ALGORITHMS.index(self.algorithm)
+        return _CHECKSUMS_HEAD.pack(number, self.size, self.head, self.tail) + self.values
+
+    def borders(self, length: int) -> list[int]:
+        """Lists where the pieces of an item of so many bytes end."""
+        stop = length - self.tail
+        found = [self.head] if self.head else []
+        if stop > self.head:
+            found += [*range(self.head + self.size, stop, self.size), stop]
+        if self.tail:
+            found.append(length)
+        return found
+
+    def pieces(self, length: int, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Yields begin, end and CRC of each piece that has some of these bytes of the item."""
+        width = CRC_WIDTHS[self.algorithm]
+        behind = length - self.tail
+        if start == self.head and stop == behind <= start + self.size and stop > start:
+            # Most tensors are one piece.
+            at = width if self.head else 0
+            yield start, stop, int.from_bytes(self.values[at : at + width], "big")
+            return
+        borders = [0, *self.borders(length)] if start < stop else [0]
+        for number in range(max(bisect_right(borders, start) - 1, 0), len(borders) - 1):
+            if borders[number] >= stop:
+                break
+            value = self.values[number * width : (number + 1) * width]
+            yield borders[number], borders[number + 1], int.from_bytes(value, "big")
+
+    def whole(self, length: int) -> int:
+        """Returns the CRC of all bytes of the item."""
+        crc = 0
+        for start, stop, value in self.pieces(length, 0, length):
+            crc = combine_crcs(self.algorithm, crc, value, stop - start) if start else value
+        return crc
 
 
 def sealed(body: bytes) -> bytes:

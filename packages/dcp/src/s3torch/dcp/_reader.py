@@ -7,8 +7,8 @@ import logging
 import math
 import pickle
 from contextlib import ExitStack
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -17,8 +17,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType
 from torch.futures import Future
 
-from s3torch.core import S3ReaderConstructor
+from s3torch.core import RangedS3Reader, S3ReaderConstructor, SequentialS3Reader
 from s3torch.core.errors import ConfigurationError, NotFoundError
+from s3torch.core.ranges import MIB
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path, read_whole
 from s3torch.dcp._known import UnsafeError
 from s3torch.dcp._metadata import (
@@ -35,7 +36,6 @@ from s3torch.dcp.loading._engine import PlannedLoad, ReaderSources
 from s3torch.dcp.loading._exchange import Exchange, group_for_bytes
 from s3torch.dcp.loading._pieces import chunks_by_file, stored_at
 from s3torch.dcp.loading._replicas import Share, Wants, new_tag, plan_shares, wanted_heads, wants_of
-from s3torch.dcp.plugin import PlannedReads
 
 if TYPE_CHECKING:
     import os
@@ -46,14 +46,44 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 
-    from s3torch.core import S3Client, S3ClientConfig, S3ReaderConstructorProtocol
-    from s3torch.core.transfer import FetchSource, ObjectSource
+    from s3torch.core import S3Client, S3ClientConfig, S3Reader, S3ReaderConstructorProtocol
+    from s3torch.core.transfer import FetchSource, ObjectSource, RangeSource
     from s3torch.dcp.loading._pieces import StoredChunk
 
 _log = logging.getLogger(__name__)
+_NO_BUCKET = "NoSuchBucket"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedReads:
+    """What ``S3ReaderConstructor.dcp_optimized`` returns: how a storage reader fetches what its plan wants.
+
+    As a reader constructor it makes readers of whole objects for metadata, and of ranges for all else.
+
+    Attributes:
+        max_gap_size: Bytes between two items up to which one request fetches both.
+
+    Raises:
+        ConfigurationError: ``max_gap_size`` is negative. It is also a ``ValueError``.
+        TypeError: It is no number.
+    """
+
+    kind: ClassVar[str] = "dcp_optimized"
+
+    max_gap_size: float = 32 * MIB
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_gap_size, int | float):
+            raise TypeError(f"max_gap_size must be int or float, got {type(self.max_gap_size).__name__}")
+        if not self.max_gap_size >= 0:
+            raise ConfigurationError("max_gap_size must be non-negative")
+
+    def __call__(self, source: RangeSource, /) -> S3Reader:
+        return SequentialS3Reader(source) if source.key.endswith(".metadata") else RangedS3Reader(source)
+
+
 # The readers of these kinds give the bytes of an object as they are, so they need not be asked.
 _PLAIN_KINDS = {"sequential", "range_based", "planned", PlannedReads.kind}
-_NO_BUCKET = "NoSuchBucket"
 
 
 class S3StorageReader(FileSystemReader):

@@ -16,8 +16,8 @@ from s3torch.core.transfer import (
     encoded_crc,
     is_computable,
 )
-from s3torch.dcp._checksums import NOTE, ItemChecksums
 from s3torch.dcp._filesystem import join_path
+from s3torch.dcp._metadata import CHECKSUMS, ItemChecksums
 from s3torch.dcp.loading._checking import Check
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def files_of(metadata: Metadata, facts: Mapping[str, FileFacts]) -> dict[str, Kn
     for index, info in (metadata.storage_data or {}).items():
         file = files.setdefault(info.relative_path, KnownFile(facts=facts.get(info.relative_path)))
         file.least = max(file.least, info.offset + info.length)
-        noted = ItemChecksums.of(getattr(info, NOTE, None), info.length)
+        noted = ItemChecksums.of(getattr(info, CHECKSUMS, None), info.length)
         if noted is not None and is_computable(noted.algorithm):
             file.checks += (
                 Check(info.offset + start, info.offset + stop, noted.algorithm, crc, index.fqn)

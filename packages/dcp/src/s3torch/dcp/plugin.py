@@ -5,14 +5,10 @@ It loads no torch: every client asks all plugins for their tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from s3torch.core import RangedS3Reader, SequentialS3Reader
-from s3torch.core.errors import ConfigurationError
 from s3torch.core.plugins import hookimpl
-from s3torch.core.ranges import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -20,8 +16,7 @@ if TYPE_CHECKING:
 
     import click
 
-    from s3torch.core import ObjectInfo, S3Client, S3Reader
-    from s3torch.core.transfer import RangeSource
+    from s3torch.core import ObjectInfo, S3Client
 
 __all__ = [
     "s3torch_commands",
@@ -32,38 +27,16 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedReads:
-    """What ``S3ReaderConstructor.dcp_optimized`` returns: how a storage reader fetches what its plan wants.
-
-    As a reader constructor it makes readers of whole objects for metadata, and of ranges for all else.
-
-    Attributes:
-        max_gap_size: Bytes between two items up to which one request fetches both.
-
-    Raises:
-        ConfigurationError: ``max_gap_size`` is negative. It is also a ``ValueError``.
-        TypeError: It is no number.
-    """
-
-    kind: ClassVar[str] = "dcp_optimized"
-
-    max_gap_size: float = 32 * MIB
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.max_gap_size, int | float):
-            raise TypeError(f"max_gap_size must be int or float, got {type(self.max_gap_size).__name__}")
-        if not self.max_gap_size >= 0:
-            raise ConfigurationError("max_gap_size must be non-negative")
-
-    def __call__(self, source: RangeSource, /) -> S3Reader:
-        return SequentialS3Reader(source) if source.key.endswith(".metadata") else RangedS3Reader(source)
-
-
 @hookimpl
 def s3torch_reader_kinds() -> Mapping[str, Callable[..., Any]]:
     """Registers the reads that a storage reader plans."""
-    return {PlannedReads.kind: PlannedReads}
+    return {"dcp_optimized": _planned_reads}
+
+
+def _planned_reads(**options: Any) -> Any:
+    from s3torch.dcp._reader import PlannedReads
+
+    return PlannedReads(**options)
 
 
 @hookimpl

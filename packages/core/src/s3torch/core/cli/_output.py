@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 from s3torch.core.errors import S3Error
-from s3torch.core.ranges import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,12 +33,6 @@ class Advance(Protocol):
 def console(*, stderr: bool = False) -> Console:
     """Makes a console that shows colours on a terminal alone, and heeds ``NO_COLOR`` and ``COLUMNS``."""
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-
-
-def rate_text(bytes_per_second: float) -> str:
-    """Writes a throughput in MiB/s, so that a column of them can be compared."""
-    mebibytes = bytes_per_second / MIB
-    return f"{mebibytes:,.{0 if mebibytes >= 100 else 2 if mebibytes < 1 else 1}f} MiB/s"
 
 
 def time_text(seconds: float) -> str:

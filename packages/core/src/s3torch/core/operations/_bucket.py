@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import timedelta
 
-    from s3torch.core._runtime import RuntimeHandle
+    from s3torch.core._client import RuntimeHandle
     from s3torch.core.models import (
         BucketInfo,
         DeleteFailure,

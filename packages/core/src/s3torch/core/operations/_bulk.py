@@ -21,7 +21,7 @@ from s3torch.core.transfer import run_ahead
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from s3torch.core._runtime import Runtime, RuntimeHandle
+    from s3torch.core._client import Runtime, RuntimeHandle
     from s3torch.core.models import UploadInfo
     from s3torch.core.seam import Transfer
 

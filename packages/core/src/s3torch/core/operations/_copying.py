@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
-    from s3torch.core._runtime import Runtime
+    from s3torch.core._client import Runtime
     from s3torch.core.models import CompletedPart, HeadObjectResult, MultipartUpload
     from s3torch.core.ranges import ByteRange
 

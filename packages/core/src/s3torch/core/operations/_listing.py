@@ -19,7 +19,7 @@ from s3torch.core.requests._request import check_bucket, check_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from s3torch.core._runtime import RuntimeHandle
+    from s3torch.core._client import RuntimeHandle
     from s3torch.core.models import ObjectInfo
 
 Page = TypeVar("Page")

@@ -10,8 +10,8 @@ from s3torch.core import _process
 from s3torch.core._memory import new_bytes
 from s3torch.core._process import reap, reaper
 from s3torch.core.errors import ChecksumMismatchError, RangeNotSatisfiableError
+from s3torch.core.transfer._ranges import Wanted, receive
 from s3torch.core.transfer._verification import PartsLearnedError
-from s3torch.core.transfer._window import Wanted, receive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

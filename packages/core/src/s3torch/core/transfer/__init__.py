@@ -15,10 +15,16 @@ from s3torch.core.transfer._checksums import (
     is_computable,
     piece_algorithm,
 )
-from s3torch.core.transfer._fetch import Fetch, FetchSource, Piece, fetch
-from s3torch.core.transfer._ranges import ObjectRange, PendingRange, RangeSource
+from s3torch.core.transfer._ranges import (
+    InOrder,
+    ObjectRange,
+    PendingRange,
+    RangeSource,
+    Wanted,
+    receive,
+)
 from s3torch.core.transfer._source import ObjectSource
-from s3torch.core.transfer._window import InFlightTarget, InOrder, Wanted, receive, run_ahead
+from s3torch.core.transfer._window import Fetch, FetchSource, InFlightTarget, Piece, fetch, run_ahead
 
 __all__ = [
     "Fetch",

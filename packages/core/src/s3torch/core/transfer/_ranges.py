@@ -1,14 +1,21 @@
-"""Sources of ranges: what readers, streams and checkpoints read from."""
+"""Sources of ranges, which readers, streams and checkpoints read from, and ranges one after the other."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections import deque
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from s3torch.core import _process
+from s3torch.core._process import reap, reaper
+from s3torch.core.transfer._window import IN_FLIGHT, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from s3torch.core._memory import MemoryBudget
-    from s3torch.core.transfer._window import InFlightTarget
+    from s3torch.core.transfer._window import Admission, InFlightTarget
 
 
 class PendingRange(Protocol):
@@ -89,3 +96,84 @@ class RangeSource(Protocol):
         A source that can then raises ``ChecksumMismatchError`` in place of the last ones.
         """
         return
+
+
+class Wanted(NamedTuple):
+    """The bytes from ``start`` to ``stop``, at most a part, and where they go if the caller has a place."""
+
+    start: int
+    stop: int
+    into: memoryview | None = None
+
+
+class InOrder:
+    """Iterates over the bytes of ranges one after the other, with the next ones in flight.
+
+    While the size of the object is unknown only one request is sent. Close it to stop early; then, and after
+    an error, what is in flight is cancelled and no memory is touched any more. Dropping it cancels a little
+    later.
+    """
+
+    def __init__(self, source: RangeSource, wanted: Iterable[Wanted], *, limit: int = IN_FLIGHT) -> None:
+        self._source = source
+        self._wanted = iter(wanted)
+        self._following: Wanted | None = None
+        self._window = Window(limit)
+        self._pid = _process.here
+        reaper.get()
+        self._waiting: deque[tuple[PendingRange, Admission]] = deque()
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return self
+
+    def __next__(self) -> memoryview:
+        try:
+            self._start_ahead()
+            data = self._waiting[0][0].wait() if self._waiting else None
+        except BaseException:
+            self.close()
+            raise
+        if data is None:
+            raise StopIteration
+        self._waiting.popleft()[1].release()
+        return data
+
+    def close(self) -> None:
+        """Cancels what is in flight."""
+        self._wanted = iter(())
+        self._following = None
+        waiting, self._waiting = self._waiting, deque()
+        # An iterator that was inherited through a fork leaves the parent's transfers alone.
+        if self._pid == _process.here:
+            _cancel_all(waiting)
+
+    def __del__(self) -> None:
+        if getattr(self, "_waiting", None) and self._pid == _process.here:
+            reap(partial(_cancel_all, self._waiting))
+
+    def _start_ahead(self) -> None:
+        source, window = self._source, self._window
+        while window.is_empty or source.known_size is not None:
+            following = self._following or next(self._wanted, None)
+            if following is None:
+                return
+            self._following = following
+            size = following.stop - following.start
+            admission = window.admit(size, source.budget(), target=source.in_flight_target)
+            if admission is None:
+                return
+            self._waiting.append((source.start(*following), admission))
+            self._following = None
+
+
+def _cancel_all(waiting: Iterable[tuple[PendingRange, Admission]]) -> None:
+    for pending, admission in waiting:
+        pending.cancel()
+        admission.release()
+
+
+def receive(source: RangeSource, wanted: Iterable[Wanted]) -> None:
+    """Fetches ranges into the buffers that they name, and returns when all bytes are there."""
+    with closing(InOrder(source, wanted)) as arrived:
+        for _ in arrived:
+            """The bytes are where they are wanted."""

@@ -13,7 +13,7 @@ from s3torch.core.requests import same_etag
 from s3torch.core.transfer._upload import Upload
 
 if TYPE_CHECKING:
-    from s3torch.core._runtime import RuntimeHandle
+    from s3torch.core._client import RuntimeHandle
     from s3torch.core.models import MultipartUpload, PutOptions
     from s3torch.core.requests import StoredPart
     from s3torch.core.seam import Transfer

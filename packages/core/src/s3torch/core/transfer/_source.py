@@ -32,12 +32,12 @@ from s3torch.core.transfer._verification import Verification
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from s3torch.core._client import Runtime, RuntimeHandle
     from s3torch.core._memory import MemoryBudget
-    from s3torch.core._runtime import Runtime, RuntimeHandle
     from s3torch.core.models import GetResult, HeadObjectResult
     from s3torch.core.requests import Answer, Request
     from s3torch.core.seam import Transfer
-    from s3torch.core.transfer._expected import Sums
+    from s3torch.core.transfer._part_sums import Sums
     from s3torch.core.transfer._window import InFlightTarget
 
 T = TypeVar("T")
@@ -133,7 +133,7 @@ class ObjectSource(RangeSource):
         if self._size is not None and start >= min(stop, self._size):
             return _NoBytes()
         runtime = self._handle.get()
-        verifies = self._is_whole and runtime.config.verifies
+        verifies = self._is_whole and runtime.config.verify != "off"
         # The answer to a request without a range has the checksum of the object, so an object that may be
         # small is asked for so, too, as far as the transport can end the answer.
         may_be_small = verifies and self._size is None and start == 0 and stop >= self.part_size
@@ -141,8 +141,8 @@ class ObjectSource(RangeSource):
         whole = at_most is not None or (start == 0 and self._size is not None and stop >= self._size)
         if into is not None and self._size is not None:
             into = into[: self._size - start]
-        verifier = self._verifier if verifies and (not whole or at_most is not None) else None
-        if verifier is not None and not whole:
+        verifier = self._verifier if verifies and not whole else None
+        if verifier is not None:
             verifier.wanted(start, stop)
         request = requests.get_object(
             self.bucket,
@@ -186,7 +186,7 @@ class ObjectSource(RangeSource):
                 key=self.key,
             )
         checksums = result.head.checksums
-        verifies = self._handle.get().config.verifies
+        verifies = self._handle.config.verify != "off"
         if (
             result.length == size
             and verifies
@@ -237,7 +237,8 @@ class _Pending:
         self._source = source
         self._runtime = runtime
         self._early = _EarlySums(verifier, request, start)
-        self._request = request if verifier is None else request._replace(read=self._early.read)
+        is_plain = verifier is None and request.at_most is None
+        self._request = request if is_plain else request._replace(read=self._early.read)
         self._into = into
         self._start = start
         self._stop = stop

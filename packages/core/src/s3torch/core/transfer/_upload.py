@@ -44,7 +44,7 @@ from s3torch.core.transfer._window import UPLOAD_IN_FLIGHT, Window
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from s3torch.core._runtime import Runtime, RuntimeHandle
+    from s3torch.core._client import Runtime, RuntimeHandle
     from s3torch.core.models import CompletedPart, MultipartUpload, PutOptions, PutResult
     from s3torch.core.ranges import ByteRange
     from s3torch.core.requests import Request

@@ -15,7 +15,8 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from s3torch.core.errors import ChecksumMismatchError, S3Error
 from s3torch.core.ranges import KIB
@@ -30,7 +31,7 @@ from s3torch.core.transfer._checksums import (
     mismatch,
     raw_crc,
 )
-from s3torch.core.transfer._expected import SHA256, Digests, Expected, Layout, Sums, of_checksums
+from s3torch.core.transfer._part_sums import SHA256, Digests, Layout, Sums, equal_part_sizes, of_checksums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +52,8 @@ _KEPT = 2
 _WORTH_SUMMING = 256 * KIB
 # With these a store says that it does not answer such a question.
 _UNANSWERED = {400, 403, 404, 405, 501}
+# There are at most 10,000 parts.
+_DIGITS = 5
 
 
 class PartsLearnedError(ChecksumMismatchError):
@@ -58,6 +61,62 @@ class PartsLearnedError(ChecksumMismatchError):
 
     Who has handed out none of the bytes can verify them by reading them again.
     """
+
+
+class Expected(NamedTuple):
+    """The checksum that the store keeps.
+
+    Attributes:
+        algorithm: The algorithm.
+        value: The checksum in base64, with ``-N`` if it is one of those of N parts.
+        layouts: Where the parts may end; none where that does not matter, or has to be asked for.
+    """
+
+    algorithm: str
+    value: str
+    layouts: tuple[Layout, ...] = ()
+
+    @classmethod
+    def among(cls, checksums: Mapping[str, str], size: int) -> Expected | None:
+        """Chooses what is verified best; ``None`` where nothing can be."""
+        usable = [name for name in (*COMBINED, SHA256) if name in checksums and is_computable(name)]
+        if not usable:
+            return None
+        # One of all bytes is better than one of checksums.
+        algorithm = min(usable, key=lambda name: ("-" in checksums[name], name == SHA256))
+        value = checksums[algorithm]
+        if "-" in value:
+            expected = cls(algorithm, value)
+            if expected.parts == 1:
+                return expected._replace(layouts=(Layout.of([size]),))
+            sizes = equal_part_sizes(expected.parts, size)
+            return expected._replace(layouts=tuple(Layout(part_size) for part_size in sizes))
+        return cls(algorithm, value, (Layout(size),) if algorithm == SHA256 and size else ())
+
+    @property
+    def parts(self) -> int:
+        """Of how many parts it is; 0 where it does not say that."""
+        count = self.value.partition("-")[2]
+        return int(count) if count.isdecimal() and len(count) <= _DIGITS else 0
+
+    @property
+    def is_of_parts(self) -> bool:
+        """Whether it is a checksum of checksums."""
+        return "-" in self.value
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has to be asked where the parts end."""
+        return self.is_of_parts and (len(self.layouts) != 1 if self.algorithm == SHA256 else not self.layouts)
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yields what of a range has to be summed apart."""
+        edges = {start, stop, *(border for layout in self.layouts for border in layout.borders(start, stop))}
+        return pairwise(sorted(edges))
+
+    def is_border(self, position: int) -> bool:
+        """Whether no piece may go beyond this position."""
+        return any(layout.is_border(position) for layout in self.layouts)
 
 
 class Spans(Generic[V]):

@@ -62,16 +62,15 @@ class RequestTarget:
         self._unseen = count if self._connects else 0
         self._seconds: list[float] = []
 
-    def answered(self, sent_at: float, *, is_full: bool) -> None:
-        """Takes note of an answer that has just come.
+    def answered(self, sent_at: float) -> None:
+        """Takes note of an answer that has just come, while others waited: as many as wanted were in flight.
 
         Args:
             sent_at: When it was asked for.
-            is_full: Whether as many as wanted were in flight, and others waited.
         """
         with self._lock:
             now = self._clock()
-            if sent_at < self._since or not is_full:
+            if sent_at < self._since:
                 return
             if self._unseen:
                 self._unseen -= 1

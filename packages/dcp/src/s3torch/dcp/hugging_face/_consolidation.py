@@ -15,10 +15,8 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMe
 from s3torch.core import PutOptions
 from s3torch.core.ranges import MIB, MIN_PART_SIZE
 from s3torch.core.transfer import piece_algorithm
-from s3torch.dcp._checksums import NOTE as CHECKSUMS
-from s3torch.dcp._checksums import ItemChecksums
 from s3torch.dcp._filesystem import S3FileSystem, checked_uri, join_path
-from s3torch.dcp._metadata import CheckpointError, FileFacts, everywhere, shared
+from s3torch.dcp._metadata import CHECKSUMS, CheckpointError, FileFacts, ItemChecksums, everywhere, shared
 from s3torch.dcp._tensors import NOTE as LAYOUT
 from s3torch.dcp._tensors import bytes_of, noted_layout
 from s3torch.dcp.hugging_face._reader import S3HuggingFaceStorageReader

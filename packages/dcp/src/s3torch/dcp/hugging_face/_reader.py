@@ -19,9 +19,9 @@ from torch.distributed.checkpoint.metadata import (
 
 from s3torch.core import S3Client, S3ReaderConstructor
 from s3torch.core.errors import NotFoundError
-from s3torch.dcp._checksums import NOTE
 from s3torch.dcp._filesystem import checked_uri, join_path, read_whole
 from s3torch.dcp._metadata import (
+    CHECKSUMS,
     MALFORMED,
     METADATA_NAME,
     CheckpointError,
@@ -75,7 +75,7 @@ class S3HuggingFaceStorageReader(S3StorageReader):
         metadata = metadata_of(found.headers, None if index is None else index.weight_map, where=self.path)
         if index is not None:
             for one, info in metadata.storage_data.items():
-                setattr(info, NOTE, index.checksums.get(one.fqn))
+                setattr(info, CHECKSUMS, index.checksums.get(one.fqn))
         metadata.storage_meta = StorageMeta(checkpoint_id=self.path)
         return metadata
 

@@ -8,9 +8,8 @@ from torch.distributed.checkpoint._hf_utils import SHARDED_DIR_NAME, _gen_file_n
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 
 from s3torch.core.errors import ConfigurationError
-from s3torch.dcp._checksums import NOTE
 from s3torch.dcp._filesystem import checked_uri, join_path
-from s3torch.dcp._metadata import METADATA_NAME, CheckpointError, file_facts
+from s3torch.dcp._metadata import CHECKSUMS, METADATA_NAME, CheckpointError, file_facts
 from s3torch.dcp._writer import S3StorageWriter
 from s3torch.dcp.hugging_face._consolidation import consolidate_safetensors_files
 from s3torch.dcp.hugging_face._reader import S3HuggingFaceStorageReader
@@ -219,7 +218,9 @@ class S3HuggingFaceStorageWriter(S3StorageWriter):
         if self.save_distributed:
             return super()._commit_body(metadata)
         stored = metadata.storage_data.items()
-        pieces = {one.fqn: note for one, info in stored if (note := getattr(info, NOTE, None)) is not None}
+        pieces = {
+            one.fqn: note for one, info in stored if (note := getattr(info, CHECKSUMS, None)) is not None
+        }
         index = Index({one.fqn: info.relative_path for one, info in stored}, file_facts(metadata), pieces)
         return make_index(index, total_size=sum(info.length for _, info in stored))
 

@@ -15,9 +15,7 @@ import torch
 from torch.distributed.checkpoint.planner import LoadItemType
 
 from s3torch.core.transfer import is_computable
-from s3torch.dcp._checksums import NOTE as CHECKSUMS
-from s3torch.dcp._checksums import ItemChecksums
-from s3torch.dcp._metadata import CheckpointError
+from s3torch.dcp._metadata import CHECKSUMS, CheckpointError, ItemChecksums
 from s3torch.dcp._tensors import (
     HEAD_SIZE,
     NOTE,

@@ -17,10 +17,8 @@ from s3torch.core import parse_s3_uri
 from s3torch.core.errors import S3Error
 from s3torch.core.ranges import ByteRange
 from s3torch.core.transfer import piece_algorithm
-from s3torch.dcp._checksums import NOTE as CHECKSUMS
-from s3torch.dcp._checksums import ItemChecksums
 from s3torch.dcp._filesystem import join_path
-from s3torch.dcp._metadata import CheckpointError, note_facts
+from s3torch.dcp._metadata import CHECKSUMS, CheckpointError, ItemChecksums, note_facts
 from s3torch.dcp._tensors import NOTE as LAYOUT
 from s3torch.dcp.saving._assembly import (
     AssembledStream,

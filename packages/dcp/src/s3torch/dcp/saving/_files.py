@@ -6,7 +6,7 @@ import io
 import json
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,15 +22,17 @@ from torch.distributed.checkpoint._hf_utils import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from s3torch.core.errors import TransferCancelledError
-from s3torch.dcp._checksums import begin_piece, note_checksums
+from s3torch.core.ranges import MIB
 from s3torch.dcp._filesystem import join_path
-from s3torch.dcp._metadata import CheckpointError, FileFacts, note_facts
+from s3torch.dcp._metadata import CHECKSUMS, CRC_WIDTHS, CheckpointError, FileFacts, ItemChecksums, note_facts
 from s3torch.dcp._tensors import (
     HEAD_SIZE,
+    NOTE,
     TensorLayout,
     archive_frame,
     find_content,
     is_plain,
+    noted_layout,
     storage_entry,
 )
 from s3torch.dcp.hugging_face._safetensors import make_header
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.planner import SavePlanner, WriteItem
 
     from s3torch.core import PutOptions
-    from s3torch.dcp._checksums import Pieces
     from s3torch.dcp._filesystem import S3FileSystem
     from s3torch.dcp.hugging_face._safetensors import FileTensor
     from s3torch.dcp.saving._plan import FilePlan
@@ -51,6 +52,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # What we add to what torch notes of the parts of a tensor: the shape of the whole.
 SHAPE_KEY = "global_shape"
+# How much has one checksum. Parts of downloads are whole MiB, so none is cut; and of a resharded load little
+# has to be fetched in addition.
+_PIECE_SIZE = MIB
+# The algorithm of a file, and begin, end and CRC of each of its pieces.
+Pieces = tuple[str, "Sequence[tuple[int, int, int]]"]
 
 
 def unstored(state_dict_metadata: Mapping[str, Any], stored: Iterable[Any]) -> list[str]:
@@ -298,3 +304,49 @@ def _described(item: WriteItem) -> tuple[str, torch.dtype, tuple[int, ...]]:
     if data is None:
         raise CheckpointError(f"{item.index} is an object; the safetensors format holds only tensors")
     return item.index.fqn, data.properties.dtype, tuple(data.chunk.sizes)
+
+
+def note_checksums(entries: Iterable[Any], found: Pieces | None) -> None:
+    """Notes the checksums of the items of a file at their places in the metadata.
+
+    Args:
+        entries: torch's storage entries of the items, with the notes of their layouts.
+        found: What ``S3Writer.piece_checksums`` tells of the file; ``None`` notes nothing.
+    """
+    if found is None:
+        return
+    algorithm, pieces = found
+    crcs = {stop: (start, crc) for start, stop, crc in pieces}
+    for entry in entries:
+        if getattr(entry, CHECKSUMS, None) is not None:
+            # It was copied with what was noted.
+            continue
+        layout = noted_layout(getattr(entry, NOTE, None), entry.length)
+        shapes = [(layout.start, entry.length - layout.stop)] if layout is not None else []
+        for head, tail in (*shapes, (0, 0)):
+            noted = ItemChecksums(algorithm, _PIECE_SIZE, head, tail, b"")
+            values = _values(crcs, entry.offset, noted.borders(entry.length), CRC_WIDTHS[algorithm])
+            if values is not None:
+                setattr(entry, CHECKSUMS, replace(noted, values=values).note())
+                break
+
+
+def _values(
+    crcs: Mapping[int, tuple[int, int]], begin: int, borders: Sequence[int], width: int
+) -> bytes | None:
+    """Returns the CRCs of what is between borders; ``None`` where those of the file are at other places."""
+    values, at = [], begin
+    for border in borders:
+        start, crc = crcs.get(begin + border, (-1, 0))
+        if start != at:
+            return None
+        at = begin + border
+        values.append(crc.to_bytes(width, "big"))
+    return b"".join(values)
+
+
+def begin_piece(stream: Any) -> None:
+    """Tells a stream, if it can be told, that what follows gets checksums of its own."""
+    begin = getattr(stream, "begin_piece", None)
+    if begin is not None:
+        begin(_PIECE_SIZE)

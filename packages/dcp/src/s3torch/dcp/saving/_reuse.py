@@ -17,8 +17,7 @@ import torch
 
 from s3torch.core.ranges import GIB
 from s3torch.core.transfer import combine_crcs, compute_crc, is_computable
-from s3torch.dcp._checksums import NOTE, ItemChecksums
-from s3torch.dcp._metadata import file_facts
+from s3torch.dcp._metadata import CHECKSUMS, ItemChecksums, file_facts
 from s3torch.dcp._tensors import archive_frame
 from s3torch.dcp.saving._assembly import smallest_copy
 from s3torch.dcp.saving._values import HostValues
@@ -63,7 +62,7 @@ class OldCheckpoint:
         counts: dict[str, int] = {}
         for info in entries.values():
             counts[info.relative_path] = counts.get(info.relative_path, 0) + 1
-        noted = {index: info for index, info in entries.items() if getattr(info, NOTE, None) is not None}
+        noted = {index: info for index, info in entries.items() if getattr(info, CHECKSUMS, None) is not None}
         why = None if noted else f"{uri} has no checksums to compare with"
         return cls(uri, noted, file_facts(metadata), counts, why)
 
@@ -136,7 +135,7 @@ def unchanged(
     for value in HostValues(known, planner.resolve_data, ahead=copy_ahead):
         check()
         info = old.entries[value.item.index]
-        noted = ItemChecksums.of(getattr(info, NOTE), info.length)
+        noted = ItemChecksums.of(getattr(info, CHECKSUMS), info.length)
         if noted is None or not is_computable(noted.algorithm):
             continue
         if _is_same(_sent(value, file), noted, info.length):
@@ -200,7 +199,7 @@ class Run:
         """Returns the CRC of all their bytes; ``None`` where it is noted in another algorithm."""
         crc = 0
         for _, info in self.items:
-            noted = ItemChecksums.of(getattr(info, NOTE), info.length)
+            noted = ItemChecksums.of(getattr(info, CHECKSUMS), info.length)
             if noted is None or noted.algorithm != algorithm:
                 return None
             crc = combine_crcs(algorithm, crc, noted.whole(info.length), info.length)

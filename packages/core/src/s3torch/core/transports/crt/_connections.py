@@ -1,7 +1,4 @@
-"""How many connections there are: native clients are shared and kept, and small requests take turns.
-
-The CRT opens a connection for every request that finds none idle, and a handshake costs more processor time
-than a small object. So requests wait for a turn.
+"""Native clients, which are shared, and kept with their connections.
 
 A fork while native threads end would leave their locks held in the child, so it waits for clients that are
 ending. In a child whose parent had native clients none is ended at all: the ends of threads there were seen
@@ -15,13 +12,11 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from s3torch.core._process import abandon
-from s3torch.core.transports._request_target import RequestTarget
 from s3torch.core.transports.crt._watch import timer
 
 if TYPE_CHECKING:
@@ -29,8 +24,8 @@ if TYPE_CHECKING:
 
     from awscrt.s3 import S3Client
 
-_FEWEST = 8
-_STALL_SECONDS = 1.0
+    from s3torch.core.transports.crt._transport import Turns
+
 # S3 closes idle connections after some seconds itself.
 _KEPT_SECONDS = 15.0
 _ENDING_SECONDS = 2.0
@@ -65,15 +60,14 @@ class NativeClients:
         self._kept: dict[Hashable, tuple[SharedClient, float]] = {}
         self._lock = threading.RLock()  # A signal handler may cancel or send in here.
 
-    def take(self, kind: Hashable, make: Callable[[], S3Client], *, limit: int) -> SharedClient:
+    def take(self, kind: Hashable, make: Callable[[], SharedClient]) -> SharedClient:
         """Returns the client of this kind."""
         with self._lock:
             client = self._shared.get(kind)
             if client is None:
-                native = make()
-                client = self._shared[kind] = SharedClient(native, Turns(limit))
+                client = self._shared[kind] = make()
                 self._had_any = True
-                self._made.append((weakref.ref(native), native.shutdown_event))
+                self._made.append((weakref.ref(client.native), client.native.shutdown_event))
                 if len(self._shared) == 1:
                     self._end_kept()
         return client
@@ -129,75 +123,3 @@ natives = NativeClients()
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=natives.before_fork, after_in_child=natives.after_fork_in_child)
-
-
-class Turns:
-    """Starts small transfers in their order, as many at a time as ``RequestTarget`` says.
-
-    Where no answer comes for a while, more get their turn at once: some may be stuck.
-
-    Args:
-        limit: The most that are in flight.
-        clock: Tells the seconds.
-    """
-
-    def __init__(self, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._target = RequestTarget(limit, fewest=_FEWEST, connects=True, clock=clock)
-        self._clock = clock
-        self._in_flight = 0
-        self._waiting: deque[Callable[[], object]] = deque()
-        self._answered_at = clock()
-        self._is_looking = False
-        self._lock = threading.RLock()  # A signal handler may cancel or send in here.
-        self._here = threading.local()
-
-    @property
-    def count(self) -> int:
-        """How many may be in flight now."""
-        return self._target.count
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the next request has to wait."""
-        return self._in_flight >= self.count
-
-    def enter(self, start: Callable[[], object]) -> None:
-        """Calls ``start`` when it is its turn: now, or on the thread that ends another transfer."""
-        with self._lock:
-            self._waiting.append(start)
-        self._start()
-
-    def leave(self, began: float) -> None:
-        """Gives a turn back that began then."""
-        with self._lock:
-            self._in_flight -= 1
-            self._answered_at = self._clock()
-            self._target.answered(began, is_full=bool(self._waiting))
-        self._start()
-
-    def _start(self) -> None:
-        if getattr(self._here, "is_starting", False):
-            return  # A transfer that has failed at once: the loop below goes on.
-        self._here.is_starting = True
-        try:
-            while (start := self._next()) is not None:
-                start()
-        finally:
-            self._here.is_starting = False
-
-    def _next(self) -> Callable[[], object] | None:
-        with self._lock:
-            if self._waiting and not self.is_full:
-                self._in_flight += 1
-                return self._waiting.popleft()
-            if self._waiting and not self._is_looking and self.count < self._target.limit:
-                self._is_looking = True
-                timer.get().call_later(_STALL_SECONDS, self._look)
-        return None
-
-    def _look(self) -> None:
-        with self._lock:
-            self._is_looking = False
-            if self._clock() - self._answered_at >= _STALL_SECONDS:
-                self._target.stuck()
-        self._start()

@@ -1,49 +1,64 @@
-"""The transport over the AWS Common Runtime (awscrt).
+"""The transport over the AWS Common Runtime (awscrt): event loops, one native client per host, signing.
 
-Facts about awscrt that this module rests on, checked on 0.38:
+Facts about awscrt that this folder rests on, checked on 0.38:
 
 * A ranged ``GET_OBJECT`` no larger than the client's part size is exactly one HTTP request, with pooled
   part buffers; ``DEFAULT`` grows its buffer and costs half as much CPU time again.
 * ``on_body`` gets the offset in the object, not in the range, on a thread of the CRT.
-* The native error objects cannot be unpickled, so they never leave this module but as ``__cause__``.
+* The native error objects cannot be unpickled, so they never leave this folder but as ``__cause__``.
 * Of an answer nothing is told before its end, so time-outs are for whole answers (``_watch``).
-* ``finished_future`` is set before ``on_done`` runs; ``on_done`` is what this module listens to.
+* ``finished_future`` is set before ``on_done`` runs; ``on_done`` is what this folder listens to.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
-from concurrent.futures import Future, InvalidStateError
+import weakref
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from s3torch.core._process import start_thread
-from s3torch.core.errors import S3Error, TransferCancelledError
+from s3torch.core._process import PerProcess
+from s3torch.core._resources import GBPS_PER_CONNECTION, exhausted_files, throughput_share
+from s3torch.core.errors import S3Error, TransportError
 from s3torch.core.plugins import hookimpl
 from s3torch.core.ranges import MIB
 from s3torch.core.requests import body_of, request_headers, request_target
-from s3torch.core.transports._retries import Throttling, decide_retry, tell_retry
-from s3torch.core.transports.crt._bodies import BodyStream, Receiver
-from s3torch.core.transports.crt._errors import NO_ETAG, NO_RANGE, error_of
-from s3torch.core.transports.crt._runtime import CrtRuntime
+from s3torch.core.transports._request_target import RequestTarget
+from s3torch.core.transports._retries import Throttling
+from s3torch.core.transports._signing import make_signing_config
+from s3torch.core.transports.crt._connections import SharedClient, natives
+from s3torch.core.transports.crt._log import native_log
+from s3torch.core.transports.crt._transfer import CrtTransfer
 from s3torch.core.transports.crt._watch import Watch, timer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from awscrt.auth import AwsSigningConfig
+    from awscrt.io import ClientBootstrap
     from awscrt.s3 import S3Request
 
-    from s3torch.core.models import Credentials
+    from s3torch.core.models import BucketEndpoint, Credentials
     from s3torch.core.requests import Request
     from s3torch.core.seam import TransportContext
-    from s3torch.core.transports.crt._connections import Turns
 
 T = TypeVar("T")
 
-# A native request that is still connecting takes many seconds to end.
-_CANCEL_SECONDS = 0.5
 # Transfers from this size on are bounded by whoever starts them.
 _LARGE = 1 * MIB
+# The smallest that the CRT takes. What is in flight is bounded by s3torch; this only must not be in its way.
+_CRT_MEMORY_LIMIT = 1 << 30
+_MAX_EVENT_LOOPS = 8
+# One for each pair of keys and endpoint; directory buckets have keys of their own.
+_MAX_SIGNING_CONFIGS = 64
+_FILES_PER_LOOP = 3
+_SPARE_FILES = 8
+_FEWEST_TURNS = 8
+_STALL_SECONDS = 1.0
 
 
 @hookimpl
@@ -139,250 +154,221 @@ class CrtTransport:
         return native
 
 
-class CrtTransfer(Future[T]):
-    """The future of one request, which may take several native ones."""
+class Turns:
+    """Starts small transfers in their order, as many at a time as ``RequestTarget`` says.
 
-    def __init__(
-        self,
-        request: Request[T],
-        body: memoryview | None,
-        into: memoryview | None,
-        transport: CrtTransport,
-    ) -> None:
-        super().__init__()
-        self.request = request
-        self.receiver = Receiver(request, into)
-        if not transport.has_etags:
-            self.receiver.take_plain()
-        self.body: BodyStream | None = None
-        self._payload = body
-        self.credentials: Credentials | None = None
-        self.host = self.region = ""
-        # When the attempt was begun, by the monotonic clock, and how many were in flight then.
-        self.begun_at = math.inf
-        self.in_flight = 0
-        self._transport = transport
-        self._has_ended = False
-        self._attempts = 0
-        self._renewed = False
-        self._native: S3Request | None = None
-        self._cancelled = False
-        self._late = False
-        self._is_over = False
-        self._waiting = False
-        self._turns: Turns | None = None
-        self._turn_began = 0.0
+    The CRT opens a connection for every request that finds none idle, and a handshake costs more processor
+    time than a small object. So requests wait for a turn.
+    Where no answer comes for a while, more get their turn at once: some may be stuck.
+
+    Args:
+        limit: The most that are in flight.
+        clock: Tells the seconds.
+    """
+
+    def __init__(self, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._target = RequestTarget(limit, fewest=_FEWEST_TURNS, connects=True, clock=clock)
+        self._clock = clock
+        self._in_flight = 0
+        self._waiting: deque[Callable[[], object]] = deque()
+        self._answered_at = clock()
+        self._is_looking = False
         self._lock = threading.RLock()  # A signal handler may cancel or send in here.
-        # A native request must be kept until it is done.
-        transport.live.add(self)
+        self._here = threading.local()
 
-    def begin(self, turns: Turns | None) -> None:
-        """Sends the first attempt, now or when it is its turn."""
-        if turns is None:
-            self.attempt()
-        else:
-            self._waiting = True
-            turns.enter(lambda: self._take_turn(turns))
+    @property
+    def count(self) -> int:
+        """How many may be in flight now."""
+        return self._target.count
 
-    def _take_turn(self, turns: Turns) -> None:
-        self._turns, self._turn_began = turns, time.monotonic()
-        if self._has_ended:
-            self._give_turn_back()
-        else:
-            self.attempt()
+    @property
+    def is_full(self) -> bool:
+        """Whether the next request has to wait."""
+        return self._in_flight >= self.count
 
-    def _give_turn_back(self) -> None:
+    def enter(self, start: Callable[[], object]) -> None:
+        """Calls ``start`` when it is its turn: now, or on the thread that ends another transfer."""
         with self._lock:
-            turns, self._turns = self._turns, None
-        if turns is not None:
-            turns.leave(self._turn_began)
+            self._waiting.append(start)
+        self._start()
 
-    def cancel(self) -> bool:
-        """Asks the CRT to stop; the transfer then fails with ``TransferCancelledError``."""
+    def leave(self, began: float) -> None:
+        """Gives a turn back that began then."""
         with self._lock:
-            if self.done():
-                return False
-            self._cancelled = True
-            waiting, self._waiting = self._waiting, False
-            native = self._native
-        self.receiver.release()
-        if native is not None:
-            native.cancel()
-        # Callbacks never run on the thread that cancels.
-        timer.get().call_later(0 if waiting else _CANCEL_SECONDS, self._end_cancelled)
-        return True
+            self._in_flight -= 1
+            self._answered_at = self._clock()
+            if self._waiting:
+                self._target.answered(began)
+        self._start()
 
-    def give_up(self, begun_at: float, error: S3Error | None = None) -> None:
-        """Gives up the attempt that was begun then, because no answer will come in time, or the transfer."""
-        with self._lock:
-            if self._native is None or self._late or self.begun_at != begun_at:
-                return
-            self._late = True
-            native = self._native
-        native.cancel()
-        if error is not None:
-            error.attempts = self._attempts
-            self.fail(error)
-
-    def on_done(
-        self,
-        error: Exception | None,
-        error_headers: list[tuple[str, str]] | None = None,
-        error_body: bytes | None = None,
-        status_code: int | None = None,
-        **_: Any,
-    ) -> None:
-        """Ends an attempt; called on a thread of the CRT."""
-        with self._lock:
-            self._native, self._is_over = None, True
-        if self._has_ended:
-            return
-        if error is None or status_code is not None:
-            self._transport.watch.trusted.add(self.host)
+    def _start(self) -> None:
+        if getattr(self._here, "is_starting", False):
+            return  # A transfer that has failed at once: the loop below goes on.
+        self._here.is_starting = True
         try:
-            if self._cancelled:
-                raise TransferCancelledError("the transfer was cancelled")  # noqa: TRY301
-            if error is None:
-                result = self.receiver.judge(self.request)
-            else:
-                translated = error_of(
-                    self.request,
-                    error,
-                    error_headers,
-                    error_body,
-                    status_code,
-                    host=self.host,
-                    region=self.region,
-                    late=self._late,
-                )
-                # They may quote the headers of the request, and error trackers show what a frame holds.
-                error_headers = error_body = None
-                translated.__cause__ = error
-                result = self.request.failed(translated, into=self.receiver.has_buffer or None)
-        except S3Error as exc:
-            self._failed(exc)
-        except BaseException as exc:  # noqa: BLE001 - It is raised where it is waited for.
-            self.fail(exc)
-        else:
-            self._end()
-            with suppress(InvalidStateError):  # An interrupt has ended it.
-                self.set_result(result)
+            while (start := self._next()) is not None:
+                start()
+        finally:
+            self._here.is_starting = False
 
-    def attempt(self) -> None:
-        """Sends the next attempt."""
-        if self._has_ended:
-            return
+    def _next(self) -> Callable[[], object] | None:
         with self._lock:
-            self._waiting = False
-            if self._cancelled:
-                return
-            self._attempts += 1
-            number = self._attempts
-            self._native, self._late, self._is_over = None, False, False
-            self.receiver.begin()
-            # The CRT leaves a stream where it has read to.
-            self.body = BodyStream(self._payload) if self._payload else None
+            if self._waiting and not self.is_full:
+                self._in_flight += 1
+                return self._waiting.popleft()
+            if self._waiting and not self._is_looking and self.count < self._target.limit:
+                self._is_looking = True
+                timer.get().call_later(_STALL_SECONDS, self._look)
+        return None
+
+    def _look(self) -> None:
+        with self._lock:
+            self._is_looking = False
+            if self._clock() - self._answered_at >= _STALL_SECONDS:
+                self._target.stuck()
+        self._start()
+
+
+class CrtRuntime:
+    """Native clients of one transport in one process, made as hosts are asked for."""
+
+    def __init__(self, context: TransportContext) -> None:
         try:
-            native = self._transport.send_native(self)
-        except Exception as exc:  # noqa: BLE001 - The transfer raises it.
-            self.fail(exc)
-            return
-        except BaseException as exc:
-            # An interrupt is for whoever is starting the transfer, and may have come when it had begun.
-            self.fail(exc)
-            raise
-        with self._lock:
-            # It may be over already, and the next one under way.
-            if self._is_over or self._attempts != number:
-                return
-            self._native = native
-            unwanted = self._cancelled or self._has_ended
-        if unwanted:
-            native.cancel()
-
-    def _failed(self, error: S3Error) -> None:
-        """Tries again where that may help, else ends the transfer."""
-        error.attempts = self._attempts
-        name = getattr(error.__cause__, "name", None)
-        if name == NO_ETAG:
-            self._transport.has_etags = False
-        if (
-            name == NO_ETAG or (name == NO_RANGE and self.receiver.start == 0)
-        ) and self.receiver.take_plain():
-            self._again(error, 0)
-            return
-        decision = decide_retry(
-            error,
-            self._attempts,
-            attempts=self._transport.attempts,
-            renewed=self._renewed,
-            throttling=self._transport.throttling,
+            # What came last of all that is needed here.
+            from awscrt.s3 import S3RetryConfig  # noqa: F401
+        except ImportError as exc:
+            raise TransportError(
+                f"transport 'crt' needs awscrt, which cannot be imported here ({exc}); "
+                "install it with pip install awscrt --upgrade, or use transport='http'"
+            ) from exc
+        self._context = context
+        self._lock = threading.RLock()  # A signal handler may cancel or send in here.
+        config = context.config
+        self.bundle = context.session.ca_bundle
+        # What a native client keeps of the settings.
+        self._settings = (
+            config.part_size,
+            config.connections,
+            config.throughput_target_gbps,
+            config.connect_timeout,
+            self.bundle,
         )
-        if (
-            self._cancelled
-            or decision.action == "fail"
-            or (decision.action == "renew" and self._transport.closed)
-        ):
-            self.fail(error)
-        elif decision.action == "renew":
-            self._renewed = True
-            # Fetching credentials may take a while and must not hold up a thread of the CRT.
-            try:
-                start_thread(self._renew, error, name="s3torch-renew")
-            except S3Error as exc:
-                self.fail(exc)
-        else:
-            self._again(error, decision.seconds)
+        self._clients: dict[Hashable, SharedClient] = {}
+        # Scheme and host of each.
+        self.servers: set[tuple[str, str]] = set()
+        # Also where a transport is dropped without being closed.
+        weakref.finalize(self, natives.let_go, self._clients, os.getpid()).atexit = False
+        self._signing: dict[tuple[Credentials, str, str, bool], AwsSigningConfig] = {}
+        self._bootstrap = _bootstrap.get()
 
-    def _renew(self, error: S3Error) -> None:
-        try:
-            renewed = self._transport.renew(self.credentials, self.request.bucket)
-        except S3Error as exc:
-            exc.__cause__ = error
-            self.fail(exc)
-            return
-        if renewed:
-            self._again(error, 0)
-        else:
-            self.fail(error)
+    def client(self, endpoint: BucketEndpoint) -> SharedClient:
+        """Returns the native client of a host; a native client knows just one host and port."""
+        kind = (endpoint.scheme, endpoint.host, endpoint.signing_region, *self._settings)
+        client = self._clients.get(kind)
+        if client is None:
+            with self._lock:
+                client = self._clients.get(kind)
+                if client is None:
+                    client = natives.take(kind, lambda: self._make_client(endpoint))
+                    self._clients[kind] = client
+                    self.servers.add((endpoint.scheme, endpoint.host))
+        return client
 
-    def _again(self, error: S3Error, seconds: float) -> None:
+    def signing_config(
+        self, endpoint: BucketEndpoint, credentials: Credentials | None
+    ) -> AwsSigningConfig | None:
+        """Returns how requests to this endpoint are signed with these keys; ``None`` for anonymous ones."""
+        if credentials is None:
+            return None
+        how = (credentials, endpoint.signing_region, endpoint.signing_name, endpoint.session_auth)
+        config = self._signing.get(how)
+        if config is None:
+            with self._lock:
+                while len(self._signing) >= _MAX_SIGNING_CONFIGS:
+                    # The oldest first: its keys have most likely been renewed since.
+                    del self._signing[next(iter(self._signing))]
+                config = self._signing[how] = make_signing_config(credentials, endpoint)
+        return config
+
+    @staticmethod
+    def session_headers(endpoint: BucketEndpoint, credentials: Credentials | None) -> list[tuple[str, str]]:
+        """Returns the header with the token of a session with a directory bucket; it is signed as all others.
+
+        With V4_S3EXPRESS the CRT would begin sessions of its own, beside those of boto3 clients, and would
+        not tell when one is refused.
+        """
+        if not endpoint.session_auth or credentials is None or credentials.session_token is None:
+            return []
+        return [(endpoint.token_header, credentials.session_token)]
+
+    def close(self) -> None:
+        """Lets go of the native clients; they end when their last request has."""
         with self._lock:
-            self._native = None
-            self._waiting = not self._cancelled
-            waiting = self._waiting
-        if waiting:
-            tell_retry(
-                self._transport.on_retry,
-                self.request,
-                self,
-                attempt=self._attempts,
-                error=error,
-                seconds=seconds,
-            )
-            timer.get().call_later(seconds, self.attempt)
-        else:
-            self._end_cancelled()
+            natives.let_go(self._clients, os.getpid(), at_once=True)
+            self._signing.clear()
 
-    def _end_cancelled(self) -> None:
-        self.fail(TransferCancelledError("the transfer was cancelled"))
+    def _make_client(self, endpoint: BucketEndpoint) -> SharedClient:
+        from awscrt.s3 import S3Client, S3RequestTlsMode, S3RetryConfig, S3RetryMode
 
-    def fail(self, error: BaseException) -> None:
-        """Ends the transfer with an error that names what it was about."""
-        if isinstance(error, S3Error):
-            self.request.locate(error)
-        self._end()
-        try:
-            self.set_exception(error)
-        except InvalidStateError:  # The native request failed and ended before it was started.
-            return
+        native_log.get()
+        # A client has two more groups of as many event loops.
+        _check_files(2 * _event_loops())
+        config = self._context.config
+        tls = endpoint.scheme == "https"
+        native = S3Client(
+            bootstrap=self._bootstrap,
+            region=endpoint.signing_region,
+            tls_mode=S3RequestTlsMode.ENABLED if tls else S3RequestTlsMode.DISABLED,
+            tls_connection_options=_tls_options(endpoint.host, self.bundle) if tls else None,
+            part_size=config.part_size,
+            # The CRT derives from its target how many connections it may have, and the override only caps it.
+            throughput_target_gbps=max(
+                throughput_share(config.throughput_target_gbps), config.connections * GBPS_PER_CONNECTION
+            ),
+            max_active_connections_override=config.connections,
+            memory_limit=max(_CRT_MEMORY_LIMIT, 4 * config.part_size),
+            # s3torch tries again itself: the CRT knows neither 429 nor expired keys nor our time-outs, and
+            # does not tell how often it has tried.
+            retry_config=S3RetryConfig(retry_mode=S3RetryMode.NONE),
+            connect_timeout_ms=math.ceil(config.connect_timeout * 1000),
+        )
+        return SharedClient(native, Turns(config.connections))
 
-    def _end(self) -> None:
-        self.receiver.release()
-        if self.body is not None:
-            self.body.release()
-        self._payload = None
-        self._transport.live.discard(self)
-        # A native request that has not ended keeps this transfer, which has to keep it.
-        self._has_ended = True
-        self._give_turn_back()
+
+def _event_loops() -> int:
+    return max(1, min((os.cpu_count() or 2) // 2 + 1, _MAX_EVENT_LOOPS))
+
+
+def _check_files(loops: int) -> None:
+    """Refuses to begin what would end the process, for want of files, within native code."""
+    exhausted = exhausted_files(loops * _FILES_PER_LOOP + _SPARE_FILES)
+    if exhausted:
+        raise TransportError(f"transport 'crt' cannot start its event loops: {exhausted}")
+
+
+def _make_bootstrap() -> ClientBootstrap:
+    from awscrt.io import ClientBootstrap, DefaultHostResolver, EventLoopGroup
+
+    _check_files(_event_loops())
+    loops = EventLoopGroup(_event_loops())
+    return ClientBootstrap(loops, DefaultHostResolver(loops))
+
+
+# The static default of the CRT does not survive a fork. The clients of a process share these event loops,
+# which never end.
+_bootstrap = PerProcess(_make_bootstrap)
+
+
+def _tls_options(host: str, bundle: str | None) -> Any:
+    from awscrt.io import ClientTlsContext, TlsContextOptions
+
+    if bundle is None:
+        return None
+    options = TlsContextOptions()
+    try:
+        options.override_default_trust_store_from_path(None, bundle)
+        connection = ClientTlsContext(options).new_connection_options()
+    except Exception as exc:
+        raise TransportError(f"the certificates in {bundle} (ca_bundle) cannot be used: {exc}") from exc
+    connection.set_server_name(host.rpartition(":")[0] or host)
+    return connection

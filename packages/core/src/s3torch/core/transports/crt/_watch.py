@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from s3torch.core._config import S3ClientConfig
-    from s3torch.core.transports.crt._runtime import CrtRuntime
-    from s3torch.core.transports.crt._transport import CrtTransfer
+    from s3torch.core.transports.crt._transfer import CrtTransfer
+    from s3torch.core.transports.crt._transport import CrtRuntime
 
 _SLOWEST_BYTES_PER_SECOND = 1 * MIB
 _MOST_TIMES_LONGER = 10

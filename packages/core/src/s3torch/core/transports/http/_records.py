@@ -26,7 +26,7 @@ from s3torch.core import _process
 from s3torch.core.ranges import GIB, KIB
 
 if TYPE_CHECKING:
-    from s3torch.core.transports.http._stalls import StallTimer
+    from s3torch.core.transports.http._sockets import StallTimer
 
 _log = logging.getLogger(__name__)
 

@@ -1,22 +1,21 @@
-"""The checksum that a store keeps of an object, and what has to be summed to compare with it."""
+"""Where the parts end of which an object was made, and the checksums of parts and of other pieces."""
 
 from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left, bisect_right
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from s3torch.core.ranges import MIB
-from s3torch.core.transfer._checksums import COMBINED, compute_crc, encoded, encoded_crc, is_computable
+from s3torch.core.transfer._checksums import compute_crc, encoded, encoded_crc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable
+
+    from s3torch.core.transfer._verification import Expected
 
 SHA256 = "SHA256"
 _MOST_PART_SIZES = 64
-# There are at most 10,000 parts.
-_DIGITS = 5
 
 
 class Layout(NamedTuple):
@@ -47,62 +46,6 @@ class Layout(NamedTuple):
     def is_border(self, position: int) -> bool:
         """Whether a part ends or begins there."""
         return bool(self.borders(position - 1, position + 1)) or not position
-
-
-class Expected(NamedTuple):
-    """The checksum that the store keeps.
-
-    Attributes:
-        algorithm: The algorithm.
-        value: The checksum in base64, with ``-N`` if it is one of those of N parts.
-        layouts: Where the parts may end; none where that does not matter, or has to be asked for.
-    """
-
-    algorithm: str
-    value: str
-    layouts: tuple[Layout, ...] = ()
-
-    @classmethod
-    def among(cls, checksums: Mapping[str, str], size: int) -> Expected | None:
-        """Chooses what is verified best; ``None`` where nothing can be."""
-        usable = [name for name in (*COMBINED, SHA256) if name in checksums and is_computable(name)]
-        if not usable:
-            return None
-        # One of all bytes is better than one of checksums.
-        algorithm = min(usable, key=lambda name: ("-" in checksums[name], name == SHA256))
-        value = checksums[algorithm]
-        if "-" in value:
-            expected = cls(algorithm, value)
-            if expected.parts == 1:
-                return expected._replace(layouts=(Layout.of([size]),))
-            sizes = _part_sizes(expected.parts, size)
-            return expected._replace(layouts=tuple(Layout(part_size) for part_size in sizes))
-        return cls(algorithm, value, (Layout(size),) if algorithm == SHA256 and size else ())
-
-    @property
-    def parts(self) -> int:
-        """Of how many parts it is; 0 where it does not say that."""
-        count = self.value.partition("-")[2]
-        return int(count) if count.isdecimal() and len(count) <= _DIGITS else 0
-
-    @property
-    def is_of_parts(self) -> bool:
-        """Whether it is a checksum of checksums."""
-        return "-" in self.value
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it has to be asked where the parts end."""
-        return self.is_of_parts and (len(self.layouts) != 1 if self.algorithm == SHA256 else not self.layouts)
-
-    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Yields what of a range has to be summed apart."""
-        edges = {start, stop, *(border for layout in self.layouts for border in layout.borders(start, stop))}
-        return pairwise(sorted(edges))
-
-    def is_border(self, position: int) -> bool:
-        """Whether no piece may go beyond this position."""
-        return any(layout.is_border(position) for layout in self.layouts)
 
 
 class Sums(NamedTuple):
@@ -172,7 +115,7 @@ def of_checksums(algorithm: str, raw: list[bytes]) -> str:
     return f"{value}-{len(raw)}"
 
 
-def _part_sizes(count: int, size: int) -> list[int]:
+def equal_part_sizes(count: int, size: int) -> list[int]:
     """Returns the whole MiB that equal parts may have that make an object, of which the last is shorter."""
     if count < 2:
         return []

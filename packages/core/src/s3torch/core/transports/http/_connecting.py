@@ -1,4 +1,4 @@
-"""The connections of ``http`` transports: how they are taken, given back, and made.
+"""How connections of ``http`` transports are made.
 
 A host's addresses are used in turn. The proxies are those of ``HTTP_PROXY``, ``HTTPS_PROXY`` and
 ``NO_PROXY``.
@@ -19,13 +19,11 @@ from urllib.parse import unquote, urlsplit
 from s3torch.core.errors import CertificateError, ConfigurationError, S3ConnectionError
 from s3torch.core.models import SecretText, hidden
 from s3torch.core.transports.http._connection import Connection
-from s3torch.core.transports.http._idle import shared
 from s3torch.core.transports.http._messages import MAX_HEAD, request_head, response_head
-from s3torch.core.transports.http._sockets import PlainSocket, TlsSocket, trusting_context
-from s3torch.core.transports.http._stalls import StallTimer
+from s3torch.core.transports.http._sockets import PlainSocket, StallTimer
+from s3torch.core.transports.http._tls import TlsSocket, trusting_context
 
 if TYPE_CHECKING:
-    from s3torch.core.models import BucketEndpoint
     from s3torch.core.seam import TransportContext
     from s3torch.core.transports.http._messages import ResponseHead
 
@@ -39,65 +37,7 @@ _HEAD_END = b"\r\n\r\n"
 _Address = tuple[int, Any]
 
 
-class Connections:
-    """Hands out connections and takes them back; may be used by many threads at a time.
-
-    Args:
-        context: The settings, and whom to trust.
-
-    Attributes:
-        target: How many small requests to have in flight.
-    """
-
-    def __init__(self, context: TransportContext) -> None:
-        self._maker = _ConnectionMaker(context)
-        self._limit = context.config.connections
-        self._idle = shared.get().join(self, context)
-        self.target = self._idle.target(self._limit)
-        self._closed = False
-
-    def take(self, endpoint: BucketEndpoint, *, fresh: bool = False) -> Connection:
-        """Returns a connection to the host of a bucket.
-
-        Args:
-            endpoint: The address.
-            fresh: Whether it has to be a new one.
-
-        Raises:
-            OSError: None could be made.
-        """
-        origin = (endpoint.scheme, endpoint.host)
-        while not fresh:
-            kept = self._idle.take(origin)
-            if kept is None:
-                break
-            if kept.is_alive():
-                return kept
-            kept.close()
-        return self._maker.connect(*origin)
-
-    def give_back(self, connection: Connection) -> None:
-        """Takes a connection back; keeps it if it may be used again."""
-        if self._closed or not connection.is_reusable:
-            connection.close()
-            return
-        if not connection.reused:
-            self._maker.sessions[connection.origin] = connection.session
-        connection.rest()
-        self._idle.keep(connection, self._limit)
-        if self._closed:
-            self.close()
-
-    def close(self) -> None:
-        """Closes the idle connections, unless others share them.
-
-        Those in use are closed when they come back.
-        """
-        self._closed = True
-        self._idle.leave(self)
-
-
-class _ConnectionMaker:
+class ConnectionMaker:
     """Makes connections; may be used by many threads at a time."""
 
     def __init__(self, context: TransportContext) -> None:

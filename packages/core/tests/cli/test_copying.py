@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -166,6 +167,23 @@ class TestResume:
         ran = command("cp", "--resume", "s3://bucket/a", tmp_path / "here", code=1)
         assert "does not have the stored checksum" in ran.err
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.promise(9)
+    @pytest.mark.parametrize("plant", ["link", "fifo", "of somebody else"])
+    def test_what_others_have_put_in_its_place_is_refused(self, command, put, tmp_path, monkeypatch, plant):
+        put({"a": LARGE})
+        self._stop_after_a_piece(command, tmp_path, monkeypatch)
+        (part,) = left_over(tmp_path)
+        begun, elsewhere = part.read_bytes(), tmp_path / "elsewhere"
+        if plant == "of somebody else":
+            monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        else:
+            part.rename(elsewhere)
+            part.symlink_to(elsewhere) if plant == "link" else os.mkfifo(part)
+        code = 1 if plant == "link" else 4
+        command("cp", "--resume", "s3://bucket/a", tmp_path / "here", code=code)
+        assert not (tmp_path / "here").exists()
+        assert (part if plant == "of somebody else" else elsewhere).read_bytes() == begun
 
     @staticmethod
     def _stop_after_a_piece(command, tmp_path, monkeypatch):

@@ -6,9 +6,11 @@ import hashlib
 import mimetypes
 import os
 import re
+import stat
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from errno import EACCES
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import uuid4
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 STANDARD_STREAM = Path("-")
 _PIECE = 8 * MIB
 _NO_NAME = {"", ".", ".."}
+_NO_LINK = os.O_NOFOLLOW | os.O_NONBLOCK
 _MD5 = re.compile(r'"([0-9a-f]{32})"')
 # Of these the checksum of a whole can be made without knowing its parts; the fastest first.
 _COMPARABLE = ("CRC64NVME", "CRC32C", "CRC32")
@@ -168,7 +171,7 @@ class Copier:
         version = hashlib.sha256(f"{source}\n{head.etag}".encode()).hexdigest()[:16]
         part = path.with_name(f".{path.name}.{version}.part")
         part.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("a+b") as file:
+        with _begun_file(part) as file:
             begin = file.seek(0, os.SEEK_END)
             if begin > head.size:
                 begin = file.truncate(0)
@@ -284,6 +287,16 @@ def _fresh_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(FileNotFoundError):
             part.unlink()
+
+
+def _begun_file(path: Path) -> BinaryIO:
+    """Opens a file that this user may have begun; others can guess its name, too."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _NO_LINK, 0o666)
+    facts = os.fstat(descriptor)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
+        os.close(descriptor)
+        raise PermissionError(EACCES, "it is not a file of this user", str(path))
+    return os.fdopen(descriptor, "a+b")
 
 
 def _are_same(one: HeadObjectResult, other: HeadObjectResult | None) -> bool:

@@ -213,11 +213,13 @@ def test_a_damaged_download_is_no_file(process, seaweedfs, fault_proxy, tmp_path
     assert "was stored" in ran.err
     assert list(tmp_path.iterdir()) == []
     # What flips on the way once is right the next time.
-    proxy.heal()
-    rule = proxy.add(Fault.flip(1000), method="GET", key="a", times=1)
-    process("cp", f"s3://{bucket}/a", tmp_path / "here", environment=environment)
-    assert rule.hits == 1
-    assert (tmp_path / "here").read_bytes() == LARGE
+    for options in ((), ("--resume",)):
+        proxy.heal()
+        rule = proxy.add(Fault.flip(1000), method="GET", key="a", times=1)
+        process("cp", *options, f"s3://{bucket}/a", tmp_path / "here", environment=environment)
+        assert rule.hits == 1
+        assert (tmp_path / "here").read_bytes() == LARGE
+        (tmp_path / "here").unlink()
 
 
 @pytest.mark.parametrize("way", ["down", "up"])

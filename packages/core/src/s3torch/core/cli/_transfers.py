@@ -25,7 +25,7 @@ from s3torch.core.errors import (
     TransferCancelledError,
 )
 from s3torch.core.ranges import MIB
-from s3torch.core.transfer import PartedChecksum
+from s3torch.core.transfer import PartedChecksum, read_again
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -146,16 +146,7 @@ class Copier:
     def _download(self, source: S3Uri, path: Path, info: ObjectInfo | None) -> Outcome:
         if not self.resume:
             with _fresh_file(path) as file:
-                try:
-                    return Outcome(self._read(source, info, file))
-                except ChecksumMismatchError as exc:
-                    if exc.attempts:  # It was asked for twice already.
-                        raise
-                # What flipped on the way is right the next time.
-                self.advance(-file.tell())
-                file.seek(0)
-                file.truncate()
-                return Outcome(self._read(source, info, file))
+                return Outcome(read_again(lambda: self._read(source, info, file)))
         head = self.client.head_object(*source)
         if path.is_file():
             with path.open("rb") as file:
@@ -177,9 +168,7 @@ class Copier:
                 begin = file.truncate(0)
             self.advance(begin)
             try:
-                with self.client.get_object(*source, object_info=head) as reader:
-                    reader.seek(begin)
-                    count = self._pump(reader, file)
+                count = read_again(lambda: self._read(source, head, file, begin))
             except (ChecksumMismatchError, ObjectChangedError):
                 part.unlink()
                 raise
@@ -197,8 +186,13 @@ class Copier:
         part.replace(path)
         return Outcome(count)
 
-    def _read(self, source: S3Uri, info: ObjectInfo | None, file: Any) -> int:
+    def _read(self, source: S3Uri, info: Any, file: BinaryIO, begin: int = 0) -> int:
+        # What has come in an attempt before was not what is stored.
+        self.advance(begin - file.seek(0, os.SEEK_END))
+        file.truncate(begin)
+        file.seek(begin)
         with self.client.get_object(*source, object_info=info) as reader:
+            reader.seek(begin)
             return self._pump(reader, file)
 
     def _pump(self, source: Any, target: Any) -> int:

@@ -18,6 +18,7 @@ from s3torch.core.transfer._checksums import (
 from s3torch.core.transfer._fetch import Fetch, FetchSource, Piece, fetch
 from s3torch.core.transfer._ranges import ObjectRange, PendingRange, RangeSource
 from s3torch.core.transfer._source import ObjectSource
+from s3torch.core.transfer._verification import read_again
 from s3torch.core.transfer._window import InFlightTarget, InOrder, Wanted, receive, run_ahead
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "is_computable",
     "new_bytes",
     "piece_algorithm",
+    "read_again",
     "receive",
     "run_ahead",
 ]

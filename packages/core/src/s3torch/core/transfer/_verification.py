@@ -60,6 +60,26 @@ class PartsLearnedError(ChecksumMismatchError):
     """
 
 
+def read_again(read: Callable[[], V]) -> V:
+    """Calls what reads all of an object, and once more if the bytes do not have the checksum of the store.
+
+    What flipped on the way is right the next time. Who hands bytes out before the last has come cannot do so.
+
+    Raises:
+        ChecksumMismatchError: The object was fetched twice and is not what was stored.
+    """
+    try:
+        return read()
+    except ChecksumMismatchError as exc:
+        if exc.attempts:  # It was fetched twice already.
+            raise
+    try:
+        return read()
+    except ChecksumMismatchError as exc:
+        exc.attempts = 2
+        raise
+
+
 class Spans(Generic[V]):
     """Ranges of an object that do not overlap, each with a value; neighbours become one where that can be.
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import shutil
 from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 
 from s3torch.core import ChecksumMismatchError, S3Checkpoint, S3Client, S3ClientConfig, S3ReaderConstructor
+from s3torch.dcp.converting import convert_checkpoint
 from s3torch.fsspec import S3FileSystem
 from s3torch.testing import Fault
 
@@ -79,6 +82,27 @@ def listed(place):
     return place.open(object_info=info).read()
 
 
+def downloaded(place, download):
+    with TemporaryDirectory() as folder:
+        target = Path(folder, "file")
+        download(place.file_system(), place.uri, str(target))
+        assert [target] == list(target.parent.iterdir())
+        return target.read_bytes()
+
+
+def converted(place):
+    with TemporaryDirectory() as folder:
+        target = Path(folder, "file.pt")
+        convert_checkpoint(place.uri, target, to="torch", client=place.client)
+        return torch.load(target)
+
+
+def into_a_file(place):
+    file = io.BytesIO()
+    place.file_system().get_file(place.uri, file)
+    return file.getvalue()
+
+
 WHOLE = {
     "read": lambda place: place.open().read(),
     "read of a listed object": listed,
@@ -86,6 +110,9 @@ WHOLE = {
     "read, by ranges": lambda place: place.open(S3ReaderConstructor.range_based()).read(),
     "read, by a plan": planned,
     "fsspec cat_file": lambda place: place.file_system().cat_file(place.uri),
+    "fsspec get": lambda place: downloaded(place, S3FileSystem.get),
+    "S3Checkpoint.load": lambda place: place.checkpoint.load(place.uri),
+    "convert_checkpoint, to load": converted,
     "S3Checkpoint.load, mapped": lambda place: place.checkpoint.load(place.uri, mmap=True),
 }
 IN_PIECES = {
@@ -94,7 +121,7 @@ IN_PIECES = {
     "backwards": read_backwards,
     "copyfileobj": lambda place: copy_of(place.open()),
     "torch.load": lambda place: torch.load(place.open()),
-    "S3Checkpoint.load": lambda place: place.checkpoint.load(place.uri),
+    "fsspec get_file, into an open file": into_a_file,
     "fsspec open": lambda place: copy_of(place.file_system().open(place.uri)),
 }
 

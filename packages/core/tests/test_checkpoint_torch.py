@@ -16,6 +16,7 @@ from s3torch.core.errors import (
     MissingPackageError,
     NotFoundError,
 )
+from s3torch.core.transfer import checksum
 from s3torch.testing import Fault
 
 torch = pytest.importorskip("torch")
@@ -218,6 +219,23 @@ def test_a_flipped_byte_is_fetched_again(wire, mmap):
     wire.proxy.add(Fault.flip(PART // 2), method="GET")
     with pytest.raises(ChecksumMismatchError):
         checkpoint.load(uri, mmap=mmap)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_parts_of_unequal_sizes_are_no_damage(wire, mmap):
+    data, upload = saved(STATE), {"Bucket": wire.bucket, "Key": "k.pt"}
+    begun = wire.direct.create_multipart_upload(**upload, ChecksumAlgorithm="CRC32", ChecksumType="COMPOSITE")
+    upload["UploadId"], parts = begun["UploadId"], []
+    for number, part in enumerate((data[:PART], data[PART:]), start=1):
+        told = {"ChecksumCRC32": checksum("CRC32", memoryview(part))[1]}
+        etag = wire.direct.upload_part(**upload, PartNumber=number, Body=part, **told)["ETag"]
+        parts.append({"PartNumber": number, "ETag": etag, **told})
+    wire.direct.complete_multipart_upload(
+        **upload, MultipartUpload={"Parts": parts}, ChecksumType="COMPOSITE"
+    )
+    config = S3ClientConfig(transport=wire.transport, part_size=PART)
+    checkpoint = S3Checkpoint("us-east-1", wire.proxy.endpoint, config)
+    check(checkpoint.load(f"s3://{wire.bucket}/k.pt", mmap=mmap))
 
 
 @pytest.mark.parametrize("mmap", [False, True])

@@ -13,10 +13,17 @@ import torch
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 import s3torch.lightning
-from s3torch.core import ConfigurationError, NotFoundError, S3ClientConfig, S3ReaderConstructor
+from s3torch.core import (
+    ChecksumMismatchError,
+    ConfigurationError,
+    NotFoundError,
+    S3ClientConfig,
+    S3ReaderConstructor,
+)
 from s3torch.core.errors import S3Error
 from s3torch.lightning import S3LightningCheckpoint
 from s3torch.lightning.plugin import s3torch_user_agent
+from s3torch.testing import Fault
 
 STATE = {"epoch": 3, "weights": torch.arange(10_000, dtype=torch.float32)}
 
@@ -49,6 +56,21 @@ def test_path_objects_are_repaired(io, folder):
     io.remove_checkpoint(path)
     with pytest.raises(NotFoundError):
         io.load_checkpoint(f"{folder}/a.ckpt")
+
+
+@pytest.mark.promise(2)
+def test_a_flipped_byte_is_fetched_again(io, seaweedfs, fault_proxy, folder):
+    proxy = fault_proxy(seaweedfs)
+    state = {"weights": torch.arange(3_000_000)}
+    io.save_checkpoint(state, f"{folder}/a.ckpt")
+    reader = S3LightningCheckpoint(seaweedfs.region, S3ClientConfig(part_size=5 * 1024**2), proxy.endpoint)
+    rule = proxy.add(Fault.flip(1_000_000), method="GET", skip=1, times=1)
+    assert torch.equal(reader.load_checkpoint(f"{folder}/a.ckpt")["weights"], state["weights"])
+    assert rule.hits == 1
+    proxy.add(Fault.flip(1_000_000), method="GET")
+    with pytest.raises(ChecksumMismatchError):
+        reader.load_checkpoint(f"{folder}/a.ckpt")
+    reader.teardown()
 
 
 @pytest.mark.promise(1)

@@ -180,9 +180,6 @@ def _receive(request: Request[Any], room: int | None, transfer: WorkerTransfer[A
     # Raises if the answer announces other bytes than those that were asked for.
     status = response.status_code
     limit = announced_length(headers, request.byte_range, status=status) if streams else None
-    if limit is None and streams and request.byte_range and "transfer-encoding" not in headers:
-        # A connection that breaks would look like the end.
-        raise TruncatedError("the answer does not tell where its body ends")
     room = room if streams else None
     if room is not None:
         limit = room if limit is None else min(limit, room)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -167,6 +168,23 @@ class TestResume:
         assert "does not have the stored checksum" in ran.err
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.promise(9)
+    @pytest.mark.parametrize("plant", ["link", "fifo", "of somebody else"])
+    def test_what_others_have_put_in_its_place_is_refused(self, command, put, tmp_path, monkeypatch, plant):
+        put({"a": LARGE})
+        self._stop_after_a_piece(command, tmp_path, monkeypatch)
+        (part,) = left_over(tmp_path)
+        begun, elsewhere = part.read_bytes(), tmp_path / "elsewhere"
+        if plant == "of somebody else":
+            monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        else:
+            part.rename(elsewhere)
+            part.symlink_to(elsewhere) if plant == "link" else os.mkfifo(part)
+        code = 1 if plant == "link" else 4
+        command("cp", "--resume", "s3://bucket/a", tmp_path / "here", code=code)
+        assert not (tmp_path / "here").exists()
+        assert (part if plant == "of somebody else" else elsewhere).read_bytes() == begun
+
     @staticmethod
     def _stop_after_a_piece(command, tmp_path, monkeypatch):
         """As Ctrl-C does, while the first piece of a large object is written."""
@@ -195,11 +213,13 @@ def test_a_damaged_download_is_no_file(process, seaweedfs, fault_proxy, tmp_path
     assert "was stored" in ran.err
     assert list(tmp_path.iterdir()) == []
     # What flips on the way once is right the next time.
-    proxy.heal()
-    rule = proxy.add(Fault.flip(1000), method="GET", key="a", times=1)
-    process("cp", f"s3://{bucket}/a", tmp_path / "here", environment=environment)
-    assert rule.hits == 1
-    assert (tmp_path / "here").read_bytes() == LARGE
+    for options in ((), ("--resume",)):
+        proxy.heal()
+        rule = proxy.add(Fault.flip(1000), method="GET", key="a", times=1)
+        process("cp", *options, f"s3://{bucket}/a", tmp_path / "here", environment=environment)
+        assert rule.hits == 1
+        assert (tmp_path / "here").read_bytes() == LARGE
+        (tmp_path / "here").unlink()
 
 
 @pytest.mark.parametrize("way", ["down", "up"])

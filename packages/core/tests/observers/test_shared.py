@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import warnings
 
@@ -77,6 +78,16 @@ def test_a_temporary_folder_goes_away(python):
     folder = Path(python(code).stdout.strip())
     assert folder.name.startswith("s3torch-")
     assert not folder.exists()
+
+
+@pytest.mark.promise(10)
+def test_files_of_other_users_are_not_loaded(client, tmp_path, monkeypatch):
+    counters = SharedCounters(tmp_path, seconds=0)
+    with observe(counters):
+        client.exists("bucket", "k")
+    assert SharedCounters(tmp_path).total().requests == 1
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert SharedCounters(tmp_path).total().requests == 0
 
 
 def test_counting_outlives_the_folder(client, tmp_path):

@@ -102,6 +102,9 @@ def test_what_was_damaged_on_the_way_is_fetched_again(
         loaded, _ = load(place, state, blank_of)
         assert are_same(loaded, state)
         proxy.remove(rule)
+    rule = proxy.add(Fault.flip(index), method="GET", key=".distcp", times=1)
+    assert verify_checkpoint(place.uri("checkpoint"), depth="bytes", client=place.client()).is_whole
+    assert rule.hits == 1
     proxy.add(Fault.flip(0), method="GET", key=".distcp")
     with pytest.raises(CheckpointException) as caught:
         load(place, state, blank_of)

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from s3torch.core.errors import ConfigurationError
+from s3torch.core.errors import ChecksumMismatchError, ConfigurationError
 from s3torch.dcp import AsyncSaver, CheckpointError, S3StorageWriter
 from s3torch.dcp.saving._staging import Staging, mapped, pickled, unpickled
 from s3torch.testing.faults import Fault
@@ -141,6 +142,11 @@ def test_a_process_saves(seaweed_place, writer_of, proxy, state, are_same, blank
         dcp.load(found, storage_reader=seaweed_place.reader("all"))
         assert are_same(found, expected)
         saver.save(filled(1), storage_writer=writer_of()).result()
+        rule = proxy.add(Fault.flip(100, side="request"), method="PUT", key=".distcp")
+        with pytest.raises(CheckpointException, match="ChecksumMismatchError"):
+            saver.save(filled(2), storage_writer=writer_of()).result()
+        proxy.remove(rule)
+        assert loaded(seaweed_place) == 1
         # Another one is started, when it has died in the middle.
         rule = proxy.add(Fault.stall(FOREVER, side="request"), method="PUT", key=".distcp")
         saving = saver.save(filled(2), storage_writer=writer_of())
@@ -153,6 +159,26 @@ def test_a_process_saves(seaweed_place, writer_of, proxy, state, are_same, blank
         assert loaded(seaweed_place) == 1
         saver.save(filled(3), storage_writer=writer_of())
     assert loaded(seaweed_place) == 3
+
+
+@pytest.mark.promise(2)
+def test_bytes_that_flip_on_the_way_are_never_committed(seaweed_place, writer_of, proxy):
+    with AsyncSaver() as saver:
+        saver.save(filled(1), storage_writer=writer_of()).result()
+        for key in (".distcp", ".metadata"):
+            rule = proxy.add(Fault.flip(100, side="request"), method="PUT", key=key)
+            with pytest.raises(CheckpointException) as caught:
+                saver.save(filled(2), storage_writer=writer_of()).result()
+            assert isinstance(caught.value.failures[0][0], ChecksumMismatchError)
+            assert rule.hits
+            proxy.heal()
+            assert loaded(seaweed_place) == 1
+        saver.save(filled(3), storage_writer=writer_of())
+    behind = replace(seaweed_place, config=replace(seaweed_place.config, endpoint=proxy.endpoint))
+    for key in (".metadata", ".distcp"):
+        rule = proxy.add(Fault.flip(100), method="GET", key=key, times=1)
+        assert loaded(behind) == 3
+        assert rule.hits == 1
 
 
 @pytest.mark.promise(7)

@@ -15,13 +15,12 @@ from s3torch.core._client import S3Client
 from s3torch.core._uri import S3Uri, parse_s3_uri
 from s3torch.core.errors import (
     CheckpointFormatError,
-    ChecksumMismatchError,
     ConfigurationError,
     MissingPackageError,
     S3Error,
 )
 from s3torch.core.ranges import split_range
-from s3torch.core.transfer import Wanted, advise_huge_pages, receive
+from s3torch.core.transfer import Wanted, advise_huge_pages, read_again, receive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,16 +121,14 @@ class S3Checkpoint:
         bucket, key = _object_uri(s3_uri)
         options = {"map_location": map_location, "weights_only": weights_only}
         if _maps_by_default() if mmap is None else mmap:
-            return _load_mapped(self._client.open_ranges(bucket, key), **options)
-        with self.reader(s3_uri) as reader:
-            try:
+            source = self._client.open_ranges(bucket, key)
+            return read_again(lambda: _load_mapped(source, **options))
+
+        def load() -> Any:
+            with self.reader(s3_uri) as reader:
                 return _load(reader, **options)
-            except ChecksumMismatchError as exc:
-                if exc.attempts:  # It was asked for twice already.
-                    raise
-        # Nobody has any of it, and what flipped on the way is right the next time.
-        with self.reader(s3_uri) as reader:
-            return _load(reader, **options)
+
+        return read_again(load)
 
     def reader(self, s3_uri: str | os.PathLike[str]) -> S3Reader:
         """Opens an object for reading; nothing is sent before it is read.
@@ -294,13 +291,7 @@ def _downloaded(source: RangeSource) -> Iterator[str]:
         if size:
             with _room(source, size), _mapped(descriptor, size) as view:
                 view[: len(first)] = first
-                try:
-                    receive(source, _wanted(descriptor, view, len(first), source.part_size))
-                except ChecksumMismatchError as exc:
-                    if exc.attempts:
-                        raise
-                    source.verify_whole()
-                    receive(source, _wanted(descriptor, view, 0, source.part_size))
+                receive(source, _wanted(descriptor, view, len(first), source.part_size))
         yield path
 
 

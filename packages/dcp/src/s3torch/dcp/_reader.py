@@ -39,7 +39,7 @@ from s3torch.dcp.loading._replicas import Share, Wants, new_tag, plan_shares, wa
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch.distributed import ProcessGroup
     from torch.distributed.checkpoint._extension import ExtensionRegistry
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from s3torch.core import S3Client, S3ClientConfig, S3Reader, S3ReaderConstructorProtocol
     from s3torch.core.transfer import FetchSource, ObjectSource, RangeSource
+    from s3torch.dcp.loading._checking import Head
     from s3torch.dcp.loading._pieces import StoredChunk
 
 _log = logging.getLogger(__name__)
@@ -124,6 +125,8 @@ class S3StorageReader(FileSystemReader):
     Raises:
         ConfigurationError: An argument is wrong. It is also a ``ValueError``.
     """
+
+    _heads: Mapping[str, Head] = {}
 
     def __init__(
         self,
@@ -278,6 +281,7 @@ class S3StorageReader(FileSystemReader):
                 in_order=self._in_order,
                 verifies=self.fs.client.s3client_config.verify != "off",
                 exchange=exchange,
+                heads=self._heads,
             )
             load.run(files)
         self.verified_bytes, self.unverified_bytes = load.verified

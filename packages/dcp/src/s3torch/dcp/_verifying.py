@@ -83,13 +83,12 @@ def compare_files(
             problems.append(wrong)
         elif depth != "sizes":
             compare = _compare_stored if depth == "checksums" else _compare_bytes
-            is_checked = True
-            for problem in compare(client, join_path(uri, name), known):
-                if problem is None:
-                    is_checked = False
-                else:
-                    problems.append(f"{name} {problem}")
-            if not is_checked:
+            found = list(compare(client, join_path(uri, name), known))
+            if depth == "bytes" and any(found):
+                # What flipped on the way is right the next time.
+                found = list(compare(client, join_path(uri, name), known))
+            problems += (f"{name} {problem}" for problem in found if problem is not None)
+            if None in found:
                 unchecked.append(name)
     return problems, unchecked
 

@@ -20,20 +20,23 @@ from uuid import uuid4
 
 from fsspec.transaction import Transaction
 
-from s3torch.core import PreconditionFailedError, S3Error
+from s3torch.core import ChecksumMismatchError, PreconditionFailedError, S3Error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
     from types import TracebackType
     from typing import IO, Self
 
     from typing_extensions import Buffer
 
-    from s3torch.core import S3Writer
+    from s3torch.core import S3Reader, S3Writer
     from s3torch.fsspec._attributes import S3Attributes
 
 F = TypeVar("F", bound="Callable[..., Any]")
+
+CHUNK = 8 * 1024 * 1024
 
 _log = logging.getLogger(__name__)
 
@@ -289,11 +292,37 @@ def _discard(file: Any) -> None:
     discard()
 
 
+def is_special(target: Path) -> bool:
+    """Whether what is written there is gone at once, as with a pipe."""
+    return target.exists() and not target.is_file()
+
+
+def download(
+    open_reader: Callable[[], S3Reader],
+    open_target: Callable[[], AbstractContextManager[IO[bytes]]],
+    callback: Any,
+) -> None:
+    """Writes an object to a file that is opened when the first bytes are there; counts no wrong bytes."""
+    with open_reader() as remote:
+        chunk, done = remote.read(CHUNK), 0
+        callback.set_size(remote.size)
+        with open_target() as local:
+            try:
+                while chunk:
+                    local.write(chunk)
+                    done += len(chunk)
+                    callback.relative_update(len(chunk))
+                    chunk = remote.read(CHUNK)
+            except ChecksumMismatchError:
+                callback.relative_update(-done)
+                raise
+
+
 @contextmanager
 def replaced(target: Path) -> Iterator[IO[bytes]]:
     """Opens a local file that takes its place when the block has ended well."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists() and not target.is_file():
+    if is_special(target):
         with target.open("wb") as special:
             yield special
         return

@@ -20,7 +20,7 @@ from s3torch.core import ConfigurationError
 from s3torch.core.ranges import MIN_PART_SIZE
 from s3torch.core.transfer import run_ahead
 from s3torch.fsspec._async import S3Coroutines
-from s3torch.fsspec._files import held_back
+from s3torch.fsspec._files import CHUNK, held_back
 from s3torch.fsspec._names import (
     Entry,
     check_distinct,
@@ -31,7 +31,6 @@ from s3torch.fsspec._names import (
     takes_local_inside,
     targets_of,
 )
-from s3torch.fsspec._objects import CHUNK
 from s3torch.fsspec._options import put_options
 from s3torch.fsspec._ranges import S3Contents
 

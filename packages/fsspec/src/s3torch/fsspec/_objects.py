@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,15 +15,19 @@ from fsspec.core import get_compression
 from fsspec.utils import isfilelike
 
 from s3torch.core import ConfigurationError, NotFoundError, PutOptions, S3ReaderConstructor
+from s3torch.core.transfer import read_again
 from s3torch.fsspec._attributes import S3Attributes
 from s3torch.fsspec._files import (
+    CHUNK,
     CompressedFile,
     DirectoryNotEmptyError,
     ObjectExistsError,
     S3Transaction,
     S3WriteFile,
     TextFile,
+    download,
     held_back,
+    is_special,
     replaced,
 )
 from s3torch.fsspec._names import prefix_of
@@ -35,7 +40,6 @@ if TYPE_CHECKING:
 
     from s3torch.core import RangedS3Reader, S3Reader, SequentialS3Reader
 
-CHUNK = 8 * 1024 * 1024
 _MODES = ("rb", "wb", "xb", "ab")
 # What callers of s3fs and fsspec say of how files are cached and cut.
 _HINTS = ("cache_type", "fill_cache", "max_concurrency")
@@ -295,20 +299,18 @@ class S3Files(S3Attributes):
         refuse_but_hints(options, "get_file", *_DOWNLOAD_HINTS)
         if outfile is None and isfilelike(lpath):
             outfile = lpath
-        with self._sequential(rpath, version_id) as remote:
-            try:
-                chunk = remote.read(CHUNK)
-            except NotFoundError:
-                if outfile is not None or not self.isdir(rpath):
-                    raise
-                Path(lpath).mkdir(parents=True, exist_ok=True)
-                return
-            callback.set_size(remote.size)
-            with nullcontext(outfile) if outfile is not None else replaced(Path(lpath)) as local:
-                while chunk:
-                    local.write(chunk)
-                    callback.relative_update(len(chunk))
-                    chunk = remote.read(CHUNK)
+        reader = partial(self._sequential, rpath, version_id)
+        if outfile is not None:
+            download(reader, lambda: nullcontext(outfile), callback)
+            return
+        target = Path(lpath)
+        fetch = partial(download, reader, lambda: replaced(target), callback)
+        try:
+            fetch() if is_special(target) else read_again(fetch)
+        except NotFoundError:
+            if not self.isdir(rpath):
+                raise
+            target.mkdir(parents=True, exist_ok=True)
 
     @held_back
     def cp_file(self, path1: Any, path2: Any, options: PutOptions | None = None, **given: Any) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from s3torch.core import ConfigurationError, PutOptions, S3Client, S3Uri, UserAgent
+from s3torch.core.transfer import read_again
 from s3torch.lightning._background import BackgroundSaves
 from s3torch.lightning._paths import METADATA, checkpoint_uri
 from s3torch.lightning._shared_load import load_from_rank_0, ranks_are_many
@@ -161,11 +162,21 @@ class S3LightningCheckpoint(CheckpointIO):
     ) -> dict[str, Any]:
         self._wait_for(uri)
         open_reader = partial(self._client.get_object, *uri, reader_constructor=self._reader_constructor)
-        with load_from_rank_0(open_reader) if together and ranks_are_many() else open_reader() as file:
-            checkpoint: dict[str, Any] = torch.load(
-                cast("IO[bytes]", file), map_location, weights_only=as_torch_takes_it(weights_only)
-            )
-        return checkpoint
+
+        def load() -> dict[str, Any]:
+            with load_from_rank_0(open_reader) if together and ranks_are_many() else open_reader() as opened:
+                file = cast("IO[bytes]", opened)
+                try:
+                    checkpoint: dict[str, Any] = torch.load(
+                        file, map_location, weights_only=as_torch_takes_it(weights_only)
+                    )
+                except AttributeError:
+                    # torch puts it in the place of what a file raises; a reader that failed raises again.
+                    file.read(0)
+                    raise
+            return checkpoint
+
+        return read_again(load)
 
     def _wait_for(self, uri: S3Uri) -> None:
         if self._background is not None:

@@ -6,9 +6,11 @@ import hashlib
 import mimetypes
 import os
 import re
+import stat
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from errno import EACCES
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import uuid4
@@ -23,7 +25,7 @@ from s3torch.core.errors import (
     TransferCancelledError,
 )
 from s3torch.core.ranges import MIB
-from s3torch.core.transfer import PartedChecksum
+from s3torch.core.transfer import PartedChecksum, read_again
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 STANDARD_STREAM = Path("-")
 _PIECE = 8 * MIB
 _NO_NAME = {"", ".", ".."}
+_NO_LINK = os.O_NOFOLLOW | os.O_NONBLOCK
 _MD5 = re.compile(r'"([0-9a-f]{32})"')
 # Of these the checksum of a whole can be made without knowing its parts; the fastest first.
 _COMPARABLE = ("CRC64NVME", "CRC32C", "CRC32")
@@ -143,16 +146,7 @@ class Copier:
     def _download(self, source: S3Uri, path: Path, info: ObjectInfo | None) -> Outcome:
         if not self.resume:
             with _fresh_file(path) as file:
-                try:
-                    return Outcome(self._read(source, info, file))
-                except ChecksumMismatchError as exc:
-                    if exc.attempts:  # It was asked for twice already.
-                        raise
-                # What flipped on the way is right the next time.
-                self.advance(-file.tell())
-                file.seek(0)
-                file.truncate()
-                return Outcome(self._read(source, info, file))
+                return Outcome(read_again(lambda: self._read(source, info, file)))
         head = self.client.head_object(*source)
         if path.is_file():
             with path.open("rb") as file:
@@ -168,15 +162,13 @@ class Copier:
         version = hashlib.sha256(f"{source}\n{head.etag}".encode()).hexdigest()[:16]
         part = path.with_name(f".{path.name}.{version}.part")
         part.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("a+b") as file:
+        with _begun_file(part) as file:
             begin = file.seek(0, os.SEEK_END)
             if begin > head.size:
                 begin = file.truncate(0)
             self.advance(begin)
             try:
-                with self.client.get_object(*source, object_info=head) as reader:
-                    reader.seek(begin)
-                    count = self._pump(reader, file)
+                count = read_again(lambda: self._read(source, head, file, begin))
             except (ChecksumMismatchError, ObjectChangedError):
                 part.unlink()
                 raise
@@ -194,8 +186,13 @@ class Copier:
         part.replace(path)
         return Outcome(count)
 
-    def _read(self, source: S3Uri, info: ObjectInfo | None, file: Any) -> int:
+    def _read(self, source: S3Uri, info: Any, file: BinaryIO, begin: int = 0) -> int:
+        # What has come in an attempt before was not what is stored.
+        self.advance(begin - file.seek(0, os.SEEK_END))
+        file.truncate(begin)
+        file.seek(begin)
         with self.client.get_object(*source, object_info=info) as reader:
+            reader.seek(begin)
             return self._pump(reader, file)
 
     def _pump(self, source: Any, target: Any) -> int:
@@ -284,6 +281,16 @@ def _fresh_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(FileNotFoundError):
             part.unlink()
+
+
+def _begun_file(path: Path) -> BinaryIO:
+    """Opens a file that this user may have begun; others can guess its name, too."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _NO_LINK, 0o666)
+    facts = os.fstat(descriptor)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
+        os.close(descriptor)
+        raise PermissionError(EACCES, "it is not a file of this user", str(path))
+    return os.fdopen(descriptor, "a+b")
 
 
 def _are_same(one: HeadObjectResult, other: HeadObjectResult | None) -> bool:

@@ -8,9 +8,10 @@ import shutil
 import tempfile
 import time
 from contextlib import suppress
+from errno import ENOENT
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from s3torch.core._process import PerProcess
 from s3torch.core.observers._counters import CounterSnapshot, TransferCounters
@@ -31,8 +32,8 @@ class SharedCounters(TransferCounters):
 
     Args:
         folder: Where the files are, a folder of this object alone; if it is missing, one is made that only
-            this user can enter. ``None`` makes a temporary one, which goes away with this process. Whoever
-            can write there is trusted: the files are pickles.
+            this user can enter. ``None`` makes a temporary one, which goes away with this process. Files of
+            other users are left out: they are pickles.
         seconds: How old the counts of a busy process may be.
 
     Example:
@@ -87,9 +88,18 @@ def counts_in(folder: Path) -> dict[Path, CounterSnapshot]:
     """Reads what processes have written into a folder, by the paths of their files."""
     found = {}
     for path in sorted(folder.glob(f"*{_SUFFIX}")):
-        with suppress(FileNotFoundError):
-            found[path] = pickle.loads(path.read_bytes())  # noqa: S301 - A process of this user wrote it.
+        with suppress(FileNotFoundError), _open_own(path) as file:
+            found[path] = pickle.load(file)  # noqa: S301 - A process of this user wrote it.
     return found
+
+
+def _open_own(path: Path) -> BinaryIO:
+    """Opens a file of this user; one of somebody else is not there."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if os.fstat(descriptor).st_uid != os.geteuid():
+        os.close(descriptor)
+        raise FileNotFoundError(ENOENT, "it belongs to another user", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def writer_of(path: Path) -> int:

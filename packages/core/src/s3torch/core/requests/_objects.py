@@ -52,6 +52,8 @@ NO_LENGTH = "MissingContentLength"
 PARTIAL = 206
 # What brings an object.
 OBJECT_STATUS = {200, PARTIAL}
+# What tells where a body ends.
+_ENDS = {"content-length", "content-range", "transfer-encoding"}
 _RESTORE = re.compile(r'ongoing-request="(true|false)"(?:, expiry-date="([^"]*)")?')
 _EMPTY = HeadObjectResult(etag="", size=0, last_modified=0)
 # What an XML parser would change.
@@ -349,7 +351,7 @@ def announced_length(
         The length, ``None`` where the response does not announce one.
 
     Raises:
-        TruncatedError: The response has other bytes than those that were asked for.
+        TruncatedError: The response has other bytes than those that were asked for, or an unknown end.
         ServerError: It has no bytes of an object, or a malformed length.
     """
     if status not in OBJECT_STATUS:
@@ -359,7 +361,11 @@ def announced_length(
     found = CONTENT_RANGE.fullmatch(told)
     if found is None:
         is_whole = not told and status != PARTIAL
-        if is_whole and (byte_range is None or _may_be(length, byte_range)):
+        if is_whole and byte_range is None:
+            return length
+        if is_whole and byte_range is not None and not byte_range.start and (length or 0) <= len(byte_range):
+            # All bytes of a small object are the answer to such a range.
+            check_end(headers)
             return length
         raise TruncatedError(f"the store answered a request for a range without a range ({status}, {told!r})")
     first, last, size = (int(number) for number in found.groups())
@@ -370,9 +376,10 @@ def announced_length(
     return stop - start
 
 
-def _may_be(length: int | None, byte_range: ByteRange) -> bool:
-    """Whether all bytes of an object of this length are the answer to a range."""
-    return byte_range.start == 0 and (length is None or length <= len(byte_range))
+def check_end(headers: Mapping[str, str]) -> None:
+    """Refuses an answer whose body ends with the connection: one that breaks looks the same."""
+    if headers.keys().isdisjoint(_ENDS):
+        raise TruncatedError("the answer does not tell where its body ends")
 
 
 def _content_length(headers: Mapping[str, str]) -> int | None:

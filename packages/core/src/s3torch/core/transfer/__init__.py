@@ -14,6 +14,7 @@ from s3torch.core.transfer._checksums import (
     encoded_crc,
     is_computable,
     piece_algorithm,
+    read_again,
 )
 from s3torch.core.transfer._ranges import (
     InOrder,
@@ -51,6 +52,7 @@ __all__ = [
     "is_computable",
     "new_bytes",
     "piece_algorithm",
+    "read_again",
     "receive",
     "run_ahead",
 ]

@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3torch.core._config import CHECKSUM_ALGORITHMS, checksum_type
 from s3torch.core.errors import ChecksumMismatchError, ConfigurationError
@@ -26,6 +26,8 @@ from s3torch.core.ranges import MAX_OBJECT_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+V = TypeVar("V")
 
 _log = logging.getLogger(__name__)
 
@@ -314,3 +316,23 @@ def _checksum(algorithm: str, data: memoryview) -> str:
 def encoded(raw: bytes) -> str:
     """Returns a checksum as S3 writes it."""
     return base64.b64encode(raw).decode("ascii")
+
+
+def read_again(read: Callable[[], V]) -> V:
+    """Calls what reads all of an object, and once more if the bytes do not have the checksum of the store.
+
+    What flipped on the way is right the next time. Who hands bytes out before the last has come cannot do so.
+
+    Raises:
+        ChecksumMismatchError: The object was fetched twice and is not what was stored.
+    """
+    try:
+        return read()
+    except ChecksumMismatchError as exc:
+        if exc.attempts:  # It was fetched twice already.
+            raise
+    try:
+        return read()
+    except ChecksumMismatchError as exc:
+        exc.attempts = 2
+        raise

@@ -13,6 +13,7 @@ from s3torch.core import parse_s3_uri
 from s3torch.core.errors import NotFoundError, S3Error
 from s3torch.core.models import PutOptions
 from s3torch.core.ranges import MIB
+from s3torch.core.transfer import read_again
 from s3torch.dcp._filesystem import join_path, path_text
 
 if TYPE_CHECKING:
@@ -55,9 +56,13 @@ def read_all(place: str | os.PathLike[str], client: S3Client) -> bytes:
 
 def download(place: str | os.PathLike[str], target: Path, client: S3Client) -> None:
     """Writes an object to a file."""
-    with client.get_object(*parse_s3_uri(place)) as reader, target.open("xb") as file:
-        while data := reader.read(_PIECE):
-            file.write(data)
+
+    def fetch() -> None:
+        with client.get_object(*parse_s3_uri(place)) as reader, target.open("wb") as file:
+            while data := reader.read(_PIECE):
+                file.write(data)
+
+    read_again(fetch)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from s3torch.core import S3Client, S3ReaderConstructor
 from s3torch.core.errors import NotFoundError
+from s3torch.core.transfer import read_again
 from s3torch.dcp._filesystem import checked_uri, join_path, read_whole
 from s3torch.dcp._metadata import (
     CHECKSUMS,
@@ -66,11 +67,12 @@ class S3HuggingFaceStorageReader(S3StorageReader):
     _files: Mapping[str, ObjectInfo] = {}
 
     def _metadata(self) -> Metadata:
-        self._files = {}
+        self._files, self._heads = {}, {}
         found = shared(self._survey, self._process_group)
         if found is None:
             return super()._metadata()
         self._files = found.files
+        self._heads = {name: header.head for name, header in found.headers.items()}
         index = found.index
         metadata = metadata_of(found.headers, None if index is None else index.weight_map, where=self.path)
         if index is not None:
@@ -138,7 +140,7 @@ def load_file(
         NotFoundError: There is no such file.
         CheckpointError: It is not in the format.
     """
-    return _load_all(_FileReader(path, client), device)
+    return read_again(lambda: _load_all(_FileReader(path, client), device))
 
 
 def load_sharded(
@@ -156,8 +158,11 @@ def load_sharded(
         NotFoundError: There is no safetensors file.
         CheckpointError: A file is not in the format, or something is missing or there twice.
     """
-    loaded = _load_all(S3HuggingFaceStorageReader(None, path, s3_client=client), device)
-    return dict(sorted(loaded.items()))
+
+    def load() -> dict[str, torch.Tensor]:
+        return _load_all(S3HuggingFaceStorageReader(None, path, s3_client=client), device)
+
+    return dict(sorted(read_again(load).items()))
 
 
 class _FileReader(S3HuggingFaceStorageReader):
@@ -171,7 +176,7 @@ class _FileReader(S3HuggingFaceStorageReader):
     def _survey(self) -> _Survey:
         (header,) = read_headers({join_path(self.path, self.name): self._file}).values()
         # Where the tensors would belong in larger ones is of no interest.
-        return _Survey({}, {self.name: FileHeader(header.tensors, {})}, None)
+        return _Survey({}, {self.name: replace(header, metadata={})}, None)
 
     def _open_file(self, _: str) -> ObjectSource:
         return self._file

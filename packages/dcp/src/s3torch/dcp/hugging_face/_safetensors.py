@@ -19,8 +19,10 @@ from torch.distributed.checkpoint._hf_utils import _metadata_fn
 from s3torch.core import S3Client, parse_s3_uri
 from s3torch.core.errors import ConfigurationError, RangeNotSatisfiableError
 from s3torch.core.ranges import KIB, MIB
+from s3torch.core.transfer import compute_crc
 from s3torch.dcp._metadata import MALFORMED, CheckpointError, FileFacts, sizes_of
 from s3torch.dcp._tensors import TensorLayout, storage_entry
+from s3torch.dcp.loading._checking import HEAD_ALGORITHM, Head
 from s3torch.dcp.saving._values import HostValues
 
 if TYPE_CHECKING:
@@ -86,10 +88,11 @@ class FileTensor(TensorLayout):
 
 @dataclass(frozen=True, slots=True)
 class FileHeader:
-    """What is in a file."""
+    """What is in a file, and what is needed to verify that."""
 
     tensors: tuple[FileTensor, ...]
     metadata: Mapping[str, str]
+    head: Head
 
 
 def make_header(
@@ -152,7 +155,9 @@ def parse_header(head: bytes, *, where: str, size: int | None = None) -> FileHea
         raise CheckpointError(f"{where} cannot be read: {exc}") from exc
     tensors.sort(key=lambda one: (one.start, one.stop))
     _check_places(tensors, begin, size, where)
-    return FileHeader(tuple(tensors), metadata)
+    end = tensors[-1].stop if tensors else begin
+    crc = compute_crc(HEAD_ALGORITHM, memoryview(head)[:begin])
+    return FileHeader(tuple(tensors), metadata, Head(begin, end, crc))
 
 
 def _check_places(tensors: Sequence[FileTensor], begin: int, size: int | None, where: str) -> None:

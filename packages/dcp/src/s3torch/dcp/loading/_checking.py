@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from s3torch.core.ranges import Span
-    from s3torch.core.transfer import FetchSource, MemoryBudget, ObjectRange
+    from s3torch.core.transfer import FetchSource, MemoryBudget, ObjectRange, ObjectSource
 
 # So much more of a load may be fetched, so that pieces of which it wants only a part can be compared.
 _WIDENED_SHARE = 0.03
+HEAD_ALGORITHM = "CRC32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +188,51 @@ class Padding:
         if self._memory is None:
             self._memory = memoryview(bytearray(self.stop - self.start))
         return self._memory
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What is before the tensors of a file of which nothing else can be compared.
+
+    Attributes:
+        stop: Where the tensors begin.
+        size: The size of the file, which ends with the last tensor.
+        crc: The CRC32 of the bytes that were parsed.
+    """
+
+    stop: int
+    size: int
+    crc: int
+
+
+class WholeFile(Padding):
+    """The head of a file that the store's checksum verifies as a whole: fetched again, with all tensors.
+
+    Args:
+        source: The file.
+        head: What is known of it.
+    """
+
+    def __init__(self, source: ObjectSource, head: Head) -> None:
+        super().__init__(0, head.stop)
+        self._source = source
+        self._crc = head.crc
+        source.verify_whole()
+
+    def compare(self) -> None:
+        """Compares the head, which is verified now, with the one that was parsed.
+
+        Raises:
+            ChecksumMismatchError: A byte of that one has flipped on the way.
+        """
+        if compute_crc(HEAD_ALGORITHM, self.open()) != self._crc:
+            raise ChecksumMismatchError(
+                "the head of the file was read before with other bytes, so what was made of it may be wrong; "
+                "load it again",
+                operation="GetObject",
+                bucket=self._source.bucket,
+                key=self._source.key,
+            )
 
 
 def union(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from torch.distributed.checkpoint.planner import LoadItemType
 
 from s3torch.core.ranges import MIB, plan_parts
-from s3torch.core.transfer import fetch
+from s3torch.core.transfer import ObjectSource, fetch, read_again
 from s3torch.dcp._filesystem import join_path
 from s3torch.dcp._tensors import TensorLayout, noted_layout, parse_archive, tensor_of
 from s3torch.dcp.loading._arrivals import Arrivals
-from s3torch.dcp.loading._checking import CheckedSource, CheckPlan, plan_checks, union
+from s3torch.dcp.loading._checking import CheckedSource, CheckPlan, WholeFile, plan_checks, union
 from s3torch.dcp.loading._pieces import (
     HeadPiece,
     InFlight,
@@ -32,17 +32,17 @@ from s3torch.dcp.loading._pieces import (
 from s3torch.dcp.loading._replicas import SMALL_ITEM, needs_head
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
     from contextlib import ExitStack
 
     from torch.distributed.checkpoint.planner import LoadPlanner
 
     from s3torch.core.ranges import Part
-    from s3torch.core.transfer import Fetch, FetchSource, ObjectSource
+    from s3torch.core.transfer import Fetch, FetchSource
     from s3torch.dcp._filesystem import S3FileSystem
     from s3torch.dcp.loading._arrivals import LoadPiece
-    from s3torch.dcp.loading._checking import Check
+    from s3torch.dcp.loading._checking import Check, Head
     from s3torch.dcp.loading._exchange import Exchange
     from s3torch.dcp.loading._pieces import StoredChunk
 
@@ -67,6 +67,7 @@ class PlannedLoad:
         verifies: Compares what arrives with the checksums that the writer has noted.
         device: Copies to an accelerator; ``None`` for that of this process, if it has one.
         exchange: The other ranks of the load, where they read for each other.
+        heads: What is known of files that have no checksums of their pieces, by their paths.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class PlannedLoad:
         verifies: bool = True,
         device: ToDevice | None = None,
         exchange: Exchange | None = None,
+        heads: Mapping[str, Head] | None = None,
     ) -> None:
         self._open = open_source
         self._planner = planner
@@ -91,6 +93,8 @@ class PlannedLoad:
         self._verifies = verifies
         self._device = device or ToDevice()
         self._exchange = exchange
+        self._heads = heads or {}
+        self._whole: list[WholeFile] = []
         self._sources: dict[str, FetchSource] = {}
         self._checks = CheckPlan({}, {}, 0, 0)
         self._read = self._compared = 0
@@ -114,6 +118,17 @@ class PlannedLoad:
             S3Error: A file is missing, damaged, or cannot be read.
         """
         chunks = [(path, chunk) for path, chunks in files.items() for chunk in chunks]
+        if self._heads and self._exchange is None:
+            # The same files again: they know by then where the parts end that their checksums are of.
+            read_again(lambda: self._run(chunks))
+        else:
+            self._run(chunks)
+        for file in self._whole:
+            file.compare()
+
+    def _run(self, chunks: Sequence[tuple[str, StoredChunk]]) -> None:
+        self._read = self._compared = 0
+        self._whole.clear()
         layouts = self.layouts(chunks)
         pieces: dict[str, list[LoadPiece]] = {}
         checks: dict[str, list[Check]] = {}
@@ -127,6 +142,8 @@ class PlannedLoad:
         self._checks = plan_checks(pieces, checks, widens=self._exchange is None)
         for path, paddings in self._checks.paddings.items():
             pieces[path] += paddings
+        if self._verifies and self._exchange is None:
+            self._verify_whole(pieces, checks)
         decoding = _Decoding(self._threads, self._give)
         with closing(self._arriving(pieces)) as arrived, closing(decoding):
             for piece in arrived:
@@ -137,6 +154,23 @@ class PlannedLoad:
                     decoding.add(piece.chunk, len(view), partial(self._value, piece.chunk, view))
             decoding.finish()
         self._device.finish()
+
+    def _verify_whole(
+        self, pieces: dict[str, list[LoadPiece]], checks: Mapping[str, Sequence[Check]]
+    ) -> None:
+        """Has the store's checksums compared of files of which all tensors, and so all bytes, are wanted."""
+        for path, wanted in pieces.items():
+            head = self._heads.get(path)
+            if head is None or checks.get(path):
+                continue
+            if union((one.start, one.stop) for one in wanted) == [(head.stop, head.size)]:
+                source = self._source(path)
+                if isinstance(source, ObjectSource):
+                    self._whole.append(WholeFile(source, head))
+                    wanted.append(self._whole[-1])
+
+    def _source(self, path: str) -> FetchSource:
+        return self._sources.get(path) or self._sources.setdefault(path, self._open(path))
 
     def layouts(self, chunks: Iterable[tuple[str, StoredChunk]]) -> dict[int, TensorLayout]:
         """Finds out where the tensors are, from what the writer has noted, else from the archives' heads."""
@@ -184,7 +218,7 @@ class PlannedLoad:
         files: list[tuple[FetchSource, list[Part[LoadPiece]]]] = []
         all_wanted = [(path, some, gap) for pieces, gap in passes for path, some in pieces.items()]
         for path, wanted, max_gap in all_wanted:
-            source = self._sources.get(path) or self._sources.setdefault(path, self._open(path))
+            source = self._source(path)
             fitting = None
             if (checks := self._checks.files.get(path)) is not None:
                 source, fitting = CheckedSource(source, checks), checks.fitting

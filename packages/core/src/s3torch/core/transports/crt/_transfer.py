@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from s3torch.core._process import start_thread
 from s3torch.core.errors import S3Error, TransferCancelledError, TruncatedError
 from s3torch.core.requests import Answer
-from s3torch.core.requests._objects import OBJECT_STATUS
+from s3torch.core.requests._objects import OBJECT_STATUS, check_end
 from s3torch.core.transports import decide_retry, tell_retry
 from s3torch.core.transports.crt._errors import NO_ETAG, NO_RANGE, error_of
 from s3torch.core.transports.crt._watch import timer
@@ -30,8 +30,6 @@ T = TypeVar("T")
 # A native request that is still connecting takes many seconds to end.
 _CANCEL_SECONDS = 0.5
 _OK = 200
-# What tells where a body ends.
-_LENGTHS = {"content-length", "content-range", "transfer-encoding"}
 
 
 class CrtTransfer(Future[T]):
@@ -373,9 +371,9 @@ class Receiver:
     def judge(self, request: Request[T]) -> T:
         """Returns the result of what came back for an attempt that the CRT calls a success."""
         brings_object = request.streams and self._status in OBJECT_STATUS
-        if brings_object and self._headers.keys().isdisjoint(_LENGTHS):
-            # Up to the end of the connection the CRT reads nothing.
-            raise TruncatedError("the answer does not tell where its body ends")
+        if brings_object:
+            # Up to the end of the connection the CRT reads nothing, whatever was asked for.
+            check_end(self._headers)
         if not self.has_buffer:
             body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
             return request.result(

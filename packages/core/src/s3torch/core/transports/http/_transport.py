@@ -258,9 +258,6 @@ class Download(Generic[T]):
         missing = None if length is None else length - self._received
         if is_all and None not in {answer.length, missing} and answer.length != missing:
             raise TruncatedError(f"the answer announces {answer.length} of {missing} bytes")
-        if length is None and not answer.is_chunked and self._wanted is not None:
-            # A connection that breaks would look like the end, and nobody knows the size of the object.
-            raise TruncatedError("the answer does not tell where its body ends")
         if answer.length is None or length is None:
             self._receive_pieces(answer, connection, buffer, length)
         elif buffer is not None:

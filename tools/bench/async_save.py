@@ -2,9 +2,10 @@
 
 Each case saves the same tensors several times, in a process of its own. "blocked" is the time until the call
 returns, of the second and later saves, also as a multiple of a plain copy of the tensors into memory that is
-there. "loop" is how fast Python code runs while the save goes on, compared with no save; it shares the
-processors with whatever saves. "beside" is the processor time that other threads of its process take for a
-save: for so long, at most, they can have the interpreter's lock.
+there, which each process makes before each save; "plain copy" does nothing else. "loop" is how fast Python
+code runs while the save goes on, compared with no save; it shares the processors with whatever saves.
+"beside" is the processor time that other threads of its process take for a save: for so long, at most, they
+can have the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shutil
 import statistics
 import sys
 import time
+from concurrent.futures import Future
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,6 @@ from states import mixed_state, quiet, size_from_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
 
 SIZE = size_from_environment(1024 * MIB)
 SAVES = 4
@@ -76,7 +77,25 @@ def connector() -> Callable[[dict[str, Any]], Future[Any]]:
     return torch_with(lambda: S3StorageWriter(REGION, _path(), connector_config()))
 
 
+def plain_copy() -> Callable[[dict[str, Any]], Future[Any]]:
+    """No save: only what each of them has to do before the tensors may change."""
+    there: dict[str, Any] = {}
+
+    def save(state: dict[str, Any]) -> Future[Any]:
+        for key, one in state.items():
+            if key in there:
+                there[key].copy_(one)
+            else:
+                there[key] = one.clone()
+        saved = Future[Any]()
+        saved.set_result(None)
+        return saved
+
+    return save
+
+
 CASES: dict[str, Callable[[], Callable[[dict[str, Any]], Future[Any]]]] = {
+    "plain copy": plain_copy,
     "s3torch, thread": lambda: s3torch(process=False),
     "s3torch, process": lambda: s3torch(process=True),
     "torch, tmpfs": on_tmpfs,
@@ -87,9 +106,11 @@ CASES: dict[str, Callable[[], Callable[[dict[str, Any]], Future[Any]]]] = {
 def _turns(seconds: float, until: Callable[[], bool]) -> float:
     """Runs Python code; returns how many turns it makes per second."""
     start, turns = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds and not until():
+    while True:
         for number in range(1000):
             turns += number & 1
+        if until() or time.perf_counter() - start > seconds:
+            break
     return turns / (time.perf_counter() - start)
 
 

@@ -118,17 +118,19 @@ def _rank(rank: int, folder: str, replicas: Any, endpoint: str) -> dict[str, flo
     figures = {}
     with ExitStack() as stack:
         stack.callback(dist.destroy_process_group)
-        # Connections and imports are not what is asked for.
-        for part in (dict(list(state.items())[-1:]), state):
+        small = dict(list(state.items())[-1:])
+        # Connections and imports are not what is asked for: first each rank reads, then they exchange.
+        world: Any = dist.group.WORLD
+        steps: list[tuple[dict[str, Any], Any, Any]]
+        steps = [(small, None, None), (small, replicas, world), (state, replicas, world)]
+        for part, how, group in steps:
             dist.barrier()
             Path("/proc/self/clear_refs").write_text("5")
             before, start, busy = _memory("VmRSS"), time.perf_counter(), time.process_time()
-            if replicas == "gloo":
+            if how == "gloo":
                 _broadcast(part)
             else:
-                reader = S3StorageReader(
-                    REGION, PATH, endpoint=endpoint, replicas=replicas, process_group=dist.group.WORLD
-                )
+                reader = S3StorageReader(REGION, PATH, endpoint=endpoint, replicas=how, process_group=group)
                 dcp.load(part, storage_reader=reader)
             cpu = torch.tensor(time.process_time() - busy)
             dist.all_reduce(cpu)

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -210,6 +210,12 @@ def test_missing_bytes(given_spans, start, size):
     st.lists(st.integers(1, 12), min_size=1, max_size=30),
     st.integers(12, 40),
     st.lists(st.tuples(st.integers(0, 200), st.integers(1, 60)), min_size=1, max_size=8),
+)
+# A check that begins with a piece and ends in a padding behind it.
+@example(
+    [5, 6, 3, 7, 7, 10, 11, 9, 6, 8, 3, 3, 10, 7, 10, 8, 4, 3, 10],
+    14,
+    [(169, 1), (97, 7), (83, 37), (157, 35), (36, 21), (161, 57)],
 )
 def test_what_is_compared_is_never_cut(sizes, part_size, wanted):
     edges = [sum(sizes[:n]) for n in range(len(sizes) + 1)]

@@ -145,7 +145,7 @@ def plan_parts(
         max_gap: Bytes between two pieces up to which one request fetches both. ``None`` fetches at most about
             a tenth more than what is wanted.
         fitting: Returns where a part may end that begins at the first number: at the second, or between the
-            two. ``None`` where it may end anywhere.
+            two; at the first, if what begins there would be cut. ``None`` where it may end anywhere.
     """
     parts: list[Part[S]] = []
     for group in _groups(sorted(pieces, key=lambda piece: (piece.start, piece.stop)), max_gap):
@@ -185,12 +185,17 @@ def _cut(group: Sequence[S], part_size: int, fitting: Callable[[int, int], int])
         while group[first].stop <= position:
             first += 1
         position = max(position, group[first].start)
-        stop = fitting(position, min(position + part_size, end))
+        longest = min(position + part_size, end)
+        stop = fitting(position, longest)
+        if stop == position:  # What begins here is longer than a part.
+            stop = longest
         inside = _between(group, first, position, stop)
         begun = [piece for piece in inside if piece.start <= position]
+        own = fitting(position, min(stop, begun[0].stop))
         alone = _between(group, first, position, min(stop, begun[0].stop))
-        if len(alone) == 1 and (len(inside) == 1 or begun[0].stop - position >= part_size // 2):
-            stop = fitting(position, min(stop, begun[0].stop))
+        is_large = len(inside) == 1 or begun[0].stop - position >= part_size // 2
+        if own > position and len(alone) == 1 and is_large:
+            stop = own
             yield Part(position, stop, (begun[0],), is_direct=True)
         else:
             stop = min(stop, max(piece.stop for piece in inside))

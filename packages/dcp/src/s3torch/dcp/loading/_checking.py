@@ -69,9 +69,12 @@ class FileChecks:
         self._starts = [check.start for check in self._checks]
 
     def fitting(self, start: int, stop: int) -> int:
-        """Returns where a request that begins at ``start`` ends, so that it cuts nothing that is compared."""
+        """Returns where a request that begins at ``start`` ends, so that it cuts nothing that is compared.
+
+        That is ``start`` itself, where what begins there ends behind ``stop``.
+        """
         index = bisect_left(self._starts, stop) - 1
-        if index >= 0 and self._checks[index].stop > stop and self._starts[index] > start:
+        if index >= 0 and self._checks[index].stop > stop and self._starts[index] >= start:
             return self._starts[index]
         return stop
 

@@ -46,6 +46,8 @@ DIST = ROOT / "dist"
 TOOLS = ("build>=1.2", "twine>=6", "check-wheel-contents>=0.6")
 # In an order in which each package comes after those that it needs.
 ORDER = ("core", "testing", "datasets", "dcp", "fsspec", "lightning", "compat")
+# What the tests of a package use besides: all of them servers, and some an optional sibling.
+TESTED_WITH = {"lightning": ("testing", "datasets", "dcp")}
 
 
 class NotReadyError(Exception):
@@ -276,22 +278,26 @@ def prepare_tests(
     shutil.rmtree(tree, ignore_errors=True)
     shutil.rmtree(place / "sdist", ignore_errors=True)
     target = tree / "packages" / package.folder
-    target.mkdir(parents=True)
+    target.parent.mkdir(parents=True)
     with tarfile.open(package.built(".tar.gz")) as archive:
         archive.extractall(place / "sdist", filter="data")
     (unpacked,) = (place / "sdist").iterdir()
-    shutil.move(unpacked / "tests", target / "tests")
+    shutil.move(unpacked, target)
+    # What is installed is tested.
+    shutil.rmtree(target / "src")
     for name in ("conftest.py", "pyproject.toml"):
         shutil.copy(ROOT / name, tree / name)
     python = place / "bin" / "python"
-    testing = [one.built(".whl") for one in closure(packages["testing"], packages)]
+    users = [packages[name] for name in TESTED_WITH.get(package.folder, ("testing",))]
+    siblings = {one.name: one for user in users for one in closure(user, packages)}
+    wheels = [one.built(".whl") for one in siblings.values()]
     described = ROOT / "pyproject.toml"
-    step = Step(place / "tests-installed", (described.read_text(encoding="utf-8"), contents(testing)))
+    step = Step(place / "tests-installed", (described.read_text(encoding="utf-8"), contents(wheels)))
     if step.is_done():
         return
     limits = [] if constraint is None else ["--constraint", str(constraint)]
     group = ["--group", f"{described}:test"]
-    run(python, "-m", "pip", "install", "--quiet", *map(str, testing), *group, *limits)
+    run(python, "-m", "pip", "install", "--quiet", *map(str, wheels), *group, *limits)
     step.done()
 
 

@@ -4,25 +4,33 @@
     python3 tools/dev.py release --check --no-tests      only build, look at and install the packages
     python3 tools/dev.py release --check --only fsspec   of one package
     python3 tools/dev.py release --check --with oldest   with the oldest dependencies only
+    python3 tools/dev.py release --check --keep FOLDER   go on where an earlier run with this folder ended
+    python3 tools/dev.py release --check --only core --with newest --keep FOLDER -- packages/core/tests/cli
 
 Versions, changelog and sibling ranges have to agree. Each package is built; what was built is checked by
 twine and check-wheel-contents. Then each wheel is installed alone, with the siblings that it needs, in fresh
 environments: one with the newest dependencies and one with the oldest that it declares. In each, pip finds
 nothing wrong, the package can be imported, and the tests from its sdist pass. What was built is in ``dist``.
+
+With ``--keep`` the environments stay in a folder. The next run uses them again, and what was built, as long
+as the sources are the same. So the check can be run in pieces: by package, environment, and folder of tests.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
 import tomllib
 import venv
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,13 +39,15 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
 TOOLS = ("build>=1.2", "twine>=6", "check-wheel-contents>=0.6")
 # In an order in which each package comes after those that it needs.
 ORDER = ("core", "testing", "datasets", "dcp", "fsspec", "lightning", "compat")
+# What the tests of a package use besides: all of them servers, and some an optional sibling.
+TESTED_WITH = {"lightning": ("testing", "datasets", "dcp")}
 
 
 class NotReadyError(Exception):
@@ -88,25 +98,83 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--with", choices=("newest", "oldest"), dest="kind", help="only these dependencies")
     parser.add_argument("--no-tests", action="store_true", help="do not run the tests of the sdists")
     parser.add_argument("--constraint", type=Path, help="versions for pip, such as a CPU build of torch")
+    parser.add_argument("--keep", type=Path, help="a folder for the environments, for the next run")
+    parser.add_argument("pytest", nargs="*", help="what pytest gets; all tests of the package by default")
     chosen = parser.parse_args(arguments)
+    heed_ctrl_c()
     packages = {folder: read(folder) for folder in ORDER}
     try:
         agree(packages.values())
-        with tempfile.TemporaryDirectory(prefix="s3torch-release-") as folder:
-            build(Path(folder), packages.values())
+        with workplace(chosen.keep) as folder:
+            build(folder, packages.values())
             for name in chosen.only or ORDER:
                 for kind in (chosen.kind,) if chosen.kind else ("newest", "oldest"):
-                    place = Path(folder) / f"{name}-{kind}"
+                    place = folder / f"{name}-{kind}"
                     oldest = kind == "oldest"
                     install(place, packages[name], packages, oldest=oldest, constraint=chosen.constraint)
                     if not chosen.no_tests:
-                        run_tests(place, packages[name], packages, constraint=chosen.constraint)
-                    shutil.rmtree(place)
+                        prepare_tests(place, packages[name], packages, constraint=chosen.constraint)
+                        run_tests(place, chosen.pytest or ["packages"])
+                    if chosen.keep is None:
+                        shutil.rmtree(place)
     except (NotReadyError, subprocess.CalledProcessError) as error:
         print(f"not ready: {error}")
         return 1
-    print("ready")
+    print("ready" if not chosen.pytest else "these tests pass")
     return 0
+
+
+def heed_ctrl_c() -> None:
+    """Lets Ctrl-C end what is started from here, as tests expect.
+
+    A job that a script puts in the background ignores it, and hands that on to all that it starts.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def workplace(keep: Path | None) -> Iterator[Path]:
+    """Gives a folder for the environments, which stays where somebody has named it."""
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        yield keep.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="s3torch-release-") as folder:
+        yield Path(folder)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that need not be done again while what it was made of is the same.
+
+    Attributes:
+        stamp: A file that exists when it is done.
+        parts: What it is made of.
+    """
+
+    stamp: Path
+    parts: tuple[object, ...]
+
+    @property
+    def _digest(self) -> str:
+        return hashlib.sha256(repr((sys.version, *self.parts)).encode()).hexdigest()
+
+    def is_done(self) -> bool:
+        """Whether an earlier run did this, with the same parts."""
+        return self.stamp.exists() and self.stamp.read_text() == self._digest
+
+    def done(self) -> None:
+        """Notes that it is done."""
+        self.stamp.write_text(self._digest)
+
+
+def contents(files: Iterable[Path]) -> str:
+    """Returns a digest of the names and contents of files."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        content = file.read_bytes()
+        digest.update(f"{file.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 def read(folder: str) -> Package:
@@ -143,6 +211,11 @@ def agree(packages: Iterable[Package]) -> None:
 
 def build(folder: Path, packages: Iterable[Package]) -> None:
     """Builds and checks a wheel and an sdist of each package."""
+    files = (path for path in ROOT.glob("packages/**/*") if path.suffix != ".pyc" and path.is_file())
+    step = Step(folder / "built", (contents(files),))
+    if step.is_done() and DIST.exists():
+        print("built and checked before, of the same sources")
+        return
     shutil.rmtree(DIST, ignore_errors=True)
     tools = make_environment(folder / "tools", TOOLS)
     for package in packages:
@@ -153,6 +226,7 @@ def build(folder: Path, packages: Iterable[Package]) -> None:
     wheels = [name for name in built if name.endswith(".whl")]
     # The packages share the namespace s3torch, and compat has two packages, by intention: W009.
     run(tools, "-m", "check_wheel_contents", "--ignore", "W009", *wheels)
+    step.done()
 
 
 def install(
@@ -164,10 +238,15 @@ def install(
     if oldest:
         fixed = {Requirement(line).name for line in limits if not line.startswith("#")}
         limits += [line for line in lower_bounds(wanted) if Requirement(line).name not in fixed]
-    wheels = [str(one.built(".whl")) for one in wanted]
-    python = make_environment(place, wheels, limits)
+    wheels = [one.built(".whl") for one in wanted]
+    step = Step(place / "installed", (limits, contents(wheels)))
+    if step.is_done():
+        print(f"{place.name}: installed before, from the same wheels")
+        return
+    python = make_environment(place, map(str, wheels), limits)
     run(python, "-m", "pip", "check")
     run(python, "-c", f"import {package.imported}")
+    step.done()
 
 
 def closure(package: Package, packages: Mapping[str, Package]) -> list[Package]:
@@ -191,30 +270,47 @@ def lower_bounds(packages: Iterable[Package]) -> list[str]:
     return [f"{name}=={version}" for name, version in sorted(oldest.items())]
 
 
-def run_tests(
+def prepare_tests(
     place: Path, package: Package, packages: Mapping[str, Package], *, constraint: Path | None
 ) -> None:
-    """Runs the tests from the sdist of a package in the environment where it is installed."""
+    """Unpacks the tests from the sdist of a package, and installs what they need."""
     tree = place / "tree"
+    shutil.rmtree(tree, ignore_errors=True)
+    shutil.rmtree(place / "sdist", ignore_errors=True)
     target = tree / "packages" / package.folder
-    target.mkdir(parents=True)
+    target.parent.mkdir(parents=True)
     with tarfile.open(package.built(".tar.gz")) as archive:
         archive.extractall(place / "sdist", filter="data")
     (unpacked,) = (place / "sdist").iterdir()
-    shutil.move(unpacked / "tests", target / "tests")
+    shutil.move(unpacked, target)
+    # What is installed is tested.
+    shutil.rmtree(target / "src")
     for name in ("conftest.py", "pyproject.toml"):
         shutil.copy(ROOT / name, tree / name)
     python = place / "bin" / "python"
-    testing = [str(one.built(".whl")) for one in closure(packages["testing"], packages)]
-    group = ["--group", f"{ROOT / 'pyproject.toml'}:test"]
+    users = [packages[name] for name in TESTED_WITH.get(package.folder, ("testing",))]
+    siblings = {one.name: one for user in users for one in closure(user, packages)}
+    wheels = [one.built(".whl") for one in siblings.values()]
+    described = ROOT / "pyproject.toml"
+    step = Step(place / "tests-installed", (described.read_text(encoding="utf-8"), contents(wheels)))
+    if step.is_done():
+        return
     limits = [] if constraint is None else ["--constraint", str(constraint)]
-    run(python, "-m", "pip", "install", "--quiet", *testing, *group, *limits)
-    run(python, "-m", "pytest", "-q", "--numprocesses=auto", "--dist=loadscope", "packages", cwd=tree)
+    group = ["--group", f"{described}:test"]
+    run(python, "-m", "pip", "install", "--quiet", *map(str, wheels), *group, *limits)
+    step.done()
+
+
+def run_tests(place: Path, arguments: Sequence[str]) -> None:
+    """Runs the tests that were unpacked, in the environment where their package is installed."""
+    python = place / "bin" / "python"
+    options = ("-q", "--numprocesses=auto", "--dist=loadscope")
+    run(python, "-m", "pytest", *options, *arguments, cwd=place / "tree")
 
 
 def make_environment(place: Path, requirements: Iterable[str], limits: Iterable[str] = ()) -> Path:
     """Makes an environment with packages in it; returns its Python."""
-    venv.create(place, with_pip=True, symlinks=True)
+    venv.create(place, with_pip=True, symlinks=True, clear=True)
     python = place / "bin" / "python"
     # 25.1: dependency groups.
     run(python, "-m", "pip", "install", "--quiet", "pip>=25.1")

@@ -48,7 +48,7 @@ def main() -> None:
     dist.all_gather_object(everything, seen)
     if dist.get_rank() == 0:
         keys = [key for part in everything for key in part]
-        print(f"{len(keys)} samples, {len(set(keys))} different, on {len(everything)} ranks")
+        print(f"world size {len(everything)}: {len(keys)} samples, {len(set(keys))} different")
     dist.destroy_process_group()
 
 

@@ -42,7 +42,7 @@ def main() -> None:
         load(model, optimizer, options.root)
     total = checksum(model)
     if dist.get_rank() == 0:
-        print(f"{options.action}: {dist.get_world_size()} ranks, checksum {total:.6f}")
+        print(f"{options.action}: world size {dist.get_world_size()}, checksum {total:.6f}")
     dist.destroy_process_group()
 
 

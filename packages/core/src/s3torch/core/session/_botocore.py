@@ -37,7 +37,7 @@ _PLACES = (
     "environment variables, the AWS files (profile {profile}), assumed roles, web identity, SSO, "
     "a credential process, container or instance metadata"
 )
-_WAY_OUT = (
+WAY_OUT = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a profile, or use unsigned=True for public data"
 )
 
@@ -179,7 +179,7 @@ def session_credentials(session: BotocoreSession, *, profile: str | None) -> Cre
         raise NoCredentialsError(f"credentials could not be loaded: {exc}") from bare_cause(exc)
     if not access or not secret:
         named = profile or os.environ.get("AWS_PROFILE") or "default"
-        raise NoCredentialsError(f"no credentials found in {_PLACES.format(profile=named)}; {_WAY_OUT}")
+        raise NoCredentialsError(f"no credentials found in {_PLACES.format(profile=named)}; {WAY_OUT}")
     return _checked(access, secret, token)
 
 

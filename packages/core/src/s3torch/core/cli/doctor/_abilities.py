@@ -30,6 +30,7 @@ _NO_CHECKSUMS = (
     "reads are compared by length and ETag alone, so damage in transit or in the store goes unnoticed; "
     "checkpoints of s3torch-dcp keep checksums of their own"
 )
+_NO_SETTING = "no setting helps; use another store, or a newer release of this one"
 _NO_CONDITIONS = (
     "of two jobs that save to one path at the same moment, one may replace the other's checkpoint without an "
     "error"
@@ -62,7 +63,8 @@ def _kept_checksums(checksums: Any, key: str) -> Finding:
         )
         return Finding(_TOPIC, "reading", Severity.OK, f"{key} can be read; kept with it: {listed}")
     text = f"{key} can be read, but no checksum is kept with it: {_NO_CHECKSUMS}"
-    return Finding(_TOPIC, "reading", Severity.NOTE, text, "--write shows whether the store keeps any")
+    remedy = "what s3torch stores carries one; --write shows whether this store keeps it"
+    return Finding(_TOPIC, "reading", Severity.NOTE, text, remedy)
 
 
 def try_abilities(client: S3Client, bucket: str, prefix: str) -> list[Finding]:
@@ -100,12 +102,13 @@ class _Trial:
             return
         yield self._try("checksums", self._checksums, Severity.WARNING, _NO_CHECKSUMS)
         yield self._try("conditional PUT", self._condition, Severity.WARNING, _NO_CONDITIONS)
-        text = "an object that is replaced while it is read may be noticed late, by its length or checksum"
-        yield self._try("conditional GET", self._pinned_read, Severity.WARNING, text)
+        text = "an object that is replaced while it is read is noticed late, by the ETag of an answer"
+        yield self._try("conditional GET", self._pinned_read, Severity.NOTE, text)
         text = "cp within S3 and consolidation move bytes through this machine"
         yield self._try("CopyObject", self._copy, Severity.NOTE, text)
-        text = "uploads of more than one part fail; raise part_size above the size of your objects"
-        yield self._try("multipart upload", self._multipart, Severity.ERROR, text)
+        text = "uploads of more than one part fail"
+        remedy = "raise S3ClientConfig(part_size=…) above the size of your objects, or use another store"
+        yield self._try("multipart upload", self._multipart, Severity.ERROR, text, remedy)
         text = "objects over 5 GiB are not copied within S3, and what did not change is sent again"
         yield self._try("UploadPartCopy", self._part_copy, Severity.NOTE, text)
         text = "many objects are deleted one by one, which takes longer"
@@ -117,7 +120,7 @@ class _Trial:
                 writer.write(_CONTENT)
             same = self._client.get_object(self._bucket, self._key).read() == _CONTENT
         except AccessDeniedError as error:
-            text = f"these keys may not write: {error.message} [{error.code}]"
+            text = f"these keys may not write [{error.code or error.status}]"
             actions = "s3:PutObject, s3:GetObject, s3:DeleteObject and s3:AbortMultipartUpload"
             remedy = f"allow {actions} on arn:aws:s3:::{self._bucket}/{self._folder.rpartition('.')[0]}*"
             return Finding(_TOPIC, "writing", Severity.ERROR, text, remedy)
@@ -135,7 +138,9 @@ class _Trial:
         return Finding(_TOPIC, "writing", Severity.OK, "an object was stored and came back unchanged")
 
     @staticmethod
-    def _try(name: str, trial: Callable[[], str], severity: Severity, without: str) -> Finding:
+    def _try(
+        name: str, trial: Callable[[], str], severity: Severity, without: str, remedy: str = _NO_SETTING
+    ) -> Finding:
         """Tries one ability; a trial returns what it saw, or raises or is refused where there is none."""
         try:
             return Finding(_TOPIC, name, Severity.OK, trial())
@@ -144,13 +149,9 @@ class _Trial:
         except S3Error as error:
             told = error.code or error.status or type(error).__name__
             why = f"refused ({told})"
-        return Finding(
-            _TOPIC,
-            name,
-            severity,
-            f"{why}: {without}",
-            "no setting helps; use another store, or a newer release of this one",
-        )
+        if severity is Severity.NOTE:
+            remedy = "nothing has to be done"
+        return Finding(_TOPIC, name, severity, f"{why}: {without}", remedy)
 
     def _checksums(self) -> str:
         head = self._client.head_object(self._bucket, self._key)

@@ -200,9 +200,11 @@ def _refused(error: S3Error, bucket: str) -> Finding:
     elif isinstance(error, WrongRegionError):
         where = error.expected_region
         text = error.message
-        remedy = f"--region {where}, AWS_REGION={where}" if where else "give the region of the bucket"
+        remedy = (
+            f"give --region {where}, or set AWS_REGION={where}" if where else "give the region of the bucket"
+        )
     elif isinstance(error, NotFoundError):
-        text, remedy = f"there is no bucket {bucket}", "correct its name, the endpoint, or create it"
+        text, remedy = f"there is no bucket {bucket}", "correct its name or the endpoint, or create it"
     elif isinstance(error, ThrottledError):
         text, remedy = (
             error.message,

@@ -95,12 +95,15 @@ def _memory(config: S3ClientConfig) -> Finding:
 def _open_files(config: S3ClientConfig) -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = config.connections + _OTHER_FILES
-    most = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
     facts = {"soft": soft, "hard": hard, "connections": config.connections}
     text = f"{soft:,} at most, for up to {config.connections} connections"
     if soft == resource.RLIM_INFINITY or soft >= max(needed, _ROOMY_FILES):
         return Finding(_MACHINE, "open files", Severity.OK, text, facts=facts)
-    remedy = f"ulimit -n {max(needed, 4 * _ROOMY_FILES)} before the job starts (the hard limit is {most})"
+    wanted = max(needed, 4 * _ROOMY_FILES)
+    remedy = f"ulimit -n {wanted} before the job starts"
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        ways = f"limits.conf, LimitNOFILE= of systemd, docker run --ulimit nofile={wanted}"
+        remedy = f"raise the hard limit, which is {hard:,} ({ways}), and {remedy}"
     if soft < needed:
         remedy += f"; or S3ClientConfig(max_connections={max(1, (soft - _OTHER_FILES // 4) // 2)})"
         text += ": too low, requests and imports will fail under load"

@@ -9,7 +9,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from s3torch.core.cli.findings import Finding, Severity
 from s3torch.core.errors import NoCredentialsError, S3Error
-from s3torch.core.session._botocore import is_outside_aws
+from s3torch.core.session._botocore import WAY_OUT, is_outside_aws
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +56,8 @@ def _guarded(name: str, look: Any) -> Iterator[Finding]:
     try:
         yield look()
     except NoCredentialsError as exc:
-        yield Finding(_TOPIC, name, Severity.ERROR, exc.message, _GET_KEYS)
+        # The message ends with what a program can do.
+        yield Finding(_TOPIC, name, Severity.ERROR, exc.message.removesuffix(f"; {WAY_OUT}"), _GET_KEYS)
     except S3Error as exc:
         yield Finding(_TOPIC, name, Severity.ERROR, exc.message, "correct this setting")
 
@@ -103,7 +104,7 @@ def _is_near(url: str) -> bool:
 def _address(session: AwsSession, bucket: str) -> Finding:
     address = session.endpoint(bucket)
     in_path = address.base_path.rstrip("/").endswith(bucket)
-    style = "in the path" if in_path else "before the host"
+    style = "in the path" if in_path else "in the name of the host"
     text = f"{address.scheme}://{address.host}{address.base_path}, the bucket {style}"
     facts = {"host": address.host, "path_style": in_path, "signing_region": address.signing_region}
     return Finding(_TOPIC, "address", Severity.OK, text, facts=facts)

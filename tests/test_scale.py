@@ -132,7 +132,7 @@ def test_what_failed_before_succeeds_now():
 
 
 def test_a_save_of_a_thousand_nodes_into_a_new_range_of_keys_loses_far_less():
-    """Each rank began anew with short pauses after each request; of a save like this a thousandth failed."""
+    """Each rank began anew with short pauses after each request, and gave up before S3 had split it."""
 
     def forgetful(error, attempt, *, attempts, **_):
         return decide_retry(error, attempt, attempts=attempts)
@@ -140,8 +140,8 @@ def test_a_save_of_a_thousand_nodes_into_a_new_range_of_keys_loses_far_less():
     save = scenarios.save(scenarios.DEFAULT, 1000, 10 * TB, 1)
     before = scenarios.alone(save, shrink=50, policy=Policy(forgetful))
     now = scenarios.alone(save, shrink=50)
-    assert before.given_up > 10
-    assert now.given_up < before.given_up / 5
+    assert before.given_up > 0
+    assert now.given_up == 0
     assert now.refused < 0.7 * before.refused
     assert now.seconds < 1.1 * before.seconds
 

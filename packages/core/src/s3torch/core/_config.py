@@ -223,6 +223,11 @@ class S3ClientConfig:
         return None if self.checksum_algorithm == _OFF else self.checksum_algorithm or CHECKSUM_ALGORITHMS[0]
 
     @property
+    def verifies(self) -> bool:
+        """Whether what is read is compared with the checksums that the store keeps."""
+        return (self.verify or self.checksum_algorithm) != _OFF
+
+    @property
     def connections(self) -> int:
         """How many connections a client of this process may have."""
         return self.max_connections or connections_share(self.throughput_target_gbps)

@@ -279,7 +279,7 @@ class S3StorageReader(FileSystemReader):
                 max_gap=getattr(self._reader_constructor, "max_gap_size", None),
                 threads=self.thread_count,
                 in_order=self._in_order,
-                verifies=self.fs.client.s3client_config.verify != "off",
+                verifies=self.fs.client.s3client_config.verifies,
                 exchange=exchange,
                 heads=self._heads,
             )

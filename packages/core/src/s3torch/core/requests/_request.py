@@ -213,7 +213,7 @@ def request_headers(
         ConfigurationError: The function that gives the customer's key fails, or gives none.
     """
     headers = [("Host", endpoint.host), ("User-Agent", context.user_agent), *request.headers]
-    if context.config.verify == "off" and _ASKS_FOR_CHECKSUMS in headers:
+    if _ASKS_FOR_CHECKSUMS in headers and not context.config.verifies:
         headers.remove(_ASKS_FOR_CHECKSUMS)
     headers += common_headers(context.config, request.operation)
     if request.method in _WITH_BODY:

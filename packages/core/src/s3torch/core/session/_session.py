@@ -202,8 +202,7 @@ class AwsSession:
         profile = self._session().get_scoped_config() if is_mentioned else {}
         if checksums_when_required("response_checksum_validation", profile):
             config = replace(config, verify=config.verify or "off")
-        verifies = (config.verify or config.checksum_algorithm) != "off"
-        config = replace(config, verify="on" if verifies else "off")
+        config = replace(config, verify="on" if config.verifies else "off")
         if checksums_when_required("request_checksum_calculation", profile):
             config = replace(config, checksum_algorithm=config.checksum_algorithm or "off")
         style = "path" if config.force_path_style else config.addressing_style or profile_style(profile)

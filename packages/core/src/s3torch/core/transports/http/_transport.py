@@ -185,9 +185,7 @@ class HttpTransport:
             if answer.status < FIRST_ERROR_STATUS and download is not None:
                 return download.receive(answer, connection, buffer)
             limit = _MAX_ANSWER if answer.status < FIRST_ERROR_STATUS else _MAX_ERROR_BODY
-            content = connection.body(answer, limit)
-            region = endpoint.signing_region
-            return request.result(Answer(answer.status, answer.headers, content, len(content), region))
+            return request.result(_answer(answer, connection.body(answer, limit), endpoint.signing_region))
         finally:
             transfer.give_back()
 
@@ -209,6 +207,11 @@ class HttpTransport:
             )
         headers += connection.headers
         return request_head(request.method, connection.target_prefix + target, headers)
+
+
+def _answer(head: ResponseHead, body: bytes, region: str) -> Answer:
+    # Here, because no frame of an error may keep a body: some servers quote the request in it.
+    return Answer(head.status, head.headers, body, len(body), region)
 
 
 class Download(Generic[T]):

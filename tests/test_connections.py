@@ -108,6 +108,6 @@ def test_few_connections_serve_a_store_that_answers_at_once(server, transport):
 
 @every_transport
 def test_latency_is_worth_connections(server, transport):
-    with TcpRelay(port_of(server), latency=0.05) as relay:
+    with TcpRelay(port_of(server), latency=0.15) as relay:
         read_all(server, relay, transport)
     assert relay.opened > 16

@@ -13,7 +13,6 @@ import pickle
 import signal
 import sys
 import threading
-import time
 import traceback
 import warnings
 from contextlib import contextmanager
@@ -37,8 +36,6 @@ from s3torch.dcp.loading._exchange import Exchange
 from s3torch.dcp.loading._pieces import ToDevice
 
 WIDTH = 1024
-# How long a rank stays where others hang.
-PATIENCE = 50
 
 
 def state_of(seed=3):
@@ -257,25 +254,17 @@ def dying(job):
     state = blank(job.there)
     try:
         job.load(state)
-    except (CheckpointError, CheckpointException) as exc:
+    except CheckpointError as exc:
         return {"error": str(exc), "again": str(pickle.loads(pickle.dumps(exc)))}
-    raise AssertionError("it should have failed")
-
-
-def killed_early(job):
-    """A rank is killed while it reads the metadata, as all do."""
-    job.load(blank(job.there))
     raise AssertionError("it should have failed")
 
 
 class Dying(Exchange):
     """Dies in the midst of an agreement: those that hear of it first are not the same that ask next."""
 
-    last = 1
-
     def _wait(self, messages, problems):
         super()._wait(messages, problems)
-        if self.turn == self.last and len(messages) == 2:
+        if self.turn == 1 and len(messages) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -283,26 +272,6 @@ def dying_while_all_agree(job):
     """A rank dies when it has told one of the others that all is well, and none of the rest."""
     if job.rank == 1:
         _reader.Exchange = Dying
-    return dying(job)
-
-
-def dying_while_another_fails(job):
-    """So it does when another one has told it alone that it has failed."""
-    Dying.last = 0
-    return dying_while_all_agree(job)
-
-
-class DyingLate(Exchange):
-    """Dies when the rounds are over, as while it reads what it wants alone."""
-
-    def __exit__(self, *error):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def dying_late(job):
-    """A rank dies when the others have all that they have in common."""
-    if job.rank == 1:
-        _reader.Exchange = DyingLate
     return dying(job)
 
 
@@ -344,20 +313,7 @@ def run(job, rank):
             result["found"] = globals()[job["task"]](Job(job, rank))
     except BaseException:  # noqa: BLE001 - The test shows it.
         result["error"] = traceback.format_exc()
-    file = Path(job["folder"], str(rank))
-    file.write_text(json.dumps(result))
-    if job["task"].startswith("dying") and not outlasts_others(job):
-        file.write_text(json.dumps({"error": "the others did not end while this rank was there"}))
-
-
-def outlasts_others(job):
-    """Stays until all but the killed rank have ended, which then do not owe it to the end of this one."""
-    ends = time.monotonic() + PATIENCE
-    while time.monotonic() < ends:
-        if sum(file.name.isdigit() for file in Path(job["folder"]).iterdir()) >= len(job["endpoints"]) - 1:
-            return True
-        time.sleep(0.01)
-    return False
+    Path(job["folder"], str(rank)).write_text(json.dumps(result))
 
 
 def start(job, rank):

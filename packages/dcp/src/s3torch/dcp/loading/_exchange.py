@@ -1,20 +1,12 @@
 """Ranks of a load hand each other what they have read, over their process group.
 
-All messages go directly from one rank to another, with two tags that only this load has: whatever else is
-sent over the group meanwhile, also by other threads, does not meet them. A round begins with an agreement:
-each rank tells that its bytes for the round are there, or why they will never be, and in a logarithmic number
-of steps all know of all. When everything is loaded, all agree twice more.
-
-A rank that dies closes its connections, which those that it talks to notice at once and tell the others. So
-of what a rank knows when an agreement begins, all that live hear something in it: the failure itself, or
-that a rank has gone which had to pass it on. But when a rank dies in the midst of an agreement, some have
-heard of it and others, to whom all is well, go on. Hence whoever hears that a rank has gone
-
-- sends what the others wait for in this round, without waiting for it,
-- comes to the next agreement, as do those who have heard of any failure. In that one all hear of it;
-- sends what he would tell in the one after, to which those come that have only heard of it now.
-
-So nobody waits for a rank that has left, whichever rank dies when, unless it is after the last agreement.
+All messages go directly from one rank to another, with a tag that only this load has: whatever else is sent
+over the group meanwhile, also by other threads, does not meet them. A round begins with an agreement: each
+rank tells that its bytes for the round are there, or why they will never be, and in a logarithmic number of
+steps all know of all. So a rank that fails takes nobody by surprise, and no message is left behind. A rank
+that dies closes its connections, which those that it talks to notice at once and tell the others. When it
+dies in the midst of an agreement, some have heard of it and others have not. Those who have send their bytes
+nevertheless, for which the others wait, and all agree once more.
 """
 
 from __future__ import annotations
@@ -44,8 +36,6 @@ _NOTICE = 2 * KIB
 _LONGEST = 1000
 # What a notice begins with where a rank has gone, and so others may not know of it.
 _GONE = "\x01"
-# What was sent to ranks that may not come for it needs its memory for as long as they could.
-_left_behind: list[_Message] = []
 
 
 class RankGoneError(CheckpointError):
@@ -94,8 +84,7 @@ def group_for_bytes(group: ProcessGroup | None) -> ProcessGroup | None:
 class Exchange:
     """What one rank does for the others in one load, and they for it. A context manager around the load.
 
-    An error in its block is told to the others, which raise ``CheckpointError`` in their next round, or at
-    the end of their block.
+    An error in its block is told to the others, which raise ``CheckpointError``.
 
     Args:
         share: What was planned.
@@ -114,24 +103,21 @@ class Exchange:
         self.reading = ""
         self._group = group
         self._where = where
-        self._is_over = False
+        self._loss = ""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if self._is_over:
+        if error is None or not self.is_open():
             return
-        failure = ""
-        if error is not None:
-            about = f"rank {self.share.rank} could not load {self.reading or 'its part'} of {self._where}"
-            error.add_note(about)
-            failure = f"{about}: {type(error).__name__}: {error}"[:_LONGEST]
-        self.turn, self._is_over = self.share.turns, True
-        # Of a rank that dies in the first of these all that live hear in the second.
-        failure = self._agree(self._agree(failure))
-        if failure and (error is None or failure.startswith(_GONE)):
-            raise _error_of(failure) from error
+        about = f"rank {self.share.rank} could not load {self.reading or 'its part'} of {self._where}"
+        error.add_note(about)
+        self.turn = self.share.turns
+        failure = f"{about}: {type(error).__name__}: {error}"[:_LONGEST]
+        self._agree(failure)
+        if self._loss:
+            raise RankGoneError(f"{failure}; {self._loss}") from error
 
     def is_open(self) -> bool:
         """Whether there are more rounds."""
@@ -147,49 +133,32 @@ class Exchange:
         Raises:
             CheckpointError: A rank has failed.
         """
-        for one in slices:
-            memory(one)  # What fails here is told to the others.
         failure = self._agree("")
         self.turn += 1
-        if not failure:
-            failure = self._move(slices, memory)
-        elif failure.startswith(_GONE):
-            nowhere = memoryview(bytearray(max((one.size for one in slices), default=0)))
-            messages, _ = self._start_moving(slices, lambda one: nowhere[: one.size], [])
-            _left_behind.extend(messages)
+        if not failure or failure.startswith(_GONE):
+            problem = self._move(slices, memory)
+            failure = failure or problem
+            if failure and self.is_open():
+                # The others may come to the next agreement without knowing.
+                failure = self._agree(failure)
         if failure:
-            self.turn, self._is_over = self.share.turns, True
-            failure = self._agree(failure)
-            if failure.startswith(_GONE):
-                for before, after in self._steps():
-                    _left_behind.extend(self._tell(failure, _notice(""), before, after, []))
-            raise _error_of(failure)
+            self.turn = self.share.turns
+            kind = RankGoneError if failure.startswith(_GONE) else CheckpointError
+            raise kind(failure.removeprefix(_GONE))
 
     def _move(self, slices: Sequence[Slice], memory: Callable[[Slice], memoryview]) -> str:
         """Moves the bytes of a round; returns what went wrong."""
         problems: list[str] = []
-        messages, unpacking = self._start_moving(slices, memory, problems)
-        self._wait(messages, problems)
-        for packet, small in unpacking:
-            for there, one in _places(packet, small):
-                memory(one)[:] = there
-        return _joined(problems)
-
-    def _start_moving(
-        self, slices: Sequence[Slice], memory: Callable[[Slice], memoryview], problems: list[str]
-    ) -> tuple[list[_Message], list[tuple[memoryview, list[Slice]]]]:
-        """Starts all messages of a round; returns also the packets in which small slices arrive."""
         packets: dict[tuple[int, ...], memoryview] = {}
         incoming, outgoing = self._by_peer(slices)
         messages: list[_Message] = []
         unpacking: list[tuple[memoryview, list[Slice]]] = []
-        tag = self.share.tag + 1
         for peer, some in incoming.items():
             targets, small = _by_message(some, memory)
             if small:
                 targets.append(_packet(small))
                 unpacking.append((targets[-1], small))
-            messages += self._started(dist.irecv, targets, peer, tag, problems)
+            messages += self._started(dist.irecv, targets, peer, problems)
         for peer, some in outgoing.items():
             sources, small = _by_message(some, memory)
             if small:
@@ -200,8 +169,12 @@ class Exchange:
                     for there, one in _places(packets[key], small):
                         there[:] = memory(one)
                 sources.append(packets[key])
-            messages += self._started(dist.isend, sources, peer, tag, problems)
-        return messages, unpacking
+            messages += self._started(dist.isend, sources, peer, problems)
+        self._wait(messages, problems)
+        for packet, small in unpacking:
+            for there, one in _places(packet, small):
+                memory(one)[:] = there
+        return "".join(problems[:1])
 
     def _by_peer(self, slices: Iterable[Slice]) -> tuple[dict[int, list[Slice]], dict[int, list[Slice]]]:
         """Returns what this rank gets from each other one, and what it sends to each."""
@@ -220,40 +193,27 @@ class Exchange:
 
         In each step a rank tells what it knows to one further away; after the last all know of all.
         """
-        for before, after in self._steps():
-            heard, problems = _notice(""), list[str]()
-            self._wait(self._tell(failure, heard, before, after, problems), problems)
-            failure = _joined([failure, _text(heard), *problems])
-        return failure
-
-    def _steps(self) -> Iterator[tuple[int, int]]:
-        """Yields from whom this rank hears in each step of an agreement, and whom it tells."""
         peers = self.share.peers
         place, step = peers.index(self.share.rank), 1
         while step < len(peers):
-            yield peers[place - step], peers[(place + step) % len(peers)]
+            known, heard = _notice(failure), _notice("")
+            before, after = peers[place - step], peers[(place + step) % len(peers)]
+            problems: list[str] = []
+            messages = self._started(dist.irecv, [heard], before, problems)
+            messages += self._started(dist.isend, [known], after, problems)
+            self._wait(messages, problems)
+            failure = failure or _text(heard) or "".join(problems[:1])
             step *= 2
-
-    def _tell(
-        self, failure: str, heard: memoryview, before: int, after: int, problems: list[str]
-    ) -> list[_Message]:
-        """Starts one step of an agreement."""
-        messages = self._started(dist.irecv, [heard], before, self.share.tag, problems)
-        return messages + self._started(dist.isend, [_notice(failure)], after, self.share.tag, problems)
+        return failure
 
     def _started(
-        self,
-        start: Callable[..., Any],
-        buffers: Iterable[memoryview],
-        peer: int,
-        tag: int,
-        problems: list[str],
+        self, start: Callable[..., Any], buffers: Iterable[memoryview], peer: int, problems: list[str]
     ) -> list[_Message]:
         messages: list[_Message] = []
         for buffer in buffers:
             memory = torch.frombuffer(buffer, dtype=torch.uint8)
             try:
-                work = start(memory, peer, group=self._group, tag=tag)
+                work = start(memory, peer, group=self._group, tag=self.share.tag)
             except RuntimeError as exc:
                 problems.append(self._gone(peer, exc))
             else:
@@ -268,24 +228,8 @@ class Exchange:
                 problems.append(self._gone(one.peer, exc))
 
     def _gone(self, peer: int, error: RuntimeError) -> str:
-        text = f"{_GONE}rank {peer} has gone while it loaded its part of {self._where}: {error}"
-        return text[:_LONGEST]
-
-
-def _joined(failures: Iterable[str]) -> str:
-    """Returns what there is to tell: a rank that has gone, if any, and the first failure of another kind."""
-    gone = other = ""
-    for one in failures:
-        if one.startswith(_GONE):
-            gone = gone or one
-        else:
-            other = other or one
-    return f"{gone}; {other}" if gone and other and other not in gone else gone or other
-
-
-def _error_of(failure: str) -> CheckpointError:
-    kind = RankGoneError if failure.startswith(_GONE) else CheckpointError
-    return kind(failure.removeprefix(_GONE))
+        self._loss = f"rank {peer} has gone while it loaded its part of {self._where}: {error}"[:_LONGEST]
+        return _GONE + self._loss
 
 
 def _by_message(

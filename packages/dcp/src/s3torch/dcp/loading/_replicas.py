@@ -97,7 +97,7 @@ class Share:
         turns: How many rounds it takes.
         slices: Those that this rank reads or receives, in order.
         layouts: Where tensors are in chunks of which nobody has noted it, by file, start and stop.
-        tag: Tells the messages of this load from all others, as does the next number.
+        tag: Tells the messages of this load from all others.
     """
 
     rank: int
@@ -109,11 +109,8 @@ class Share:
 
 
 def new_tag() -> int:
-    """Returns the tag of a load: one that no other load has, most likely, and no message of a user.
-
-    The next one is of the same load.
-    """
-    return _FIRST_TAG + 2 * random.randrange(_FIRST_TAG // 2)  # noqa: S311 - It is no secret.
+    """Returns the tag of a load: one that no other load has, most likely, and no message of a user."""
+    return _FIRST_TAG + random.randrange(_FIRST_TAG)  # noqa: S311 - It is no secret.
 
 
 def wants_of(files: Mapping[str, Iterable[StoredChunk]], *, rank: int, group: str) -> Wants:
@@ -173,7 +170,7 @@ def plan_shares(
     Args:
         wants: What each rank wants, in any order.
         layouts: Where the tensors are in chunks that several want and of which nobody has noted it.
-        tag: A number of ``new_tag``.
+        tag: Any number, which no other load that goes on has.
 
     Returns:
         What each rank has to do, by its number; ranks that share nothing are not among them.

@@ -133,7 +133,7 @@ class ObjectSource(RangeSource):
         if self._size is not None and start >= min(stop, self._size):
             return _NoBytes()
         runtime = self._handle.get()
-        verifies = self._is_whole and runtime.config.verify != "off"
+        verifies = self._is_whole and runtime.config.verifies
         # The answer to a request without a range has the checksum of the object, so an object that may be
         # small is asked for so, too, as far as the transport can end the answer.
         may_be_small = verifies and self._size is None and start == 0 and stop >= self.part_size
@@ -186,7 +186,7 @@ class ObjectSource(RangeSource):
                 key=self.key,
             )
         checksums = result.head.checksums
-        verifies = self._handle.config.verify != "off"
+        verifies = self._handle.config.verifies
         if (
             result.length == size
             and verifies

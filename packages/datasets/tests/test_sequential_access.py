@@ -138,7 +138,11 @@ def test_a_forked_child_begins_anew(make):
     assert [dataset[index] for index in range(4)] == DATA[:4]
     child = os.fork()
     if child == 0:
-        os._exit(0 if [dataset[index] for index in range(4, 12)] == DATA[4:] else 1)
+        status = 1
+        try:
+            status = int([dataset[index] for index in range(4, 12)] != DATA[4:])
+        finally:
+            os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
     assert [dataset[index] for index in range(4, 12)] == DATA[4:]
 

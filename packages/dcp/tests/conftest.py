@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import uuid
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,22 +186,63 @@ def are_same():
     return same
 
 
-@pytest.fixture(scope="module")
-def start_program(seaweedfs):
-    """Starts a program that takes jobs from its standard input and forks a process for each rank."""
-    with contextlib.ExitStack() as started:
+class Program:
+    """A program that takes jobs from its standard input and forks processes for each.
 
-        def start(program, **variables):
-            process = subprocess.Popen(
-                [sys.executable, program],
-                env=dict(os.environ) | seaweedfs.environment() | variables,
+    A job that does not end, because its test has failed, is killed before the next one: nothing waits for it.
+    """
+
+    def __init__(self, path, environment):
+        self._path = path
+        self._environment = environment
+        self._thread = ThreadPoolExecutor(1)
+        self._process = self._ended = None
+
+    def start(self, job, found=lambda codes: codes):
+        """Returns the ids of the processes, and a future of what is found when they have ended."""
+        if self._ended is not None and not self._ended.done():
+            self._kill()
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, self._path],
+                env=self._environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                process_group=0,
             )
-            started.callback(process.wait, 20)
-            started.callback(process.stdout.close)
-            started.callback(process.stdin.close)
-            return process
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        pids, codes = (self._thread.submit(self._process.stdout.readline) for _ in range(2))
+        self._ended = self._thread.submit(lambda: found(json.loads(codes.result())))
+        return json.loads(pids.result()), self._ended
+
+    def close(self):
+        if self._process is not None:
+            self._process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(20)
+            self._kill()
+        self._thread.shutdown()
+
+    def _kill(self):
+        # Its children as well, which have its output open.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        wait([self._ended] if self._ended else [])
+        self._process.stdout.close()
+        self._process = self._ended = None
+
+
+@pytest.fixture(scope="module")
+def start_program(seaweedfs):
+    """Makes programs that take jobs."""
+    with contextlib.ExitStack() as started:
+
+        def start(path, **variables):
+            program = Program(path, dict(os.environ) | seaweedfs.environment() | variables)
+            started.callback(program.close)
+            return program
 
         yield start

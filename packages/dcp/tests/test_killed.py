@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -34,13 +33,13 @@ class Saves:
     """Jobs that save to one path, whose ranks can be killed; the tensors of each have a number of its own.
 
     Args:
-        process: The program that starts them.
+        program: The program that starts them.
         place: Where they save.
         proxies: What each rank sends its requests through.
         folder: Where the ranks meet.
     """
 
-    def __init__(self, process, place, proxies, folder):
+    def __init__(self, program, place, proxies, folder):
         self.place = place
         self.proxies = proxies
         self.path = "checkpoint"
@@ -49,9 +48,8 @@ class Saves:
         self.reuses = False
         # The checkpoint that is there.
         self.there = None
-        self._process = process
+        self._program = program
         self._folder = folder
-        self._reader = ThreadPoolExecutor(1)
 
     def start(self, *, files=1):
         """Starts a job, and returns the ids of its ranks and the future with their exit codes."""
@@ -65,9 +63,7 @@ class Saves:
             "shards": self.shards(),
             "rendezvous": Path(self._folder, str(self.number)).as_uri(),
         }
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline()), self._reader.submit(self._process.stdout.readline)
+        return self._program.start(job)
 
     def shards(self):
         """The URI of shards of which whole files are made."""
@@ -76,7 +72,7 @@ class Saves:
     def complete(self, *, files=1):
         """Saves whole."""
         _, ended = self.start(files=files)
-        assert set(json.loads(ended.result())) == {0}
+        assert set(ended.result()) == {0}
         self.check({self.number})
 
     def kill(self, rank, fault, *, skip, files=1):
@@ -111,7 +107,7 @@ class Saves:
         self.proxies[busy].heal()
 
     def _settle(self, ended):
-        codes = json.loads(ended.result())
+        codes = ended.result()
         # What has returned on any rank is complete.
         self.check({self.number} if 0 in codes else {self.there, self.number})
 

@@ -166,8 +166,12 @@ def test_pickles_and_forks_have_nothing_to_do(make_io, folder, proxy):
     assert again._background.max_pending == 3
     child = os.fork()
     if child == 0:
-        io.teardown()
-        os._exit(0)
+        status = 1
+        try:
+            io.teardown()
+            status = 0
+        finally:
+            os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     io.wait()
     assert len(proxy.requests("PUT")) == 1

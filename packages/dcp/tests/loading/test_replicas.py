@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -35,12 +35,11 @@ def program(start_program):
 class Jobs:
     """Jobs of some ranks, each of which sends its requests through a proxy of its own."""
 
-    def __init__(self, process, place, proxies, folder):
+    def __init__(self, program, place, proxies, folder):
         self.place = place
         self.proxies = proxies
-        self._process = process
+        self._program = program
         self._folder = folder
-        self._reader = ThreadPoolExecutor(1)
 
     def start(self, task, path="checkpoint"):
         folder = Path(tempfile.mkdtemp(dir=self._folder))
@@ -52,12 +51,9 @@ class Jobs:
         }
         for proxy in self.proxies:
             proxy.clear()
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline()), self._reader.submit(self._ended, folder)
+        return self._program.start(job, lambda codes: self._found(codes, folder))
 
-    def _ended(self, folder):
-        codes = json.loads(self._process.stdout.readline())
+    def _found(self, codes, folder):
         return [
             json.loads((folder / str(rank)).read_text()) if code == 0 else code
             for rank, code in enumerate(codes)

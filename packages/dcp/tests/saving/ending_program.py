@@ -8,6 +8,7 @@ programs do; its id is the answer, and a second line tells how it has ended.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -25,11 +26,11 @@ def save(job):
     writer = S3StorageWriter("us-east-1", job["uri"], config, endpoint=job["endpoint"])
     saver = AsyncSaver(**job["options"])
     saver.save({"tensor": torch.full((1000,), job["number"])}, storage_writer=writer)
-    if child := os.fork():
-        # It has nothing to wait for, as a worker of a DataLoader.
-        os.waitpid(child, 0)
-    else:
-        return
+    # As a worker of a DataLoader, it has nothing to wait for at its end.
+    worker = multiprocessing.get_context("fork").Process()
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0
     while job["goes_on_until"] and not Path(job["goes_on_until"]).exists():
         time.sleep(0.01)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import threading
@@ -254,22 +253,18 @@ def test_a_program_that_ends(program, seaweed_place, writer_of, proxy, tmp_path,
         # An aborting one would end before it has begun.
         "goes_on_until": str(tmp_path / "end") if end == "abort" else "",
     }
-    program.stdin.write(json.dumps(job) + "\n")
-    program.stdin.flush()
-    pid = int(program.stdout.readline())
-    with ThreadPoolExecutor(1) as thread:
-        ended = thread.submit(program.stdout.readline)
-        while not (held.began.is_set() if held else rule.hits):
-            assert not wait([ended], 0.01).done
-        if held:
-            # Its own thread has nothing to do any more.
-            assert not wait([ended], 0.2).done
-            held.go_on.set()
-        elif end == "abort":
-            (tmp_path / "end").touch()
-        else:
-            os.kill(pid, signal.SIGKILL)
-        assert int(ended.result()) == (-signal.SIGKILL if end == "kill" else 0)
+    pid, ended = program.start(job)
+    while not (held.began.is_set() if held else rule.hits):
+        assert not wait([ended], 0.01).done
+    if held:
+        # Its own thread has nothing to do any more.
+        assert not wait([ended], 0.2).done
+        held.go_on.set()
+    elif end == "abort":
+        (tmp_path / "end").touch()
+    else:
+        os.kill(pid, signal.SIGKILL)
+    assert ended.result() == (-signal.SIGKILL if end == "kill" else 0)
     proxy.heal()
     state = {"tensor": torch.zeros(1000)} if end == "wait" else filled(0)
     dcp.load(state, storage_reader=seaweed_place.reader())

@@ -183,7 +183,7 @@ def _page(results: Results, shrink: int, seed: int) -> str:
     head = ("time", "503s for a request", "failed, of those simulated", "first failure")
     return "\n\n".join(
         (
-            "# One node and a thousand",
+            "# Large jobs, simulated",
             (f"Written by `{command}`. Nothing here was measured at this size: it is arithmetic on measured"
             " costs, and a simulation of S3's request rates. `tools/scale/README.md` says what is assumed."),
             "## Model",

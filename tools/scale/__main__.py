@@ -224,7 +224,8 @@ def _limits() -> Iterable[tuple[str, ...]]:
     yield "a dataset of 10⁸ objects, keys of 40 bytes", f"{rows:.1f} GB, shared on the node", ""
     for in_flight in (1, 16, 64):
         told = f"{_time(listing(10**8, in_flight=in_flight).seconds)}, 100,000 requests"
-        yield f"listing 10⁸ keys, {in_flight} pages at a time", told, "times the ranks, if each of them lists"
+        pages = "1 page" if in_flight == 1 else f"{in_flight} pages"
+        yield f"listing 10⁸ keys, {pages} at a time", told, "times the ranks, if each of them lists"
     yield "metadata of 64 MiB, read by every rank", *(_time(restart(job).seconds) for job in (one, many))
 
 

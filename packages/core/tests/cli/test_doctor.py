@@ -295,6 +295,8 @@ def test_no_checksums(doctor, proxied, place):
     proxied.add(hidden)
     found = doctor.ask(f"s3://{place}/train", "--write", code=7)
     assert found["reading"]["severity"] == "note"
+    # What follows from it is said once.
+    assert "unnoticed" not in found["reading"]["text"]
     assert "keeps none" in found["checksums"]["text"]
 
 

@@ -62,7 +62,7 @@ def _kept_checksums(checksums: Any, key: str) -> Finding:
             f"{name} of {'parts' if '-' in value else 'all bytes'}" for name, value in checksums.items()
         )
         return Finding(_TOPIC, "reading", Severity.OK, f"{key} can be read; kept with it: {listed}")
-    text = f"{key} can be read, but no checksum is kept with it: {_NO_CHECKSUMS}"
+    text = f"{key} can be read; no checksum is kept with it, so only length and ETag are compared"
     remedy = "what s3torch stores carries one; --write shows whether this store keeps it"
     return Finding(_TOPIC, "reading", Severity.NOTE, text, remedy)
 

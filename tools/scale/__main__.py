@@ -183,7 +183,7 @@ def _page(results: Results, shrink: int, seed: int) -> str:
     head = ("time", "503s for a request", "failed, of those simulated", "first failure")
     return "\n\n".join(
         (
-            "# One node and a thousand",
+            "# Large jobs, simulated",
             (f"Written by `{command}`. Nothing here was measured at this size: it is arithmetic on measured"
             " costs, and a simulation of S3's request rates. `tools/scale/README.md` says what is assumed."),
             "## Model",
@@ -224,7 +224,8 @@ def _limits() -> Iterable[tuple[str, ...]]:
     yield "a dataset of 10⁸ objects, keys of 40 bytes", f"{rows:.1f} GB, shared on the node", ""
     for in_flight in (1, 16, 64):
         told = f"{_time(listing(10**8, in_flight=in_flight).seconds)}, 100,000 requests"
-        yield f"listing 10⁸ keys, {in_flight} pages at a time", told, "times the ranks, if each of them lists"
+        pages = "1 page" if in_flight == 1 else f"{in_flight} pages"
+        yield f"listing 10⁸ keys, {pages} at a time", told, "times the ranks, if each of them lists"
     yield "metadata of 64 MiB, read by every rank", *(_time(restart(job).seconds) for job in (one, many))
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import time
 
 import pytest
+from rich.console import Console
 
 from s3torch.core.cli.bench import _reporting
 from s3torch.core.cli.bench._measuring import Cell
-from s3torch.core.cli.bench._reporting import bound
+from s3torch.core.cli.bench._reporting import bound, throughput_table
 from s3torch.core.ranges import MIB
 from s3torch.testing import Fault
 
@@ -46,6 +48,26 @@ def test_a_plot(command, tmp_path):
     pytest.importorskip("matplotlib")
     command("bench", *QUICK, "--plot", tmp_path / "plot.png", "s3://bucket")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_failed_first_is_told(process, seaweedfs):
+    environment = seaweedfs.environment()
+    ran = process("bench", "s3://no-such-bucket/x", environment=environment)
+    assert ran.code == 3
+    assert ran.lines == []
+    assert "PutObject s3://no-such-bucket/x" in ran.err
+    assert "DeleteObjects" not in ran.err
+
+
+def test_bars_fit_beside_the_numbers():
+    cells = [
+        Cell("GET", size, count, 100, 1.0, 0.1, 0) for size in (MIB, 64 * MIB) for count in (1, 4, 16, 64)
+    ]
+    out = Console(width=80, file=io.StringIO())
+    out.print(throughput_table("GET", cells))
+    text = out.file.getvalue()
+    assert "█" in text
+    assert "…" not in text
 
 
 @pytest.mark.parametrize("sizes", ["0", "1X", "", "1,-2"])

@@ -189,6 +189,13 @@ def test_no_tls(doctor, seaweedfs, place):
     refused(doctor.ask(f"s3://{place}", code=1)["TLS"], "does not speak TLS", "use http://")
 
 
+def test_tls_where_http_was_asked_for(doctor, place):
+    with start_seaweedfs(tls=True) as sealed:
+        doctor.use(sealed.at(sealed.endpoint.replace("https:", "http:")))
+        found = doctor.ask("s3://bucket", code=1)
+        assert "https://" in found["signed request"]["remedy"]
+
+
 def test_an_unknown_certificate(doctor, place):
     with start_seaweedfs(tls=True) as sealed:
         bucket = sealed.create_bucket()
@@ -218,6 +225,14 @@ def test_a_request_that_is_refused_for_the_clock(doctor, proxied, place):
     refused(doctor.ask(f"s3://{place}", code=1)["signed request"], "clock", "NTP")
 
 
+def test_the_clock_is_said_once(doctor, proxied, place):
+    theirs = format_datetime(datetime.now(UTC) - timedelta(minutes=20), usegmt=True)
+    proxied.add(Fault.error(403, "RequestTimeTooSkewed") | Fault.header("Date", theirs))
+    found = doctor.ask(f"s3://{place}", code=1)
+    refused(found["signed request"], "is 20 minutes ahead of the store's", "NTP")
+    assert "clock" not in found
+
+
 def test_a_bucket_that_is_missing(doctor, seaweedfs):
     doctor.use(seaweedfs)
     refused(
@@ -244,6 +259,22 @@ def test_no_permission_to_write(doctor, seaweedfs, place):
     assert "checksums" not in found
 
 
+def test_no_permission_to_read_what_was_written(doctor, proxied, place):
+    match = lambda request: "list-type" not in request.query  # noqa: E731
+    proxied.add(Fault.error(403, "AccessDenied"), method="GET", match=match)
+    found = doctor.ask(f"s3://{place}/train", "--write", code=1)
+    refused(found["writing"], "may write, but not read", "s3:GetObject")
+
+
+def test_a_missing_permission_is_no_fault_of_the_store(doctor, proxied, place):
+    proxied.add(Fault.error(403, "AccessDenied"), method="HEAD")
+    found = doctor.ask(f"s3://{place}/train", "--write", code=1)["checksums"]
+    assert found["severity"] == "warning"
+    assert "may not" in found["text"]
+    assert "use another store" not in found["remedy"]
+    assert f"arn:aws:s3:::{place}/train/*" in found["remedy"]
+
+
 @pytest.mark.parametrize("answer", ["refused", "ignored"])
 def test_no_conditions(doctor, proxied, place, answer):
     fault = (
@@ -264,6 +295,8 @@ def test_no_checksums(doctor, proxied, place):
     proxied.add(hidden)
     found = doctor.ask(f"s3://{place}/train", "--write", code=7)
     assert found["reading"]["severity"] == "note"
+    # What follows from it is said once.
+    assert "unnoticed" not in found["reading"]["text"]
     assert "keeps none" in found["checksums"]["text"]
 
 

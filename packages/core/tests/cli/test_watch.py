@@ -12,6 +12,9 @@ def test_watch(command, client, tmp_path):
                 writer.write(bytes(2**20))
             client.get_object("bucket", f"{number}").read()
         counters.write()
-        assert "2.0 MiB in all" in command("watch", tmp_path).out
+        shown = command("watch", tmp_path).out
+        assert "2.0 MiB in all" in shown
+        # One look tells no speed.
+        assert "/s" not in shown
         assert command("watch", "--json", tmp_path).documents[0]["bytes_read"] == 2 * 2**20
     assert command("watch", tmp_path / "nothing", code=2)

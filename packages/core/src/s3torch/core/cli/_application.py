@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from s3torch.core import _version
-from s3torch.core.cli._output import error_facts, write_json
+from s3torch.core.cli._output import error_facts, error_text, write_json
 from s3torch.core.cli.commands import ExitCode, exit_code_of
 from s3torch.core.errors import S3Error
 from s3torch.core.plugins import failures
@@ -101,7 +101,7 @@ def report(error: BaseException, *, as_json: bool) -> None:
     if as_json:
         write_json(error_facts(error))
     else:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {error_text(error)}", err=True)
 
 
 @click.group(

@@ -14,7 +14,7 @@ import click
 from s3torch.core import PutOptions, S3Uri, parse_s3_uri
 from s3torch.core._process import submit
 from s3torch.core.cli._objects import folder_of
-from s3torch.core.cli._output import count_text, error_facts, shown
+from s3torch.core.cli._output import count_text, error_facts, error_text, shown
 from s3torch.core.cli._process import cancel_all, stopping
 from s3torch.core.cli._transfers import STANDARD_STREAM, Copier, Job, Outcome
 from s3torch.core.cli.commands import CommandContext, ExitCode, command, exit_code_of
@@ -84,7 +84,8 @@ def _copy_all(context: CommandContext, copier: Copier, plan: Iterable[Job], *, w
                 context.write(None, **_facts(job), nbytes=outcome.nbytes, skipped=outcome.skipped)
                 continue
             errors.append(outcome)
-            context.note(f"Error: {shown(str(job.source))}: {outcome}")
+            told, source = error_text(outcome), str(job.source)
+            context.note(f"Error: {shown(told if source in told else f'{source}: {told}')}")
             context.write(None, **_facts(job), **error_facts(outcome))
     if done.copied or done.skipped or not errors:
         there = "that is there" if done.skipped == 1 else "that are there"

@@ -58,6 +58,13 @@ def write_json(value: Any) -> None:
     click.echo(json.dumps(_plain(value), ensure_ascii=False))
 
 
+def error_text(error: BaseException) -> str:
+    """Returns what an error says; one of the system names its file, without a number."""
+    if isinstance(error, OSError) and not isinstance(error, S3Error) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 def error_facts(error: BaseException) -> dict[str, Any]:
     """Returns what an error tells, for ``--json``."""
     facts: dict[str, Any] = {"error": type(error).__name__, "message": str(error)}

@@ -19,7 +19,7 @@ from s3torch.core.observers.live import TransferPanel
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--once", is_flag=True, help="Show the counts so far, and exit.")
 def watch(context: CommandContext, folder: Path, once: bool) -> int:
-    """Show the throughput, requests and memory of a running training.
+    """Show throughput, requests and memory of a training.
 
     The training writes its counts into FOLDER, with all of its workers, if it was started with the variable
     S3TORCH_COUNTERS=FOLDER. Anyone who can write to the folder can run code here. Ctrl-C ends the

@@ -30,7 +30,7 @@ from s3torch.core.observers._shared_counters import SharedCounters, counts_in, w
 from s3torch.core.ranges import KIB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from rich.console import Console
     from rich.panel import Panel
@@ -44,6 +44,8 @@ _WRITTEN_EVERY = 0.25
 _REFRESHES = 4
 # What is shown as a rate is what was moved in this time.
 _WINDOW = 2.0
+# A shorter time shows no rate.
+_SHORTEST = 0.1
 
 _Row = tuple[str, str, str]
 
@@ -62,7 +64,7 @@ class TransferPanel:
         self._folder = Path(folder)
         self._title = title
         self._begin = time.monotonic()
-        self._samples: deque[tuple[float, CounterSnapshot]] = deque([(self._begin, CounterSnapshot())])
+        self._samples: deque[tuple[float, CounterSnapshot]] = deque()
         self._history: deque[float] = deque([0.0] * _HISTORY, maxlen=_HISTORY)
         self._drawn_at = self._begin
         self._lock = threading.Lock()
@@ -74,6 +76,8 @@ class TransferPanel:
         with self._lock:
             written = counts_in(self._folder)
             total = sum(written.values(), CounterSnapshot())
+            # What was there before the first look happened at a time that nobody knows.
+            self._samples = self._samples or deque([(time.monotonic(), total)])
             earlier, seconds = self._sample(total)
         change = total - earlier
         table = Table.grid(padding=(0, 2))
@@ -98,11 +102,13 @@ class TransferPanel:
         return earlier, seconds
 
     def _rates(self, total: CounterSnapshot, change: CounterSnapshot, seconds: float) -> Iterable[_Row]:
-        read, written = change.bytes_read / seconds, change.bytes_written / seconds
-        yield "read", f"{size_text(read)}/s", f"{size_text(total.bytes_read)} in all"
-        yield "write", f"{size_text(written)}/s", f"{size_text(total.bytes_written)} in all"
+        def speed(count: float, text: Callable[[float], str]) -> str:
+            return f"{text(count / seconds)}/s" if seconds >= _SHORTEST else ""
+
+        yield "read", speed(change.bytes_read, size_text), f"{size_text(total.bytes_read)} in all"
+        yield "write", speed(change.bytes_written, size_text), f"{size_text(total.bytes_written)} in all"
         yield "both", self._bars(), "the last seconds"
-        yield "requests", f"{change.requests / seconds:,.0f}/s", f"{total.requests:,} in all"
+        yield "requests", speed(change.requests, "{:,.0f}".format), f"{total.requests:,} in all"
 
     @staticmethod
     def _state(total: CounterSnapshot, written: Mapping[Path, CounterSnapshot]) -> Iterable[_Row]:

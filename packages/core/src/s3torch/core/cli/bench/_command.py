@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from s3torch.core.cli._output import console, shown
 from s3torch.core.cli.bench._measuring import Bench
 from s3torch.core.cli.bench._reporting import bound, draw, latency_table, throughput_table
 from s3torch.core.cli.commands import CommandContext, ExitCode, command
+from s3torch.core.errors import S3Error
 from s3torch.core.observers.live import size_text
 
 if TYPE_CHECKING:
@@ -77,16 +79,26 @@ def bench(
             for cell in measured.cells(sizes, at_a_time, advance):
                 cells.append(cell)
                 context.write(None, **asdict(cell), throughput=cell.throughput)
-    finally:
-        left = measured.clean_up()
-        for key in left:
-            context.note(f"s3://{bucket}/{shown(key)} could not be deleted")
+    except BaseException:
+        # What failed first is what is wrong.
+        with suppress(S3Error):
+            _clean_up(context, measured, bucket)
+        raise
+    left = _clean_up(context, measured, bucket)
     _show(context, latency, cells)
     if plot is not None:
         draw(cells, plot)
         context.note(f"Plot: {plot}")
-    context.note(f"{size_text(measured.moved)} were moved; all objects were removed.")
+    removed = "; all objects were removed" if not left else ""
+    context.note(f"{size_text(measured.moved)} were moved{removed}.")
     return ExitCode.PARTIAL if left else ExitCode.DONE
+
+
+def _clean_up(context: CommandContext, measured: Bench, bucket: str) -> list[str]:
+    left = measured.clean_up()
+    for key in left:
+        context.note(f"s3://{bucket}/{shown(key)} could not be deleted")
+    return left
 
 
 def _show(context: CommandContext, latency: list[Latency], cells: list[Cell]) -> None:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from s3torch.core.cli.bench._measuring import Cell, Direction, Latency
 
-_BAR = 30
+_WIDTH = 80
+_FIRST = 12
 _BUSY = 0.85
 _SCALES = 1.5
 # So many programs want to run for each processor.
@@ -42,16 +43,18 @@ def latency_table(found: Sequence[Latency]) -> Table:
 def throughput_table(direction: Direction, cells: Sequence[Cell]) -> Table:
     """Makes the table of one direction: a row for each size, a column for each number at a time."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"{direction}, MiB/s", min_width=12)
+    table.add_column(f"{direction}, MiB/s", min_width=_FIRST)
     counts = sorted({cell.at_a_time for cell in cells})
-    for count in counts:
-        table.add_column(f"{count} at a time", justify="right")
+    headings = [f"{count} at a time" for count in counts]
+    for heading in headings:
+        table.add_column(heading, justify="right")
     table.add_column("")
+    room = _WIDTH - _FIRST - sum(len(heading) + 2 for heading in headings) - 2
     most = max(cell.throughput for cell in cells)
     for size in sorted({cell.size for cell in cells}):
         row = {cell.at_a_time: cell.throughput for cell in cells if cell.size == size}
         numbers = [f"{row[count] / MIB:,.1f}" if count in row else "" for count in counts]
-        bar = "█" * max(1, round(max(row.values()) / most * (_BAR - 12)))
+        bar = "█" * max(1, round(max(row.values()) / most * room))
         table.add_row(size_text(size), *numbers, bar)
     return table
 

@@ -62,7 +62,7 @@ def _kept_checksums(checksums: Any, key: str) -> Finding:
             f"{name} of {'parts' if '-' in value else 'all bytes'}" for name, value in checksums.items()
         )
         return Finding(_TOPIC, "reading", Severity.OK, f"{key} can be read; kept with it: {listed}")
-    text = f"{key} can be read, but no checksum is kept with it: {_NO_CHECKSUMS}"
+    text = f"{key} can be read; no checksum is kept with it, so only length and ETag are compared"
     remedy = "what s3torch stores carries one; --write shows whether this store keeps it"
     return Finding(_TOPIC, "reading", Severity.NOTE, text, remedy)
 
@@ -114,16 +114,20 @@ class _Trial:
         text = "many objects are deleted one by one, which takes longer"
         yield self._try("DeleteObjects", self._delete_many, Severity.NOTE, text)
 
+    def _permissions(self) -> str:
+        actions = "s3:PutObject, s3:GetObject, s3:DeleteObject and s3:AbortMultipartUpload"
+        return f"allow {actions} on arn:aws:s3:::{self._bucket}/{self._folder.rpartition('.')[0]}*"
+
     def _write(self) -> Finding:
+        denied = "not write"
         try:
             with self._client.put_object(self._bucket, self._key) as writer:
                 writer.write(_CONTENT)
+            denied = "write, but not read what they wrote"
             same = self._client.get_object(self._bucket, self._key).read() == _CONTENT
         except AccessDeniedError as error:
-            text = f"these keys may not write [{error.code or error.status}]"
-            actions = "s3:PutObject, s3:GetObject, s3:DeleteObject and s3:AbortMultipartUpload"
-            remedy = f"allow {actions} on arn:aws:s3:::{self._bucket}/{self._folder.rpartition('.')[0]}*"
-            return Finding(_TOPIC, "writing", Severity.ERROR, text, remedy)
+            text = f"these keys may {denied} [{error.code or error.status}]"
+            return Finding(_TOPIC, "writing", Severity.ERROR, text, self._permissions())
         except S3Error as error:
             remedy = "if the store knows no checksums: S3ClientConfig(checksum_algorithm='off')"
             return Finding(_TOPIC, "writing", Severity.ERROR, str(error), remedy)
@@ -137,15 +141,18 @@ class _Trial:
             )
         return Finding(_TOPIC, "writing", Severity.OK, "an object was stored and came back unchanged")
 
-    @staticmethod
     def _try(
-        name: str, trial: Callable[[], str], severity: Severity, without: str, remedy: str = _NO_SETTING
+        self, name: str, trial: Callable[[], str], severity: Severity, without: str, remedy: str = _NO_SETTING
     ) -> Finding:
         """Tries one ability; a trial returns what it saw, or raises or is refused where there is none."""
         try:
             return Finding(_TOPIC, name, Severity.OK, trial())
         except _MissingError as exc:
             why = str(exc)
+        except AccessDeniedError as error:
+            # Of the store it says nothing.
+            text = f"not known: these keys may not try it [{error.code or error.status}]"
+            return Finding(_TOPIC, name, severity, text, self._permissions())
         except S3Error as error:
             told = error.code or error.status or type(error).__name__
             why = f"refused ({told})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ _REFUSED_SKEW = 15 * 60
 _NOTICED_SKEW = 60
 _SOON_DAYS = 14
 _FORBIDDEN = 403
+_SKEWED = "RequestTimeTooSkewed"
 _CLOCK = "set the clock by NTP (chronyc makestep, timedatectl set-ntp true), on the host of a container"
 _KEYS_WRONG = "compare the keys with those of the store; spaces and quotes in variables count"
 # By the code of the answer: what is wrong, and what to do.
@@ -52,7 +53,7 @@ _REFUSALS = {
         _KEYS_WRONG,
     ),
     "InvalidToken": ("the session token is damaged, or not of these keys", "set all three variables anew"),
-    "RequestTimeTooSkewed": ("the clock of this machine is off", _CLOCK),
+    _SKEWED: ("the clock of this machine is off", _CLOCK),
     "InvalidClientTokenId": ("the store does not know this access key", _KEYS_WRONG),
     "AccessDenied": (
         "these keys may not list the bucket",
@@ -166,7 +167,12 @@ def send_signed(client: S3Client, bucket: str, prefix: str) -> Reached:
     try:
         page = listing.result(answer)
     except S3Error as error:
-        return Reached(_refused(error, bucket), skew)
+        finding = _refused(error, bucket)
+        if error.code == _SKEWED and skew is not None and skew.severity is Severity.ERROR:
+            # Once, with the minutes.
+            text = f"the clock of this machine is {skew.text} [{_SKEWED}]"
+            return Reached(replace(finding, text=text))
+        return Reached(finding, skew)
     text = (
         f"ListObjectsV2 was answered in {(end - begin) * 1000:.0f} ms: the credentials are valid and may list"
     )
@@ -176,7 +182,8 @@ def send_signed(client: S3Client, bucket: str, prefix: str) -> Reached:
 
 def _without_answer(error: S3Error) -> Finding:
     remedy = (
-        "see the findings above; --transport http (or crt) shows whether it is the network or the transport"
+        "if the port serves https://, use that; --transport http (or crt) shows whether it is the network or "
+        "the transport"
     )
     if isinstance(error, CertificateError):
         remedy = "trust its authority: AWS_CA_BUNDLE=/path/ca.pem"

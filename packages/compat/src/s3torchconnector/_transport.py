@@ -80,9 +80,11 @@ class OldTextTransport:
 class OldTextTransportNow(OldTextTransport):
     """Also sends on the calling thread; a class of its own, because having the method says so."""
 
-    def send_now(self, request: Request[T], *, into: memoryview | None = None) -> T:
+    def send_now(
+        self, request: Request[T], *, body: memoryview | None = None, into: memoryview | None = None
+    ) -> T:
         try:
-            return cast("SupportsSendNow", self._transport).send_now(request, into=into)
+            return cast("SupportsSendNow", self._transport).send_now(request, body=body, into=into)
         except S3Error as error:
             raise with_old_text(error) from error
 

@@ -250,13 +250,17 @@ class Runtime:
     def call(self, request: Request[T]) -> T:
         """Sends a request that moves no bytes of an object, and waits for its result."""
         try:
-            sends_now = self.sends_now
-            return self.transport.send(request).result() if sends_now is None else sends_now.send_now(request)
+            return self.send_and_wait(request)
         except ServerError as error:
             if error.code != NO_LENGTH or request.method != "HEAD":
                 raise
             # What was not said is asked again in another way.
             return self.call(get_for_head(request))  # type: ignore[arg-type, return-value]
+
+    def send_and_wait(self, request: Request[T], *, body: memoryview | None = None) -> T:
+        """Sends a request and waits for its result; on the calling thread where the transport can do that."""
+        now = self.sends_now
+        return now.send_now(request, body=body) if now else self.transport.send(request, body=body).result()
 
     def presign(self, operation: str, parameters: dict[str, Any], *, expires: int) -> str:
         """Returns a URL that is signed for one operation of boto3; nothing is sent."""

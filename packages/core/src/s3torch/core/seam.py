@@ -122,7 +122,9 @@ class SupportsSendNow(Protocol):
     A caller that has to wait for the answer in any case asks it first.
     """
 
-    def send_now(self, request: Request[T], *, into: memoryview | None = None) -> T:
+    def send_now(
+        self, request: Request[T], *, body: memoryview | None = None, into: memoryview | None = None
+    ) -> T:
         """Does what ``send(…).result()`` does."""
         ...
 

@@ -22,9 +22,9 @@ from s3torch.core.errors import (
     TransferCancelledError,
     TruncatedError,
 )
-from s3torch.core.models import MultipartUpload
+from s3torch.core.models import MultipartUpload, PutOptions
 from s3torch.core.ranges import MIB, ByteRange
-from s3torch.core.requests import get_object
+from s3torch.core.requests import get_object, put_object
 from s3torch.core.transports.http import HttpTransport, _connection
 from s3torch.testing.transport_tests import TransportCalls
 
@@ -407,5 +407,18 @@ def test_an_object_can_be_got_on_the_calling_thread(connect, stub, answer, refus
     buffer = bytearray(8)
     assert send_now(get_object("bucket", "key"), into=memoryview(buffer)).length == 5
     assert buffer == b"again\0\0\0"
+    new = set(threading.enumerate()) - threads
+    assert not [thread for thread in new if thread.name.startswith("s3torch-http_")]
+
+
+def test_an_object_can_be_put_on_the_calling_thread(connect, stub, answer, refusal):
+    threads = set(threading.enumerate())
+    send_now = connect(stub.endpoint).transport.send_now
+    request = put_object("bucket", "key", options=PutOptions())
+    stub.will(answer(200, b"", headers={"ETag": '"1"'}), refusal(403, "AccessDenied"))
+    assert send_now(request, body=memoryview(b"body")).etag == '"1"'
+    with pytest.raises(AccessDeniedError, match="s3://bucket/key"):
+        send_now(request, body=memoryview(b"body"))
+    assert [one.body for one in stub.requests] == [b"body", b"body"]
     new = set(threading.enumerate()) - threads
     assert not [thread for thread in new if thread.name.startswith("s3torch-http_")]

@@ -61,7 +61,7 @@ class S3Facts(AbstractFileSystem):
         text = os.fspath(path)
         if not isinstance(text, str):
             raise ConfigurationError(f"expected a path as a string, got {path!r}")
-        for protocol in cls.protocol:
+        for protocol in cls.protocol if ":" in text else ():
             # A pathlib.Path made of a URI has lost a slash.
             for start in (f"{protocol}://", f"{protocol}::", f"{protocol}:/"):
                 if text.startswith(start):

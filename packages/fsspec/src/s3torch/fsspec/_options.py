@@ -55,6 +55,7 @@ _STORED_AS = {
     "StorageClass": "storage_class",
     "Tagging": "tags",
 }
+_DEFAULTS = PutOptions()
 _READERS: Mapping[str, Callable[[Any], Any]] = {
     "Tagging": lambda text: dict(parse_qsl(text, keep_blank_values=True)),
     "SSEKMSEncryptionContext": lambda text: json.loads(base64.b64decode(text)),
@@ -81,7 +82,7 @@ def put_options(options: PutOptions | None, given: Mapping[str, Any], where: str
         for name, one in given.items()
         if name in _STORED_AS and one not in (None, False)
     }
-    return PutOptions(**chosen).over(options) if chosen else options or PutOptions()
+    return PutOptions(**chosen).over(options) if chosen else options or _DEFAULTS
 
 
 def _as_it_is(value: Any) -> Any:

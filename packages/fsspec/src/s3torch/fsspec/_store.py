@@ -52,6 +52,8 @@ class SharedStore:
 
     def invalidate(self, path: str) -> None:
         """Drops cached listings that a change of ``path``, or of anything below it, makes wrong."""
+        if not self.listings:
+            return
         for stale in (path, *parents(path), ""):
             self.listings.pop(stale, None)
         for stale in [known for known in list(self.listings) if known.startswith(prefix_of(path))]:

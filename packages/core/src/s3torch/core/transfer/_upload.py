@@ -324,30 +324,26 @@ class Upload:
         buffer.give_back()
 
     def _publish(self) -> PutResult:
-        transport = self._runtime.transport
         if self._multipart is None:
             body = self._buffer.body if self._buffer is not None else memoryview(b"")
             self.checksum = checksum(self._algorithm, body, self._sum_pieces(body))
-            put = transport.send(
-                requests.put_object(self.bucket, self.key, options=self._options, checksum=self.checksum),
-                body=body,
-            )
-            return self._appear(put, lambda: etag_of_body(body))
+            put = requests.put_object(self.bucket, self.key, options=self._options, checksum=self.checksum)
+            return self._appear(put, body, lambda: etag_of_body(body))
         if self._buffer is not None:
             self._send_part(self._buffer)
         while self._in_flight:
             self._finish_part()
         self.checksum = self._parted.value if self._parted is not None and self._is_known else None
-        completion = transport.send(
-            requests.complete_multipart_upload(
-                self._multipart.result(), self._parts, options=self._options, checksum=self.checksum
-            )
+        completion = requests.complete_multipart_upload(
+            self._multipart.result(), self._parts, options=self._options, checksum=self.checksum
         )
-        return self._appear(completion, lambda: etag_of_parts(self._parts))
+        return self._appear(completion, None, lambda: etag_of_parts(self._parts))
 
-    def _appear(self, transfer: Transfer[PutResult], etag: Callable[[], str | None]) -> PutResult:
+    def _appear(
+        self, request: Request[PutResult], body: memoryview | None, etag: Callable[[], str | None]
+    ) -> PutResult:
         try:
-            return transfer.result()
+            return self._runtime.send_and_wait(request, body=body)
         except S3Error as error:
             return resolve_ambiguous_commit(
                 error,

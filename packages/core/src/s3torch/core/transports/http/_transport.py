@@ -85,9 +85,11 @@ class HttpTransport:
         """Starts a request."""
         return self._pool.start(self._transfer(request, body, into))
 
-    def send_now(self, request: Request[T], *, into: memoryview | None = None) -> T:
+    def send_now(
+        self, request: Request[T], *, body: memoryview | None = None, into: memoryview | None = None
+    ) -> T:
         """Sends a request on the calling thread, which spares the changes of threads."""
-        return self._pool.do(self._transfer(request, None, into))
+        return self._pool.do(self._transfer(request, body, into))
 
     def close(self) -> None:
         """Cancels what is in flight and ends threads and connections."""
@@ -202,9 +204,8 @@ class HttpTransport:
         if request.streams:
             headers.append(("Accept-Encoding", "identity"))
         if credentials is not None:
-            headers += self._signer.sign(
-                request.method, target, headers, endpoint=endpoint, credentials=credentials
-            )
+            method, signer = request.method, self._signer
+            headers += signer.sign(method, target, headers, endpoint=endpoint, credentials=credentials)
         headers += connection.headers
         return request_head(request.method, connection.target_prefix + target, headers)
 

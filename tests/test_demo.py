@@ -75,7 +75,7 @@ class Demo:
         assert not list(self.temporary.iterdir())
         for port in re.findall(r"http://127\.0\.0\.1:(\d+)", self.output):
             with pytest.raises(ConnectionRefusedError):
-                socket.create_connection(("127.0.0.1", int(port)), timeout=5)
+                socket.create_connection(("127.0.0.1", int(port)), timeout=60)
 
 
 @pytest.fixture

@@ -91,14 +91,14 @@ def test_signed_urls_read_and_store(wire):
     client = wire.client()
     stored = client.presign(wire.bucket, KEY, method="PUT", expires=60)
     request = urllib.request.Request(stored, b"data", method="PUT")
-    with urllib.request.urlopen(request, timeout=20):
+    with urllib.request.urlopen(request, timeout=60):
         assert wire.get(KEY) == b"data"
     url = client.presign(wire.bucket, KEY, expires=60)
     assert "X-Amz-Expires=60" in url
-    with urllib.request.urlopen(url, timeout=20) as answer:
+    with urllib.request.urlopen(url, timeout=60) as answer:
         assert answer.read() == b"data"
     with pytest.raises(urllib.error.HTTPError, match="403"):
-        urllib.request.urlopen(url.replace("Signature=", "Signature=0"), timeout=20)
+        urllib.request.urlopen(url.replace("Signature=", "Signature=0"), timeout=60)
     assert wire.methods == ["PUT", "GET", "GET"]
 
 

@@ -94,7 +94,7 @@ def test_dropping_an_iterator_leaves_nothing_behind(make):
     assert [reader.closed for reader in Recorded.made] == [False] + [True] * 5
     dataset.close()
     for thread in set(threading.enumerate()) - before:
-        thread.join(timeout=5)
+        thread.join(timeout=60)
         assert not thread.is_alive()
 
 

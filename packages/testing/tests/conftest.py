@@ -109,7 +109,7 @@ def proxy(upstream):
 
 @pytest.fixture
 def connection(proxy):
-    connection = http.client.HTTPConnection(proxy.endpoint.removeprefix("http://"), timeout=10)
+    connection = http.client.HTTPConnection(proxy.endpoint.removeprefix("http://"), timeout=60)
     yield connection
     connection.close()
 

@@ -50,7 +50,7 @@ def test_faults_are_taken_away(proxy, connection, get):
 def test_what_a_match_function_raises_is_raised_by_close(upstream, caplog, get):
     proxy = FaultProxy(f"http://127.0.0.1:{upstream.server_port}").start()
     proxy.add(Fault.drop(), match=lambda request: request.headers["range"])
-    connection = http.client.HTTPConnection(proxy.endpoint.removeprefix("http://"), timeout=10)
+    connection = http.client.HTTPConnection(proxy.endpoint.removeprefix("http://"), timeout=60)
     with pytest.raises(http.client.RemoteDisconnected):
         get(connection)
     connection.close()
@@ -81,7 +81,7 @@ def test_a_server_that_is_not_there_looks_like_a_closed_connection(get):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
     with FaultProxy(address) as proxy:
-        connection = http.client.HTTPConnection(proxy.endpoint.removeprefix("http://"), timeout=10)
+        connection = http.client.HTTPConnection(proxy.endpoint.removeprefix("http://"), timeout=60)
         with pytest.raises(http.client.RemoteDisconnected):
             get(connection)
         connection.close()

@@ -69,7 +69,7 @@ def test_an_answer_in_place_of_the_server(proxy, connection, upstream, get, cont
 
 def test_an_error_comes_instead_of_100_continue(proxy, connection):
     proxy.add(Fault.slow_down())
-    with socket.create_connection(("127.0.0.1", connection.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", connection.port), timeout=60) as client:
         client.sendall(
             b"PUT /bucket/key HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
         )
@@ -161,7 +161,7 @@ def test_a_stalled_upload_goes_on_later(proxy, connection, upstream, content):
 def test_closing_the_proxy_ends_a_stall(upstream):
     with FaultProxy(f"http://127.0.0.1:{upstream.server_port}") as proxy:
         proxy.add(Fault.stall(60))
-        client = socket.create_connection(("127.0.0.1", int(proxy.endpoint.rpartition(":")[2])), timeout=10)
+        client = socket.create_connection(("127.0.0.1", int(proxy.endpoint.rpartition(":")[2])), timeout=60)
         client.sendall(b"GET /bucket/plain HTTP/1.1\r\nHost: x\r\n\r\n")
         while not upstream.seen:
             time.sleep(0.01)

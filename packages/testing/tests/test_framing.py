@@ -45,7 +45,7 @@ def connect():
     connections = []
 
     def open_connection(proxy):
-        connections.append(http.client.HTTPConnection(proxy.endpoint.removeprefix("http://"), timeout=10))
+        connections.append(http.client.HTTPConnection(proxy.endpoint.removeprefix("http://"), timeout=60))
         return connections[-1]
 
     yield open_connection
@@ -99,7 +99,7 @@ def test_an_answer_that_is_not_http_ends_the_connection(answer, behind, connect,
 def test_a_request_that_is_not_http_ends_the_connection(sent, behind):
     proxy = behind()
     port = int(proxy.endpoint.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         client.sendall(sent)
         client.shutdown(socket.SHUT_WR)
         assert client.recv(1) == b""
@@ -140,7 +140,7 @@ def test_trailers_pass(behind, connect):
     chunks = b"5\r\nhello\r\n0\r\nx-Trailer: t\r\n\r\n"
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     proxy = behind(head + chunks)
-    with socket.create_connection(("127.0.0.1", connect(proxy).port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", connect(proxy).port), timeout=60) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         received = b""
         while data := client.recv(1000):

@@ -51,7 +51,7 @@ def test_uploads_pass_whole_and_are_counted(chunked, proxy, connection, upstream
 
 
 def test_a_client_that_expects_100_is_told_to_continue(proxy, connection, upstream):
-    with socket.create_connection(("127.0.0.1", connection.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", connection.port), timeout=60) as client:
         client.sendall(
             b"PUT /bucket/key HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
         )
@@ -64,7 +64,7 @@ def test_a_client_that_expects_100_is_told_to_continue(proxy, connection, upstre
 
 def test_an_answer_that_comes_before_the_body_was_sent_arrives(proxy, connection):
     size = 64 * MIB
-    with socket.create_connection(("127.0.0.1", connection.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", connection.port), timeout=60) as client:
         client.sendall(b"PUT /bucket/refused HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\nx" % size)
         assert client.recv(1000).startswith(b"HTTP/1.1 403")
     assert proxy.requests()[0].status == 403

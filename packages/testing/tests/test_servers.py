@@ -35,7 +35,7 @@ def processes_in(directory):
     return sorted(number for number, link in working_directories() if link == str(directory))
 
 
-def wait_until(condition, timeout=10):
+def wait_until(condition, timeout=60):
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "too late"

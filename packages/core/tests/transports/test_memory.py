@@ -40,9 +40,9 @@ def test_clients_of_one_endpoint_share_a_store():
     context = TransportContext(S3ClientConfig(endpoint=endpoint + "/"), None, "agent")
     one, other = (TransportCalls(s3torch_create_transport(context)) for _ in range(2))
     try:
-        one.put("b", "key", memoryview(b"data")).result(5)
+        one.put("b", "key", memoryview(b"data")).result(60)
         one.close()
-        assert other.get("b", "key").result(5).data == b"data"
+        assert other.get("b", "key").result(60).data == b"data"
         assert "b" not in MemoryStore.at("http://other").buckets()
     finally:
         other.close()
@@ -58,7 +58,7 @@ def test_default_store_is_one():
 def test_objects_do_not_change_with_the_buffer(store):
     transport = TransportCalls(MemoryTransport(store))
     body = bytearray(b"before")
-    transport.put("b", "key", memoryview(body)).result(5)
+    transport.put("b", "key", memoryview(body)).result(60)
     body[:] = b"after!"
     assert store.get("b", "key").data == b"before"
     transport.close()
@@ -112,9 +112,9 @@ def test_keys_have_limits(store):
 def test_versions_are_unknown(store):
     transport = TransportCalls(MemoryTransport(store))
     store.put("b", "key", b"data")
-    assert transport.get("b", "key", version_id="null").result(5).data == b"data"
+    assert transport.get("b", "key", version_id="null").result(60).data == b"data"
     with pytest.raises(NotFoundError) as caught:
-        transport.get("b", "key", version_id="v1").result(5)
+        transport.get("b", "key", version_id="v1").result(60)
     assert caught.value.code == "NoSuchVersion"
     transport.close()
 
@@ -171,7 +171,7 @@ def test_buffer_that_is_too_short(store):
     store.put("b", "key", b"12345")
     transport = TransportCalls(MemoryTransport(store))
     with pytest.raises(TruncatedError):
-        transport.get("b", "key", into=memoryview(bytearray(4))).result(5)
+        transport.get("b", "key", into=memoryview(bytearray(4))).result(60)
     transport.close()
 
 

@@ -134,16 +134,16 @@ def test_an_answer_that_comes_slowly_is_waited_for(connect, serve):
     def drip(connection):
         asked.append(connection.recv(2**16))
         head = (
-            'HTTP/1.1 206 Partial\r\nContent-Length: 30\r\nContent-Range: bytes 0-29/99\r\nETag: "e"\r\n\r\n'
+            'HTTP/1.1 206 Partial\r\nContent-Length: 70\r\nContent-Range: bytes 0-69/99\r\nETag: "e"\r\n\r\n'
         )
         connection.sendall(head.encode())
-        for number in range(15):
+        for number in range(35):
             time.sleep(0.1)
             connection.sendall(b"%02d" % number)
 
-    transport = connect(serve(drip), read_timeout=1, max_attempts=1)
-    result = transport.get("bucket", "key", byte_range=ByteRange(0, 30)).result(PATIENCE)
-    assert result.data == b"".join(b"%02d" % number for number in range(15))
+    transport = connect(serve(drip), read_timeout=3, max_attempts=1)
+    result = transport.get("bucket", "key", byte_range=ByteRange(0, 70)).result(PATIENCE)
+    assert result.data == b"".join(b"%02d" % number for number in range(35))
     assert len(asked) == 1
 
 

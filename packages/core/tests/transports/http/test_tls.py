@@ -217,12 +217,12 @@ def test_an_upload_goes_on_after_a_pause_of_the_server(connect, serve):
 
     def pause(connected):
         # The kernel is full by then, and a call that sends has come back in vain.
-        time.sleep(0.9)
+        time.sleep(1.5)
         while len(received) < len(body):
             received.extend(connected.recv(MIB))
         connected.sendall(b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: 0\r\n\r\n')
 
-    transport = connect(serve(pause), max_attempts=1, read_timeout=1.2)
+    transport = connect(serve(pause), max_attempts=1, read_timeout=12)
     transport.put("bucket", "key", memoryview(body)).result(PATIENCE)
     assert received == body
 
@@ -255,7 +255,7 @@ def test_signals_are_no_silence(connect, serve):
         time.sleep(0.5)
         connected.sendall(bytes(SIZE - 1))
 
-    transport = connect(serve(answer_late), max_attempts=1, read_timeout=3)
+    transport = connect(serve(answer_late), max_attempts=1, read_timeout=12)
     before = signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
     try:

@@ -47,7 +47,7 @@ TOOLS = ("build>=1.2", "twine>=6", "check-wheel-contents>=0.6")
 # In an order in which each package comes after those that it needs.
 ORDER = ("core", "testing", "datasets", "dcp", "fsspec", "lightning", "compat")
 # What the tests of a package use besides: all of them servers, and some an optional sibling.
-TESTED_WITH = {"lightning": ("testing", "datasets", "dcp")}
+TESTED_WITH = {"lightning": ("testing", "datasets", "dcp"), "compat": ("testing", "lightning")}
 
 
 class NotReadyError(Exception):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
+import warnings
 
 import hypothesis
 import pytest
@@ -18,6 +20,7 @@ _ISOLATION = {
     "NO_PROXY": "127.0.0.1,localhost",
     "no_proxy": "127.0.0.1,localhost",
 }
+_PATIENCE = 20
 
 
 def _foreign_settings():
@@ -42,6 +45,44 @@ def aws_environment(monkeypatch):
         monkeypatch.delenv(name)
     for name, value in _ISOLATION.items():
         monkeypatch.setenv(name, value)
+
+
+def _report(connection, function):
+    try:
+        connection.send((True, function()))
+    except BaseException as exc:  # noqa: BLE001 - It is raised in the parent.
+        connection.send((False, exc))
+
+
+@pytest.fixture
+def in_child():
+    """Calls a function in a forked child, and returns or raises what it does; a hanging child is an error."""
+
+    def run(function):
+        context = multiprocessing.get_context("fork")
+        mine, theirs = context.Pipe()
+        child = context.Process(target=_report, args=(theirs, function))
+        with warnings.catch_warnings():
+            # Python warns of forks in programs with threads, which is what these tests are about.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child.start()
+        theirs.close()
+        try:
+            assert mine.poll(_PATIENCE), "the child hangs"
+            succeeded, value = mine.recv()
+            child.join(_PATIENCE)
+            assert child.exitcode == 0
+        finally:
+            if child.is_alive():
+                child.kill()
+                child.join()
+            child.close()
+            mine.close()
+        if not succeeded:
+            raise value
+        return value
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
 import textwrap
 import uuid
-import warnings
 
 import pytest
 
@@ -17,44 +15,6 @@ from s3torch.core.transports.memory import MemoryStore
 from s3torch.testing.scripted import ScriptedServer
 
 PATIENCE = 20
-
-
-def _report(connection, function):
-    try:
-        connection.send((True, function()))
-    except BaseException as exc:  # noqa: BLE001 - It is raised in the parent.
-        connection.send((False, exc))
-
-
-@pytest.fixture
-def in_child():
-    """Calls a function in a forked child, and returns or raises what it does; a hanging child is an error."""
-
-    def run(function):
-        context = multiprocessing.get_context("fork")
-        mine, theirs = context.Pipe()
-        child = context.Process(target=_report, args=(theirs, function))
-        with warnings.catch_warnings():
-            # Python warns of forks in programs with threads, which is what these tests are about.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            child.start()
-        theirs.close()
-        try:
-            assert mine.poll(PATIENCE), "the child hangs"
-            succeeded, value = mine.recv()
-            child.join(PATIENCE)
-            assert child.exitcode == 0
-        finally:
-            if child.is_alive():
-                child.kill()
-                child.join()
-            child.close()
-            mine.close()
-        if not succeeded:
-            raise value
-        return value
-
-    return run
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from operator import methodcaller
 
@@ -133,17 +132,10 @@ def test_threads_do_not_disturb_each_other(make):
     assert list(parts.values()) == [DATA] * 3
 
 
-def test_a_forked_child_begins_anew(make):
+def test_a_forked_child_begins_anew(make, in_child):
     dataset = make()
     assert [dataset[index] for index in range(4)] == DATA[:4]
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            status = int([dataset[index] for index in range(4, 12)] != DATA[4:])
-        finally:
-            os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
+    assert in_child(lambda: [dataset[index] for index in range(4, 12)]) == DATA[4:]
     assert [dataset[index] for index in range(4, 12)] == DATA[4:]
 
 

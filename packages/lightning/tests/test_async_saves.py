@@ -157,22 +157,14 @@ def test_what_is_older_goes_only_when_the_newer_is_complete(make_io, folder, nam
 
 
 @pytest.mark.promise(5)
-def test_pickles_and_forks_have_nothing_to_do(make_io, folder, proxy):
+def test_pickles_and_forks_have_nothing_to_do(make_io, folder, proxy, in_child):
     io = make_io(max_pending=3)
     proxy.add(Fault.stall(0.5), method="PUT")
     io.save_checkpoint({"number": 1}, f"{folder}/a.ckpt")
     again = pickle.loads(pickle.dumps(io))
     again.teardown()
     assert again._background.max_pending == 3
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            io.teardown()
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    in_child(io.teardown)
     io.wait()
     assert len(proxy.requests("PUT")) == 1
 

@@ -171,7 +171,7 @@ class _Trial:
         request = requests.put_object(self._bucket, self._key, options=options)
         runtime = self._client._handle.get()
         try:
-            runtime.transport.send(request, body=memoryview(_CONTENT)).result()
+            runtime.send_and_wait(request, body=memoryview(_CONTENT))
         except PreconditionFailedError:
             return "If-None-Match is obeyed: an existing object is not replaced by mistake"
         raise _MissingError("If-None-Match is ignored")
@@ -201,7 +201,7 @@ class _Trial:
     def _multipart(self) -> str:
         upload = self._begin("parts")
         runtime = self._client._handle.get()
-        part = runtime.transport.send(requests.upload_part(upload, 1), body=memoryview(_CONTENT)).result()
+        part = runtime.send_and_wait(requests.upload_part(upload, 1), body=memoryview(_CONTENT))
         self._call(requests.complete_multipart_upload(upload, [part], options=PutOptions()))
         return "objects are stored in parts"
 
